@@ -1,0 +1,107 @@
+"""Run a measurement in a process of its own that never imports ``stackelberg_fused`` (unless told
+to).
+
+Run as a script, this file loads its folder as the package ``torch_alone``: importing it under its
+installed name would import the library on the way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "torch_alone"
+
+
+class AloneFailed(RuntimeError):
+    """The process ended, or answered too late; the message says which, with the end of what it
+    wrote.
+    """
+
+
+class Alone:
+    """A process that answers requests, one JSON line each; it holds no memory between requests.
+
+    `requests` are dicts for `worker.answer`.
+    """
+
+    def __init__(self, timeout: float = 120.0) -> None:
+        self._timeout = timeout
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer; raises `AloneFailed`."""
+        if self._process.poll() is not None:
+            raise AloneFailed("its process has ended")
+        late = threading.Timer(self._timeout, self._process.kill)
+        late.start()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            late.cancel()
+        if not line:
+            self._process.wait()
+            words = self._process.stderr.read().strip().splitlines()
+            raise AloneFailed(words[-1] if words else f"no answer in {self._timeout:.0f} s")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        if self._process.poll() is None:
+            self._process.stdin.close()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process.stdout.close()
+        self._process.stderr.close()
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _load_folder() -> None:
+    folder = Path(__file__).resolve().parent
+    # the script's folder is on the path, where its modules would shadow others of the same name
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != folder]
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = package
+    spec.loader.exec_module(package)
+
+
+def _main() -> int:
+    _load_folder()
+    answer = importlib.import_module(f"{PACKAGE}.worker").answer
+    replies = sys.stdout
+    # whatever a library prints must not be taken for an answer
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

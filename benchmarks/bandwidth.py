@@ -1,0 +1,69 @@
+"""What the memory can do: a copy, and a bare loop that moves the bytes of an Adam step (read p, g,
+m, v; write p, m, v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+ADAM_BYTES = 28
+COPY_BYTES = 16
+COPY, STREAM = "copy", "stream 28 B/param"
+
+
+def _native_stream(
+    arrays: tuple[torch.Tensor, ...], numel: int
+) -> tuple[Callable[[], object], str] | None:
+    try:
+        from stackelberg_fused import _cpu
+    except ImportError:
+        return None
+    if not hasattr(_cpu, "stream_adam_bytes"):
+        return None
+    addresses = [a.data_ptr() for a in arrays]
+    threads = torch.get_num_threads()
+    return lambda: _cpu.stream_adam_bytes(*addresses, numel, threads), "bare C++ loop"
+
+
+def _triton_stream(
+    arrays: tuple[torch.Tensor, ...], numel: int
+) -> tuple[Callable[[], object], str] | None:
+    try:
+        from .stream_kernel import stream
+    except ImportError:
+        return None
+    return lambda: stream(*arrays, numel), "bare Triton kernel"
+
+
+def _torch_stream(arrays: tuple[torch.Tensor, ...]) -> tuple[Callable[[], object], str]:
+    p, g, m, v = arrays
+
+    def three_operators() -> None:
+        p.add_(g, alpha=1e-9)  # 12 bytes
+        m.mul_(1.0)  # 8
+        v.mul_(1.0)  # 8
+
+    return three_operators, "three torch operators"
+
+
+def probes(numel: int, device: str) -> tuple[dict[str, Callable[[], object]], str]:
+    """Callables over the same footprint as an Adam step on `numel` float32 parameters, and what the
+    stream is.
+
+    The copy moves 8 bytes in and 8 out per parameter, half of the footprint onto the other half.
+    """
+    # multiples of 64 elements keep the four arrays aligned as an optimizer's would be
+    stride = -(-numel // 64) * 64
+    block = torch.ones(4 * stride, device=device)
+    arrays = tuple(block[i * stride : i * stride + numel] for i in range(4))
+    native = _triton_stream if device == "cuda" else _native_stream
+    stream, kind = native(arrays, numel) or _torch_stream(arrays)
+    source, destination = block[: 2 * stride], block[2 * stride :]
+    return {COPY: lambda: destination.copy_(source), STREAM: stream}, kind
+
+
+def bytes_moved(probe: str, numel: int) -> int:
+    """Bytes one call of the named probe moves."""
+    return (COPY_BYTES if probe == COPY else ADAM_BYTES) * numel

@@ -1,0 +1,129 @@
+"""A bar chart of every timed row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import bandwidth
+from .harness import TIMED
+from .report import duration, heading
+
+OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"
+COLOURS = {"ours": OURS, "torch": TORCH, "peer": PEER}
+INK, FAINT = "#1c1917", "#78716c"
+# a bar this many times the torch fused one is cut, and says so
+CUT = 2.5
+
+
+def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
+    timed = [e for e in row["entries"] if e["status"] == TIMED]
+    bars = [e | {"colour": COLOURS[e["family"]], "label": e["name"]} for e in timed]
+    bars.sort(key=lambda bar: bar["p50_ns"])
+    alone = row["torch_alone"]
+    if "p50_ns" in alone:
+        after = next((i for i, b in enumerate(bars) if b["name"] == "torch fused"), len(bars) - 1)
+        bars.insert(after + 1, alone | {"colour": TORCH, "label": "torch fused, own process"})
+    stream = row["probes"][bandwidth.STREAM]
+    return [*bars, stream | {"colour": FLOOR, "label": "memory alone, 28 B/parameter"}]
+
+
+def _ratio(bar: dict[str, Any]) -> str:
+    ratio = bar.get("times_torch_fused")
+    if ratio is None or bar["label"] == "torch fused":
+        return ""
+    return f"   {ratio:.1f}x" if ratio < 10 else f"   {ratio:.0f}x"
+
+
+def _panel(axes: Any, row: dict[str, Any]) -> None:
+    bars = _bars(row)
+    fused = next((b["p50_ns"] for b in bars if b["label"] == "torch fused"), bars[0]["p50_ns"])
+    longest = min(max(b["p80_ns"] for b in bars), CUT * max(fused, min(b["p50_ns"] for b in bars)))
+    for place, bar in enumerate(bars):
+        middle = bar["p50_ns"]
+        shown = min(middle, longest)
+        ours = bar["colour"] == OURS
+        axes.barh(place, shown, color=bar["colour"], height=0.66)
+        if middle <= longest:
+            spread = [[middle - bar["p20_ns"]], [min(bar["p80_ns"], longest) - middle]]
+            axes.errorbar(
+                middle, place, xerr=spread, fmt="none", ecolor=FAINT, elinewidth=1, capsize=2
+            )
+        end = min(max(bar["p80_ns"], middle), longest)
+        cut = " >" if middle > longest else ""
+        axes.text(
+            end + 0.015 * longest,
+            place,
+            cut + " " + duration(middle) + _ratio(bar),
+            va="center",
+            fontsize=8.5,
+            color=OURS if ours else INK,
+            fontweight="bold" if ours else "normal",
+        )
+    axes.set_yticks(range(len(bars)), [b["label"] for b in bars], fontsize=8.5, color=INK)
+    for tick, bar in zip(axes.get_yticklabels(), bars, strict=True):
+        if bar["colour"] == OURS:
+            tick.set_fontweight("bold")
+            tick.set_color(OURS)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.32 * longest)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.spines["left"].set_color(FAINT)
+    axes.set_title(row["name"], loc="left", fontsize=10, fontweight="bold", color=INK, pad=14)
+    verdicts = [
+        f"target {t['bound']:g}x torch fused: {t['value']:.2f}x, {'met' if t['met'] else 'missed'}"
+        for t in row["targets"]
+        if t["quantity"] == "torch fused" and t["value"] is not None
+    ]
+    axes.text(
+        0,
+        1.015,
+        "; ".join(verdicts),
+        transform=axes.transAxes,
+        fontsize=8,
+        color=FAINT,
+        va="bottom",
+    )
+
+
+def draw(result: dict[str, Any], path: Path) -> bool:
+    """Write the chart to `path`; False if nothing has been timed. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    rows = [
+        r for r in result["rows"] if any(e.get("status") == TIMED for e in r.get("entries", []))
+    ]
+    if not rows:
+        return False
+    columns = 2 if len(rows) > 1 else 1
+    heights = [
+        max(len(_bars(row)) for row in rows[i : i + columns]) for i in range(0, len(rows), columns)
+    ]
+    figure = Figure(
+        figsize=(6.6 * columns, 0.27 * sum(heights) + 0.95 * len(heights) + 0.9), dpi=150
+    )
+    figure.patch.set_facecolor("white")
+    grid = figure.subplots(
+        len(heights),
+        columns,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [h + 1 for h in heights]},
+    )
+    for axes, row in zip(grid.flat, rows, strict=False):
+        _panel(axes, row)
+    for axes in grid.flat[len(rows) :]:
+        axes.set_axis_off()
+    figure.suptitle(
+        "Time of one AdamW step: median, p20 to p80 (N x: so many times as fast as torch fused)",
+        x=0.01,
+        ha="left",
+        fontsize=11.5,
+        color=INK,
+    )
+    figure.text(0.01, 0.004, heading(result), fontsize=8, color=FAINT, ha="left", va="bottom")
+    figure.tight_layout(rect=(0, 0.02, 1, 0.985), w_pad=3, h_pad=2)
+    figure.savefig(path)
+    return True

@@ -1,0 +1,281 @@
+"""One row: who can take part, is each right, how long does a step take."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from . import bandwidth, machine
+from .alone import Alone, AloneFailed
+from .parity import Expected, expect, parity_error
+from .peers import TORCH_FUSED, Contestant, Step, TimeBoxExpired, time_box
+from .timing import Action, interleave, median_ratio, quantile, quantiles, rounded
+from .workloads import Workload
+
+Tensors = list[torch.Tensor]
+TIMED, SKIPPED, RED = "timed", "skipped", "parity red"
+# a compiled step may specialise again on its second call
+WARM_UP_STEPS = 3
+SEED = 1
+
+
+@dataclass
+class Settings:
+    """How a run measures; `seconds` bounds the timed part of one row, `compile_seconds` one
+    contestant's warm-up.
+    """
+
+    device: str = "cpu"
+    rounds: int = 60
+    seconds: float = 20.0
+    compile: bool = True
+    compile_seconds: float = 60.0
+
+
+@dataclass
+class Entry:
+    """A contestant's optimizer over its own copy of the parameters."""
+
+    params: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    step: Step
+
+    @classmethod
+    def build(cls, contestant: Contestant, workload: Workload, start: Tensors) -> Entry:
+        params = [torch.nn.Parameter(t.clone()) for t in start]
+        return cls(params, *contestant.make(workload.param_groups(params)))
+
+    def set_gradients(self, grads: Tensors) -> None:
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = g
+
+    def action(self, device: str, *gradients: Tensors) -> Action:
+        """Its step; with several sets of gradients every parameter gets the next one's before each
+        step.
+
+        A gradient is then another object at another address than the step before, as after a
+        backward pass.
+        """
+        self.set_gradients(gradients[0])
+        action = Action(self.step, device)
+        if len(gradients) > 1:
+            sets = itertools.cycle(gradients)
+            action.before = lambda: self.set_gradients(next(sets))
+        return action
+
+
+def gradient_sets(workload: Workload, device: str, seed: int) -> list[Tensors]:
+    """One set of gradients, or two of the same values if the row wants new ones each step."""
+    grads = workload.tensors(device, seed + 1, 0.1)
+    return [grads, [g.clone() for g in grads]] if workload.new_gradients else [grads]
+
+
+def _refused(contestant: Contestant, workload: Workload, settings: Settings) -> str:
+    """Why `contestant` cannot take part, or nothing."""
+    ok, reason = contestant.available(settings.device)
+    if not ok:
+        return reason
+    if contestant.compiled and not settings.compile:
+        return "--no-compile"
+    if contestant.max_numel is not None and workload.numel > contestant.max_numel:
+        return f"only up to {contestant.max_numel:,} parameters"
+    # p, m, v of its own, and as much again for temporaries
+    need, have = 24 * workload.numel, machine.available_bytes(settings.device)
+    if need > 0.9 * have:
+        return f"needs {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB available"
+    return ""
+
+
+def _enter(
+    contestant: Contestant,
+    workload: Workload,
+    settings: Settings,
+    start: Tensors,
+    grads: Tensors,
+    expected: Expected,
+) -> tuple[Entry | None, dict[str, Any]]:
+    """Build, check and warm up; (None, what went wrong) if any of it fails."""
+    record: dict[str, Any] = {
+        "name": contestant.name,
+        "family": contestant.family,
+        "note": contestant.note,
+        "status": SKIPPED,
+        "reason": _refused(contestant, workload, settings),
+    }
+    if record["reason"]:
+        return None, record
+    entry = None
+    try:
+        with time_box(settings.compile_seconds):
+            entry = Entry.build(contestant, workload, start)
+            entry.set_gradients(grads)
+            entry.step()
+            error = parity_error(contestant, entry.params, entry.optimizer, expected)
+            if error:
+                return None, record | {"status": RED, "reason": error}
+            for _ in range(WARM_UP_STEPS - 1):
+                entry.step()
+            record["launches"] = launches(entry, settings.device)
+    except TimeBoxExpired:
+        what = "compilation" if contestant.compiled else "warm-up"
+        record["reason"] = f"{what} took longer than {settings.compile_seconds:.0f} s"
+    # whatever a peer raises, the row goes on without it
+    except Exception as error:
+        record["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+    else:
+        return entry, record | {"status": TIMED}
+    finally:
+        if contestant.compiled:
+            gc.collect()
+    return None, record
+
+
+def launches(entry: Entry, device: str) -> int | None:
+    """Kernel launches of one step: our own count, or the profiler's on a GPU; None where nobody
+    counts.
+    """
+    before = getattr(entry.optimizer, "launches", None)
+    if before is not None:
+        entry.step()
+        return entry.optimizer.launches - before
+    if device != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        entry.step()
+        torch.cuda.synchronize()
+    device_events = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not e.name.startswith(("Memcpy", "Memset")) for e in device_events)
+
+
+def _torch_alone(alone: Alone | None, workload: Workload, settings: Settings) -> dict[str, Any]:
+    if alone is None:
+        return {"reason": "not asked for"}
+    request = {
+        "row": workload.name,
+        "device": settings.device,
+        "rounds": settings.rounds,
+        "seconds": settings.seconds / 4,
+        "threads": torch.get_num_threads(),
+    }
+    try:
+        samples = alone.ask(request)["samples_ns"]
+    except AloneFailed as error:
+        return {"reason": str(error)}
+    return {"samples_ns": samples, **quantiles(samples)}
+
+
+def run_row(
+    workload: Workload, field_of: list[Contestant], settings: Settings, alone: Alone | None
+) -> dict[str, Any]:
+    """Measure one workload; `field_of` lists the contestants, our reference among them.
+
+    Returns the row as it goes into the JSON: entries with status, quantiles, every sample and
+    ratios; torch's figure from a process of its own; the targets, met or missed.
+    """
+    row: dict[str, Any] = {
+        "name": workload.name,
+        "device": settings.device,
+        "tensors": len(workload.shapes),
+        "groups": workload.groups,
+        "parameters": workload.numel,
+        "gradients": "new each step" if workload.new_gradients else "kept",
+        "bytes_per_parameter": bandwidth.ADAM_BYTES,
+        "entries": [],
+    }
+    # start, gradients (twice if they change), the reference's step, the probes, one contestant
+    need = (16 + 16 + 24 + (8 if workload.new_gradients else 4)) * workload.numel
+    have = machine.available_bytes(settings.device)
+    if need > 0.9 * have:
+        row["reason"] = f"needs {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB available"
+        return row
+    row["torch_alone"] = _torch_alone(alone, workload, settings)
+
+    start = workload.tensors(settings.device, SEED, 1.0)
+    gradients = gradient_sets(workload, settings.device, SEED)
+    reference = next(c for c in field_of if c.name == "ours reference")
+    expected = expect(reference, workload, start, gradients[0])
+    actions: dict[str, Action] = {}
+    for contestant in field_of:
+        entry, record = _enter(contestant, workload, settings, start, gradients[0], expected)
+        row["entries"].append(record)
+        if entry is not None:
+            actions[contestant.name] = entry.action(settings.device, *gradients)
+    del start, expected
+    probes, row["stream_is"] = bandwidth.probes(workload.numel, settings.device)
+    actions |= {name: Action(call, settings.device) for name, call in probes.items()}
+    load = machine.Load()
+    samples = interleave(actions, settings.rounds, settings.seconds, SEED)
+    row["load"] = load.others()
+    row["rounds"] = len(samples[bandwidth.COPY])
+    _summarise(row, samples)
+    row["targets"] = _targets(row, workload)
+    return row
+
+
+def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
+    row["probes"] = {
+        name: {
+            **quantiles(samples[name]),
+            "gb_per_s": round(
+                bandwidth.bytes_moved(name, row["parameters"]) / quantile(samples[name], 0.5), 3
+            ),
+            "samples_ns": rounded(samples[name]),
+        }
+        for name in (bandwidth.COPY, bandwidth.STREAM)
+    }
+    for entry in row["entries"]:
+        mine = samples.get(entry["name"])
+        if mine is None:
+            continue
+        entry |= quantiles(mine)
+        entry["gb_per_s"] = round(bandwidth.ADAM_BYTES * row["parameters"] / entry["p50_ns"], 3)
+        # seconds per byte of the probe over seconds per byte of the step, within each round
+        for probe, key in (
+            (bandwidth.COPY, "share_of_copy"),
+            (bandwidth.STREAM, "share_of_stream"),
+        ):
+            scale = (
+                bandwidth.ADAM_BYTES
+                * row["parameters"]
+                / bandwidth.bytes_moved(probe, row["parameters"])
+            )
+            entry[key] = round(scale * median_ratio(samples[probe], mine), 4)
+        if TORCH_FUSED in samples:
+            entry["times_torch_fused"] = round(median_ratio(samples[TORCH_FUSED], mine), 4)
+        entry["samples_ns"] = rounded(mine)
+
+
+def _targets(row: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
+    """Each target with the value of our first timed backend; torch's faster figure is the
+    denominator.
+    """
+    mine = next((e for e in row["entries"] if e["family"] == "ours" and e["status"] == TIMED), None)
+    found = []
+    for target in workload.targets:
+        record = asdict(target) | {"backend": None, "value": None, "met": False}
+        found.append(record)
+        if mine is None:
+            continue
+        record["backend"] = mine["name"]
+        if target.quantity == TORCH_FUSED:
+            value = mine.get("times_torch_fused")
+            if value is not None and "p50_ns" in row["torch_alone"]:
+                record["interleaved"] = value
+                record["against_torch_alone"] = round(
+                    row["torch_alone"]["p50_ns"] / mine["p50_ns"], 4
+                )
+                value = min(value, record["against_torch_alone"])
+        elif target.quantity == "launches":
+            value = mine.get("launches")
+        else:
+            value = mine[f"share_of_{target.quantity}"]
+        record["value"] = value
+        record["met"] = value is not None and target.met_by(value)
+    return found

@@ -1,0 +1,125 @@
+"""Does a contestant make the same step as the reference? Asked before anything is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .peers import Contestant
+from .workloads import Workload
+
+# design section 3: ulp of max(|m|, |g|), of max(v, g^2), of max(|p|, |update|)
+ULPS = {"p": 8.0, "exp_avg": 2.0, "exp_avg_sq": 2.0}
+# a peer whose states are narrower than float32 still makes the first update to this relative error
+PEER_ERROR = 0.02
+CHUNK = 1 << 24
+
+
+@dataclass
+class Expected:
+    """One step of the reference from `start` with `grads`; every list holds one tensor per
+    parameter.
+    """
+
+    start: list[torch.Tensor]
+    grads: list[torch.Tensor]
+    params: list[torch.Tensor]
+    exp_avg: list[torch.Tensor]
+    exp_avg_sq: list[torch.Tensor]
+
+
+def ulp(x: torch.Tensor) -> torch.Tensor:
+    """Distance from |x| to the next float32, in float64; never below the smallest subnormal."""
+    exponent = torch.frexp(x.float()).exponent.double()
+    return torch.exp2((exponent - 24).clamp_(min=-149))
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    flat = [t.detach().reshape(-1) for t in tensors]
+    for start in range(0, flat[0].numel(), CHUNK):
+        yield start, [f[start : start + CHUNK] for f in flat]
+
+
+def _worst(
+    actual: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor, quantity: str, where: str
+) -> str:
+    """Empty, or the element that is furthest off."""
+    for start, (a, e, s) in _chunks(actual, expected, scale):
+        # not "> bound": a NaN must not pass
+        off = (a.double() - e.double()).abs() / ulp(s)
+        wrong = ~(off <= ULPS[quantity])
+        if wrong.any():
+            i = int(off.nan_to_num(nan=torch.inf).argmax())
+            return (
+                f"{quantity} of {where}, element {start + i}: {a[i].item()!r} instead of"
+                f" {e[i].item()!r} ({off[i].item():.3g} ulp, at most {ULPS[quantity]:g})"
+            )
+    return ""
+
+
+def exact_error(
+    params: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, expected: Expected
+) -> str:
+    """Empty if p, exp_avg and exp_avg_sq are within design section 3 of the reference, else the
+    first offender.
+    """
+    for i, p in enumerate(params):
+        where = f"parameter {i} of shape {tuple(p.shape)}"
+        state = optimizer.state[p]
+        grad, start, after = expected.grads[i], expected.start[i], expected.params[i]
+        m, v = expected.exp_avg[i], expected.exp_avg_sq[i]
+        error = (
+            _worst(state["exp_avg"], m, torch.maximum(m.abs(), grad.abs()), "exp_avg", where)
+            or _worst(state["exp_avg_sq"], v, torch.maximum(v, grad.square()), "exp_avg_sq", where)
+            or _worst(p, after, torch.maximum(after.abs(), (after - start).abs()), "p", where)
+        )
+        if error:
+            return error
+    return ""
+
+
+def update_error(params: list[torch.nn.Parameter], expected: Expected) -> str:
+    """Empty if the update is within `PEER_ERROR` of the reference's, relative in the 2-norm."""
+    wrong = size = 0.0
+    for i, p in enumerate(params):
+        for _, (a, e, s) in _chunks(p, expected.params[i], expected.start[i]):
+            wrong += (a.double() - e.double()).square().sum().item()
+            size += (e.double() - s.double()).square().sum().item()
+    error = (wrong / size) ** 0.5
+    return "" if error <= PEER_ERROR else f"its update differs from AdamW's by {error:.1%}"
+
+
+def parity_error(
+    contestant: Contestant,
+    params: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    expected: Expected,
+) -> str:
+    """Empty if `contestant`'s first step is the reference's, at the tolerance it is held to."""
+    if contestant.exact:
+        return exact_error(params, optimizer, expected)
+    return update_error(params, expected)
+
+
+def expect(
+    reference: Contestant,
+    workload: Workload,
+    start: list[torch.Tensor],
+    grads: list[torch.Tensor],
+) -> Expected:
+    """Make the reference's step."""
+    params = [torch.nn.Parameter(t.clone()) for t in start]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    optimizer, step = reference.make(workload.param_groups(params))
+    step()
+    state = [optimizer.state[p] for p in params]
+    return Expected(
+        start,
+        grads,
+        [p.detach() for p in params],
+        [s["exp_avg"] for s in state],
+        [s["exp_avg_sq"] for s in state],
+    )

@@ -1,0 +1,248 @@
+"""Every optimizer that can stand in a row: ours on each backend, torch's own, and the installed
+peers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from .workloads import HYPERPARAMETERS, TORCH_FUSED
+
+Groups = list[dict[str, Any]]
+Step = Callable[[], Any]
+Verdict = tuple[bool, str]
+SMALL = 1_000_000
+
+
+class TimeBoxExpired(BaseException):
+    """Raised inside a time box. Not an Exception, so that no compiler swallows it."""
+
+
+@contextmanager
+def time_box(seconds: float) -> Iterator[None]:
+    """Interrupt the body after `seconds`; without a main thread (no signals) it runs to its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeBoxExpired
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to make a step.
+
+    `make(groups)` returns the optimizer and the callable that makes one step. `exact` contestants
+    are held to design section 3's tolerances; the others must make the same update to 2 % (their
+    states may be narrower than float32).
+    """
+
+    name: str
+    family: str  # "ours", "torch" or "peer"
+    make: Callable[[Groups], tuple[torch.optim.Optimizer, Step]]
+    available: Callable[[str], Verdict]
+    exact: bool = False
+    compiled: bool = False
+    max_numel: int | None = None
+    note: str = ""
+
+
+def _plain(groups: Groups) -> Groups:
+    return [{key: value for key, value in group.items() if key != "role"} for group in groups]
+
+
+def _with_step(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, Step]:
+    return optimizer, optimizer.step
+
+
+def _anywhere(_device: str) -> Verdict:
+    return True, ""
+
+
+# --- ours
+
+
+def _make_ours(backend: str, groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    import stackelberg_fused as sf
+
+    return _with_step(sf.StackelbergAdamW(groups, backend=backend, **HYPERPARAMETERS))
+
+
+def _ours_available(backend: str, device: str) -> Verdict:
+    import stackelberg_fused as sf
+
+    if backend in ("triton", "cuda") and device != "cuda":
+        return False, "runs on a GPU"
+    if backend == "cpu" and device != "cpu":
+        return False, "runs on the host"
+    for status in sf.backends():
+        if status.name == backend:
+            return status.available, status.reason
+    return False, "not a backend of this version"
+
+
+def ours() -> list[Contestant]:
+    """One contestant per backend, `auto`'s preference first."""
+    return [
+        Contestant(
+            f"ours {backend}",
+            "ours",
+            functools.partial(_make_ours, backend),
+            functools.partial(_ours_available, backend),
+            exact=True,
+            max_numel=SMALL if backend == "reference" else None,
+        )
+        for backend in ("cuda", "triton", "cpu", "reference")
+    ]
+
+
+# --- torch
+
+
+def _make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, Step]:
+    return _with_step(torch.optim.AdamW(_plain(groups), **HYPERPARAMETERS, **kind))
+
+
+def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    optimizer, step = _make_torch(groups, foreach=True)
+    return optimizer, torch.compile(lambda: step())
+
+
+def torch_contestants() -> list[Contestant]:
+    """torch.optim.AdamW in each of its settings."""
+    return [
+        Contestant(TORCH_FUSED, "torch", functools.partial(_make_torch, fused=True), _anywhere),
+        Contestant(
+            "torch foreach", "torch", functools.partial(_make_torch, foreach=True), _anywhere
+        ),
+        Contestant(
+            "torch for-loop",
+            "torch",
+            functools.partial(_make_torch, foreach=False),
+            _anywhere,
+            max_numel=200_000_000,
+        ),
+        Contestant("torch compiled", "torch", _make_compiled, _anywhere, compiled=True),
+    ]
+
+
+# --- peers: each adapter says how the package spells the same AdamW
+
+
+def _installed(package: str, devices: tuple[str, ...], device: str) -> Verdict:
+    if importlib.util.find_spec(package) is None:
+        return False, "not installed"
+    if device not in devices:
+        return False, f"runs on {' and '.join(devices)} only"
+    return True, ""
+
+
+def _load(module: str) -> Any:
+    return importlib.import_module(module)
+
+
+def _optimi(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    return _with_step(_load("optimi").AdamW(_plain(groups), **HYPERPARAMETERS))
+
+
+def _flashoptim(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
+    # float32 parameters need no master bits
+    optimizer = _load("flashoptim").FlashAdamW(
+        _plain(groups), master_weight_bits=None, **HYPERPARAMETERS, **kind
+    )
+    return _with_step(optimizer)
+
+
+def _torchao(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    return _with_step(_load("torchao.optim").AdamW8bit(_plain(groups), **HYPERPARAMETERS))
+
+
+def _bitsandbytes(groups: Groups, bits: int) -> tuple[torch.optim.Optimizer, Step]:
+    return _with_step(
+        _load("bitsandbytes.optim").AdamW(_plain(groups), optim_bits=bits, **HYPERPARAMETERS)
+    )
+
+
+def _deepspeed(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    adam = _load("deepspeed.ops.adam")
+    on_host = groups[0]["params"][0].device.type == "cpu"
+    kind = adam.DeepSpeedCPUAdam if on_host else adam.FusedAdam
+    return _with_step(kind(_plain(groups), **HYPERPARAMETERS))
+
+
+def peers() -> list[Contestant]:
+    """Other libraries' AdamW; float32 parameters and gradients, states as the note says."""
+    everywhere, gpu = ("cpu", "cuda"), ("cuda",)
+    table: list[tuple[str, str, tuple[str, ...], Callable[[Groups], Any], str, bool]] = [
+        ("torch-optimi", "optimi", everywhere, _optimi, "", False),
+        (
+            "FlashOptim",
+            "flashoptim",
+            gpu,
+            functools.partial(_flashoptim, quantize=False),
+            "",
+            False,
+        ),
+        (
+            "FlashOptim 8-bit",
+            "flashoptim",
+            gpu,
+            functools.partial(_flashoptim, quantize=True),
+            "8-bit states",
+            False,
+        ),
+        ("torchao 8-bit", "torchao", everywhere, _torchao, "8-bit states", True),
+        (
+            "bitsandbytes",
+            "bitsandbytes",
+            everywhere,
+            functools.partial(_bitsandbytes, bits=32),
+            "",
+            False,
+        ),
+        (
+            "bitsandbytes 8-bit",
+            "bitsandbytes",
+            everywhere,
+            functools.partial(_bitsandbytes, bits=8),
+            "8-bit states",
+            False,
+        ),
+        ("DeepSpeed", "deepspeed", everywhere, _deepspeed, "", True),
+    ]
+    return [
+        Contestant(
+            name,
+            "peer",
+            make,
+            functools.partial(_installed, package, devices),
+            compiled=compiled,
+            note=note,
+        )
+        for name, package, devices, make, note, compiled in table
+    ]
+
+
+def contestants() -> list[Contestant]:
+    """Everyone, in the order of the table."""
+    return [*ours(), *torch_contestants(), *peers()]

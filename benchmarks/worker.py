@@ -1,0 +1,48 @@
+"""What a process of its own measures; see ``alone.py``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from .harness import SEED, Entry, gradient_sets
+from .peers import TORCH_FUSED, contestants
+from .pools import time_operators
+from .timing import interleave, rounded
+from .workloads import quick_workloads, workloads
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Answer one request.
+
+    {"row", "device", "rounds", "seconds", "threads"} times torch's fused AdamW on a row's workload:
+    {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each after a step of
+    "ours cpu" or "torch fused".
+    """
+    torch.set_num_threads(request["threads"])
+    if "pools" in request:
+        found = time_operators(request["pools"], request["repeats"])
+        alone = request["pools"] == TORCH_FUSED
+    else:
+        found = _torch_row(request)
+        alone = True
+    if alone and "stackelberg_fused" in sys.modules:
+        raise RuntimeError("this process must not import stackelberg_fused")
+    return found
+
+
+def _torch_row(request: dict[str, Any]) -> dict[str, Any]:
+    workload = next(w for w in [*workloads(), *quick_workloads()] if w.name == request["row"])
+    device = request["device"]
+    fused = next(c for c in contestants() if c.name == TORCH_FUSED)
+    start = workload.tensors(device, SEED, 1.0)
+    entry = Entry.build(fused, workload, start)
+    del start
+    action = entry.action(device, *gradient_sets(workload, device, SEED))
+    samples = interleave({TORCH_FUSED: action}, request["rounds"], request["seconds"])
+    del action, entry
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return {"samples_ns": rounded(samples[TORCH_FUSED])}

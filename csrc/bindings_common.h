@@ -1,0 +1,67 @@
+// What both native modules register: the layout of the tables, so that a test can hold it against the host's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "tables.h"
+
+namespace sf {
+
+inline StepArgs step_args(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles,
+                          int32_t rule) {
+  StepArgs args{};
+  args.records = reinterpret_cast<const Record*>(records);
+  args.tiles = reinterpret_cast<const Tile*>(tiles);
+  args.rows = reinterpret_cast<const Row*>(rows);
+  args.first_tile = first_tile;
+  args.num_tiles = num_tiles;
+  args.rule = rule;
+  return args;
+}
+
+inline void register_tables(pybind11::module_& m) {
+  m.attr("TILE_ELEMENTS") = kTileElements;
+
+  pybind11::dict record;
+#define SF_FIELD(dict, type, name) dict[#name] = offsetof(type, name)
+  SF_FIELD(record, Record, param);
+  SF_FIELD(record, Record, grad);
+  SF_FIELD(record, Record, exp_avg);
+  SF_FIELD(record, Record, exp_avg_sq);
+  SF_FIELD(record, Record, max_exp_avg_sq);
+  SF_FIELD(record, Record, numel);
+  SF_FIELD(record, Record, row);
+  m.attr("RECORD_OFFSETS") = record;
+  m.attr("RECORD_BYTES") = sizeof(Record);
+
+  pybind11::dict row;
+  SF_FIELD(row, Row, rule);
+  SF_FIELD(row, Row, grad_sign);
+  SF_FIELD(row, Row, weight_decay);
+  SF_FIELD(row, Row, param_decay);
+  SF_FIELD(row, Row, one_minus_beta1);
+  SF_FIELD(row, Row, beta2);
+  SF_FIELD(row, Row, one_minus_beta2);
+  SF_FIELD(row, Row, step_size);
+  SF_FIELD(row, Row, eps);
+  SF_FIELD(row, Row, momentum);
+  SF_FIELD(row, Row, one_minus_dampening);
+#undef SF_FIELD
+  m.attr("ROW_OFFSETS") = row;
+  m.attr("ROW_BYTES") = sizeof(Row);
+
+  pybind11::dict rule;
+  rule["SGD"] = static_cast<int>(kSgd);
+  rule["AMSGRAD"] = static_cast<int>(kAmsgrad);
+  rule["L2"] = static_cast<int>(kL2);
+  rule["MOMENTUM"] = static_cast<int>(kMomentum);
+  rule["NESTEROV"] = static_cast<int>(kNesterov);
+  m.attr("RULE_FLAGS") = rule;
+  pybind11::list rules;
+#define SF_RULE_ENTRY(rule) rules.append(static_cast<int>(rule));
+  SF_FOR_EACH_RULE(SF_RULE_ENTRY)
+#undef SF_RULE_ENTRY
+  m.attr("RULES") = rules;
+}
+
+}  // namespace sf

@@ -1,0 +1,65 @@
+// Registrations only: plain addresses in, nothing of torch.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings_common.h"
+#include "cpu/kernel.h"
+#include "cpu/parallel.h"
+
+namespace {
+
+const sf::Kernel& require_kernel(const std::string& isa) {
+  const sf::Kernel* kernel = sf::select_kernel(isa.c_str());
+  if (!kernel) throw std::runtime_error("this processor has no " + isa + " kernel");
+  return *kernel;
+}
+
+void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles, int32_t rule,
+          int threads, const std::string& isa) {
+  struct Context {
+    sf::StepArgs args;
+    sf::UpdateTiles update_tiles;
+  } context{sf::step_args(records, tiles, rows, first_tile, num_tiles, rule), require_kernel(isa).update_tiles};
+  pybind11::gil_scoped_release release;
+  sf::parallel_for(
+      num_tiles, threads,
+      [](void* opaque, int64_t begin, int64_t end) {
+        const Context& c = *static_cast<Context*>(opaque);
+        c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
+      },
+      &context);
+}
+
+void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {
+  struct Context {
+    float *param, *grad, *exp_avg, *exp_avg_sq;
+    int64_t numel;
+    sf::StreamAdam stream;
+  } context{reinterpret_cast<float*>(param),      reinterpret_cast<float*>(grad), reinterpret_cast<float*>(exp_avg),
+            reinterpret_cast<float*>(exp_avg_sq), numel,                          require_kernel("").stream_adam};
+  constexpr int64_t block = sf::kTileElements;
+  pybind11::gil_scoped_release release;
+  sf::parallel_for(
+      (numel + block - 1) / block, threads,
+      [](void* opaque, int64_t begin, int64_t end) {
+        const Context& c = *static_cast<Context*>(opaque);
+        const int64_t first = begin * block, last = end * block < c.numel ? end * block : c.numel;
+        c.stream(c.param + first, c.grad + first, c.exp_avg + first, c.exp_avg_sq + first, last - first);
+      },
+      &context);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  sf::register_tables(m);
+  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles).", pybind11::arg("records"),
+        pybind11::arg("tiles"), pybind11::arg("rows"), pybind11::arg("first_tile"), pybind11::arg("num_tiles"),
+        pybind11::arg("rule"), pybind11::arg("threads"), pybind11::arg("isa") = "");
+  m.def("stream_adam_bytes", &stream_adam_bytes, "Read four float32 arrays and write three: 28 B per element.");
+  m.def("isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
+        "The instruction set that step() takes.");
+  m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
+}

@@ -1,0 +1,151 @@
+// One launch for any number of groups: block b updates tile first_tile + b, whatever parameter it belongs to.
+//
+// The same file is compiled by g++ in tests/host_cuda, where SF_LAUNCH and the CUDA built-ins come from a shim.
+#ifndef SF_LAUNCH
+#include <cuda_runtime.h>
+#define SF_LAUNCH(kernel, grid, block, stream, ...) \
+  kernel<<<grid, block, 0, reinterpret_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#endif
+
+#include "cuda/access.cuh"
+#include "cuda/step.h"
+#include "update_rule.h"
+
+namespace sf {
+
+constexpr int kThreads = 256;
+constexpr int kVectorsPerThread = kTileElements / (kThreads * kVector);
+static_assert(kTileElements % (kThreads * kVector) == 0);
+
+struct Buffers {
+  float* param;
+  const float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+  float* max_exp_avg_sq;
+};
+
+// Vectors need every buffer that the rule touches on a 16-byte boundary. Tile offsets keep it, so a record's
+// addresses decide; those a rule does not use are 0.
+__device__ __forceinline__ bool is_aligned(const Record& r) {
+  return ((r.param | r.grad | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq) & 15) == 0;
+}
+
+template <int RULE>
+__device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at) {
+  float4 param[kVectorsPerThread], grad[kVectorsPerThread], exp_avg[kVectorsPerThread];
+  float4 exp_avg_sq[kVectorsPerThread], max_exp_avg_sq[kVectorsPerThread];
+  // All loads before the first use: what hides the latency of memory here is bytes in flight.
+#pragma unroll
+  for (int k = 0; k < kVectorsPerThread; ++k) {
+    const int i = (k * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+    param[k] = load4(at.param + i);
+    grad[k] = load4(at.grad + i);
+    if constexpr (uses_exp_avg<RULE>) exp_avg[k] = load4(at.exp_avg + i);
+    if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[k] = load4(at.exp_avg_sq + i);
+    if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[k] = load4(at.max_exp_avg_sq + i);
+  }
+#pragma unroll
+  for (int k = 0; k < kVectorsPerThread; ++k) {
+    const int i = (k * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+    float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k];
+    update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x);
+    update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y);
+    update_element<RULE>(row, p.z, g.z, m.z, v.z, v_max.z);
+    update_element<RULE>(row, p.w, g.w, m.w, v.w, v_max.w);
+    store4(at.param + i, p);
+    if constexpr (uses_exp_avg<RULE>) store4(at.exp_avg + i, m);
+    if constexpr (uses_exp_avg_sq<RULE>) store4(at.exp_avg_sq + i, v);
+    if constexpr (uses_max_exp_avg_sq<RULE>) store4(at.max_exp_avg_sq + i, v_max);
+  }
+}
+
+// The ragged end of a parameter, and every tile of a record that is not aligned.
+template <int RULE>
+__device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+    float p = load1(at.param + i), m = 0, v = 0, v_max = 0;
+    const float g = load1(at.grad + i);
+    if constexpr (uses_exp_avg<RULE>) m = load1(at.exp_avg + i);
+    if constexpr (uses_exp_avg_sq<RULE>) v = load1(at.exp_avg_sq + i);
+    if constexpr (uses_max_exp_avg_sq<RULE>) v_max = load1(at.max_exp_avg_sq + i);
+    update_element<RULE>(row, p, g, m, v, v_max);
+    store1(at.param + i, p);
+    if constexpr (uses_exp_avg<RULE>) store1(at.exp_avg + i, m);
+    if constexpr (uses_exp_avg_sq<RULE>) store1(at.exp_avg_sq + i, v);
+    if constexpr (uses_max_exp_avg_sq<RULE>) store1(at.max_exp_avg_sq + i, v_max);
+  }
+}
+
+template <int RULE>
+__device__ __forceinline__ void update_tile(const Record& record, const Row& row, int64_t offset) {
+  // An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
+  const Buffers at = {
+      reinterpret_cast<float*>(record.param) + offset,
+      reinterpret_cast<const float*>(record.grad) + offset,
+      uses_exp_avg<RULE> ? reinterpret_cast<float*>(record.exp_avg) + offset : nullptr,
+      uses_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.exp_avg_sq) + offset : nullptr,
+      uses_max_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.max_exp_avg_sq) + offset : nullptr,
+  };
+  const int64_t left = record.numel - offset;
+  if (left >= kTileElements && is_aligned(record)) {
+    update_full_tile<RULE>(row, at);
+  } else {
+    update_partial_tile<RULE>(row, at, static_cast<int>(left < kTileElements ? left : kTileElements));
+  }
+}
+
+// RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
+template <int RULE>
+__global__ void __launch_bounds__(kThreads) step_kernel(StepArgs args) {
+  const Tile tile = args.tiles[args.first_tile + blockIdx.x];
+  const Record record = args.records[tile.record];
+  if (!record.grad) return;
+  const Row row = args.rows[record.row];
+  if constexpr (RULE != kMixedRules) {
+    update_tile<RULE>(record, row, tile.offset);
+  } else {
+    switch (row.rule) {
+#define SF_CASE(rule)                            \
+  case (rule):                                   \
+    update_tile<(rule)>(record, row, tile.offset); \
+    break;
+      SF_FOR_EACH_RULE(SF_CASE)
+#undef SF_CASE
+    }
+  }
+}
+
+const char* launch_step(const StepArgs& args, int device, int64_t stream) {
+  int previous = device;
+  cudaGetDevice(&previous);
+  if (previous != device) cudaSetDevice(device);
+  const auto grid = static_cast<unsigned>(args.num_tiles);
+  switch (args.rule) {
+#define SF_CASE(rule)                                                  \
+  case (rule):                                                         \
+    SF_LAUNCH((step_kernel<(rule)>), grid, kThreads, stream, args);    \
+    break;
+    SF_FOR_EACH_RULE(SF_CASE)
+#undef SF_CASE
+    default:
+      SF_LAUNCH((step_kernel<kMixedRules>), grid, kThreads, stream, args);
+  }
+  const cudaError_t error = cudaGetLastError();
+  if (previous != device) cudaSetDevice(previous);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+int runtime_version() {
+  int version = 0;
+  cudaRuntimeGetVersion(&version);
+  return version;
+}
+
+int driver_version() {
+  int version = 0;
+  cudaDriverGetVersion(&version);
+  return version;
+}
+
+}  // namespace sf

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "tables.h"
+
+namespace sf {
+
+// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`. Returns null, or what went wrong.
+const char* launch_step(const StepArgs& args, int device, int64_t stream);
+
+// Versions as CUDA encodes them (13000 = 13.0); the driver's is 0 where there is none.
+int runtime_version();
+int driver_version();
+
+}  // namespace sf

@@ -1,0 +1,88 @@
+// The tables every native backend reads: records, tiles, hyperparameter rows.
+//
+// The host builds them once (stackelberg_fused/layout.py, hyperparameters.py) and the Triton kernel reads the same
+// bytes, so a field is added here, in the NumPy dtypes there, and in triton_kernels/tables.py; tests/test_tables.py
+// compares all three.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sf {
+
+// Elements per tile. A tile never straddles a parameter, so every hyperparameter is uniform within it.
+constexpr int64_t kTileElements = 4096;
+
+// One row per parameter. Addresses are those of device (or host) memory; 0 means absent, and a parameter whose
+// gradient is absent is skipped.
+struct Record {
+  int64_t param;
+  int64_t grad;
+  int64_t exp_avg;  // momentum_buffer for SGD
+  int64_t exp_avg_sq;
+  int64_t max_exp_avg_sq;
+  int64_t numel;
+  int64_t row;       // index into the hyperparameter rows
+  int64_t reserved;  // pads a record to one 64-byte cache line
+};
+
+// A run of at most kTileElements elements of one parameter, starting `offset` elements into it.
+struct Tile {
+  int64_t record;
+  int64_t offset;
+};
+
+// What a row's update does beyond its scalars. A specialisation of a kernel fixes these bits at compile time; values
+// such as rates never are, so that a schedule never recompiles.
+enum Rule : int32_t {
+  kSgd = 1,       // unset: Adam
+  kAmsgrad = 2,   // Adam only
+  kL2 = 4,        // weight decay added to the gradient
+  kMomentum = 8,  // SGD only
+  kNesterov = 16,
+  kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
+};
+
+// Scalars of one group at one step count, computed in float64 on the host and rounded once.
+struct Row {
+  int32_t rule;
+  float grad_sign;     // -1 to maximize
+  float weight_decay;  // L2 coefficient, used with kL2
+  float param_decay;   // 1 - lr * weight_decay when decoupled (AdamW), else 1
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float step_size;  // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t); SGD: lr
+  float eps;        // Adam: eps * sqrt(1 - beta2^t)
+  float momentum;
+  float one_minus_dampening;  // 1 on the step that creates the momentum buffer
+  float reserved[5];
+};
+
+static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64);
+
+// Every rule that exists: the one list from which kernels are instantiated and dispatched.
+#define SF_FOR_EACH_RULE(X)   \
+  X(0)                        \
+  X(kAmsgrad)                 \
+  X(kL2)                      \
+  X(kAmsgrad | kL2)           \
+  X(kSgd)                     \
+  X(kSgd | kL2)               \
+  X(kSgd | kMomentum)         \
+  X(kSgd | kMomentum | kL2)   \
+  X(kSgd | kMomentum | kNesterov) \
+  X(kSgd | kMomentum | kNesterov | kL2)
+
+// One launch: the tables, and the sub-range of tiles to update. `rule` is the rule of every row in the range, or
+// kMixedRules.
+struct StepArgs {
+  const Record* records;
+  const Tile* tiles;
+  const Row* rows;
+  int64_t first_tile;
+  int64_t num_tiles;
+  int32_t rule;
+};
+
+}  // namespace sf

@@ -1,0 +1,97 @@
+// The update rule, once for C++ and CUDA. stackelberg_fused/reference.py and triton_kernels/update_rule.py say the
+// same with the same names and step comments.
+//
+// Both compilers run with contraction off (-ffp-contract=off, -fmad=false): every fused multiply-add below is
+// explicit, and division and square root are IEEE, so host and device produce the same bits.
+#pragma once
+
+#include "tables.h"
+
+#if defined(__CUDACC__)
+#define SF_RULE static __host__ __device__ __forceinline__
+#else
+#define SF_RULE static inline __attribute__((always_inline))
+#endif
+
+namespace sf {
+
+// Internal linkage on purpose: the CPU kernel is compiled once per instruction set, and a shared inline symbol would
+// let the linker hand AVX-512 code to a machine without it.
+SF_RULE float fused_multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
+SF_RULE float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
+// Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
+// Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
+template <int RULE>
+SF_RULE void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
+                         float& max_exp_avg_sq) {
+  // maximize: ascend by negating the gradient
+  grad = row.grad_sign * grad;
+  // l2 weight decay
+  if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
+  // first moment
+  exp_avg = fused_multiply_add(row.one_minus_beta1, grad - exp_avg, exp_avg);
+  // second moment
+  exp_avg_sq = fused_multiply_add(row.one_minus_beta2 * grad, grad, row.beta2 * exp_avg_sq);
+  // amsgrad: running maximum; NaN stays NaN
+  float second_moment = exp_avg_sq;
+  if (RULE & kAmsgrad) {
+    max_exp_avg_sq =
+        (exp_avg_sq > max_exp_avg_sq || exp_avg_sq != exp_avg_sq) ? exp_avg_sq : max_exp_avg_sq;
+    second_moment = max_exp_avg_sq;
+  }
+  // update, with decoupled weight decay
+  const float denom = square_root(second_moment) + row.eps;
+  const float update = row.step_size * (exp_avg / denom);
+  param = fused_multiply_add(row.param_decay, param, -update);
+}
+
+// SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it).
+template <int RULE>
+SF_RULE void sgd_update(const Row& row, float& param, float grad, float& momentum_buffer) {
+  // maximize: ascend by negating the gradient
+  grad = row.grad_sign * grad;
+  // l2 weight decay
+  if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
+  // momentum
+  if (RULE & kMomentum) {
+    momentum_buffer = fused_multiply_add(row.momentum, momentum_buffer, row.one_minus_dampening * grad);
+    // nesterov: look ahead along the momentum
+    grad = (RULE & kNesterov) ? fused_multiply_add(row.momentum, momentum_buffer, grad) : momentum_buffer;
+  }
+  // update
+  param = fused_multiply_add(-row.step_size, grad, param);
+}
+
+// Which per-element buffers a rule touches beyond param and grad.
+template <int RULE>
+constexpr bool uses_exp_avg = !(RULE & kSgd) || (RULE & kMomentum);
+template <int RULE>
+constexpr bool uses_exp_avg_sq = !(RULE & kSgd);
+template <int RULE>
+constexpr bool uses_max_exp_avg_sq = !(RULE & kSgd) && (RULE & kAmsgrad);
+
+template <int RULE>
+SF_RULE void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
+                            float& max_exp_avg_sq) {
+  if constexpr (RULE & kSgd) {
+    sgd_update<RULE>(row, param, grad, exp_avg);
+  } else {
+    adam_update<RULE>(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq);
+  }
+}
+
+}  // namespace sf

@@ -1,0 +1,118 @@
+"""StackelbergAdam and StackelbergAdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .backends import Backend
+from .optimizer import StackelbergOptimizer
+
+
+class StackelbergAdam(StackelbergOptimizer):
+    """Adam at any number of learning rates, one launch: a drop-in for `torch.optim.Adam`.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or group dicts, as in torch. A group dict may carry
+            `"role": "body" | "head"` (default body) and `"rule": "adam" | "adamw" | "sgd"` (default the class's own)
+            beside the settings of that rule; what it leaves open comes from the arguments below (`lr`, `weight_decay`
+            and `maximize` apply to every rule), else from the rule's torch namesake.
+        lr: rate of the body groups; a number or a one-element tensor.
+        betas, eps, weight_decay, amsgrad, maximize: as in torch (Kingma & Ba 2015; AMSGrad: Reddi et al. 2018).
+        foreach, fused: accepted for compatibility and ignored; every backend is one launch.
+        capturable: only False; step counts live on the host.
+        differentiable: autograd through the step; reference backend only, parameters stay where they are.
+        decoupled_weight_decay: as StackelbergAdamW.
+        head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0.
+        backend: "auto", "cuda", "triton", "cpu" or "reference"; see `stackelberg_fused.backends()`.
+        flatten: move parameters into arenas: their memory moves, the Parameter objects stay.
+
+    Raises:
+        ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
+        RuntimeError: an explicitly chosen backend cannot run on this machine.
+    """
+
+    _rule = "adam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        head_lr_ratio: float = 10.0,
+        backend: str | Backend = "auto",
+        flatten: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "rule": "adamw" if decoupled_weight_decay else self._rule,
+        }
+        super().__init__(
+            params, defaults, head_lr_ratio=head_lr_ratio, backend=backend, flatten=flatten
+        )
+
+
+class StackelbergAdamW(StackelbergAdam):
+    """AdamW (Loshchilov & Hutter 2019) at any number of learning rates, one launch: a drop-in for `torch.optim.AdamW`.
+
+    Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise.
+    """
+
+    _rule = "adamw"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        head_lr_ratio: float = 10.0,
+        backend: str | Backend = "auto",
+        flatten: bool = True,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            head_lr_ratio=head_lr_ratio,
+            backend=backend,
+            flatten=flatten,
+        )

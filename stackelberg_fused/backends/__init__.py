@@ -1,0 +1,57 @@
+"""Which backend runs: chosen once, when the optimizer is built; nothing falls back silently."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Backend, BackendStatus, Work
+from .cpu import CpuBackend
+from .cuda import CudaBackend
+from .reference import ReferenceBackend
+from .triton import TritonBackend
+
+__all__ = ["Backend", "BackendStatus", "Work", "backends", "resolve_backend"]
+
+BACKENDS: dict[str, type[Backend]] = {
+    cls.name: cls for cls in (ReferenceBackend, CpuBackend, TritonBackend, CudaBackend)
+}
+PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend, whether it can run on this machine, and if not why and what to do."""
+    return [cls.status() for cls in BACKENDS.values()]
+
+
+def resolve_backend(choice: str | Backend, device: torch.device, dtype: torch.dtype, label: str) -> Backend:
+    """The backend for parameters of one device and dtype.
+
+    Args:
+        choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference for what these cannot update), a
+            backend's name, or a backend.
+        label: how errors call a parameter of this device and dtype.
+
+    Raises:
+        ValueError: the name is unknown, or an explicit choice cannot update such parameters.
+        RuntimeError: an explicit choice cannot run on this machine.
+    """
+    if choice == "auto":
+        for name in PREFERENCE.get(device.type, ()):
+            cls = BACKENDS[name]
+            if cls.status().available:
+                backend = cls()
+                if not backend.refusal(device, dtype):
+                    return backend
+        return ReferenceBackend()
+    if isinstance(choice, str):
+        if choice not in BACKENDS:
+            known = ", ".join(map(repr, ["auto", *BACKENDS]))
+            raise ValueError(f"unknown backend {choice!r}, expected {known}")
+        status = BACKENDS[choice].status()
+        if not status.available:
+            raise RuntimeError(f"backend {choice!r} is not available: {status.reason}")
+        choice = BACKENDS[choice]()
+    refusal = choice.refusal(device, dtype)
+    if refusal:
+        raise ValueError(f"{label}: {refusal}")
+    return choice

@@ -1,0 +1,61 @@
+"""What every backend is: a status, what it can update, and one method that makes one launch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..layout import Span, Table
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run on this machine, and if not, why and what to do."""
+
+    name: str
+    available: bool
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Work:
+    """One launch: the part of a table to update, and its gradients.
+
+    Attributes:
+        table: records, tiles and rows are filled for this step.
+        span: the slots and tiles to update.
+        grads: one per slot of the span, in the parameters' layout; None skips the slot.
+        rule: the rule that all rows share, or MIXED_RULES.
+        state: the optimizer's state, by parameter.
+    """
+
+    table: Table
+    span: Span
+    grads: list[Tensor | None]
+    rule: int
+    state: Mapping[Tensor, dict[str, Any]]
+
+
+class Backend(ABC):
+    """Updates the parameters of one table."""
+
+    name: ClassVar[str]
+    reads_memory: ClassVar[bool] = True  # goes by the addresses in the records, not by tensors
+
+    @classmethod
+    @abstractmethod
+    def status(cls) -> BackendStatus:
+        """Whether this machine can run it."""
+
+    @abstractmethod
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Why parameters of this device and dtype cannot be updated; empty when they can."""
+
+    @abstractmethod
+    def step(self, work: Work) -> int:
+        """Update in place; returns the number of kernel launches made."""

@@ -1,0 +1,59 @@
+"""The CPU backend: csrc/cpu through the extension module `_cpu`."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Backend, BackendStatus, Work
+
+try:
+    from .. import _cpu
+
+    _IMPORT_ERROR = ""
+except ImportError as error:
+    _cpu = None
+    _IMPORT_ERROR = str(error)
+
+
+class CpuBackend(Backend):
+    """One pass per tile in C++, vectorised for the instruction set found at run time, on torch's own threads.
+
+    Args:
+        isa: "avx512", "avx2" or "baseline"; empty takes the widest that this processor runs.
+    """
+
+    name = "cpu"
+
+    def __init__(self, isa: str = "") -> None:
+        self._isa = _cpu.isa(isa)
+
+    @classmethod
+    def status(cls) -> BackendStatus:
+        if _cpu is None:
+            return BackendStatus(
+                cls.name,
+                False,
+                f"the extension is not built ({_IMPORT_ERROR}); install a C++ compiler and reinstall",
+            )
+        return BackendStatus(cls.name, True)
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        if device.type != "cpu":
+            return f"the cpu backend cannot update parameters on {device}"
+        if dtype is not torch.float32:
+            return f"the cpu backend updates float32 parameters, not {dtype}; backend='reference' does"
+        return ""
+
+    def step(self, work: Work) -> int:
+        table, span = work.table, work.span
+        _cpu.step(
+            table.records_address,
+            table.tiles_address,
+            table.rows.address,
+            span.first_tile,
+            span.last_tile - span.first_tile,
+            work.rule,
+            torch.get_num_threads(),
+            self._isa,
+        )
+        return 1

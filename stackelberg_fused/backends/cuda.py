@@ -1,0 +1,69 @@
+"""The CUDA backend: csrc/cuda through the extension module `_cuda`."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Backend, BackendStatus, Work
+from .mirror import mirror_of
+
+try:
+    from .. import _cuda
+
+    _IMPORT_ERROR = ""
+except ImportError as error:
+    _cuda = None
+    _IMPORT_ERROR = str(error)
+
+
+class CudaBackend(Backend):
+    """One kernel on the current stream for all groups; NVIDIA sm_80 and newer."""
+
+    name = "cuda"
+
+    @classmethod
+    def status(cls) -> BackendStatus:
+        if _cuda is None:
+            reason = f"the extension is not built ({_IMPORT_ERROR}); install nvcc and reinstall"
+        elif not torch.cuda.is_available():
+            reason = "torch sees no CUDA device"
+        elif torch.version.hip:
+            reason = "the GPU is not NVIDIA's"
+        elif torch.cuda.get_device_capability() < (8, 0):
+            reason = "the GPU is older than sm_80"
+        elif _cuda.driver_version() < _cuda.runtime_version():
+            reason = (
+                f"the driver supports CUDA {_version(_cuda.driver_version())}, the extension was built with "
+                f"{_version(_cuda.runtime_version())}; update the driver or rebuild with an older nvcc"
+            )
+        else:
+            reason = ""
+        return BackendStatus(cls.name, not reason, reason)
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        if device.type != "cuda":
+            return f"the cuda backend cannot update parameters on {device}"
+        if dtype is not torch.float32:
+            return f"the cuda backend updates float32 parameters, not {dtype}; backend='reference' does"
+        return ""
+
+    def step(self, work: Work) -> int:
+        table, span = work.table, work.span
+        mirror = mirror_of(table)
+        index = table.device.index
+        with torch.cuda.device(index):
+            _cuda.step(
+                mirror.get("records", table.records, table.version).data_ptr(),
+                mirror.get("tiles", table.tiles, 0).data_ptr(),
+                mirror.get("rows", table.rows.rows, None).data_ptr(),
+                span.first_tile,
+                span.last_tile - span.first_tile,
+                work.rule,
+                index,
+                torch.cuda.current_stream(index).cuda_stream,
+            )
+        return 1
+
+
+def _version(encoded: int) -> str:
+    return f"{encoded // 1000}.{encoded % 1000 // 10}"

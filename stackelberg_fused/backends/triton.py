@@ -1,0 +1,61 @@
+"""The Triton backend: triton_kernels on NVIDIA GPUs, and on the CPU where Triton interprets (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .base import Backend, BackendStatus, Work
+from .mirror import mirror_of
+
+try:
+    from ..triton_kernels.step import launch_step
+
+    _IMPORT_ERROR = ""
+except ImportError as error:
+    launch_step = None
+    _IMPORT_ERROR = str(error)
+
+
+def is_interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter: read when they are decorated, so it cannot change later."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+class TritonBackend(Backend):
+    """One Triton kernel for all groups, from the same tables as `cuda`."""
+
+    name = "triton"
+
+    @classmethod
+    def status(cls) -> BackendStatus:
+        if launch_step is None:
+            reason = f"triton cannot be imported ({_IMPORT_ERROR}); pip install triton (Linux only)"
+        elif is_interpreting() or torch.cuda.is_available():
+            reason = ""
+        else:
+            reason = "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernel on the CPU, for tests)"
+        return BackendStatus(cls.name, not reason, reason)
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        if device.type != ("cpu" if is_interpreting() else "cuda"):
+            return f"the triton backend cannot update parameters on {device}"
+        if dtype is not torch.float32:
+            return f"the triton backend updates float32 parameters, not {dtype}; backend='reference' does"
+        return ""
+
+    def step(self, work: Work) -> int:
+        table, span = work.table, work.span
+        mirror = mirror_of(table)
+        tables = (
+            mirror.get("records", table.records, table.version).view(torch.int64),
+            mirror.get("tiles", table.tiles, 0).view(torch.int64),
+            mirror.get("rows", table.rows.rows, None).view(torch.float32),
+        )
+        if is_interpreting():
+            launch_step(*tables, span.first_tile, span.last_tile - span.first_tile, work.rule)
+        else:
+            with torch.cuda.device(table.device):
+                launch_step(*tables, span.first_tile, span.last_tile - span.first_tile, work.rule)
+        return 1

@@ -1,0 +1,221 @@
+"""From param groups to launches: one table per device and dtype, built once, stepped in one launch each."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .arena import is_dense, move_into_arenas, owns_storage
+from .backends import Backend, Work, resolve_backend
+from .gradients import Gradients
+from .groups import RatioWatch, check_settings, param_label
+from .hyperparameters import Rule
+from .layout import Slot, Span, Table
+from .sharding import is_sharded, local_tensor
+from .state import allocate_state, attach_state
+
+log = logging.getLogger("stackelberg_fused")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What was read and checked of one table before anything is modified."""
+
+    changed_groups: list[int]
+    span: Span
+    grads: list[Tensor | None]
+
+
+def collect_slots(groups: list[dict[str, Any]]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
+    """One slot per distinct parameter, per device and dtype, body before head, groups in order."""
+    slots: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)
+    seen: set[int] = set()
+    for role in ("body", "head"):
+        for index, group in enumerate(groups):
+            if group["role"] != role:
+                continue
+            for position, param in enumerate(group["params"]):
+                if id(param) in seen:
+                    continue
+                seen.add(id(param))
+                local = local_tensor(param)
+                slot = Slot(param, param_label(index, group, position), index, role, local, is_dense(local))
+                slots[local.device, local.dtype].append(slot)
+    return slots
+
+
+class LaunchUnit:
+    """One table with the backend that updates it and the gradients that feed it."""
+
+    def __init__(
+        self, slots: list[Slot], groups: list[dict[str, Any]], backend: Backend, state: Mapping[Tensor, dict]
+    ) -> None:
+        self.table = table = Table(slots, groups)
+        self.backend = backend
+        self.state = state
+        self.gradients = Gradients(table, backend.reads_memory)
+        self.params = [slot.param for slot in slots]
+        self._has_state = np.zeros(len(slots), bool)
+        self._staged: list[tuple[Tensor, Tensor]] = []
+
+    def prepare(self, role: str | None) -> _Pending:
+        """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
+        table = self.table
+        changed = table.rows.refresh()
+        for index in changed:
+            check_settings(table.groups[index], index)
+        span = table.spans[role]
+        return _Pending(changed, span, self.gradients.gather(span))
+
+    def launch(self, pending: _Pending) -> int:
+        """Update the parameters of a span that have gradients; returns the launches made."""
+        table, span = self.table, pending.span
+        if pending.changed_groups:
+            self._accept(pending.changed_groups)
+        here = slice(span.first_slot, span.last_slot)
+        active = self.gradients.active[here]
+        everyone = bool(active.all())
+        if not everyone and not active.any():
+            return 0
+        missing = active & ~self._has_state[here]
+        if missing.any():
+            indices = (np.flatnonzero(missing) + span.first_slot).tolist()
+            allocate_state(table, indices, self.state)
+            self._has_state[indices] = True
+        if table.rows.update(table.step_counts.astype(np.int64) + 1, ~table.momentum_ready):
+            table.records["row"] = table.rows.slot_row
+            table.version += 1
+        staged = self.gradients.stage(pending.grads, span)
+        launches = 0
+        if span.last_tile > span.first_tile:
+            launches = self.backend.step(Work(table, span, pending.grads, table.rows.rule, self.state))
+        for param, copy in staged:
+            with torch.no_grad():
+                param.copy_(copy)
+        self._commit(here, active, everyone)
+        return launches
+
+    def _commit(self, here: slice, active: np.ndarray, everyone: bool) -> None:
+        table = self.table
+        params = self.params[here]
+        if everyone:
+            table.step_counts[here] += 1
+            table.momentum_ready[here] = True
+        else:
+            table.step_counts[here][active] += 1
+            table.momentum_ready[here][active] = True
+            params = [p for p, stepped in zip(params, active.tolist(), strict=True) if stepped]
+        if self.backend.reads_memory:
+            # a raw write is invisible to autograd: a backward through a changed parameter has to raise
+            increment_version(params)
+
+    def _accept(self, changed: list[int]) -> None:
+        table = self.table
+        table.rows.accept(changed)
+        affected = np.isin(table.rows.slot_group, changed)
+        self._has_state[affected] = False  # a rule may need state now that it did not need before
+        for i in np.flatnonzero(affected).tolist():
+            rule = table.rows.group_rule(table.slots[i].group)
+            entry = self.state.get(table.slots[i].param) or {}
+            table.momentum_ready[i] = not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
+
+
+class Engine:
+    """Every launch unit of an optimizer.
+
+    Args:
+        groups: checked param groups.
+        state: the optimizer's state.
+        choice: backend by name, "auto", or a backend.
+        flatten: move parameters into arenas.
+        previous: state before a state dict was loaded, see `attach_state`.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        choice: str | Backend,
+        flatten: bool,
+        previous: Mapping[Tensor, dict[str, Any]] | None = None,
+    ) -> None:
+        self.groups = groups
+        self.state = state
+        self._flatten = flatten
+        slots = collect_slots(groups)
+        backends = {key: resolve_backend(choice, *key, label=slots[key][0].name) for key in slots}
+        self.unplaced: dict[int, Slot] = {}
+        for key_slots in slots.values():
+            self._place([slot for slot in key_slots if slot.param.requires_grad])
+            if flatten:
+                self.unplaced.update({id(s.param): s for s in key_slots if not s.param.requires_grad})
+        self.units = [LaunchUnit(slots[key], groups, backends[key], state) for key in slots]
+        for unit in self.units:
+            attach_state(unit.table, state, previous)
+        self._known_entries = len(state)
+        self.watch = RatioWatch()
+        self.watch.look(groups)
+
+    @property
+    def backend(self) -> str:
+        """Names of the backends in use, joined by "+"."""
+        return "+".join(dict.fromkeys(unit.backend.name for unit in self.units)) or "none"
+
+    def step(self, role: str | None) -> int:
+        """Update the parameters of a role, or all; returns the launches made.
+
+        Raises before anything is modified.
+        """
+        pending = [unit.prepare(role) for unit in self.units]
+        if self.unplaced and self._place_late(pending):
+            pending = [unit.prepare(role) for unit in self.units]
+        launches = 0
+        for unit, work in zip(self.units, pending, strict=True):
+            launches += unit.launch(work)
+        if any(work.changed_groups for work in pending):
+            self.watch.look(self.groups)
+        self._known_entries = len(self.state)
+        return launches
+
+    def state_was_edited(self) -> bool:
+        """Whether entries of the state came or went since the last step."""
+        return len(self.state) != self._known_entries
+
+    def _place_late(self, pending: list[_Pending]) -> bool:
+        """Move parameters that were frozen at construction and now have a gradient. Returns whether any moved."""
+        late = [
+            slot
+            for unit, work in zip(self.units, pending, strict=True)
+            for slot, grad in zip(unit.table.slots[work.span.first_slot : work.span.last_slot], work.grads, strict=True)
+            if grad is not None and id(slot.param) in self.unplaced
+        ]
+        for slot in late:
+            del self.unplaced[id(slot.param)]
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)
+        for slot in late:
+            by_kind[slot.local.device, slot.local.dtype].append(slot)
+        for slots in by_kind.values():
+            self._place(slots)
+        return bool(late)
+
+    def _place(self, slots: list[Slot]) -> None:
+        """Move what can be moved into arenas; say once what stays where it is."""
+        if not self._flatten:
+            return
+        movable, staying = [], []
+        for slot in slots:
+            if is_sharded(slot.param) or not slot.dense or not owns_storage(slot.local) or slot.local.is_shared():
+                staying.append(slot)
+            else:
+                movable.append(slot)
+        for slot in staying:
+            log.info("%s stays where it is: a shard, a layout with gaps, or a view of shared memory", slot.name)
+        move_into_arenas([slot.param for slot in movable])

@@ -1,0 +1,195 @@
+"""Param groups: defaults, roles, rates, and every check that can be made before the first step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .hyperparameters import SETTINGS
+
+ROLES = ("body", "head")
+
+# What torch's namesake would assume where neither the group nor the constructor says anything.
+RULE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
+}
+RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
+
+
+def group_label(index: int, group: dict[str, Any]) -> str:
+    """How errors call a group."""
+    return f"param group {index} ({group.get('role', 'body')})"
+
+
+def param_label(index: int, group: dict[str, Any], position: int) -> str:
+    """How errors call a parameter: its name, when known, and its group."""
+    names = group.get("param_names")
+    name = f"parameter '{names[position]}'" if names else f"parameter {position}"
+    return f"{name} of {group_label(index, group)}"
+
+
+def complete_group(
+    group: dict[str, Any], defaults: dict[str, Any], head_lr_ratio: float, index: int
+) -> dict[str, Any]:
+    """The settings that a group leaves open: role, rule, rate, and its rule's own.
+
+    A group's rate is its own `lr` if it has one, else `lr` for body and `lr * head_lr_ratio` for head.
+    """
+    role = group.get("role", "body")
+    if role not in ROLES:
+        raise ValueError(f"param group {index}: unknown role {role!r}, expected 'body' or 'head'")
+    rule = group.get("rule", defaults["rule"])
+    if rule == "adam" and group.get("decoupled_weight_decay"):
+        rule = "adamw"
+    if rule not in SETTINGS:
+        known = ", ".join(map(repr, SETTINGS))
+        raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
+    completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
+    if "lr" not in group and role == "head":
+        completed["lr"] = defaults["lr"] * head_lr_ratio
+    if rule != "sgd":
+        completed["decoupled_weight_decay"] = rule == "adamw"
+    return completed
+
+
+def _number(label: str, name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{label}: {name} must have one element, got shape {tuple(value.shape)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{label}: {name} must be a number, got {value!r}") from None
+
+
+def _at_least_zero(label: str, name: str, value: Any) -> float:
+    number = _number(label, name, value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{label}: invalid {name} {value!r}, must be finite and >= 0")
+    return number
+
+
+def check_settings(group: dict[str, Any], index: int) -> None:
+    """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
+    label = group_label(index, group)
+    _at_least_zero(label, "lr", group["lr"])
+    _at_least_zero(label, "weight_decay", group["weight_decay"])
+    if group["rule"] == "sgd":
+        momentum = _at_least_zero(label, "momentum", group["momentum"])
+        dampening = _number(label, "dampening", group["dampening"])
+        if not math.isfinite(dampening):
+            raise ValueError(f"{label}: invalid dampening {dampening}")
+        if group["nesterov"] and (momentum == 0 or dampening != 0):
+            raise ValueError(f"{label}: nesterov requires a momentum and zero dampening")
+        return
+    _at_least_zero(label, "eps", group["eps"])
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"{label}: betas must be a pair, got {betas!r}")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError(f"{label}: betas must be either both floats or both tensors")
+    for position, beta in enumerate(betas):
+        if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
+            raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+    if group.get("capturable"):
+        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
+
+
+def check_ratio(value: Any) -> float:
+    ratio = _number("optimizer", "head_lr_ratio", value)
+    if not 0.0 < ratio < math.inf:
+        raise ValueError(f"optimizer: invalid head_lr_ratio {value!r}, must be finite and > 0")
+    return ratio
+
+
+def check_params(group: dict[str, Any], index: int) -> None:
+    """Raise for parameters that no rule can update."""
+    if group["role"] == "head" and not group["params"]:
+        raise ValueError(f"{group_label(index, group)}: the head is empty")
+    for position, param in enumerate(group["params"]):
+        label = param_label(index, group, position)
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{label}: expected a tensor, got {torch.typename(param)}")
+        if param.layout is not torch.strided:
+            raise TypeError(f"{label}: {param.layout} parameters are not supported")
+        if not param.is_floating_point():
+            raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
+        if param.is_meta:
+            raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    """An array with the addresses of a tensor; its memory (maybe another device's) is never touched."""
+
+    class Interface:
+        __array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(s * tensor.element_size() for s in tensor.stride()),
+            "typestr": f"|V{tensor.element_size()}",
+        }
+
+    return np.asarray(Interface())
+
+
+def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError for two different parameters, or one, that use the same memory twice.
+
+    Disjoint parameters in one storage pass, also interleaved ones.
+    """
+    spans = []
+    for label, tensor in named:
+        if tensor.numel() == 0:
+            continue
+        if torch._debug_has_internal_overlap(tensor) == 1:
+            raise ValueError(f"{label}: several of its elements share one memory location")
+        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        first = tensor.data_ptr()
+        spans.append((str(tensor.device), first, first + extent * tensor.element_size(), label, tensor))
+    spans.sort(key=lambda span: span[:3])
+    active: list[tuple] = []
+    for span in spans:
+        active = [a for a in active if a[0] == span[0] and a[2] > span[1]]
+        for other in active:
+            if np.shares_memory(_as_array(other[4]), _as_array(span[4])):
+                raise ValueError(f"{span[3]} and {other[3]} overlap in memory")
+        active.append(span)
+
+
+class RatioWatch:
+    """Warns, once each, when the body becomes the faster player or a scheduler makes all rates equal."""
+
+    def __init__(self) -> None:
+        self._was_two_scale = False
+        self._warned: set[str] = set()
+
+    def look(self, groups: Sequence[dict[str, Any]]) -> None:
+        body = [float(g["lr"]) for g in groups if g["role"] == "body" and g["params"]]
+        head = [float(g["lr"]) for g in groups if g["role"] == "head"]
+        if not body or not head:
+            return
+        if max(body) > min(head):
+            self._warn(
+                "order",
+                f"the body's learning rate ({max(body):g}) is above the head's ({min(head):g}): "
+                "the leader is the faster player",
+            )
+        elif max(body) == min(head) == max(head) != 0.0 and self._was_two_scale:
+            self._warn(
+                "collapse",
+                f"body and head now share one learning rate ({max(body):g}); a scheduler that sets every "
+                "group alike, as OneCycleLR with a scalar max_lr does, needs one value per group",
+            )
+        self._was_two_scale |= max(body) < min(head)
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=4)

@@ -1,0 +1,120 @@
+"""Tables: one row (record) per parameter and one entry (tile) per fixed run of its elements.
+
+`RECORD` is the memory layout of `struct Record` in csrc/tables.h, field for field; a tile is a pair of int64, (record,
+offset). Body comes first and head last, so that stepping one player is a sub-range of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .hyperparameters import HyperparameterRows
+
+TILE_ELEMENTS = 4096
+RECORD_FIELDS = (
+    "param",
+    "grad",
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "numel",
+    "row",
+    "reserved",
+)
+RECORD = np.dtype([(name, "<i8") for name in RECORD_FIELDS])
+
+# Where a record keeps the address of each of torch's state tensors.
+STATE_FIELD = {
+    "exp_avg": "exp_avg",
+    "exp_avg_sq": "exp_avg_sq",
+    "max_exp_avg_sq": "max_exp_avg_sq",
+    "momentum_buffer": "exp_avg",
+}
+
+
+@dataclass(slots=True)
+class Slot:
+    """One parameter's place in a table.
+
+    Attributes:
+        param: the parameter as the user holds it.
+        name: how errors call it.
+        group: index of its param group.
+        role: "body" or "head".
+        local: the plain tensor whose memory is updated: `param`, or the local shard of a DTensor.
+        dense: whether `local` fills a gap-free run of memory; if not, the update goes through a dense copy.
+    """
+
+    param: Tensor
+    name: str
+    group: int
+    role: str
+    local: Tensor
+    dense: bool
+
+
+class Span(NamedTuple):
+    """The slots and tiles of one role, or of all."""
+
+    first_slot: int
+    last_slot: int
+    first_tile: int
+    last_tile: int
+
+
+def build_tiles(numel: Sequence[int]) -> np.ndarray:
+    """Tiles of parameters with so many elements each: int64 array [tiles, 2] of (record, offset)."""
+    counts = -(-np.asarray(numel, np.int64) // TILE_ELEMENTS)
+    record = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    first = np.cumsum(counts) - counts
+    offset = (np.arange(len(record), dtype=np.int64) - first[record]) * TILE_ELEMENTS
+    return np.stack([record, offset], axis=1)
+
+
+class Table:
+    """Everything one launch reads: the parameters of one device and dtype.
+
+    Args:
+        slots: body slots first, head slots last.
+        groups: the optimizer's param groups.
+    """
+
+    def __init__(self, slots: list[Slot], groups: list[dict[str, Any]]) -> None:
+        self.slots = slots
+        self.groups = groups
+        self.device = slots[0].local.device
+        self.dtype = slots[0].local.dtype
+        numel = [slot.local.numel() for slot in slots]
+        self.records = np.zeros(len(slots), RECORD)
+        self.records["numel"] = numel
+        self.tiles = build_tiles(numel)
+        # float32 as in torch: exact up to 2**24 steps
+        self.steps = torch.zeros(len(slots), dtype=torch.float32)
+        self.step_counts = self.steps.numpy()
+        self.momentum_ready = np.zeros(len(slots), bool)
+        self.rows = HyperparameterRows(groups, np.array([s.group for s in slots], np.int64))
+        self.records_address = self.records.ctypes.data
+        self.tiles_address = self.tiles.ctypes.data
+        self.spans = self._build_spans()
+        self.version = 0  # counts changes of the records: what a device mirror compares
+        self.mirror: Any = None  # what a device backend keeps on its device
+
+    def _build_spans(self) -> dict[str | None, Span]:
+        bodies = sum(slot.role == "body" for slot in self.slots)
+        body_tiles = int(np.searchsorted(self.tiles[:, 0], bodies))
+        slots, tiles = len(self.slots), len(self.tiles)
+        return {
+            None: Span(0, slots, 0, tiles),
+            "body": Span(0, bodies, 0, body_tiles),
+            "head": Span(bodies, slots, body_tiles, tiles),
+        }
+
+    def set_state_address(self, index: int, name: str, tensor: Tensor) -> None:
+        self.records[STATE_FIELD[name]][index] = tensor.data_ptr()
+        self.version += 1

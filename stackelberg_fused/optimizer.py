@@ -1,0 +1,192 @@
+"""The optimizers: `torch.optim` on the outside, any number of learning rates in one launch on the inside."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .backends import Backend
+from .engine import Engine
+from .gradients import LayoutChanged
+from .groups import (
+    ROLES,
+    check_overlap,
+    check_params,
+    check_ratio,
+    check_settings,
+    complete_group,
+    param_label,
+)
+from .state import check_loaded
+
+log = logging.getLogger("stackelberg_fused")
+
+# How torch executes a step, not what it computes: a loaded state dict does not change them.
+_EXECUTION = ("foreach", "fused", "capturable", "differentiable")
+
+class StackelbergOptimizer(Optimizer):
+    """What the three optimizers share; not meant to be constructed."""
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        head_lr_ratio: float,
+        backend: str | Backend,
+        flatten: bool,
+    ) -> None:
+        self._settings = {
+            "head_lr_ratio": check_ratio(head_lr_ratio),
+            "backend": backend,
+            "flatten": bool(flatten) and not defaults["differentiable"],
+        }
+        if defaults["differentiable"]:
+            if backend not in ("auto", "reference"):
+                raise ValueError("differentiable=True needs backend='reference'")
+            self._settings["backend"] = "reference"
+        for name in ("foreach", "fused"):
+            if defaults.get(name) is not None:
+                log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
+        self._engine: Engine | None = None
+        self.launches = 0
+        super().__init__(params, {"role": "body", **defaults})
+        check_overlap(self._labelled(self.param_groups))
+        self._engine = self._build()
+        log.info("%s: backend %s", type(self).__name__, self.backend)
+
+    @property
+    def backend(self) -> str:
+        """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
+        return self._ready().backend
+
+    @torch._disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
+
+        Raises:
+            ValueError, TypeError: names the group or parameter; nothing was modified.
+        """
+        if isinstance(param_group, dict) and "params" in param_group:
+            index = len(self.param_groups)
+            completed = complete_group(
+                param_group, self.defaults, self._settings["head_lr_ratio"], index
+            )
+            completed.update(_split_names(completed["params"]))
+            check_settings(completed, index)
+            check_params(completed, index)
+            if self._engine is not None:
+                check_overlap(self._labelled([*self.param_groups, completed]))
+            if not isinstance(param_group["params"], Tensor):
+                names = completed.get("param_names")
+                tensors = completed["params"]
+                param_group["params"] = list(zip(names, tensors, strict=True)) if names else tensors
+            for name, value in completed.items():
+                if name != "params":
+                    param_group.setdefault(name, value)
+            param_group["rule"] = completed["rule"]
+        super().add_param_group(param_group)
+        if self._engine is not None:
+            self._engine = self._build()
+
+    def step(self, closure: Callable[[], Any] | None = None, *, role: str | None = None) -> Any:
+        """Perform one step: one launch per device and dtype, for any number of groups.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called with gradients enabled.
+            role: "body" or "head" updates that player alone; None both, simultaneously.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a gradient, a rebound parameter or an edited setting does not fit;
+                names the parameter or group. Nothing was modified.
+        """
+        if role is not None and role not in ROLES:
+            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        engine = self._ready()
+        if role is not None and not any(group["role"] == role for group in self.param_groups):
+            raise ValueError(f"step(role={role!r}): no param group has this role")
+        try:
+            self.launches += engine.step(role)
+        except LayoutChanged:
+            self._engine = self._build()
+            self.launches += self._engine.step(role)
+        return loss
+
+    def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
+        labelled: dict[int, tuple[str, Tensor]] = {}
+        for index, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                labelled.setdefault(id(param), (param_label(index, group, position), param))
+        return list(labelled.values())
+
+    def _build(self, previous: Any = None) -> Engine:
+        settings = self._settings
+        return Engine(
+            self.param_groups, self.state, settings["backend"], settings["flatten"], previous
+        )
+
+    def _ready(self) -> Engine:
+        """The engine, built again where groups or state were replaced behind its back."""
+        engine = self._engine
+        if engine is None or engine.state is not self.state or engine.groups is not self.param_groups:
+            engine = self._engine = self._build()
+        elif engine.state_was_edited():
+            engine = self._engine = self._build()
+        return engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_settings": self._settings, "launches": self.launches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = "param_groups" in self.__dict__  # else unpickling or copying
+        previous = self.state if loading else None
+        if loading:
+            state = {**state, "param_groups": self._merge_groups(state["param_groups"])}
+            check_loaded(state["state"], state["param_groups"])
+            state["state"] = defaultdict(dict, {k: _copied(v) for k, v in state["state"].items()})
+        super().__setstate__(state)
+        self._engine = self._build(previous) if loading else None
+
+    def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Loaded groups, completed with what a dict from torch's namesake does not know."""
+        merged = []
+        for index, (new, old) in enumerate(zip(loaded, self.param_groups, strict=True)):
+            own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
+            if "rule" in new:
+                own.pop("rule")
+            if "role" in new:
+                own.pop("role")
+            group = complete_group({**new, **own}, self.defaults, 1.0, index)
+            check_settings(group, index)
+            merged.append(group)
+        return merged
+
+
+def _copied(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _split_names(params: Any) -> dict[str, Any]:
+    """`params` and, for (name, tensor) pairs, `param_names`, from whatever a group may hold."""
+    if isinstance(params, (Tensor, set)):
+        return {"params": [params] if isinstance(params, Tensor) else params}
+    entries = list(params)
+    named = [entry for entry in entries if isinstance(entry, tuple)]
+    if named and len(named) != len(entries):
+        raise ValueError("all optimizer params should be with or without names, some are missing")
+    if not named:
+        return {"params": entries}
+    return {"params": [tensor for _, tensor in named], "param_names": [name for name, _ in named]}

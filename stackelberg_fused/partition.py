@@ -1,0 +1,153 @@
+"""Who plays which role: the split of a model into body and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+# Last layers by their usual names, most specific first (transformers, torchvision, timm, and plain habit).
+USUAL_HEADS = (
+    "lm_head",
+    "embed_out",
+    "score",
+    "classifier",
+    "fc",
+    "head",
+    "heads",
+    "output_layer",
+    "output",
+    "out",
+    "readout",
+    "policy_head",
+    "value_head",
+)
+
+Head = str | nn.Module | Iterable["str | nn.Module"] | Callable[[str, nn.Parameter], bool] | None
+
+
+def _candidates(model: nn.Module) -> str:
+    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    with_params = [n for n in leaves if list(model.get_submodule(n).parameters(recurse=False))]
+    return ", ".join(map(repr, with_params[-8:])) or "none: the model has no layers with parameters"
+
+
+def detect_head(model: nn.Module) -> nn.Module:
+    """The last layer: `get_output_embeddings()` where the model has it, else a direct child with a usual name.
+
+    Raises:
+        ValueError: nothing was found; lists the candidates.
+    """
+    getter = getattr(model, "get_output_embeddings", None)
+    if callable(getter):
+        head = getter()
+        if isinstance(head, nn.Module):
+            return head
+    children = dict(model.named_children())
+    for name in USUAL_HEADS:
+        head = children.get(name)
+        if head is not None and list(head.parameters()):
+            return head
+    raise ValueError(
+        "the head (last layer) could not be detected; pass head= a name, a module, a list of either, or a predicate. "
+        f"Last layers with parameters: {_candidates(model)}"
+    )
+
+
+def _resolve(model: nn.Module, head: Any) -> nn.Module | nn.Parameter:
+    if isinstance(head, nn.Module):
+        if not any(module is head for module in model.modules()):
+            raise ValueError(f"the head {type(head).__name__} is not a module of the model")
+        return head
+    if not isinstance(head, str):
+        raise TypeError(f"head must be a name, a module, a list of either or a predicate, got {head!r}")
+    named: dict[str, nn.Module | nn.Parameter] = dict(model.named_modules(remove_duplicate=False))
+    named.update(model.named_parameters(remove_duplicate=False))
+    named.pop("", None)
+    if head not in named:
+        raise ValueError(
+            f"the model has no module or parameter named {head!r}. "
+            f"Last layers with parameters: {_candidates(model)}"
+        )
+    return named[head]
+
+
+def _head_ids(model: nn.Module, head: Head) -> set[int]:
+    if callable(head) and not isinstance(head, nn.Module):
+        return {id(p) for name, p in model.named_parameters() if head(name, p)}
+    if head is None:
+        parts: list[Any] = [detect_head(model)]
+    elif isinstance(head, (str, nn.Module)):
+        parts = [_resolve(model, head)]
+    else:
+        parts = [_resolve(model, part) for part in head]
+    return {
+        id(p)
+        for part in parts
+        for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
+    }
+
+
+def _check_tied(model: nn.Module, head_ids: set[int], tied: str) -> set[int]:
+    """Weights that body and head share: theirs is one learning rate, so the split has to decide."""
+    names: dict[int, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(param), []).append(name)
+    shared = {i: n for i, n in names.items() if i in head_ids and len(n) > 1}
+    if not shared:
+        return head_ids
+    if tied == "head":
+        return head_ids
+    if tied == "body":
+        return head_ids - set(shared)
+    listing = "; ".join(" = ".join(n) for n in shared.values())
+    raise ValueError(
+        f"the head shares weights with other layers ({listing}): one tensor can only have one rate. Untie them, or pass "
+        "tied='head' (the shared weight follows the fast rate) or tied='body' (the slow one)"
+    )
+
+
+def is_no_decay(param: nn.Parameter) -> bool:
+    """Whether custom exempts a parameter from weight decay: biases and the scales of norms have one dimension or none."""
+    return param.dim() <= 1
+
+
+def split_body_head(
+    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: str = "error"
+) -> list[dict[str, Any]]:
+    """Param groups for a two-time-scale optimizer: everything but the last layer, and the last layer.
+
+    Args:
+        model: all its parameters are dealt out, each once, with names.
+        head: a module's or parameter's name, a module, a list of either, a predicate `(name, parameter) -> bool`, or
+            None to detect the last layer.
+        no_decay: put biases and norm scales (at most one dimension) in groups of their own with `weight_decay=0`.
+        tied: what becomes of a weight that the head shares with another layer (GPT-2's embedding): "head", "body", or
+            "error".
+
+    Returns:
+        Group dicts with "params" as (name, parameter) pairs and "role", body first.
+
+    Raises:
+        ValueError: no head found, an unknown name, an empty head or body, or tied weights without a decision.
+        TypeError: `head` is something else.
+    """
+    if tied not in ("error", "head", "body"):
+        raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
+    head_ids = _check_tied(model, _head_ids(model, head), tied)
+    groups = []
+    for role in ("body", "head"):
+        named = [(n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")]
+        if not named:
+            raise ValueError(f"the {role} is empty: every parameter of the model is in the other role")
+        if no_decay:
+            decayed = [(n, p) for n, p in named if not is_no_decay(p)]
+            rest = [(n, p) for n, p in named if is_no_decay(p)]
+            if decayed:
+                groups.append({"params": decayed, "role": role})
+            if rest:
+                groups.append({"params": rest, "role": role, "weight_decay": 0.0})
+        else:
+            groups.append({"params": named, "role": role})
+    return groups

@@ -1,0 +1,57 @@
+"""StackelbergSGD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .backends import Backend
+from .optimizer import StackelbergOptimizer
+
+
+class StackelbergSGD(StackelbergOptimizer):
+    """SGD with momentum at any number of learning rates, one launch: a drop-in for `torch.optim.SGD`.
+
+    Args:
+        params: as in `StackelbergAdam`; the default rule is "sgd".
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
+        foreach, fused: accepted for compatibility and ignored; every backend is one launch.
+        differentiable, head_lr_ratio, backend, flatten: as in `StackelbergAdam`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        head_lr_ratio: float = 10.0,
+        backend: str | Backend = "auto",
+        flatten: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "rule": "sgd",
+        }
+        super().__init__(
+            params, defaults, head_lr_ratio=head_lr_ratio, backend=backend, flatten=flatten
+        )

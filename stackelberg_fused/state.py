@@ -1,0 +1,120 @@
+"""Optimizer state: torch's names, allocated in arenas when a parameter first takes a step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arena import zeros_like_in_arenas
+from .groups import param_label
+from .layout import STATE_FIELD, Slot, Table
+from .sharding import local_tensor, shard_like
+
+
+def state_names(group: dict[str, Any]) -> tuple[str, ...]:
+    """The per-element state of a group's rule, by torch's names."""
+    if group["rule"] == "sgd":
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+
+def _dense_like(slot: Slot) -> Tensor:
+    """A tensor with the shape and strides that a slot's state has."""
+    return slot.local.detach() if slot.dense else torch.empty_like(slot.local, memory_format=torch.contiguous_format)
+
+
+def allocate_state(table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Give the slots `indices` whatever state their rule needs and they do not have yet, zero-filled."""
+    missing: dict[str, list[int]] = defaultdict(list)
+    for i in indices:
+        slot = table.slots[i]
+        entry = state[slot.param]
+        if "step" not in entry:
+            entry["step"] = table.steps[i]
+        for name in state_names(table.groups[slot.group]):
+            if entry.get(name) is None:
+                missing[name].append(i)
+    for name, slots in missing.items():
+        places = zeros_like_in_arenas([_dense_like(table.slots[i]) for i in slots])
+        for i, place in zip(slots, places, strict=True):
+            _set(table, i, name, place, state)
+
+
+def _set(table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    param = table.slots[i].param
+    state[param][name] = shard_like(place, param)
+    table.set_state_address(i, name, place)
+
+
+def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError, naming the parameter, for a loaded state that cannot be that of the parameters."""
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            entry = state.get(param)
+            if entry:
+                _check_entry(entry, param, group, param_label(index, group, position))
+
+
+def _check_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str) -> None:
+    present = [name for name in STATE_FIELD if entry.get(name) is not None]
+    needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
+    unknown = [name for name in present if name not in state_names({**group, "amsgrad": True, "momentum": 1})]
+    if unknown or any(entry.get(name) is None for name in needed):
+        raise ValueError(
+            f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
+        )
+    for name in present:
+        value = entry[name]
+        if not isinstance(value, Tensor) or value.shape != param.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{label}: state dict has {name} of shape {found}, the parameter {tuple(param.shape)}"
+            )
+    step = entry.get("step", 0.0)
+    if isinstance(step, Tensor) and step.numel() != 1 or not 0 <= float(step) < float("inf"):
+        raise ValueError(f"{label}: state dict has step {step!r}, expected one number >= 0")
+
+
+@torch.no_grad()
+def attach_state(
+    table: Table, state: Mapping[Tensor, dict[str, Any]], previous: Mapping[Tensor, dict[str, Any]] | None = None
+) -> None:
+    """Connect a new table to the state its parameters already have.
+
+    Args:
+        table: its step counts and state addresses are set.
+        state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
+        previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
+            are any, so that the optimizer never shares memory with a checkpoint.
+    """
+    for i, slot in enumerate(table.slots):
+        entry = state.get(slot.param)
+        if not entry:
+            continue
+        buffer = entry.get("momentum_buffer")
+        step = entry.get("step", 0.0 if buffer is None else 1.0)
+        table.step_counts[i] = float(step)
+        entry["step"] = table.steps[i]
+        table.momentum_ready[i] = buffer is not None
+        like = _dense_like(slot)
+        for name in STATE_FIELD:
+            value = entry.get(name)
+            if value is None:
+                entry.pop(name, None)
+                continue
+            local = local_tensor(value)
+            fits = (
+                local.dtype == like.dtype and local.device == like.device and local.stride() == like.stride()
+            )
+            if previous is not None or not fits:
+                old = previous.get(slot.param, {}).get(name) if previous is not None else None
+                place = local_tensor(old) if old is not None else None
+                if place is None or place.stride() != like.stride() or place.dtype != like.dtype:
+                    place = zeros_like_in_arenas([like])[0]
+                place.copy_(local)
+                local = place
+            _set(table, i, name, local, state)

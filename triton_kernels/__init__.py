@@ -1,0 +1,1 @@
+"""The update in Triton. Installed and imported only as `stackelberg_fused.triton_kernels`."""

@@ -1,0 +1,125 @@
+"""One launch for any number of groups: program i updates tile first_tile + i, whatever parameter it belongs to."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .update_rule import AMSGRAD, MOMENTUM, SGD, adam_update, sgd_update
+
+TILE_ELEMENTS = 4096
+NUM_WARPS = 8  # 16 elements per thread: four 128-bit accesses to each buffer in flight
+
+MIXED_RULES: tl.constexpr = tl.constexpr(-1)
+
+# words of struct Record, struct Tile and struct Row in csrc/tables.h
+RECORD_WORDS: tl.constexpr = tl.constexpr(8)
+PARAM: tl.constexpr = tl.constexpr(0)
+GRAD: tl.constexpr = tl.constexpr(1)
+EXP_AVG: tl.constexpr = tl.constexpr(2)
+EXP_AVG_SQ: tl.constexpr = tl.constexpr(3)
+MAX_EXP_AVG_SQ: tl.constexpr = tl.constexpr(4)
+NUMEL: tl.constexpr = tl.constexpr(5)
+ROW: tl.constexpr = tl.constexpr(6)
+TILE_WORDS: tl.constexpr = tl.constexpr(2)
+ROW_WORDS: tl.constexpr = tl.constexpr(16)
+
+# every rule that exists, for the launch that mixes them (SF_FOR_EACH_RULE in csrc/tables.h)
+RULES: tl.constexpr = tl.constexpr((0, 2, 4, 6, 1, 5, 9, 13, 25, 29))
+
+
+@triton.jit
+def _buffer(record, FIELD: tl.constexpr, offset, FULL: tl.constexpr):
+    """Where a record keeps a buffer, at a tile's offset; aligned to 128 bits on the full-tile path."""
+    pointer = tl.load(record + FIELD).to(tl.pointer_type(tl.float32))
+    if FULL:
+        # without the hint on the pointer after its cast Triton falls back to 32-bit accesses, and says nothing
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + offset
+
+
+@triton.jit
+def _update_tile(record, row, offset, count, RULE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+    index = tl.arange(0, TILE)
+    # a full tile needs no mask; a mask would have to be known to be uniform over 16 bytes to keep wide accesses
+    mask = None if FULL else index < count
+    params = _buffer(record, PARAM, offset, FULL) + index
+    param = tl.load(params, mask=mask)
+    grad = tl.load(_buffer(record, GRAD, offset, FULL) + index, mask=mask)
+    if RULE & SGD:
+        if RULE & MOMENTUM:
+            buffers = _buffer(record, EXP_AVG, offset, FULL) + index
+            param, momentum_buffer = sgd_update(row, param, grad, tl.load(buffers, mask=mask), RULE)
+            tl.store(buffers, momentum_buffer, mask=mask)
+        else:
+            param, _ = sgd_update(row, param, grad, param, RULE)
+    else:
+        exp_avgs = _buffer(record, EXP_AVG, offset, FULL) + index
+        exp_avg_sqs = _buffer(record, EXP_AVG_SQ, offset, FULL) + index
+        exp_avg = tl.load(exp_avgs, mask=mask)
+        exp_avg_sq = tl.load(exp_avg_sqs, mask=mask)
+        if RULE & AMSGRAD:
+            maxima = _buffer(record, MAX_EXP_AVG_SQ, offset, FULL) + index
+            maximum = tl.load(maxima, mask=mask)
+            param, exp_avg, exp_avg_sq, maximum = adam_update(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE)
+            tl.store(maxima, maximum, mask=mask)
+        else:
+            param, exp_avg, exp_avg_sq, _ = adam_update(row, param, grad, exp_avg, exp_avg_sq, exp_avg_sq, RULE)
+        tl.store(exp_avgs, exp_avg, mask=mask)
+        tl.store(exp_avg_sqs, exp_avg_sq, mask=mask)
+    tl.store(params, param, mask=mask)
+
+
+@triton.jit
+def _dispatch_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr):
+    # vectors need every buffer that the rule touches on a 16-byte boundary; those it does not use are 0
+    addresses = tl.load(record + PARAM) | tl.load(record + GRAD) | tl.load(record + EXP_AVG)
+    addresses |= tl.load(record + EXP_AVG_SQ) | tl.load(record + MAX_EXP_AVG_SQ)
+    count = tl.load(record + NUMEL) - offset
+    if (count >= TILE) & ((addresses & 15) == 0):
+        _update_tile(record, row, tl.multiple_of(offset, 16), count, RULE, True, TILE)
+    else:
+        _update_tile(record, row, offset, count, RULE, False, TILE)
+
+
+@triton.jit
+def step_kernel(records, tiles, rows, first_tile, RULE: tl.constexpr, TILE: tl.constexpr):
+    """Update one tile. RULE is one rule for the whole launch, or MIXED_RULES: then each program follows its row.
+
+    Args:
+        records: int64 pointer, RECORD_WORDS per parameter.
+        tiles: int64 pointer, (record, offset) per tile.
+        rows: float32 pointer, ROW_WORDS per row; word 0 is the rule, an int32.
+        first_tile: index of program 0's tile.
+    """
+    tile = tiles + (first_tile + tl.program_id(0).to(tl.int64)) * TILE_WORDS
+    record = records + tl.load(tile) * RECORD_WORDS
+    offset = tl.load(tile + 1)
+    if tl.load(record + GRAD) != 0:
+        row = rows + tl.load(record + ROW) * ROW_WORDS
+        if RULE == MIXED_RULES:
+            rule = tl.load(row.to(tl.pointer_type(tl.int32)))
+            for k in tl.static_range(len(RULES)):
+                if rule == RULES[k]:
+                    _dispatch_tile(record, row, offset, RULES[k], TILE)
+        else:
+            _dispatch_tile(record, row, offset, RULE, TILE)
+
+
+def launch_step(
+    records: torch.Tensor, tiles: torch.Tensor, rows: torch.Tensor, first_tile: int, num_tiles: int, rule: int
+) -> None:
+    """Enqueue the update of `num_tiles` tiles on the current stream.
+
+    Args:
+        records: int64 [parameters * 8], tiles: int64 [tiles * 2], rows: float32 [rows * 16], on one device.
+    """
+    step_kernel[(num_tiles,)](
+        records,
+        tiles,
+        rows,
+        first_tile,
+        RULE=rule,
+        TILE=TILE_ELEMENTS,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )

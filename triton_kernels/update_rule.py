@@ -1,0 +1,75 @@
+"""The update rule in Triton: step for step csrc/update_rule.h, rounded the same way.
+
+`tl.fma`, `tl.div_rn` and `tl.sqrt_rn` are explicit, and every launch passes `enable_fp_fusion=False`, so that a GPU
+gives the bits of the other native backends.
+"""
+
+import triton
+import triton.language as tl
+
+# enum Rule in csrc/tables.h
+SGD: tl.constexpr = tl.constexpr(1)
+AMSGRAD: tl.constexpr = tl.constexpr(2)
+L2: tl.constexpr = tl.constexpr(4)
+MOMENTUM: tl.constexpr = tl.constexpr(8)
+NESTEROV: tl.constexpr = tl.constexpr(16)
+
+# words of struct Row in csrc/tables.h
+GRAD_SIGN: tl.constexpr = tl.constexpr(1)
+WEIGHT_DECAY: tl.constexpr = tl.constexpr(2)
+PARAM_DECAY: tl.constexpr = tl.constexpr(3)
+ONE_MINUS_BETA1: tl.constexpr = tl.constexpr(4)
+BETA2: tl.constexpr = tl.constexpr(5)
+ONE_MINUS_BETA2: tl.constexpr = tl.constexpr(6)
+STEP_SIZE: tl.constexpr = tl.constexpr(7)
+EPS: tl.constexpr = tl.constexpr(8)
+MOMENTUM_COEFFICIENT: tl.constexpr = tl.constexpr(9)
+ONE_MINUS_DAMPENING: tl.constexpr = tl.constexpr(10)
+
+
+@triton.jit
+def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.constexpr):
+    """Adam and AdamW on a block. `row` points at the scalars; returns (param, exp_avg, exp_avg_sq, max_exp_avg_sq)."""
+    # maximize: ascend by negating the gradient
+    grad = tl.load(row + GRAD_SIGN) * grad
+    # l2 weight decay
+    if RULE & L2:
+        grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
+    # first moment
+    exp_avg = tl.fma(tl.load(row + ONE_MINUS_BETA1), grad - exp_avg, exp_avg)
+    # second moment
+    decayed = tl.load(row + BETA2) * exp_avg_sq
+    exp_avg_sq = tl.fma(tl.load(row + ONE_MINUS_BETA2) * grad, grad, decayed)
+    # amsgrad: running maximum; NaN stays NaN
+    second_moment = exp_avg_sq
+    if RULE & AMSGRAD:
+        larger = (exp_avg_sq > max_exp_avg_sq) | (exp_avg_sq != exp_avg_sq)
+        max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
+        second_moment = max_exp_avg_sq
+    # update, with decoupled weight decay
+    denom = tl.sqrt_rn(second_moment) + tl.load(row + EPS)
+    update = tl.load(row + STEP_SIZE) * tl.div_rn(exp_avg, denom)
+    param = tl.fma(tl.load(row + PARAM_DECAY), param, -update)
+    return param, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+@triton.jit
+def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
+    """SGD on a block. `row` points at the scalars; returns (param, momentum_buffer)."""
+    # maximize: ascend by negating the gradient
+    grad = tl.load(row + GRAD_SIGN) * grad
+    # l2 weight decay
+    if RULE & L2:
+        grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
+    # momentum
+    if RULE & MOMENTUM:
+        momentum = tl.load(row + MOMENTUM_COEFFICIENT)
+        momentum_buffer = tl.fma(momentum, momentum_buffer, tl.load(row + ONE_MINUS_DAMPENING) * grad)
+        # nesterov: look ahead along the momentum
+        if RULE & NESTEROV:
+            grad = tl.fma(momentum, momentum_buffer, grad)
+        else:
+            grad = momentum_buffer
+    # update
+    param = tl.fma(-tl.load(row + STEP_SIZE), grad, param)
+    return param, momentum_buffer
