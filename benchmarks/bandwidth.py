@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-ADAM_BYTES = 28
+from .workloads import ADAM_BYTES
+
 COPY_BYTES = 16
 COPY, STREAM = "copy", "stream 28 B/param"
 

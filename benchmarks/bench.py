@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from . import chart, host, machine, pools, report
 from .alone import Alone
-from .harness import RED, Settings, run_row
+from .harness import BROKEN, RED, Settings, first_line, run_row
 from .peers import TORCH_FUSED, Contestant, contestants
 from .workloads import Workload, quick_workloads, workloads
 
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, printing and writing each row as it comes.
 
-    Returns 0; 1 if a contestant failed parity; 2 if nothing could run. A missed target is a result,
-    not a failure.
+    Returns 0; 1 if a contestant failed parity or a row broke down; 2 if nothing could run. A missed
+    target is a result, not a failure.
     """
     if arguments.redraw:
         return _redraw(arguments.redraw, arguments.out)
@@ -93,8 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
         stopped = True
         print("\nbench: interrupted; the rows above are written")
     _draw(result, arguments.out)
-    red = [e for row in result["rows"] for e in row.get("entries", []) if e["status"] == RED]
-    return 130 if stopped else 1 if red else 0
+    return 130 if stopped else int(any(map(_failed, result["rows"])))
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return "traceback" in row or any(e["status"] in (RED, BROKEN) for e in row.get("entries", []))
 
 
 def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Alone], dict[str, Any]]]:
@@ -137,8 +141,11 @@ def _measured(
         return measure(alone)
     # one row that cannot run must not cost the others theirs
     except Exception as error:
-        message = str(error).strip().split("\n")[0]
-        return {"name": name, "reason": f"{type(error).__name__}: {message}"}
+        return {
+            "name": name,
+            "reason": first_line(error),
+            "traceback": traceback.format_exc().splitlines(),
+        }
 
 
 def _draw(result: dict[str, Any], folder: Path) -> None:

@@ -13,11 +13,11 @@ from . import bandwidth, machine
 from .alone import Alone, AloneFailed
 from .parity import Expected, expect, parity_error
 from .peers import TORCH_FUSED, Contestant, Step, TimeBoxExpired, time_box
-from .timing import Action, interleave, median_ratio, quantile, quantiles, rounded
+from .timing import Action, interleave, median_ratio, quantiles, rounded
 from .workloads import Workload
 
 Tensors = list[torch.Tensor]
-TIMED, SKIPPED, RED = "timed", "skipped", "parity red"
+TIMED, SKIPPED, RED, BROKEN = "timed", "skipped", "parity red", "broke down"
 # a compiled step may specialise again on its second call
 WARM_UP_STEPS = 3
 SEED = 1
@@ -34,6 +34,11 @@ class Settings:
     seconds: float = 20.0
     compile: bool = True
     compile_seconds: float = 60.0
+
+
+def first_line(error: Exception) -> str:
+    """The error's kind and the first line of its message."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 @dataclass
@@ -102,7 +107,7 @@ def _enter(
     record: dict[str, Any] = {
         "name": contestant.name,
         "family": contestant.family,
-        "note": contestant.note,
+        "bytes_per_parameter": contestant.bytes_per_parameter,
         "status": SKIPPED,
         "reason": _refused(contestant, workload, settings),
     }
@@ -125,7 +130,9 @@ def _enter(
         record["reason"] = f"{what} took longer than {settings.compile_seconds:.0f} s"
     # whatever a peer raises, the row goes on without it
     except Exception as error:
-        record["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        record["reason"] = first_line(error)
+        if contestant.family == "ours":
+            record["status"] = BROKEN
     else:
         return entry, record | {"status": TIMED}
     finally:
@@ -186,7 +193,6 @@ def run_row(
         "groups": workload.groups,
         "parameters": workload.numel,
         "gradients": "new each step" if workload.new_gradients else "kept",
-        "bytes_per_parameter": bandwidth.ADAM_BYTES,
         "entries": [],
     }
     # start, gradients (twice if they change), the reference's step, the probes, one contestant
@@ -220,33 +226,26 @@ def run_row(
 
 
 def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
-    row["probes"] = {
-        name: {
-            **quantiles(samples[name]),
-            "gb_per_s": round(
-                bandwidth.bytes_moved(name, row["parameters"]) / quantile(samples[name], 0.5), 3
-            ),
+    numel = row["parameters"]
+    row["probes"] = {}
+    for name in (bandwidth.COPY, bandwidth.STREAM):
+        found = quantiles(samples[name])
+        speed = bandwidth.bytes_moved(name, numel) / found["p50_ns"]
+        row["probes"][name] = found | {
+            "gb_per_s": round(speed, 3),
             "samples_ns": rounded(samples[name]),
         }
-        for name in (bandwidth.COPY, bandwidth.STREAM)
-    }
     for entry in row["entries"]:
         mine = samples.get(entry["name"])
         if mine is None:
             continue
         entry |= quantiles(mine)
-        entry["gb_per_s"] = round(bandwidth.ADAM_BYTES * row["parameters"] / entry["p50_ns"], 3)
-        # seconds per byte of the probe over seconds per byte of the step, within each round
-        for probe, key in (
-            (bandwidth.COPY, "share_of_copy"),
-            (bandwidth.STREAM, "share_of_stream"),
-        ):
-            scale = (
-                bandwidth.ADAM_BYTES
-                * row["parameters"]
-                / bandwidth.bytes_moved(probe, row["parameters"])
-            )
-            entry[key] = round(scale * median_ratio(samples[probe], mine), 4)
+        moved = entry["bytes_per_parameter"] * numel
+        entry["gb_per_s"] = round(moved / entry["p50_ns"], 3)
+        for probe, key in ((bandwidth.COPY, "copy"), (bandwidth.STREAM, "stream")):
+            # bytes over time against the probe's, within each round
+            share = median_ratio(samples[probe], mine) * moved / bandwidth.bytes_moved(probe, numel)
+            entry[f"share_of_{key}"] = round(share, 4)
         if TORCH_FUSED in samples:
             entry["times_torch_fused"] = round(median_ratio(samples[TORCH_FUSED], mine), 4)
         entry["samples_ns"] = rounded(mine)

@@ -33,7 +33,10 @@ class Expected:
 def ulp(x: torch.Tensor) -> torch.Tensor:
     """Distance from |x| to the next float32, in float64; never below the smallest subnormal."""
     exponent = torch.frexp(x.float()).exponent.double()
-    return torch.exp2((exponent - 24).clamp_(min=-149))
+    smallest = -149
+    # frexp says 0 of zero
+    exponent = torch.where(x == 0, smallest, exponent - 24)
+    return torch.exp2(exponent.clamp_(min=smallest))
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[int, list[torch.Tensor]]]:

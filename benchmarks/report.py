@@ -15,17 +15,18 @@ from .harness import SKIPPED, TIMED
 
 WIDTH = 118
 Cells = tuple[str, ...]
-HEADER: Cells = (
-    "",
-    "median",
-    "p20 .. p80",
-    "x torch fused",
-    "GB/s",
-    "of copy",
-    "of stream",
-    "launches",
+COLUMNS = (
+    ("", 26),
+    ("median", 11),
+    ("p20 .. p80", 21),
+    ("x torch fused", 14),
+    ("B/param", 9),
+    ("GB/s", 8),
+    ("of copy", 9),
+    ("of stream", 10),
+    ("launches", 9),
 )
-WIDTHS = (28, 11, 21, 14, 9, 9, 10, 9)
+HEADER: Cells = tuple(name for name, _ in COLUMNS)
 
 
 def duration(ns: float) -> str:
@@ -41,13 +42,13 @@ def _share(value: float | None) -> str:
 
 
 def _cells(entry: dict[str, Any]) -> Cells:
-    name = entry["name"] + (f" ({entry['note']})" if entry.get("note") else "")
     ratio, count = entry.get("times_torch_fused"), entry.get("launches")
     return (
-        name,
+        entry["name"],
         duration(entry["p50_ns"]),
         f"{duration(entry['p20_ns'])} .. {duration(entry['p80_ns'])}",
         "" if ratio is None else f"{ratio:.2f}",
+        str(entry.get("bytes_per_parameter", "")),
         f"{entry['gb_per_s']:.1f}" if "gb_per_s" in entry else "",
         _share(entry.get("share_of_copy")),
         _share(entry.get("share_of_stream")),
@@ -57,9 +58,8 @@ def _cells(entry: dict[str, Any]) -> Cells:
 
 def _line(cells: Cells) -> str:
     first, *rest = cells
-    padded = [f"{first:<{WIDTHS[0]}}"] + [
-        f"{cell:>{width}}" for cell, width in zip(rest, WIDTHS[1:], strict=True)
-    ]
+    padded = [f"{first:<{COLUMNS[0][1]}}"]
+    padded += [f"{cell:>{width}}" for cell, (_, width) in zip(rest, COLUMNS[1:], strict=True)]
     return "  " + "".join(padded).rstrip()
 
 

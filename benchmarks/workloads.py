@@ -18,6 +18,8 @@ HYPERPARAMETERS: dict[str, Any] = {
 }
 HEAD_LR_RATIO = 10.0
 TORCH_FUSED = "torch fused"
+# design section 5, Adam in float32: p, g, m, v read; p, m, v written
+ADAM_BYTES = 28
 NEW = ", new gradients"
 
 

@@ -52,6 +52,16 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[tuple[torch.device, torc
     return slots
 
 
+@dataclass(slots=True)
+class _Active:
+    """Which slots of a span have gradients, kept while that does not change."""
+
+    version: int
+    mask: np.ndarray
+    params: list[Tensor]
+    everyone: bool
+
+
 class LaunchUnit:
     """One table with the backend that updates it and the gradients that feed it."""
 
@@ -62,14 +72,14 @@ class LaunchUnit:
         self.backend = backend
         self.state = state
         self.gradients = Gradients(table, backend.reads_memory)
-        self.params = [slot.param for slot in slots]
+        self._params = [slot.param for slot in slots]
         self._has_state = np.zeros(len(slots), bool)
-        self._staged: list[tuple[Tensor, Tensor]] = []
+        self._active: dict[Span, _Active] = {}
 
     def prepare(self, role: str | None) -> _Pending:
         """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
         table = self.table
-        changed = table.rows.refresh()
+        changed = table.rows.changed_groups()
         for index in changed:
             check_settings(table.groups[index], index)
         span = table.spans[role]
@@ -80,17 +90,12 @@ class LaunchUnit:
         table, span = self.table, pending.span
         if pending.changed_groups:
             self._accept(pending.changed_groups)
-        here = slice(span.first_slot, span.last_slot)
-        active = self.gradients.active[here]
-        everyone = bool(active.all())
-        if not everyone and not active.any():
+        active = self._active.get(span)
+        if active is None or active.version != self.gradients.active_version:
+            active = self._activate(span)
+        if not active.params:
             return 0
-        missing = active & ~self._has_state[here]
-        if missing.any():
-            indices = (np.flatnonzero(missing) + span.first_slot).tolist()
-            allocate_state(table, indices, self.state)
-            self._has_state[indices] = True
-        if table.rows.update(table.step_counts.astype(np.int64) + 1, ~table.momentum_ready):
+        if table.rows.update(table.step_counts, table.momentum_ready):
             table.records["row"] = table.rows.slot_row
             table.version += 1
         staged = self.gradients.stage(pending.grads, span)
@@ -100,28 +105,49 @@ class LaunchUnit:
         for param, copy in staged:
             with torch.no_grad():
                 param.copy_(copy)
-        self._commit(here, active, everyone)
+        self._commit(span, active)
         return launches
 
-    def _commit(self, here: slice, active: np.ndarray, everyone: bool) -> None:
+    def _activate(self, span: Span) -> _Active:
+        """Note which slots step, and allocate the state that any of them lacks."""
+        mask = np.zeros(len(self._params), bool)
+        here = slice(span.first_slot, span.last_slot)
+        mask[here] = self.gradients.active[here]
+        indices = np.flatnonzero(mask).tolist()
+        missing = [i for i in indices if not self._has_state[i]]
+        if missing:
+            allocate_state(self.table, missing, self.state)
+            self._has_state[missing] = True
+        active = _Active(
+            self.gradients.active_version, mask, [self._params[i] for i in indices], bool(mask.all())
+        )
+        self._active[span] = active
+        return active
+
+    def _commit(self, span: Span, active: _Active) -> None:
         table = self.table
-        params = self.params[here]
-        if everyone:
-            table.step_counts[here] += 1
-            table.momentum_ready[here] = True
+        if active.everyone:
+            table.step_counts += 1
+            table.momentum_ready.fill(True)
         else:
-            table.step_counts[here][active] += 1
-            table.momentum_ready[here][active] = True
-            params = [p for p, stepped in zip(params, active.tolist(), strict=True) if stepped]
+            table.step_counts[active.mask] += 1
+            table.momentum_ready[active.mask] = True
+        table.rows.advance(table.step_counts, table.momentum_ready, None if active.everyone else active.mask)
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
-            increment_version(params)
+            increment_version(active.params)
 
     def _accept(self, changed: list[int]) -> None:
         table = self.table
+        before = {index: table.rows.group_rule(index) for index in changed}
         table.rows.accept(changed)
+        flipped = [index for index in changed if table.rows.group_rule(index) != before[index]]
+        if not flipped and self._has_state.any():
+            return
+        # a rule may need state now that it did not need before
+        self._active.clear()
         affected = np.isin(table.rows.slot_group, changed)
-        self._has_state[affected] = False  # a rule may need state now that it did not need before
+        self._has_state[affected] = False
         for i in np.flatnonzero(affected).tolist():
             rule = table.rows.group_rule(table.slots[i].group)
             entry = self.state.get(table.slots[i].param) or {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from itertools import repeat
 from operator import is_
 
 import numpy as np
@@ -26,7 +27,7 @@ class LayoutChanged(Exception):
     """A parameter was rebound to memory of another layout: the table has to be built again."""
 
 
-def _absent() -> None:
+def _no_gradient() -> None:
     return None
 
 
@@ -46,13 +47,17 @@ class Gradients:
         self._locals = [slot.local for slot in slots]
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
-        self._refs: list[Callable[[], Tensor | None]] = [_absent] * len(slots)
+        self._refs: list[Callable[[], Tensor | None]] = [_no_gradient] * len(slots)
         self._addresses = [0] * len(slots)
         self._param_addresses = [0] * len(slots)
         self._sharded = [i for i, slot in enumerate(slots) if is_sharded(slot.param)]
         self._strided: set[int] = set()  # gradients whose strides differ from their parameter's
         self._sparse_memory = [i for i, slot in enumerate(slots) if not slot.dense]
-        self.active = np.zeros(len(slots), bool)  # slots that have a gradient
+        self._pointers = [slot.local.data_ptr for slot in slots]
+        self._fits = [(stride, shape, table.dtype, table.device) for stride, shape in zip(self._strides, self._shapes, strict=True)]
+        self._absent = [True] * len(slots)
+        self.active = np.zeros(len(slots), bool)  # slots that have a gradient: the opposite, as an array
+        self.active_version = 0  # counts changes of `active`
 
     def gather(self, span: Span) -> list[Tensor | None]:
         """The gradients of the slots in a span, in the parameters' layout; their addresses go to the records.
@@ -65,31 +70,46 @@ class Gradients:
         grads = [p.grad for p in self._params[first:last]]
         if self._sharded:
             self._unwrap(grads, first, last)
-        refs = self._refs
-        seen = [ref() for ref in refs[first:last]]
+        seen = [ref() for ref in self._refs[first:last]]
         if not all(map(is_, grads, seen)):
-            new = [i for i, g in enumerate(grads, first) if g is not seen[i - first]]
-            for i in new:
-                grad = grads[i - first]
-                if grad is not None:
-                    self._check(i, grad)
-            for i in new:
-                grad = grads[i - first]
-                refs[i] = _absent if grad is None else weakref.ref(grad)
-                self.active[i] = grad is not None
+            self._meet(grads, seen, first)
+        absent = list(map(is_, grads, repeat(None)))
+        if absent != self._absent[first:last]:
+            self._absent[first:last] = absent
+            self.active[first:last] = np.logical_not(absent)
+            self.active_version += 1
         self._follow_parameters(first, last)
         if self._reads_memory:
-            self._address(grads, first, last)
+            self._address(grads, seen, first, last)
         return grads
 
-    def _address(self, grads: list[Tensor | None], first: int, last: int) -> None:
+    def _meet(self, grads: list[Tensor | None], seen: list[Tensor | None], first: int) -> None:
+        """Check gradients that are new objects, and remember them."""
+        new = [
+            (i, g)
+            for i, (g, s) in enumerate(zip(grads, seen, strict=True), first)
+            if g is not s and g is not None
+        ]
+        fits = self._fits
+        try:
+            odd = [(i, g) for i, g in new if (g.stride(), g.shape, g.dtype, g.device) != fits[i]]
+        except RuntimeError:  # sparse tensors have no strides
+            odd = new
+        for i, grad in odd:
+            self._check(i, grad)
+        if self._strided:
+            self._strided.difference_update({i for i, _ in new} - {i for i, _ in odd})
+        refs, ref = self._refs, weakref.ref
+        for i, grad in new:
+            refs[i] = ref(grad)
+
+    def _address(self, grads: list[Tensor | None], seen: list[Tensor | None], first: int, last: int) -> None:
         addresses = [0 if g is None else g.data_ptr() for g in grads]
         known = self._addresses[first:last]
         if addresses != known:
-            for i, (now, before) in enumerate(zip(addresses, known, strict=True), first):
-                grad = grads[i - first]
-                if now != before and grad is not None:
-                    self._check(i, grad)  # the same object may have been rebound through .data
+            for i, (now, before, g, s) in enumerate(zip(addresses, known, grads, seen, strict=True), first):
+                if now != before and g is s and g is not None:
+                    self._check(i, g)  # the same object, rebound through .data
             self._write(addresses, first, last)
         if self._strided:
             for i in self._strided:
@@ -121,21 +141,9 @@ class Gradients:
         return self._table.slots[i].name
 
     def _check(self, i: int, grad: Tensor) -> None:
-        """Accept a gradient that was not seen before, or raise and name its parameter."""
-        table = self._table
-        try:
-            if (
-                grad.dtype is table.dtype
-                and grad.stride() == self._strides[i]
-                and grad.shape == self._shapes[i]
-                and grad.device == table.device
-            ):
-                self._strided.discard(i)
-                return
-        except RuntimeError:  # sparse tensors have no strides
-            pass
+        """Accept a gradient whose layout is not the parameter's to the letter, or raise and name its parameter."""
         self._refuse(i, grad)
-        slot = table.slots[i]
+        slot = self._table.slots[i]
         if _normal_strides(grad) == tuple(
             s for n, s in zip(self._shapes[i], self._strides[i], strict=True) if n > 1
         ):
@@ -168,7 +176,7 @@ class Gradients:
 
     def _follow_parameters(self, first: int, last: int) -> None:
         """Notice parameters whose `.data` was rebound, and update the records."""
-        addresses = [t.data_ptr() for t in self._locals[first:last]]
+        addresses = [pointer() for pointer in self._pointers[first:last]]
         known = self._param_addresses[first:last]
         if addresses == known:
             return

@@ -57,12 +57,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
+# everything of a group that its rows depend on, cheap enough to read and compare at every step
 _GETTERS = {rule: itemgetter("rule", *names) for rule, names in SETTINGS.items()}
-
-
-def group_settings(group: dict[str, Any]) -> tuple[Any, ...]:
-    """Everything of a group that its rows depend on, cheap enough to read and compare at every step."""
-    return _GETTERS[group["rule"]](group)
 
 
 def is_volatile(group: dict[str, Any]) -> bool:
@@ -85,21 +81,26 @@ def rule_of(group: dict[str, Any]) -> Rule:
     return rule
 
 
-def integer_power(base: Any, exponent: Any) -> Any:
-    """`base ** exponent` by binary exponentiation: float64 multiplications only, in this order in every language.
+def integer_power(base: float, exponent: int) -> float:
+    """`base ** exponent` by binary exponentiation: float64 multiplications only, in this order in every language."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        exponent >>= 1
+        if exponent:
+            base *= base
+    return result
 
-    `base` and `exponent` are a float and a non-negative int, or float64 and int64 arrays of one shape.
+
+def bias_corrections(beta1: float, beta2: float, step: int) -> tuple[float, float]:
+    """What Adam's rate and eps are multiplied by at a step (Kingma & Ba 2015, end of section 2).
+
+    Returns:
+        `sqrt(1 - beta2^t) / (1 - beta1^t)` and `sqrt(1 - beta2^t)`.
     """
-    result = np.ones_like(base) if isinstance(base, np.ndarray) else 1.0
-    while True:
-        if isinstance(base, np.ndarray):
-            result = np.where(exponent & 1, result * base, result)
-        elif exponent & 1:
-            result = result * base
-        exponent = exponent >> 1
-        if not np.any(exponent):
-            return result
-        base = base * base
+    bias_correction2_sqrt = math.sqrt(1.0 - integer_power(beta2, step))
+    return bias_correction2_sqrt / (1.0 - integer_power(beta1, step)), bias_correction2_sqrt
 
 
 class HyperparameterRows:
@@ -108,128 +109,148 @@ class HyperparameterRows:
     Args:
         groups: the optimizer's param groups.
         slot_group: int64 array [n]: the group of each slot of the table.
+
+    Attributes:
+        rows: ROW array; `address` is where it lies.
+        slot_row: int64 array [n]: the row of each slot.
+        rule: the rule that all rows share, or MIXED_RULES: which kernel a launch takes.
     """
 
     def __init__(self, groups: list[dict[str, Any]], slot_group: np.ndarray) -> None:
-        self._groups = groups
         self.slot_group = slot_group
-        self._used = sorted(set(slot_group.tolist()))
-        self._settings: list[Any] = [None] * len(groups)
-        self._volatile: list[bool] = [False] * len(groups)
+        self.slot_row = np.zeros(len(slot_group), np.int64)
+        used = sorted(set(slot_group.tolist()))
+        self._used = used
+        self._groups = [groups[index] for index in used]
+        self._getters = [_GETTERS[group["rule"]] for group in self._groups]
+        self._settings: list[Any] = [None] * len(used)
+        self._volatile: set[int] = set()
         count = len(groups)
         self._static = np.zeros(count, ROW)
-        self._rule = np.zeros(count, np.int32)
-        self._scalars = np.zeros((5, count))  # lr, beta1, beta2, eps, dampening
-        self._keys: tuple[np.ndarray, np.ndarray] | None = None
-        self.slot_row = np.zeros(len(slot_group), np.int64)
-        self._allocate(np.zeros(0, np.int64))
+        self._scalars = np.zeros((5, count))  # lr, beta1, beta2, eps, 1 - dampening
+        self._expected = b""
+        self._allocate(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
-    def _allocate(self, representative: np.ndarray) -> None:
-        """Room for one row per representative slot. Everything but the bias corrections is filled here."""
-        self._representative = representative
-        self._row_group = row_group = self.slot_group[representative]
-        self.rows = self._static[row_group]
-        self.address = self.rows.ctypes.data
-        self._lr, self._beta1, self._beta2, self._eps, self._dampening = self._scalars[:, row_group]
-        self._is_adam = (self._rule[row_group] & Rule.SGD) == 0
-        self._all_adam = bool(self._is_adam.all())
-        self._no_adam = not self._is_adam.any()
-        self._one_beta = len(set(zip(self._beta1.tolist(), self._beta2.tolist(), strict=True))) == 1
-        self._step_size, self._row_eps = self.rows["step_size"], self.rows["eps"]
-        self._one_minus_dampening = self.rows["one_minus_dampening"]
-        rules = set(self.rows["rule"].tolist())
-        # the rule that all rows share, or MIXED_RULES: which kernel a launch takes
-        self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
-
-    def refresh(self) -> list[int]:
-        """Read settings that were edited since the last step. Returns the groups whose settings changed."""
-        changed = []
-        groups, settings, volatile = self._groups, self._settings, self._volatile
-        for index in self._used:
-            group = groups[index]
-            now = _GETTERS[group["rule"]](group)
-            if volatile[index] or now != settings[index]:
-                changed.append(index)
-        return changed
+    def changed_groups(self) -> list[int]:
+        """Groups whose settings were edited since they were last accepted."""
+        changed = [
+            index
+            for index, get, group, known in zip(
+                self._used, self._getters, self._groups, self._settings, strict=True
+            )
+            if get(group) != known
+        ]
+        return changed if not self._volatile else sorted({*changed, *self._volatile})
 
     def accept(self, changed: list[int]) -> None:
         """Take over the settings of changed groups, after they were validated."""
         for index in changed:
-            group = self._groups[index]
-            self._settings[index] = group_settings(group)
-            self._volatile[index] = is_volatile(group)
+            place = self._used.index(index)
+            group = self._groups[place]
+            self._getters[place] = _GETTERS[group["rule"]]
+            self._settings[place] = self._getters[place](group)
+            (self._volatile.add if is_volatile(group) else self._volatile.discard)(index)
             self._set_static(index, group)
-        if changed:
-            self._allocate(self._representative)
+        self._allocate(self._representative, self._row_step)
+        self._expected = b""
+
+    def group_rule(self, index: int) -> int:
+        """The rule flags of a group."""
+        return int(self._static["rule"][index])
 
     def _set_static(self, index: int, group: dict[str, Any]) -> None:
+        """Everything of a group's row that does not depend on its step count."""
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
         row = self._static[index]
-        rule = rule_of(group)
-        self._rule[index] = row["rule"] = int(rule)
+        row["rule"] = int(rule_of(group))
         row["grad_sign"] = -1.0 if group["maximize"] else 1.0
         row["weight_decay"] = weight_decay
         row["param_decay"] = 1.0 - lr * weight_decay if group["rule"] == "adamw" else 1.0
-        if rule & Rule.SGD:
+        if group["rule"] == "sgd":
             row["step_size"] = lr
             row["momentum"] = float(group["momentum"])
-            row["one_minus_dampening"] = 1.0 - float(group["dampening"])
-            self._scalars[:, index] = lr, 0.0, 0.0, 0.0, float(group["dampening"])
+            self._scalars[:, index] = lr, 0.0, 0.0, 0.0, 1.0 - float(group["dampening"])
         else:
             beta1, beta2 = map(float, group["betas"])
             row["one_minus_beta1"] = 1.0 - beta1
             row["beta2"] = beta2
             row["one_minus_beta2"] = 1.0 - beta2
-            self._scalars[:, index] = lr, beta1, beta2, float(group["eps"]), 0.0
+            self._scalars[:, index] = lr, beta1, beta2, float(group["eps"]), 1.0
 
-    def update(self, next_step: np.ndarray, first_momentum: np.ndarray) -> bool:
+    def _allocate(self, representative: np.ndarray, row_step: np.ndarray) -> None:
+        """One row per representative slot. Everything but the bias corrections is filled here."""
+        self._representative, self._row_step = representative, row_step
+        row_group = self.slot_group[representative]
+        self.rows = self._static[row_group]
+        self.address = self.rows.ctypes.data
+        rules = set(self.rows["rule"].tolist())
+        self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
+        self._lr, self._beta1, self._beta2, self._eps, self._one_minus_dampening = self._scalars[
+            :, row_group
+        ]
+        self._is_adam = (self.rows["rule"] & Rule.SGD) == 0
+        self._betas = list(zip(self._beta1.tolist(), self._beta2.tolist(), strict=True))
+        self._adam_rows = np.flatnonzero(self._is_adam)
+        self._one_pair = len({self._betas[i] for i in self._adam_rows.tolist()}) == 1
+        self._find_shared()
+        self._step_size, self._row_eps = self.rows["step_size"], self.rows["eps"]
+
+    def _find_shared(self) -> None:
+        """Adam rows that all have the same betas and step count share one pair of powers."""
+        self._shared: tuple[float, float, int] | None = None
+        if self._one_pair:
+            steps = self._row_step[self._adam_rows].tolist()
+            if steps.count(steps[0]) == len(steps):
+                self._shared = (*self._betas[self._adam_rows[0]], steps[0])
+
+    def update(self, step_counts: np.ndarray, momentum_ready: np.ndarray) -> bool:
         """Compute the rows of the coming step.
 
         Args:
-            next_step: int64 array [n]: the step count each slot would reach.
-            first_momentum: bool array [n]: slots whose momentum buffer this step creates.
+            step_counts: float32 array [n]: steps that each slot has taken.
+            momentum_ready: bool array [n]: False where this step creates the momentum buffer.
 
         Returns:
             Whether `slot_row` changed (then the records have to follow).
         """
-        representative, slot_row = self._representative, self.slot_row
-        regrouped = len(representative) == 0 or not (
-            np.array_equal(next_step[representative][slot_row], next_step)
-            and np.array_equal(first_momentum[representative][slot_row], first_momentum)
-        )
+        regrouped = self._expected != step_counts.tobytes() + momentum_ready.tobytes()
         if regrouped:
-            key = np.stack([self.slot_group, next_step, first_momentum.astype(np.int64)])
-            _, representative, slot_row = np.unique(
-                key, axis=1, return_index=True, return_inverse=True
-            )
-            self.slot_row = slot_row.reshape(-1)
-            self._allocate(representative)
-        if not self._all_adam:
-            fresh = first_momentum[representative]
-            np.copyto(
-                self._one_minus_dampening,
-                np.where(fresh, 1.0, 1.0 - self._dampening),
-                casting="same_kind",
-            )
-        if not self._no_adam:
-            self._set_bias_corrections(next_step[representative])
+            self._regroup(step_counts.astype(np.int64) + 1, momentum_ready)
+        if self._shared is not None:
+            factor, bias_correction2_sqrt = bias_corrections(*self._shared)
+        elif len(self._adam_rows):
+            keys = list(zip(self._betas, self._row_step.tolist(), strict=True))
+            known = {(betas, step): bias_corrections(*betas, step) for betas, step in set(keys)}
+            factor, bias_correction2_sqrt = np.array([known[key] for key in keys]).T
+        else:
+            return regrouped
+        np.multiply(self._lr, factor, out=self._step_size, casting="same_kind", where=self._is_adam)
+        np.multiply(self._eps, bias_correction2_sqrt, out=self._row_eps, casting="same_kind")
         return regrouped
 
-    def _set_bias_corrections(self, step: np.ndarray) -> None:
-        if self._one_beta and (step == step[0]).all():
-            count = int(step[0])
-            bias_correction1: Any = 1.0 - integer_power(float(self._beta1[0]), count)
-            bias_correction2_sqrt: Any = math.sqrt(
-                1.0 - integer_power(float(self._beta2[0]), count)
-            )
-        else:
-            bias_correction1 = 1.0 - integer_power(self._beta1, step)
-            bias_correction2_sqrt = np.sqrt(1.0 - integer_power(self._beta2, step))
-        adam = self._is_adam
-        step_size = self._lr * bias_correction2_sqrt / bias_correction1
-        np.copyto(self._step_size, step_size, casting="same_kind", where=adam)
-        np.copyto(self._row_eps, self._eps * bias_correction2_sqrt, casting="same_kind", where=adam)
+    def _regroup(self, next_step: np.ndarray, momentum_ready: np.ndarray) -> None:
+        key = np.stack([self.slot_group, next_step, momentum_ready.astype(np.int64)])
+        _, representative, slot_row = np.unique(key, axis=1, return_index=True, return_inverse=True)
+        self.slot_row = slot_row.reshape(-1)
+        self._allocate(representative, next_step[representative])
+        self.rows["one_minus_dampening"] = np.where(
+            momentum_ready[representative], self._one_minus_dampening, 1.0
+        )
 
-    def group_rule(self, index: int) -> int:
-        """The rule flags of a group."""
-        return int(self._rule[index])
+    def advance(self, step_counts: np.ndarray, momentum_ready: np.ndarray, stepped: np.ndarray | None) -> None:
+        """After a step: rows whose slots all took it, or all did not, stay as they are but for the count.
+
+        Args:
+            step_counts, momentum_ready: as in `update`, after the step.
+            stepped: bool array [n]: slots that took the step; None means all.
+        """
+        if stepped is None:
+            self._row_step += 1
+        else:
+            row_stepped = stepped[self._representative]
+            if not np.array_equal(row_stepped[self.slot_row], stepped):
+                self._expected = b""
+                return
+            self._row_step += row_stepped
+        self._find_shared()
+        self._expected = step_counts.tobytes() + momentum_ready.tobytes()

@@ -119,7 +119,6 @@ def small(tmp_path: Path) -> Path:
 
 
 @needs_tools
-@pytest.mark.slow
 def test_wheel_holds_every_module_under_one_name(tree: Path, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     metadata = next(name.split("/")[0] for name in names if name.endswith("/METADATA"))
@@ -142,7 +141,6 @@ def test_wheel_holds_every_module_under_one_name(tree: Path, wheel: Path) -> Non
 
 
 @needs_tools
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["build_wheel", "build_editable"])
 def test_no_top_level_name_leaks(kind: str, tree: Path, wheel: Path, tmp_path: Path) -> None:
     built = wheel if kind == "build_wheel" else build(kind, tree, tmp_path / "wheel")
@@ -162,7 +160,6 @@ print(find_spec("stackelberg_fused._cpu").origin)
 
 
 @needs_tools
-@pytest.mark.slow
 def test_sdist_holds_what_a_build_needs(tree: Path, tmp_path: Path) -> None:
     with tarfile.open(build("build_sdist", tree, tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class GPTConfig:
     vocabulary: int = 256
-    context: int = 128
-    layers: int = 3
+    context: int = 64
+    layers: int = 2
     heads: int = 4
     width: int = 128
 

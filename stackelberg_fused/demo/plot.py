@@ -1,0 +1,63 @@
+"""loss.png: validation curves of every run, and how far each is from the control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically
+
+CONTROL = "#3a3a3a"
+RATIOS = ("#7fb3d5", "#2a9d8f", "#e9a03b", "#d1495b", "#7b4fa3", "#8c6d46")
+
+
+def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) -> None:
+    """Write the picture as PNG, 1500 x 720 pixels.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(style):
+        figure, (curves, gaps) = plt.subplots(
+            1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained"
+        )
+        control = records[0]["validation"]
+        # The first tenth falls from the loss of a guess: shown whole, it would flatten the rest.
+        shown = [point for point in control if point[0] >= 0.1 * control[-1][0]]
+        for index, record in enumerate(records):
+            steps, losses, _ = zip(*record["validation"], strict=True)
+            look = _look(index)
+            label = f"{record['name']}: {losses[-1]:.4f}"
+            curves.plot(steps, losses, label=label, **look)
+            if index:
+                difference = [loss - point[1] for loss, point in zip(losses, control, strict=True)]
+                gaps.plot(steps[-len(shown) :], difference[-len(shown) :], **look)
+        highest = max(r["validation"][-len(shown)][1] for r in records)
+        lowest = min(point[1] for r in records for point in r["validation"])
+        margin = 0.05 * (highest - lowest)
+        curves.set_ylim(lowest - margin, highest + margin)
+        curves.set_title("Validation loss", loc="left", weight="bold")
+        curves.set_ylabel(loss_unit)
+        curves.legend(frameon=False, title="run: final loss", alignment="left")
+        gaps.axhline(0, **_look(0))
+        gaps.set_title("Difference to one rate (below 0 is better)", loc="left", weight="bold")
+        for axes in (curves, gaps):
+            axes.set_xlabel("step")
+            axes.grid(color="#e6e6e6", linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.margins(x=0.01)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color="#555555")
+        write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+        plt.close(figure)
+
+
+def _look(index: int) -> dict[str, Any]:
+    if index == 0:
+        return {"color": CONTROL, "linewidth": 2.2, "linestyle": (0, (4, 2)), "zorder": 3}
+    return {"color": RATIOS[(index - 1) % len(RATIOS)], "linewidth": 1.8}

@@ -1,0 +1,176 @@
+"""What a finished demo says: tables and a verdict on the terminal, result.json for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .._version import __version__
+from .checkpoint import write_atomically
+
+Record = dict[str, Any]
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+WARMUP_STEPS = 5  # the first steps allocate state and fault pages in: not timed
+
+
+def loss_at(record: Record, fraction: float) -> tuple[int, float]:
+    """Last evaluated step at or before this fraction of the run, and the validation loss there."""
+    points = record["validation"]
+    step, loss, _ = [point for point in points if point[0] <= fraction * points[-1][0]][-1]
+    return step, loss
+
+
+def final_loss(record: Record) -> float:
+    return record["validation"][-1][1]
+
+
+def gap(record: Record, control: Record) -> float:
+    """Final validation loss relative to the control's: -0.02 is two per cent lower."""
+    return final_loss(record) / final_loss(control) - 1
+
+
+def timing(record: Record) -> dict[str, float]:
+    """Medians of step() and of a whole iteration in microseconds, with the spread of step()."""
+    first = WARMUP_STEPS if len(record["step_us"]) > 2 * WARMUP_STEPS else 0
+    steps = sorted(record["step_us"][first:])
+    iteration = statistics.median(record["iteration_us"][first:])
+    median = statistics.median(steps)
+    return {
+        "step_us_p20": steps[int(0.2 * len(steps))],
+        "step_us_p50": median,
+        "step_us_p80": steps[int(0.8 * len(steps))],
+        "iteration_us_p50": iteration,
+        "step_share": median / iteration,
+    }
+
+
+def is_control_again(record: Record, control: Record) -> bool:
+    """Whether a run is the control's own algorithm: only rounding can tell them apart."""
+    return record["ratio"] == 1 and record["body_lr"] == control["body_lr"]
+
+
+def verdict(records: list[Record]) -> list[str]:
+    """What the numbers allow to say, and no more."""
+    control, *others = records
+    lines = []
+    rivals = [r for r in others if not is_control_again(r, control)]
+    best = min(rivals, key=final_loss, default=None)
+    caveat = "One seed: how much of that is luck is unknown."
+    if best is None:
+        lines.append("There is no ratio to compare with one rate.")
+    elif gap(best, control) < 0:
+        lines.append(
+            f"Lowest final validation loss: {best['name']}, {final_loss(best):.4f}, "
+            f"{-gap(best, control):.1%} below one rate. {caveat}"
+        )
+    else:
+        lines.append(
+            f"Lowest final validation loss: one rate, {final_loss(control):.4f}. No ratio helped "
+            f"here; the nearest is {best['name']}, {gap(best, control):.1%} above. {caveat}"
+        )
+    worse = [r for r in rivals if gap(r, control) >= 0 and r is not best]
+    if worse and gap(best, control) < 0:
+        listed = ", ".join(f"{r['name']} ({gap(r, control):+.1%})" for r in worse)
+        lines.append(f"Did not help: {listed}.")
+    lines.extend(
+        f"{r['name']} is the control's own algorithm: rounding alone made {gap(r, control):+.2%} "
+        "of difference, so gaps of that size say nothing."
+        for r in others
+        if is_control_again(r, control)
+    )
+    return lines
+
+
+def print_report(console: Console, records: list[Record], loss_unit: str) -> None:
+    """The two tables and the verdict; fits 80 columns."""
+    control = records[0]
+    losses = Table(title=f"Validation loss ({loss_unit}) at equal steps", title_justify="left")
+    losses.add_column("run")
+    losses.add_column("body lr", justify="right")
+    losses.add_column("head lr", justify="right")
+    best = {}
+    for fraction in FRACTIONS:
+        step, _ = loss_at(control, fraction)
+        losses.add_column(f"{fraction:.0%}\n{step}", justify="right")
+        best[fraction] = min(loss_at(record, fraction)[1] for record in records)
+    losses.add_column("to one\nrate", justify="right")
+    for record in records:
+        row = [record["name"], f"{record['body_lr']:g}", f"{record['head_lr']:g}"]
+        for fraction in FRACTIONS:
+            loss = loss_at(record, fraction)[1]
+            row.append(f"[bold green]{loss:.4f}[/]" if loss == best[fraction] else f"{loss:.4f}")
+        row.append("" if record is control else f"{gap(record, control):+.1%}")
+        losses.add_row(*row)
+    console.print(losses)
+
+    speed = Table(title="Optimizer: medians per training iteration", title_justify="left")
+    speed.add_column("run")
+    speed.add_column("backend")
+    for heading in ("step() µs", "p20 - p80", "iteration ms", "share"):
+        speed.add_column(heading, justify="right")
+    for record in records:
+        t = timing(record)
+        speed.add_row(
+            record["name"],
+            record["backend"],
+            f"{t['step_us_p50']:.0f}",
+            f"{t['step_us_p20']:.0f} - {t['step_us_p80']:.0f}",
+            f"{t['iteration_us_p50'] / 1e3:.2f}",
+            f"{t['step_share']:.1%}",
+        )
+    console.print(speed)
+    for line in verdict(records):
+        console.print(line, highlight=False)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they bear on speed and on the last bits."""
+    return {
+        "stackelberg_fused": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def write_result(path: Path, settings: dict[str, Any], data: dict, records: list[Record]) -> None:
+    """Everything that was set and measured: see `tests/test_demo.py` for the keys."""
+    runs = []
+    for record in records:
+        run = {k: v for k, v in record.items() if k not in ("step_us", "iteration_us")}
+        run["validation"] = [
+            {"step": step, "loss": loss, "accuracy": accuracy}
+            for step, loss, accuracy in record["validation"]
+        ]
+        runs.append({**run, "timing": timing(record)})
+    result = {
+        "format": 1,
+        "settings": settings,
+        "data": data,
+        "environment": environment(),
+        "runs": runs,
+        "verdict": verdict(records),
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

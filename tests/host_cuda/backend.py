@@ -1,0 +1,93 @@
+"""The CUDA kernel as a backend on the host: csrc/cuda/step.cu, compiled by g++ behind the shim."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from stackelberg_fused.backends import Backend, BackendStatus, Work
+
+from .build import CSRC, HERE, build, unavailable
+
+ORDERS = ("forward", "reverse", "shuffled")
+
+
+class Counters(NamedTuple):
+    """Since the process started; subtract two of them.
+
+    Attributes:
+        bytes: moved by accesses to per-element buffers.
+        vector_bytes: those of them moved by 128-bit accesses.
+    """
+
+    launches: int
+    blocks: int
+    bytes: int
+    vector_bytes: int
+
+    def since(self, before: Counters) -> Counters:
+        return Counters(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+@cache
+def library() -> ctypes.PyDLL:
+    """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
+    sources = [CSRC / "cuda" / "step.cu", HERE / "entry.cpp", HERE / "fibers.cpp"]
+    loaded = ctypes.PyDLL(str(build("step.so", sources)))
+    loaded.sf_host_step.restype = ctypes.c_char_p
+    loaded.sf_host_step.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_int32]
+    loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
+    loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
+    return loaded
+
+
+def counters() -> Counters:
+    return Counters(*library().sf_host_counters().contents)
+
+
+class HostCudaBackend(Backend):
+    """Runs the CUDA kernel on CPU parameters, for `StackelbergAdamW(..., backend=HostCudaBackend())`.
+
+    Args:
+        order: in which order blocks, and threads between barriers, run: "forward", "reverse" or "shuffled".
+        seed: of the shuffling.
+
+    Raises:
+        RuntimeError: on construction, where no C++ compiler is; from `step`, what a GPU would report: a misaligned
+            access, a barrier that some thread never reaches.
+    """
+
+    name = "cuda-on-host"
+
+    def __init__(self, order: str = "forward", seed: int = 0) -> None:
+        if unavailable():
+            raise RuntimeError(unavailable())
+        self._order = ORDERS.index(order)
+        self._seed = seed
+
+    @classmethod
+    def status(cls) -> BackendStatus:
+        return BackendStatus(cls.name, not unavailable(), unavailable())
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        if device.type != "cpu" or dtype is not torch.float32:
+            return f"{self.name} updates float32 parameters on the CPU, not {dtype} on {device}"
+        return ""
+
+    def step(self, work: Work) -> int:
+        table, span = work.table, work.span
+        library().sf_host_set_order(self._order, self._seed)
+        error = library().sf_host_step(
+            table.records_address,
+            table.tiles_address,
+            table.rows.address,
+            span.first_tile,
+            span.last_tile - span.first_tile,
+            work.rule,
+        )
+        if error:
+            raise RuntimeError(f"CUDA launch failed: {error.decode()}")
+        return 1
