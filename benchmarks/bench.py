@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, help="interleaved rounds per row, at most (default 60)")
     add("--seconds", type=float, help="timed part of one row, at most (default 20)")
     add("--budget", type=float, metavar="S", help="begin no further row after S seconds")
+    add("--wait", type=float, default=0, metavar="S", help="wait so long for a quiet machine")
     add("--threads", type=int, help="torch.set_num_threads (default: as torch chooses)")
     add("--no-compile", action="store_true", help="leave out contestants that compile first")
     add("--compile-seconds", type=float, default=60.0, help="time box of one warm-up (default 60)")
@@ -73,8 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         "rows": [],
     }
     print(report.heading(result))
-    if arguments.quick:
-        print("--quick: too few rounds for figures to be quoted")
     began = time.monotonic()
     stopped = False
     # `timeout` sends SIGTERM: leave the chart of what there is, as after Ctrl-C
@@ -85,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.budget and time.monotonic() - began > arguments.budget:
                     row: dict[str, Any] = {"name": name, "reason": "time budget spent"}
                 else:
+                    machine.wait_until_quiet(arguments.wait)
                     row = _measured(name, measure, alone)
                 result["rows"].append(row)
                 result["seconds"] = round(time.monotonic() - began, 1)

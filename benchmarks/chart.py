@@ -7,7 +7,7 @@ from typing import Any
 
 from . import bandwidth
 from .harness import TIMED
-from .report import duration, heading
+from .report import duration, heading, judged
 
 OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"
 COLOURS = {"ours": OURS, "torch": TORCH, "peer": PEER}
@@ -74,7 +74,7 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
     axes.spines["left"].set_color(FAINT)
     axes.set_title(row["name"], loc="left", fontsize=10, fontweight="bold", color=INK, pad=14)
     verdicts = [
-        f"target {t['bound']:g}x torch fused: {t['value']:.2f}x, {'met' if t['met'] else 'missed'}"
+        f"target {t['bound']:g}x torch fused: {t['value']:.2f}x, {judged(t['met']).lower()}"
         for t in row["targets"]
         if t["quantity"] == "torch fused" and t["value"] is not None
     ]

@@ -91,7 +91,10 @@ def commit() -> str:
 def available_bytes(device: str, total: bool = False) -> int:
     """Memory free now, or all there is; without /proc, all of the physical memory."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[1 if total else 0]
+        free, everything = torch.cuda.mem_get_info()
+        # what torch's allocator holds but nobody uses is as good as free
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return everything if total else free + cached
     kib = _first("/proc/meminfo", "MemTotal" if total else "MemAvailable").split()
     if kib:
         return int(kib[0]) * 1024
@@ -137,3 +140,13 @@ class Load:
             "stolen_cpus": round(lost, 2),
             "quiet": others + lost <= QUIET_SHARE * (os.cpu_count() or 1),
         }
+
+
+def wait_until_quiet(seconds: float) -> None:
+    """Return once others have left the machine alone for two seconds, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        load = Load()
+        time.sleep(min(2.0, seconds))
+        if load.others()["quiet"]:
+            return

@@ -126,6 +126,10 @@ def _make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, St
 
 
 def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+    import torch._inductor.config
+
+    # no workers that go on compiling, and disturb the others, when the time box ends
+    torch._inductor.config.compile_threads = 1
     optimizer, step = _make_torch(groups, foreach=True)
     return optimizer, torch.compile(lambda: step())
 

@@ -37,6 +37,11 @@ def duration(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
+def judged(met: bool | None) -> str:
+    """A target's verdict; none is given where the machine was not quiet."""
+    return {True: "met", False: "MISSED", None: "not judged"}[met]
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
@@ -74,7 +79,7 @@ def _verdict(target: dict[str, Any], torch_alone: dict[str, Any]) -> str:
     text = f"target {sign} {form.format(bound)} {what}: "
     if value is None:
         return text + "not measured"
-    text += f"{form.format(value)}, {'met' if target['met'] else 'MISSED'}"
+    text += f"{form.format(value)}, {judged(target['met'])}"
     if target["quantity"] != "torch fused":
         return text
     if "against_torch_alone" in target:
@@ -125,13 +130,13 @@ def _host_row(row: dict[str, Any]) -> Iterator[str]:
     yield f"{row['name']}   [{row['backend']}, parameters of 16 elements]"
     yield (
         f"  {'parameters':>10}  {'gradients':<14}{'host, median':>14}{'p20 .. p80':>22}"
-        f"{'allowed':>10}{'':>8}{'kernel':>10}{'torch fused, all':>18}"
+        f"{'allowed':>10}{'':>12}{'kernel':>10}{'torch fused, all':>18}"
     )
     for case in row["cases"]:
         yield (
             f"  {case['parameters']:>10}  {case['gradients']:<14}{duration(case['p50_ns']):>14}"
             f"{duration(case['p20_ns']) + ' .. ' + duration(case['p80_ns']):>22}"
-            f"{case['allowed_us']:>7.0f} us{'met' if case['met'] else 'MISSED':>8}"
+            f"{case['allowed_us']:>7.0f} us{judged(case['met']):>12}"
             f"{duration(case['kernel_p50_ns']):>10}"
             f"{duration(case['torch_fused_whole_step']['p50_ns']):>18}"
         )
@@ -150,8 +155,9 @@ def _pools_row(row: dict[str, Any]) -> Iterator[str]:
         yield (
             f"  {operator['name']:<18}{duration(operator['after_ours']['p50_ns']):>16}"
             f"{duration(operator['without_us']['p50_ns']):>14}{operator['ratio']:>8.2f}"
-            f"  {'met' if operator['met'] else 'MISSED'}"
+            f"  {judged(operator['met'])}"
         )
+    yield f"  {_load_line(row['load'])}"
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:
@@ -163,13 +169,14 @@ def lines(row: dict[str, Any]) -> Iterator[str]:
 
 
 def heading(result: dict[str, Any]) -> str:
-    """What ran where, on one line."""
+    """What ran where, on one line, and a second if nothing here may be quoted."""
     hardware, versions = result["hardware"], result["versions"]
     return (
         f"{hardware.get('gpu') or hardware['cpu']}, {result['threads']} threads,"
         f" torch {versions['torch']},"
         f" stackelberg-fused {versions.get('stackelberg-fused', '?')},"
         f" commit {result['commit'][:10] or '?'}"
+        + ("\n--quick: too few rounds for figures to be quoted" if result["quick"] else "")
     )
 
 

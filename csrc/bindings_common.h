@@ -39,7 +39,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, grad_sign);
   SF_FIELD(row, Row, weight_decay);
   SF_FIELD(row, Row, param_decay);
-  SF_FIELD(row, Row, one_minus_beta1);
+  SF_FIELD(row, Row, lerp_weight);
   SF_FIELD(row, Row, beta2);
   SF_FIELD(row, Row, one_minus_beta2);
   SF_FIELD(row, Row, step_size);

@@ -49,7 +49,7 @@ struct Row {
   float grad_sign;     // -1 to maximize
   float weight_decay;  // L2 coefficient, used with kL2
   float param_decay;   // 1 - lr * weight_decay when decoupled (AdamW), else 1
-  float one_minus_beta1;
+  float lerp_weight;  // of the first moment: 1 - beta1 below one half, else -beta1, from the gradient's end
   float beta2;
   float one_minus_beta2;
   float step_size;  // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t); SGD: lr

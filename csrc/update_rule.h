@@ -42,8 +42,8 @@ SF_RULE void adam_update(const Row& row, float& param, float grad, float& exp_av
   grad = row.grad_sign * grad;
   // l2 weight decay
   if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
-  // first moment
-  exp_avg = fused_multiply_add(row.one_minus_beta1, grad - exp_avg, exp_avg);
+  // first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
+  exp_avg = fused_multiply_add(row.lerp_weight, grad - exp_avg, row.lerp_weight > 0 ? exp_avg : grad);
   // second moment
   exp_avg_sq = fused_multiply_add(row.one_minus_beta2 * grad, grad, row.beta2 * exp_avg_sq);
   // amsgrad: running maximum; NaN stays NaN
@@ -68,7 +68,7 @@ SF_RULE void sgd_update(const Row& row, float& param, float grad, float& momentu
   if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
   // momentum
   if (RULE & kMomentum) {
-    momentum_buffer = fused_multiply_add(row.momentum, momentum_buffer, row.one_minus_dampening * grad);
+    momentum_buffer = fused_multiply_add(row.one_minus_dampening, grad, row.momentum * momentum_buffer);
     // nesterov: look ahead along the momentum
     grad = (RULE & kNesterov) ? fused_multiply_add(row.momentum, momentum_buffer, grad) : momentum_buffer;
   }

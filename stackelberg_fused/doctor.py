@@ -24,7 +24,9 @@ from types import ModuleType
 from ._version import __version__
 
 WIDTH = 100
-AGAIN = "install again: pip install --no-build-isolation --no-deps -e . (after make: make clean first)"
+AGAIN = (
+    "install again: pip install --no-build-isolation --no-deps -e . (after make: make clean first)"
+)
 CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE = 0, 100
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 

@@ -38,7 +38,7 @@ _SCALARS = (
     "grad_sign",
     "weight_decay",
     "param_decay",
-    "one_minus_beta1",
+    "lerp_weight",
     "beta2",
     "one_minus_beta2",
     "step_size",
@@ -172,7 +172,7 @@ class HyperparameterRows:
             self._scalars[:, index] = lr, 0.0, 0.0, 0.0, 1.0 - float(group["dampening"])
         else:
             beta1, beta2 = map(float, group["betas"])
-            row["one_minus_beta1"] = 1.0 - beta1
+            row["lerp_weight"] = 1.0 - beta1 if beta1 > 0.5 else -beta1
             row["beta2"] = beta2
             row["one_minus_beta2"] = 1.0 - beta2
             self._scalars[:, index] = lr, beta1, beta2, float(group["eps"]), 1.0
@@ -233,9 +233,8 @@ class HyperparameterRows:
         _, representative, slot_row = np.unique(key, axis=1, return_index=True, return_inverse=True)
         self.slot_row = slot_row.reshape(-1)
         self._allocate(representative, next_step[representative])
-        self.rows["one_minus_dampening"] = np.where(
-            momentum_ready[representative], self._one_minus_dampening, 1.0
-        )
+        self._row_ready = momentum_ready[representative]
+        self.rows["one_minus_dampening"] = np.where(self._row_ready, self._one_minus_dampening, 1.0)
 
     def advance(self, step_counts: np.ndarray, momentum_ready: np.ndarray, stepped: np.ndarray | None) -> None:
         """After a step: rows whose slots all took it, or all did not, stay as they are but for the count.
@@ -244,6 +243,9 @@ class HyperparameterRows:
             step_counts, momentum_ready: as in `update`, after the step.
             stepped: bool array [n]: slots that took the step; None means all.
         """
+        if not np.array_equal(momentum_ready[self._representative], self._row_ready):
+            self._expected = b""  # the first momentum step is over: its rows differ from the next ones
+            return
         if stepped is None:
             self._row_step += 1
         else:

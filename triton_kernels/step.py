@@ -7,6 +7,7 @@ import triton.language as tl
 from .update_rule import AMSGRAD, MOMENTUM, SGD, adam_update, sgd_update
 
 TILE_ELEMENTS = 4096
+PART_ELEMENTS = 1024  # what the scalar path takes at a time, so that its code and registers stay small
 NUM_WARPS = 8  # 16 elements per thread: four 128-bit accesses to each buffer in flight
 
 MIXED_RULES: tl.constexpr = tl.constexpr(-1)
@@ -28,9 +29,9 @@ RULES: tl.constexpr = tl.constexpr((0, 2, 4, 6, 1, 5, 9, 13, 25, 29))
 
 
 @triton.jit
-def _buffer(record, FIELD: tl.constexpr, offset, FULL: tl.constexpr):
-    """Where a record keeps a buffer, at a tile's offset; aligned to 128 bits on the full-tile path."""
-    pointer = tl.load(record + FIELD).to(tl.pointer_type(tl.float32))
+def _buffer(address, offset, FULL: tl.constexpr):
+    """A buffer at a tile's offset; on the full-tile path known to be aligned to 128 bits."""
+    pointer = address.to(tl.pointer_type(tl.float32))
     if FULL:
         # without the hint on the pointer after its cast Triton falls back to 32-bit accesses, and says nothing
         pointer = tl.multiple_of(pointer, 16)
@@ -38,27 +39,24 @@ def _buffer(record, FIELD: tl.constexpr, offset, FULL: tl.constexpr):
 
 
 @triton.jit
-def _update_tile(record, row, offset, count, RULE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
-    index = tl.arange(0, TILE)
-    # a full tile needs no mask; a mask would have to be known to be uniform over 16 bytes to keep wide accesses
-    mask = None if FULL else index < count
-    params = _buffer(record, PARAM, offset, FULL) + index
+def _update(row, param_at, grad_at, exp_avg_at, exp_avg_sq_at, max_exp_avg_sq_at, offset, index, mask, RULE: tl.constexpr, FULL: tl.constexpr):
+    params = _buffer(param_at, offset, FULL) + index
     param = tl.load(params, mask=mask)
-    grad = tl.load(_buffer(record, GRAD, offset, FULL) + index, mask=mask)
+    grad = tl.load(_buffer(grad_at, offset, FULL) + index, mask=mask)
     if RULE & SGD:
         if RULE & MOMENTUM:
-            buffers = _buffer(record, EXP_AVG, offset, FULL) + index
+            buffers = _buffer(exp_avg_at, offset, FULL) + index
             param, momentum_buffer = sgd_update(row, param, grad, tl.load(buffers, mask=mask), RULE)
             tl.store(buffers, momentum_buffer, mask=mask)
         else:
             param, _ = sgd_update(row, param, grad, param, RULE)
     else:
-        exp_avgs = _buffer(record, EXP_AVG, offset, FULL) + index
-        exp_avg_sqs = _buffer(record, EXP_AVG_SQ, offset, FULL) + index
+        exp_avgs = _buffer(exp_avg_at, offset, FULL) + index
+        exp_avg_sqs = _buffer(exp_avg_sq_at, offset, FULL) + index
         exp_avg = tl.load(exp_avgs, mask=mask)
         exp_avg_sq = tl.load(exp_avg_sqs, mask=mask)
         if RULE & AMSGRAD:
-            maxima = _buffer(record, MAX_EXP_AVG_SQ, offset, FULL) + index
+            maxima = _buffer(max_exp_avg_sq_at, offset, FULL) + index
             maximum = tl.load(maxima, mask=mask)
             param, exp_avg, exp_avg_sq, maximum = adam_update(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE)
             tl.store(maxima, maximum, mask=mask)
@@ -70,19 +68,27 @@ def _update_tile(record, row, offset, count, RULE: tl.constexpr, FULL: tl.conste
 
 
 @triton.jit
-def _dispatch_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr):
+def _update_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr):
+    param_at = tl.load(record + PARAM)
+    grad_at = tl.load(record + GRAD)
+    exp_avg_at = tl.load(record + EXP_AVG)
+    exp_avg_sq_at = tl.load(record + EXP_AVG_SQ)
+    max_exp_avg_sq_at = tl.load(record + MAX_EXP_AVG_SQ)
     # vectors need every buffer that the rule touches on a 16-byte boundary; those it does not use are 0
-    addresses = tl.load(record + PARAM) | tl.load(record + GRAD) | tl.load(record + EXP_AVG)
-    addresses |= tl.load(record + EXP_AVG_SQ) | tl.load(record + MAX_EXP_AVG_SQ)
+    addresses = param_at | grad_at | exp_avg_at | exp_avg_sq_at | max_exp_avg_sq_at
     count = tl.load(record + NUMEL) - offset
     if (count >= TILE) & ((addresses & 15) == 0):
-        _update_tile(record, row, tl.multiple_of(offset, 16), count, RULE, True, TILE)
+        # a full tile needs no mask; a mask would have to be known to be uniform over 16 bytes to keep wide accesses
+        index = tl.arange(0, TILE)
+        _update(row, param_at, grad_at, exp_avg_at, exp_avg_sq_at, max_exp_avg_sq_at, offset, index, None, RULE, True)
     else:
-        _update_tile(record, row, offset, count, RULE, False, TILE)
+        for start in range(0, tl.minimum(count, TILE), PART):
+            index = start + tl.arange(0, PART)
+            _update(row, param_at, grad_at, exp_avg_at, exp_avg_sq_at, max_exp_avg_sq_at, offset, index, index < count, RULE, False)
 
 
-@triton.jit
-def step_kernel(records, tiles, rows, first_tile, RULE: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["first_tile"])
+def step_kernel(records, tiles, rows, first_tile: tl.int64, RULE: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr):
     """Update one tile. RULE is one rule for the whole launch, or MIXED_RULES: then each program follows its row.
 
     Args:
@@ -91,18 +97,18 @@ def step_kernel(records, tiles, rows, first_tile, RULE: tl.constexpr, TILE: tl.c
         rows: float32 pointer, ROW_WORDS per row; word 0 is the rule, an int32.
         first_tile: index of program 0's tile.
     """
-    tile = tiles + (first_tile + tl.program_id(0).to(tl.int64)) * TILE_WORDS
+    tile = tiles + (first_tile + tl.program_id(0)) * TILE_WORDS
     record = records + tl.load(tile) * RECORD_WORDS
-    offset = tl.load(tile + 1)
+    offset = tl.multiple_of(tl.load(tile + 1), 16)
     if tl.load(record + GRAD) != 0:
         row = rows + tl.load(record + ROW) * ROW_WORDS
         if RULE == MIXED_RULES:
             rule = tl.load(row.to(tl.pointer_type(tl.int32)))
             for k in tl.static_range(len(RULES)):
                 if rule == RULES[k]:
-                    _dispatch_tile(record, row, offset, RULES[k], TILE)
+                    _update_tile(record, row, offset, RULES[k], TILE, PART)
         else:
-            _dispatch_tile(record, row, offset, RULE, TILE)
+            _update_tile(record, row, offset, RULE, TILE, PART)
 
 
 def launch_step(
@@ -120,6 +126,7 @@ def launch_step(
         first_tile,
         RULE=rule,
         TILE=TILE_ELEMENTS,
+        PART=PART_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )

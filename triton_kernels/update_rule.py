@@ -18,7 +18,7 @@ NESTEROV: tl.constexpr = tl.constexpr(16)
 GRAD_SIGN: tl.constexpr = tl.constexpr(1)
 WEIGHT_DECAY: tl.constexpr = tl.constexpr(2)
 PARAM_DECAY: tl.constexpr = tl.constexpr(3)
-ONE_MINUS_BETA1: tl.constexpr = tl.constexpr(4)
+LERP_WEIGHT: tl.constexpr = tl.constexpr(4)
 BETA2: tl.constexpr = tl.constexpr(5)
 ONE_MINUS_BETA2: tl.constexpr = tl.constexpr(6)
 STEP_SIZE: tl.constexpr = tl.constexpr(7)
@@ -35,8 +35,9 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
     # l2 weight decay
     if RULE & L2:
         grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
-    # first moment
-    exp_avg = tl.fma(tl.load(row + ONE_MINUS_BETA1), grad - exp_avg, exp_avg)
+    # first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
+    lerp_weight = tl.load(row + LERP_WEIGHT)
+    exp_avg = tl.fma(lerp_weight, grad - exp_avg, tl.where(lerp_weight > 0, exp_avg, grad))
     # second moment
     decayed = tl.load(row + BETA2) * exp_avg_sq
     exp_avg_sq = tl.fma(tl.load(row + ONE_MINUS_BETA2) * grad, grad, decayed)
@@ -64,7 +65,7 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # momentum
     if RULE & MOMENTUM:
         momentum = tl.load(row + MOMENTUM_COEFFICIENT)
-        momentum_buffer = tl.fma(momentum, momentum_buffer, tl.load(row + ONE_MINUS_DAMPENING) * grad)
+        momentum_buffer = tl.fma(tl.load(row + ONE_MINUS_DAMPENING), grad, momentum * momentum_buffer)
         # nesterov: look ahead along the momentum
         if RULE & NESTEROV:
             grad = tl.fma(momentum, momentum_buffer, grad)
