@@ -14,7 +14,8 @@ from .workloads import Workload
 ULPS = {"p": 8.0, "exp_avg": 2.0, "exp_avg_sq": 2.0}
 # a peer whose states are narrower than float32 still makes the first update to this relative error
 PEER_ERROR = 0.02
-CHUNK = 1 << 24
+# temporaries in float64 stay in the cache
+CHUNK = 1 << 18
 
 
 @dataclass

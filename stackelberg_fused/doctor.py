@@ -18,10 +18,10 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
 
 from ._version import __version__
+from .build_info import build_info, covers, driver_runs
 
 WIDTH = 100
 AGAIN = (
@@ -48,14 +48,6 @@ class Gpu:
     memory: int  # bytes
 
 
-def build_info() -> dict:
-    """What setup.py wrote about the build of the native modules; empty if it never ran."""
-    try:
-        return json.loads(Path(__file__).with_name("_build_info.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def driver_version() -> int:
     """CUDA version of the installed driver as 1000 * major + 10 * minor, or 0 without a driver."""
     version = ctypes.c_int(0)
@@ -64,23 +56,6 @@ def driver_version() -> int:
     except (OSError, AttributeError):
         return 0
     return version.value
-
-
-def driver_runs(cudart: int, driver: int) -> bool:
-    """Whether a driver can run a runtime linked statically: any minor of the same major does."""
-    return driver // 1000 >= cudart // 1000
-
-
-def covers(archs: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for ``archs`` ("sm_90", "compute_120", ...) loads on a GPU."""
-    for arch in archs:
-        kind, _, digits = arch.partition("_")
-        major, minor = int(digits[:-1]), int(digits[-1])
-        if kind == "sm" and major == capability[0] and minor <= capability[1]:
-            return True
-        if kind == "compute" and (major, minor) <= capability:
-            return True
-    return False
 
 
 def gpus() -> tuple[list[Gpu], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stackelberg_fused import doctor
+from stackelberg_fused import build_info, doctor
 
 
 def call(capsys: pytest.CaptureFixture[str], as_json: bool = False) -> str:
@@ -81,7 +81,7 @@ def test_reason_of_the_build_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_path_without_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "__file__", "/nonexistent/doctor.py")
+    monkeypatch.setattr(build_info, "__file__", "/nonexistent/build_info.py")
     monkeypatch.setattr(doctor, "_try_import", lambda name: ImportError("no such module"))
     assert "not installed" in row("_cpu").detail
 

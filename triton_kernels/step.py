@@ -8,6 +8,7 @@ from .update_rule import AMSGRAD, MOMENTUM, SGD, adam_update, sgd_update
 
 TILE_ELEMENTS = 4096
 PART_ELEMENTS = 1024  # what the scalar path takes at a time, so that its code and registers stay small
+PASS: tl.constexpr = tl.constexpr(1024)
 NUM_WARPS = 8  # 16 elements per thread: four 128-bit accesses to each buffer in flight
 
 MIXED_RULES: tl.constexpr = tl.constexpr(-1)
@@ -79,8 +80,9 @@ def _update_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr, PA
     count = tl.load(record + NUMEL) - offset
     if (count >= TILE) & ((addresses & 15) == 0):
         # a full tile needs no mask; a mask would have to be known to be uniform over 16 bytes to keep wide accesses
-        index = tl.arange(0, TILE)
-        _update(row, param_at, grad_at, exp_avg_at, exp_avg_sq_at, max_exp_avg_sq_at, offset, index, None, RULE, True)
+        for start in tl.static_range(0, TILE, PASS):
+            index = start + tl.arange(0, PASS)
+            _update(row, param_at, grad_at, exp_avg_at, exp_avg_sq_at, max_exp_avg_sq_at, offset, index, None, RULE, True)
     else:
         for start in range(0, tl.minimum(count, TILE), PART):
             index = start + tl.arange(0, PART)

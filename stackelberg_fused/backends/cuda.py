@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..build_info import build_info, covers, driver_runs
 from .base import Backend, BackendStatus, Work
 from .mirror import mirror_of
 
@@ -29,9 +30,9 @@ class CudaBackend(Backend):
             reason = "torch sees no CUDA device"
         elif torch.version.hip:
             reason = "the GPU is not NVIDIA's"
-        elif torch.cuda.get_device_capability() < (8, 0):
-            reason = "the GPU is older than sm_80"
-        elif _cuda.driver_version() < _cuda.runtime_version():
+        elif not covers(build_info().get("archs", []), torch.cuda.get_device_capability()):
+            reason = "the extension holds no code for this GPU (sm_80 and newer); see doctor"
+        elif not driver_runs(_cuda.runtime_version(), _cuda.driver_version()):
             reason = (
                 f"the driver supports CUDA {_version(_cuda.driver_version())}, the extension was built with "
                 f"{_version(_cuda.runtime_version())}; update the driver or rebuild with an older nvcc"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +23,48 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    style = {
+        "font.size": 11,
+        "axes.titlesize": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with plt.rc_context(style):
         figure, (curves, gaps) = plt.subplots(
             1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained"
         )
         control = records[0]["validation"]
         # The first tenth falls from the loss of a guess: shown whole, it would flatten the rest.
-        shown = [point for point in control if point[0] >= 0.1 * control[-1][0]]
+        first = next(i for i, point in enumerate(control) if point[0] >= 0.1 * control[-1][0])
         for index, record in enumerate(records):
             steps, losses, _ = zip(*record["validation"], strict=True)
-            look = _look(index)
-            label = f"{record['name']}: {losses[-1]:.4f}"
-            curves.plot(steps, losses, label=label, **look)
+            curves.plot(steps, losses, label=f"{record['name']}: {losses[-1]:.4f}", **_look(index))
             if index:
-                difference = [loss - point[1] for loss, point in zip(losses, control, strict=True)]
-                gaps.plot(steps[-len(shown) :], difference[-len(shown) :], **look)
-        highest = max(r["validation"][-len(shown)][1] for r in records)
-        lowest = min(point[1] for r in records for point in r["validation"])
-        margin = 0.05 * (highest - lowest)
-        curves.set_ylim(lowest - margin, highest + margin)
-        curves.set_title("Validation loss", loc="left", weight="bold")
+                gap = [
+                    100 * (loss / point[1] - 1) for loss, point in zip(losses, control, strict=True)
+                ]
+                gaps.plot(steps[first:], gap[first:], **_look(index))
+        gaps.axhline(0, **_look(0))
+        shown = [point[1] for r in records for point in r["validation"][first:]]
+        low, high = min(filter(math.isfinite, shown)), max(filter(math.isfinite, shown))
+        curves.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        curves.set_title("Validation loss", loc="left")
         curves.set_ylabel(loss_unit)
         curves.legend(frameon=False, title="run: final loss", alignment="left")
-        gaps.axhline(0, **_look(0))
-        gaps.set_title("Difference to one rate (below 0 is better)", loc="left", weight="bold")
+        gaps.set_title("Against one rate (below 0 is better)", loc="left")
+        gaps.yaxis.set_major_formatter("{x:+g} %")
         for axes in (curves, gaps):
             axes.set_xlabel("step")
             axes.grid(color="#e6e6e6", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.margins(x=0.01)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color="#555555")
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
         write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
         plt.close(figure)
 
 
 def _look(index: int) -> dict[str, Any]:
+    """The control is a dashed line over the others, which it must not hide."""
     if index == 0:
-        return {"color": CONTROL, "linewidth": 2.2, "linestyle": (0, (4, 2)), "zorder": 3}
+        return {"color": CONTROL, "linewidth": 2, "linestyle": (0, (3, 2)), "zorder": 3}
     return {"color": RATIOS[(index - 1) % len(RATIOS)], "linewidth": 1.8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -22,18 +23,21 @@ WARMUP_STEPS = 5  # the first steps allocate state and fault pages in: not timed
 
 
 def loss_at(record: Record, fraction: float) -> tuple[int, float]:
-    """Last evaluated step at or before this fraction of the run, and the validation loss there."""
+    """Last evaluated step at or before this fraction of the run, and the validation loss there;
+    infinite where the run has diverged to NaN, so that it compares as the worst."""
     points = record["validation"]
     step, loss, _ = [point for point in points if point[0] <= fraction * points[-1][0]][-1]
-    return step, loss
+    return step, loss if math.isfinite(loss) else math.inf
 
 
 def final_loss(record: Record) -> float:
-    return record["validation"][-1][1]
+    return loss_at(record, 1.0)[1]
 
 
 def gap(record: Record, control: Record) -> float:
     """Final validation loss relative to the control's: -0.02 is two per cent lower."""
+    if math.isinf(final_loss(record)):
+        return math.inf
     return final_loss(record) / final_loss(control) - 1
 
 
@@ -150,8 +154,9 @@ def write_result(path: Path, settings: dict[str, Any], data: dict, records: list
     runs = []
     for record in records:
         run = {k: v for k, v in record.items() if k not in ("step_us", "iteration_us")}
+        run["train_loss"] = [_number(loss) for loss in record["train_loss"]]
         run["validation"] = [
-            {"step": step, "loss": loss, "accuracy": accuracy}
+            {"step": step, "loss": _number(loss), "accuracy": accuracy}
             for step, loss, accuracy in record["validation"]
         ]
         runs.append({**run, "timing": timing(record)})
@@ -165,6 +170,11 @@ def write_result(path: Path, settings: dict[str, Any], data: dict, records: list
     }
     text = json.dumps(result, indent=1) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def _number(loss: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return loss if math.isfinite(loss) else None
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,42 @@
+"""What every test runs under: one seed, no warnings left over, skips that say why."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+LARGE_GIB = 12
+
+# one example may build several optimizers; what it takes depends on the machine, not on the example
+hypothesis.settings.register_profile(
+    "stackelberg", deadline=None, max_examples=60, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("stackelberg")
+
+
+def _why_no_gpu() -> str:
+    if torch.cuda.is_available():
+        return ""
+    return "torch sees no NVIDIA GPU on this machine"
+
+
+def _why_not_large() -> str:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return "" if free >= LARGE_GIB else f"{free:.1f} GiB of memory are free, {LARGE_GIB} are needed"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, reason in (("gpu", _why_no_gpu()), ("large", _why_not_large())):
+        if not reason:
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    torch.manual_seed(0)

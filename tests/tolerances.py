@@ -1,0 +1,53 @@
+"""Every tolerance of the tests, each with its reason. Whatever is not in this table is compared bit by bit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    """How far a float32 kernel may be from the reference after one step from the same state.
+
+    Attributes:
+        ulps: units in the last place of `scale`.
+        scale: the magnitude that rounding errors are relative to.
+    """
+
+    ulps: int
+    scale: str
+    reason: str
+
+
+STEP = {
+    "exp_avg": Tolerance(
+        2,
+        "max(|m|, |g|)",
+        "fma(1 - beta1, g - m, m) rounds twice, torch's lerp three times, and g - m may cancel; with weight decay g is "
+        "itself a sum, rounded once by fma and twice by torch",
+    ),
+    "exp_avg_sq": Tolerance(
+        2, "max(v, g^2)", "fma saves one of the four roundings of v * beta2 + (1 - beta2) * g * g"
+    ),
+    "max_exp_avg_sq": Tolerance(2, "max(v, g^2)", "a maximum rounds nothing: as exp_avg_sq"),
+    "momentum_buffer": Tolerance(
+        2, "max(|m|, |g|)", "fma saves one of the three roundings of momentum * m + (1 - dampening) * g"
+    ),
+    "param": Tolerance(
+        8,
+        "max(|p|, |update|)",
+        "the bias corrections are folded into step_size and eps, which moves four roundings of the update (root, sum, "
+        "quotient, product) and its moments' two ulp each",
+    ),
+}
+
+# Root-mean-square error against a float64 oracle, relative to torch's fused kernel on the same inputs.
+RMS_VERSUS_TORCH_FUSED = 1.01  # no rounding more than torch makes; 1 % is the sample's own noise
+
+
+def ulp(scale: Tensor) -> Tensor:
+    """The distance from |scale| to the next float32, elementwise; that of the smallest normal number below it."""
+    magnitude = scale.abs().float().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)) - magnitude
