@@ -1,5 +1,4 @@
-"""Run a measurement in a process of its own that never imports ``stackelberg_fused`` (unless told
-to).
+"""Measure in a process of its own, which imports ``stackelberg_fused`` only if asked to time it.
 
 Run as a script, this file loads its folder as the package ``torch_alone``: importing it under its
 installed name would import the library on the way.
@@ -20,58 +19,56 @@ PACKAGE = "torch_alone"
 
 
 class AloneFailed(RuntimeError):
-    """The process ended, or answered too late; the message says which, with the end of what it
-    wrote.
-    """
+    """The process ended or answered too late; the message ends with what it last wrote."""
 
 
 class Alone:
-    """A process that answers requests, one JSON line each; it holds no memory between requests.
+    """A process that answers requests, one JSON line each; it holds no tensors between requests.
 
-    `requests` are dicts for `worker.answer`.
+    `worker.answer` says what may be asked. After a failure the next request starts another process.
     """
 
     def __init__(self, timeout: float = 120.0) -> None:
         self._timeout = timeout
-        self._process = subprocess.Popen(
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer; raises `AloneFailed`."""
+        process = self._process = self._process or subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and wait for its answer; raises `AloneFailed`."""
-        if self._process.poll() is not None:
-            raise AloneFailed("its process has ended")
-        late = threading.Timer(self._timeout, self._process.kill)
+        late = threading.Timer(self._timeout, process.kill)
         late.start()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
         finally:
             late.cancel()
-        if not line:
-            self._process.wait()
-            words = self._process.stderr.read().strip().splitlines()
-            raise AloneFailed(words[-1] if words else f"no answer in {self._timeout:.0f} s")
-        return json.loads(line)
+        if line:
+            return json.loads(line)
+        process.wait()
+        words = process.stderr.read().strip().splitlines()
+        self.close()
+        raise AloneFailed(words[-1] if words else f"no answer in {self._timeout:.0f} s")
 
     def close(self) -> None:
         """End the process and wait for it."""
-        if self._process.poll() is None:
-            self._process.stdin.close()
-            try:
-                self._process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process.stdout.close()
-        self._process.stderr.close()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            # closes its input, which ends it
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
     def __enter__(self) -> Alone:
         return self

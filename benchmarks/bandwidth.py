@@ -1,5 +1,6 @@
-"""What the memory can do: a copy, and a bare loop that moves the bytes of an Adam step (read p, g,
-m, v; write p, m, v).
+"""What the memory can do: a copy, and a bare loop that moves the bytes of an Adam step.
+
+That loop reads p, g, m, v and writes p, m, v.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ def _torch_stream(arrays: tuple[torch.Tensor, ...]) -> tuple[Callable[[], object
 
 
 def probes(numel: int, device: str) -> tuple[dict[str, Callable[[], object]], str]:
-    """Callables over the same footprint as an Adam step on `numel` float32 parameters, and what the
-    stream is.
+    """Callables with the footprint of a float32 Adam step on `numel` parameters; what the stream is.
 
     The copy moves 8 bytes in and 8 out per parameter, half of the footprint onto the other half.
     """

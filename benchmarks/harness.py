@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,8 +26,9 @@ SEED = 1
 
 @dataclass
 class Settings:
-    """How a run measures; `seconds` bounds the timed part of one row, `compile_seconds` one
-    contestant's warm-up.
+    """How a run measures.
+
+    `seconds` bounds the timed part of one row, `compile_seconds` one contestant's compilation.
     """
 
     device: str = "cpu"
@@ -59,11 +61,9 @@ class Entry:
             p.grad = g
 
     def action(self, device: str, *gradients: Tensors) -> Action:
-        """Its step; with several sets of gradients every parameter gets the next one's before each
-        step.
+        """Its step; with several sets of gradients, after every parameter has got the next one's.
 
-        A gradient is then another object at another address than the step before, as after a
-        backward pass.
+        A gradient is then another object at another address each time, as after a backward pass.
         """
         self.set_gradients(gradients[0])
         action = Action(self.step, device)
@@ -119,12 +119,11 @@ def _enter(
             entry = Entry.build(contestant, workload, start)
             entry.set_gradients(grads)
             entry.step()
-            first = [p.detach().clone() for p in entry.params] if contestant.compiled else None
-            for _ in range(WARM_UP_STEPS - 1 if contestant.compiled else 0):
+            error = parity_error(contestant, entry.params, entry.optimizer, expected)
+            if error:
+                return None, record | {"status": RED, "reason": error}
+            for _ in range(WARM_UP_STEPS - 1):
                 entry.step()
-        error = parity_error(contestant, entry.params, entry.optimizer, expected)
-        if error:
-            return None, record | {"status": RED, "reason": error}
         record["launches"] = launches(entry, settings.device)
     except TimeBoxExpired:
         record["reason"] = f"compilation took longer than {settings.compile_seconds:g} s"
@@ -140,9 +139,7 @@ def _enter(
 
 
 def launches(entry: Entry, device: str) -> int | None:
-    """Kernel launches of one step: our own count, or the profiler's on a GPU; None where nobody
-    counts.
-    """
+    """Kernel launches of one step: our own count, or a GPU profiler's; None where nobody counts."""
     before = getattr(entry.optimizer, "launches", None)
     if before is not None:
         entry.step()
@@ -180,9 +177,9 @@ def _torch_alone(alone: Alone | None, workload: Workload, settings: Settings) ->
 
 
 def run_row(
-    workload: Workload, field_of: list[Contestant], settings: Settings, alone: Alone | None
+    workload: Workload, field: list[Contestant], settings: Settings, alone: Alone | None
 ) -> dict[str, Any]:
-    """Measure one workload; `field_of` lists the contestants, our reference among them.
+    """Measure one workload; `field` lists the contestants, our reference among them.
 
     Returns the row as it goes into the JSON: entries with status, quantiles, every sample and
     ratios; torch's figure from a process of its own; the targets, met or missed.
@@ -196,6 +193,10 @@ def run_row(
         "gradients": "new each step" if workload.new_gradients else "kept",
         "entries": [],
     }
+    if settings.device == "cuda":
+        # an earlier row's memory, or the process alone finds none
+        gc.collect()
+        torch.cuda.empty_cache()
     # start, gradients (twice if they change), the reference's step, the probes, one contestant
     need = (16 + 16 + 24 + (8 if workload.new_gradients else 4)) * workload.numel
     have = machine.available_bytes(settings.device)
@@ -206,12 +207,12 @@ def run_row(
 
     start = workload.tensors(settings.device, SEED, 1.0)
     gradients = gradient_sets(workload, settings.device, SEED)
-    reference = next(c for c in field_of if c.name == "ours reference")
+    reference = next(c for c in field if c.name == "ours reference")
     expected = expect(reference, workload, start, gradients[0])
     # before the contestants, so that what is left for them is known
     probes, row["stream_is"] = bandwidth.probes(workload.numel, settings.device)
     actions: dict[str, Action] = {}
-    for contestant in field_of:
+    for contestant in field:
         entry, record = _enter(contestant, workload, settings, start, gradients[0], expected)
         row["entries"].append(record)
         if entry is not None:
@@ -254,10 +255,13 @@ def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
 
 
 def _targets(row: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
-    """Each target with the value of our first timed backend; torch's faster figure is the
-    denominator.
+    """Each target with the value of the first of our backends that can run here.
+
+    The faster of torch's two figures is the denominator; "met" is None where nothing can be said.
     """
-    mine = next((e for e in row["entries"] if e["family"] == "ours" and e["status"] == TIMED), None)
+    mine = next(
+        (e for e in row["entries"] if e["family"] == "ours" and e["status"] != SKIPPED), None
+    )
     found = []
     for target in workload.targets:
         record = asdict(target) | {"backend": None, "value": None, "met": None}
@@ -265,6 +269,8 @@ def _targets(row: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
         if mine is None:
             continue
         record["backend"] = mine["name"]
+        if mine["status"] != TIMED:
+            continue
         if target.quantity == TORCH_FUSED:
             value = mine.get("times_torch_fused")
             if value is not None and "p50_ns" in row["torch_alone"]:

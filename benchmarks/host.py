@@ -14,8 +14,7 @@ from .timing import Action, interleave, now, quantiles, rounded
 from .workloads import Workload
 
 NAME = "host: step() around the kernel"
-# design section 6, in microseconds: per step, and per parameter by what its gradient did since the
-# last step
+# targets, by what a gradient did since the last step
 PER_STEP_US = 20.0
 PER_PARAMETER_US = {"kept": 0.25, "new each step": 0.6}
 COUNTS = (2, 148, 600)
@@ -88,8 +87,7 @@ def _entry(contestant: Contestant, workload: Workload, device: str) -> tuple[Ent
 def run(
     mine: Contestant, fused: Contestant, settings: Settings, counts: tuple[int, ...] = COUNTS
 ) -> dict[str, Any]:
-    """A row: our step over small parameters, less the time inside the kernel; torch's whole step
-    beside it.
+    """A row: our step less the time inside the kernel; torch's whole step beside it.
 
     On a GPU the call returns before the kernel has run, so the call is the host's share.
     """

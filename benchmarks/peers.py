@@ -1,6 +1,4 @@
-"""Every optimizer that can stand in a row: ours on each backend, torch's own, and the installed
-peers.
-"""
+"""Who can stand in a row: ours on each backend, torch's own, and the peers that are installed."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ class Contestant:
     """One way to make a step.
 
     `make(groups)` returns the optimizer and the callable that makes one step. `exact` contestants
-    are held to design section 3's tolerances; the others must make the same update to 2 % (their
+    are held to the reference within a few ulp, the others to the same update within 2 % (their
     states may be narrower than float32).
     """
 

@@ -1,6 +1,4 @@
-"""Do our threads fight torch's? torch's operators right after our step, against a process that
-never imports us.
-"""
+"""Do our threads fight torch's? Its operators after our step, and in a process without us."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ def time_operators(stepped_by: str, repeats: int) -> dict[str, Any]:
 
 
 def run(pairs: int, repeats: int) -> dict[str, Any]:
-    """A row: `pairs` times a process with us and one without, one after the other, never at the
-    same time.
-    """
+    """A row: `pairs` times a process with us, then one without; never both at once."""
     row: dict[str, Any] = {"name": NAME, "device": "cpu", "limit": LIMIT, "operators": []}
     load = machine.Load()
     seen: dict[str, list[dict[str, list[int]]]] = {OURS: [], TORCH_FUSED: []}

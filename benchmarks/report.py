@@ -79,13 +79,13 @@ def _verdict(target: dict[str, Any], torch_alone: dict[str, Any]) -> str:
     text = f"target {sign} {form.format(bound)} {what}: "
     if value is None:
         return text + "not measured"
-    text += f"{form.format(value)}, {judged(target['met'])}"
+    text += f"{form.format(value)} by {target['backend']}, {judged(target['met'])}"
     if target["quantity"] != "torch fused":
         return text
     if "against_torch_alone" in target:
         return text + (
             f" ({target['interleaved']:.2f} interleaved,"
-            f" {target['against_torch_alone']:.2f} against torch in a process of its own)"
+            f" {target['against_torch_alone']:.2f} against torch alone)"
         )
     return text + f" (interleaved only: {torch_alone.get('reason', 'no second figure')})"
 
@@ -99,9 +99,10 @@ def _load_line(load: dict[str, float]) -> str:
 
 
 def _step_row(row: dict[str, Any]) -> Iterator[str]:
+    yield row["name"]
     yield (
-        f"{row['name']}   [{row['tensors']} tensors, {row['parameters']:,} parameters,"
-        f" {row['groups']} groups, gradients {row['gradients']}]"
+        f"  {row['tensors']} tensors, {row['parameters']:,} parameters, {row['groups']} groups,"
+        f" gradients {row['gradients']}"
     )
     yield _line(HEADER)
     for entry in row["entries"]:
@@ -127,7 +128,8 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _host_row(row: dict[str, Any]) -> Iterator[str]:
-    yield f"{row['name']}   [{row['backend']}, parameters of 16 elements]"
+    yield row["name"]
+    yield f"  {row['backend']}, parameters of 16 elements"
     yield (
         f"  {'parameters':>10}  {'gradients':<14}{'host, median':>14}{'p20 .. p80':>22}"
         f"{'allowed':>10}{'':>12}{'kernel':>10}{'torch fused, all':>18}"
@@ -149,7 +151,8 @@ def _host_row(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _pools_row(row: dict[str, Any]) -> Iterator[str]:
-    yield f"{row['name']}   [against a process that never imports us: at most {row['limit']}]"
+    yield row["name"]
+    yield f"  against a process that never imports us: at most {row['limit']}"
     yield f"  {'operator':<18}{'after our step':>16}{'without us':>14}{'ratio':>8}"
     for operator in row["operators"]:
         yield (

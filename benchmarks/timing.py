@@ -35,8 +35,7 @@ class Action:
     warm: int = field(default=0, init=False)
 
     def calibrate(self) -> None:
-        """Choose the burst's length from one step; short steps also get an untimed one in front of
-        each burst.
+        """Choose the burst's length; short steps also get an untimed one in front of each burst.
 
         That one brings the data back into the cache and this contestant's threads awake after
         another's turn.
@@ -86,10 +85,10 @@ class Action:
 def interleave(
     actions: dict[str, Action], rounds: int, seconds: float, seed: int = 0
 ) -> dict[str, list[float]]:
-    """One sample of every action per round, in a new order each round; at least three rounds, then
-    until `seconds`.
+    """One sample of every action per round, in a new order each round.
 
-    Returns the samples in nanoseconds, index i of every list from the same round.
+    Ends after `rounds`, or after `seconds` but not before the third round. Returns the samples in
+    nanoseconds, index i of every list from the same round.
     """
     for action in actions.values():
         action.calibrate()

@@ -18,14 +18,14 @@ HYPERPARAMETERS: dict[str, Any] = {
 }
 HEAD_LR_RATIO = 10.0
 TORCH_FUSED = "torch fused"
-# design section 5, Adam in float32: p, g, m, v read; p, m, v written
+# the least an Adam step in float32 can move: p, g, m, v read; p, m, v written
 ADAM_BYTES = 28
 NEW = ", new gradients"
 
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` of our default backend must reach `at_least`.
+    """`quantity` of our default backend must reach `bound`.
 
     `quantity` is "torch fused" (times faster, the faster of torch's two figures counts), "copy" or
     "stream" (share of the measured bandwidth at 28 B/parameter), or "launches" (kernel launches per
@@ -41,9 +41,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Workload:
-    """Shapes of the parameters and, beside each, the index of its group. Groups >= `heads_from` are
-    heads.
-    """
+    """Shapes of the parameters and the group of each; groups from `heads_from` on are heads."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -71,9 +69,7 @@ class Workload:
         ]
 
     def param_groups(self, params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-        """torch-style group dicts; each group has its own rate, heads ``HEAD_LR_RATIO`` times the
-        body's.
-        """
+        """Group dicts, each with a rate of its own; a head's is ``HEAD_LR_RATIO`` times a body's."""
         groups: list[dict[str, Any]] = []
         for index in range(self.groups):
             head = index >= self.heads_from
@@ -164,7 +160,7 @@ def _gpt2_group(name: str, shape: Shape) -> int:
 
 
 def workloads() -> list[Workload]:
-    """The rows of design section 6 that one optimizer step in float32 can answer, in its order."""
+    """The rows: what one step of AdamW in float32 has to reach, on the CPU and on one H200."""
     at_least_8, at_least_15 = (Target(TORCH_FUSED, 8.0),), (Target(TORCH_FUSED, 15.0),)
     many = ("600x1000 / 2 groups", 600, (1000,), lambda i: int(i >= 598), 1)
     singles = ("465 groups x 1000", 465, (1000,), lambda i: i, 464)
@@ -236,7 +232,7 @@ def workloads() -> list[Workload]:
 
 
 def quick_workloads() -> list[Workload]:
-    """Small rows that show whether everything works; their names are not section 6's."""
+    """Small rows that show whether everything works; nothing is to be concluded from their times."""
     few = ("20x1000 / 2 groups", 20, (1000,), lambda i: int(i >= 18), 1)
     anywhere = ("cpu", "cuda")
     target = (Target(TORCH_FUSED, 1.0),)

@@ -6,6 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,12 @@ from torch.autograd.graph import increment_version
 
 from .arena import is_dense, move_into_arenas, owns_storage
 from .backends import Backend, Work, resolve_backend
-from .gradients import Gradients
+from .gradients import Gradients, LayoutChanged
 from .groups import RatioWatch, check_settings, param_label
 from .hyperparameters import Rule
 from .layout import Slot, Span, Table
 from .sharding import is_sharded, local_tensor
-from .state import allocate_state, attach_state
+from .state import allocate_state, attach_state, is_attached
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -75,6 +77,8 @@ class LaunchUnit:
         self._params = [slot.param for slot in slots]
         self._has_state = np.zeros(len(slots), bool)
         self._active: dict[Span, _Active] = {}
+        self._roles = {slot.group: slot.role for slot in slots}
+        self.has_new_state = False
 
     def prepare(self, role: str | None) -> _Pending:
         """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
@@ -82,6 +86,8 @@ class LaunchUnit:
         changed = table.rows.changed_groups()
         for index in changed:
             check_settings(table.groups[index], index)
+            if table.groups[index]["role"] != self._roles[index]:
+                raise LayoutChanged(f"param group {index} changed its role")
         span = table.spans[role]
         return _Pending(changed, span, self.gradients.gather(span))
 
@@ -117,6 +123,7 @@ class LaunchUnit:
         missing = [i for i in indices if not self._has_state[i]]
         if missing:
             allocate_state(self.table, missing, self.state)
+            self.has_new_state = True
             self._has_state[missing] = True
         active = _Active(
             self.gradients.active_version, mask, [self._params[i] for i in indices], bool(mask.all())
@@ -154,6 +161,11 @@ class LaunchUnit:
             table.momentum_ready[i] = not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
 
 
+def _is_trained(slot: Slot) -> bool:
+    """Whether a parameter is trained, as opposed to frozen."""
+    return slot.param.requires_grad or slot.param.grad is not None
+
+
 class Engine:
     """Every launch unit of an optimizer.
 
@@ -163,6 +175,7 @@ class Engine:
         choice: backend by name, "auto", or a backend.
         flatten: move parameters into arenas.
         previous: state before a state dict was loaded, see `attach_state`.
+        watch: that of the engine before this one.
     """
 
     def __init__(
@@ -172,11 +185,16 @@ class Engine:
         choice: str | Backend,
         flatten: bool,
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
+        watch: RatioWatch | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
         self._flatten = flatten
         slots = collect_slots(groups)
+        # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
+        updated = [key for key in slots if any(map(_is_trained, slots[key]))] or list(slots)
+        self._frozen = [slot.param for key in slots if key not in updated for slot in slots[key]]
+        slots = {key: slots[key] for key in updated}
         backends = {key: resolve_backend(choice, *key, label=slots[key][0].name) for key in slots}
         self.unplaced: dict[int, Slot] = {}
         for key_slots in slots.values():
@@ -186,8 +204,9 @@ class Engine:
         self.units = [LaunchUnit(slots[key], groups, backends[key], state) for key in slots]
         for unit in self.units:
             attach_state(unit.table, state, previous)
-        self._known_entries = len(state)
-        self.watch = RatioWatch()
+        self._params = [list(group["params"]) for group in groups]
+        self._note_state()
+        self.watch = watch or RatioWatch()
         self.watch.look(groups)
 
     @property
@@ -200,6 +219,8 @@ class Engine:
 
         Raises before anything is modified.
         """
+        if any(param.grad is not None for param in self._frozen):
+            raise LayoutChanged("a parameter that was frozen has a gradient")
         pending = [unit.prepare(role) for unit in self.units]
         if self.unplaced and self._place_late(pending):
             pending = [unit.prepare(role) for unit in self.units]
@@ -208,12 +229,31 @@ class Engine:
             launches += unit.launch(work)
         if any(work.changed_groups for work in pending):
             self.watch.look(self.groups)
-        self._known_entries = len(self.state)
+        if any(unit.has_new_state for unit in self.units):
+            self._note_state()
         return launches
 
-    def state_was_edited(self) -> bool:
-        """Whether entries of the state came or went since the last step."""
-        return len(self.state) != self._known_entries
+    def was_edited(self) -> bool:
+        """Whether somebody replaced parameters of the groups, or their state, since the last step."""
+        now, known = [group["params"] for group in self.groups], self._params
+        if list(map(len, now)) != list(map(len, known)):
+            return True
+        if not all(map(is_, chain.from_iterable(now), chain.from_iterable(known))):
+            return True
+        try:
+            if list(self.state.values()) == self._entries:  # as fast as identity, where nothing was replaced
+                return False
+        except (RuntimeError, ValueError):  # tensors were compared, so one was replaced
+            pass
+        if not all(is_attached(unit.table, self.state) for unit in self.units):
+            return True
+        self._note_state()  # entries that no rule knows
+        return False
+
+    def _note_state(self) -> None:
+        self._entries = [dict(e) if isinstance(e, dict) else e for e in self.state.values()]
+        for unit in self.units:
+            unit.has_new_state = False
 
     def _place_late(self, pending: list[_Pending]) -> bool:
         """Move parameters that were frozen at construction and now have a gradient. Returns whether any moved."""

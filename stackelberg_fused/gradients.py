@@ -24,7 +24,7 @@ log = logging.getLogger("stackelberg_fused")
 
 
 class LayoutChanged(Exception):
-    """A parameter was rebound to memory of another layout: the table has to be built again."""
+    """The table has to be built again: a parameter was rebound to memory of another kind, or a group changed sides."""
 
 
 def _no_gradient() -> None:
@@ -67,6 +67,7 @@ class Gradients:
             LayoutChanged: a parameter was rebound to memory with other strides.
         """
         first, last = span.first_slot, span.last_slot
+        self._follow_parameters(first, last)
         grads = [p.grad for p in self._params[first:last]]
         if self._sharded:
             self._unwrap(grads, first, last)
@@ -78,7 +79,6 @@ class Gradients:
             self._absent[first:last] = absent
             self.active[first:last] = np.logical_not(absent)
             self.active_version += 1
-        self._follow_parameters(first, last)
         if self._reads_memory:
             self._address(grads, seen, first, last)
         return grads
@@ -142,8 +142,9 @@ class Gradients:
 
     def _check(self, i: int, grad: Tensor) -> None:
         """Accept a gradient whose layout is not the parameter's to the letter, or raise and name its parameter."""
-        self._refuse(i, grad)
         slot = self._table.slots[i]
+        self._check_rebound(slot, i)  # in place: the address did not tell
+        self._refuse(i, grad)
         if _normal_strides(grad) == tuple(
             s for n, s in zip(self._shapes[i], self._strides[i], strict=True) if n > 1
         ):
@@ -194,6 +195,8 @@ class Gradients:
             ("device", local.device, table.device),
             ("shape", tuple(local.shape), tuple(self._shapes[i])),
         ):
+            if now != before and all(name == "step" for name in table.state_tensors[i]):
+                raise LayoutChanged(slot.name)  # model.to() between construction and the first step
             if now != before:
                 raise RuntimeError(
                     f"{slot.name}: its {what} was {before} when it was given to the optimizer and is now {now}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .hyperparameters import SETTINGS
+from .hyperparameters import SETTINGS, as_number
 
 ROLES = ("body", "head")
 
@@ -30,8 +30,8 @@ def group_label(index: int, group: dict[str, Any]) -> str:
 
 def param_label(index: int, group: dict[str, Any], position: int) -> str:
     """How errors call a parameter: its name, when known, and its group."""
-    names = group.get("param_names")
-    name = f"parameter '{names[position]}'" if names else f"parameter {position}"
+    names = group.get("param_names") or ()
+    name = f"parameter '{names[position]}'" if position < len(names) else f"parameter {position}"
     return f"{name} of {group_label(index, group)}"
 
 
@@ -53,6 +53,7 @@ def complete_group(
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
     completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
     if "lr" not in group and role == "head":
+        _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio
     if rule != "sgd":
         completed["decoupled_weight_decay"] = rule == "adamw"
@@ -63,7 +64,9 @@ def _number(label: str, name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{label}: {name} must have one element, got shape {tuple(value.shape)}")
     try:
-        return float(value)
+        if isinstance(value, str):  # float() would take it, the rules would not
+            raise TypeError
+        return as_number(value)
     except (TypeError, ValueError):
         raise TypeError(f"{label}: {name} must be a number, got {value!r}") from None
 
@@ -78,6 +81,13 @@ def _at_least_zero(label: str, name: str, value: Any) -> float:
 def check_settings(group: dict[str, Any], index: int) -> None:
     """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
     label = group_label(index, group)
+    if group["role"] not in ROLES:
+        raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
+    if group["rule"] not in SETTINGS:
+        raise ValueError(f"{label}: unknown rule {group['rule']!r}")
+    missing = [name for name in SETTINGS[group["rule"]] if name not in group]
+    if missing:
+        raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
     _at_least_zero(label, "lr", group["lr"])
     _at_least_zero(label, "weight_decay", group["weight_decay"])
     if group["rule"] == "sgd":
@@ -118,7 +128,8 @@ def check_params(group: dict[str, Any], index: int) -> None:
             raise TypeError(f"{label}: expected a tensor, got {torch.typename(param)}")
         if param.layout is not torch.strided:
             raise TypeError(f"{label}: {param.layout} parameters are not supported")
-        if not param.is_floating_point():
+        frozen = not param.requires_grad and param.grad is None
+        if not param.is_floating_point() and not frozen:
             raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
         if param.is_meta:
             raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
@@ -139,6 +150,21 @@ def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(Interface())
 
 
+def _meets_itself(tensor: Tensor) -> bool:
+    """Whether two elements share one memory location."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < reach:
+            break
+        reach += (size - 1) * stride
+    else:
+        return False  # each stride steps over everything that the smaller ones reach
+    places = np.zeros(1, np.int64)
+    for stride, size in zip(tensor.stride(), tensor.shape, strict=True):
+        places = np.unique(places[:, None] + stride * np.arange(size))
+    return len(places) < tensor.numel()
+
+
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ValueError for two different parameters, or one, that use the same memory twice.
 
@@ -148,7 +174,7 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     for label, tensor in named:
         if tensor.numel() == 0:
             continue
-        if torch._debug_has_internal_overlap(tensor) == 1:
+        if _meets_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         first = tensor.data_ptr()
@@ -171,8 +197,8 @@ class RatioWatch:
         self._warned: set[str] = set()
 
     def look(self, groups: Sequence[dict[str, Any]]) -> None:
-        body = [float(g["lr"]) for g in groups if g["role"] == "body" and g["params"]]
-        head = [float(g["lr"]) for g in groups if g["role"] == "head"]
+        body = [as_number(g["lr"]) for g in groups if g["role"] == "body" and g["params"]]
+        head = [as_number(g["lr"]) for g in groups if g["role"] == "head"]
         if not body or not head:
             return
         if max(body) > min(head):

@@ -58,12 +58,19 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "sgd": _SGD_SETTINGS,
 }
 # everything of a group that its rows depend on, cheap enough to read and compare at every step
-_GETTERS = {rule: itemgetter("rule", *names) for rule, names in SETTINGS.items()}
+_GETTERS = {rule: itemgetter("rule", "role", *names) for rule, names in SETTINGS.items()}
+
+
+def as_number(value: Any) -> float:
+    """A number, or a tensor of one element, as float64."""
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def is_volatile(group: dict[str, Any]) -> bool:
     """Whether a setting can change while the object that holds it stays the same."""
-    return isinstance(group["lr"], Tensor) or isinstance(group.get("betas"), list)
+    values = _GETTERS[group["rule"]](group)
+    betas = group["betas"] if group["rule"] != "sgd" else ()
+    return any(isinstance(value, (Tensor, list)) for value in (*values, *betas))
 
 
 def rule_of(group: dict[str, Any]) -> Rule:
@@ -133,13 +140,16 @@ class HyperparameterRows:
 
     def changed_groups(self) -> list[int]:
         """Groups whose settings were edited since they were last accepted."""
-        changed = [
-            index
-            for index, get, group, known in zip(
-                self._used, self._getters, self._groups, self._settings, strict=True
-            )
-            if get(group) != known
-        ]
+        try:
+            changed = [
+                index
+                for index, get, group, known in zip(
+                    self._used, self._getters, self._groups, self._settings, strict=True
+                )
+                if get(group) != known
+            ]
+        except (RuntimeError, ValueError):  # several elements where one belongs: the check will name the group
+            changed = self._used
         return changed if not self._volatile else sorted({*changed, *self._volatile})
 
     def accept(self, changed: list[int]) -> None:
@@ -160,7 +170,7 @@ class HyperparameterRows:
 
     def _set_static(self, index: int, group: dict[str, Any]) -> None:
         """Everything of a group's row that does not depend on its step count."""
-        lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+        lr, weight_decay = as_number(group["lr"]), as_number(group["weight_decay"])
         row = self._static[index]
         row["rule"] = int(rule_of(group))
         row["grad_sign"] = -1.0 if group["maximize"] else 1.0
@@ -168,14 +178,14 @@ class HyperparameterRows:
         row["param_decay"] = 1.0 - lr * weight_decay if group["rule"] == "adamw" else 1.0
         if group["rule"] == "sgd":
             row["step_size"] = lr
-            row["momentum"] = float(group["momentum"])
-            self._scalars[:, index] = lr, 0.0, 0.0, 0.0, 1.0 - float(group["dampening"])
+            row["momentum"] = as_number(group["momentum"])
+            self._scalars[:, index] = lr, 0.0, 0.0, 0.0, 1.0 - as_number(group["dampening"])
         else:
-            beta1, beta2 = map(float, group["betas"])
+            beta1, beta2 = map(as_number, group["betas"])
             row["lerp_weight"] = 1.0 - beta1 if beta1 > 0.5 else -beta1
             row["beta2"] = beta2
             row["one_minus_beta2"] = 1.0 - beta2
-            self._scalars[:, index] = lr, beta1, beta2, float(group["eps"]), 1.0
+            self._scalars[:, index] = lr, beta1, beta2, as_number(group["eps"]), 1.0
 
     def _allocate(self, representative: np.ndarray, row_step: np.ndarray) -> None:
         """One row per representative slot. Everything but the bias corrections is filled here."""

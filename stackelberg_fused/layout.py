@@ -95,9 +95,11 @@ class Table:
         self.records["numel"] = numel
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
-        self.steps = torch.zeros(len(slots), dtype=torch.float32)
+        self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
         self.step_counts = self.steps.numpy()
         self.momentum_ready = np.zeros(len(slots), bool)
+        # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
+        self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         self.rows = HyperparameterRows(groups, np.array([s.group for s in slots], np.int64))
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data

@@ -81,6 +81,9 @@ class StackelbergOptimizer(Optimizer):
             completed.update(_split_names(completed["params"]))
             check_settings(completed, index)
             check_params(completed, index)
+            lr = completed["lr"]
+            if isinstance(lr, Tensor) and any(lr is group["lr"] for group in self.param_groups):
+                completed["lr"] = lr if lr.requires_grad else lr.clone()  # schedulers fill it in place
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
             if not isinstance(param_group["params"], Tensor):
@@ -90,10 +93,14 @@ class StackelbergOptimizer(Optimizer):
             for name, value in completed.items():
                 if name != "params":
                     param_group.setdefault(name, value)
-            param_group["rule"] = completed["rule"]
+            param_group.update(rule=completed["rule"], lr=completed["lr"])
         super().add_param_group(param_group)
         if self._engine is not None:
-            self._engine = self._build()
+            try:
+                self._engine = self._build()
+            except Exception:
+                self.param_groups.pop()
+                raise
 
     def step(self, closure: Callable[[], Any] | None = None, *, role: str | None = None) -> Any:
         """Perform one step: one launch per device and dtype, for any number of groups.
@@ -111,6 +118,8 @@ class StackelbergOptimizer(Optimizer):
         """
         if role is not None and role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+        if torch.compiler.is_compiling():
+            return self._untraced_step(closure, role=role)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -121,9 +130,13 @@ class StackelbergOptimizer(Optimizer):
         try:
             self.launches += engine.step(role)
         except LayoutChanged:
-            self._engine = self._build()
-            self.launches += self._engine.step(role)
+            self.launches += self._build_again().step(role)
         return loss
+
+    @torch._disable_dynamo
+    def _untraced_step(self, closure: Callable[[], Any] | None, *, role: str | None) -> Any:
+        """What a compiled training step calls: addresses and weak references are nothing to trace."""
+        return self.step(closure, role=role)
 
     def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
         labelled: dict[int, tuple[str, Tensor]] = {}
@@ -134,18 +147,27 @@ class StackelbergOptimizer(Optimizer):
 
     def _build(self, previous: Any = None) -> Engine:
         settings = self._settings
+        watch = self._engine.watch if self._engine is not None else None
         return Engine(
-            self.param_groups, self.state, settings["backend"], settings["flatten"], previous
+            self.param_groups, self.state, settings["backend"], settings["flatten"], previous, watch
         )
+
+    def _build_again(self) -> Engine:
+        """The engine for groups or state that were edited behind its back, which may be anything."""
+        for index, group in enumerate(self.param_groups):
+            check_settings(group, index)
+            check_params(group, index)
+        check_overlap(self._labelled(self.param_groups))
+        check_loaded(self.state, self.param_groups)
+        self._engine = self._build()
+        return self._engine
 
     def _ready(self) -> Engine:
         """The engine, built again where groups or state were replaced behind its back."""
         engine = self._engine
         if engine is None or engine.state is not self.state or engine.groups is not self.param_groups:
-            engine = self._engine = self._build()
-        elif engine.state_was_edited():
-            engine = self._engine = self._build()
-        return engine
+            return self._build_again()
+        return self._build_again() if engine.was_edited() else engine
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings, "launches": self.launches}

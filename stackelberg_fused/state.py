@@ -34,7 +34,7 @@ def allocate_state(table: Table, indices: Sequence[int], state: Mapping[Tensor, 
         slot = table.slots[i]
         entry = state[slot.param]
         if "step" not in entry:
-            entry["step"] = table.steps[i]
+            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         for name in state_names(table.groups[slot.group]):
             if entry.get(name) is None:
                 missing[name].append(i)
@@ -46,8 +46,17 @@ def allocate_state(table: Table, indices: Sequence[int], state: Mapping[Tensor, 
 
 def _set(table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
     param = table.slots[i].param
-    state[param][name] = shard_like(place, param)
+    state[param][name] = table.state_tensors[i][name] = shard_like(place, param)
     table.set_state_address(i, name, place)
+
+
+def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+    """Whether the state's tensors are still the ones that the table was connected to."""
+    return all(
+        (state.get(slot.param) or {}).get(name) is tensors.get(name)
+        for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
+        for name in ("step", *STATE_FIELD)
+    )
 
 
 def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
@@ -98,7 +107,7 @@ def attach_state(
         buffer = entry.get("momentum_buffer")
         step = entry.get("step", 0.0 if buffer is None else 1.0)
         table.step_counts[i] = float(step)
-        entry["step"] = table.steps[i]
+        entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         table.momentum_ready[i] = buffer is not None
         like = _dense_like(slot)
         for name in STATE_FIELD:
@@ -113,7 +122,11 @@ def attach_state(
             if previous is not None or not fits:
                 old = previous.get(slot.param, {}).get(name) if previous is not None else None
                 place = local_tensor(old) if old is not None else None
-                if place is None or place.stride() != like.stride() or place.dtype != like.dtype:
+                if place is None or (place.stride(), place.dtype, place.device) != (
+                    like.stride(),
+                    like.dtype,
+                    like.device,
+                ):
                     place = zeros_like_in_arenas([like])[0]
                 place.copy_(local)
                 local = place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -23,12 +24,15 @@ LARGE_SIZE = 100_001
 
 @dataclass(frozen=True)
 class Options:
-    """A rule with its settings; the rate comes from the group."""
+    """A rule with its settings; the rate comes from the group. Of `mixed` ones each group has another rule."""
 
     rule: str
     settings: dict[str, Any] = field(default_factory=dict)
+    mixed: bool = False
 
     def __str__(self) -> str:
+        if self.mixed:
+            return "mixed"
         parts = [f"{k}={v}" for k, v in self.settings.items() if v is not False and v != 0]
         return "-".join([self.rule, *parts]).replace(" ", "")
 
@@ -77,6 +81,10 @@ def kernel_options() -> list[Options]:
     ]
 
 
+MIXED = Options("adamw", {"weight_decay": 0.1}, mixed=True)
+_TURNS: tuple[dict[str, Any], ...] = ({}, {"rule": "sgd", "momentum": 0.9}, {"rule": "adam", "amsgrad": True})
+
+
 def sizes_for(num_groups: int, large: bool = False) -> list[list[int]]:
     """Sizes of the parameters of each group: every one of SIZES once, or in 465 groups the small ones and 4097."""
     if large:
@@ -93,8 +101,9 @@ def normal(size: int | tuple[int, ...], seed: int, dtype: torch.dtype = torch.fl
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@lru_cache(maxsize=8192)
 def gradient(size: int | tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Signs, magnitudes over seven decades, and one zero in ten."""
+    """Signs, magnitudes over seven decades, and one zero in ten. Shared: clone it before it becomes a `.grad`."""
     value = normal(size, seed, dtype)
     decades = torch.randint(-4, 3, value.shape, generator=torch.Generator().manual_seed(seed + 1))
     kept = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed + 2)) > 0.1
@@ -102,9 +111,12 @@ def gradient(size: int | tuple[int, ...], seed: int, dtype: torch.dtype = torch.
 
 
 def groups_of(
-    sizes: list[list[int]], device: str = "cpu", dtype: torch.dtype = torch.float32
+    sizes: list[list[int]], device: str = "cpu", dtype: torch.dtype = torch.float32, mixed: bool = False
 ) -> list[dict[str, Any]]:
-    """Param groups with these sizes, each at its own rate; the last third is the head, where there are several."""
+    """Param groups with these sizes, each at its own rate; the last third is the head, where there are several.
+
+    With `mixed` they take turns between three rules.
+    """
     heads = len(sizes) // 3 if len(sizes) > 2 else len(sizes) - 1
     groups = []
     for i, group in enumerate(sizes):
@@ -113,7 +125,8 @@ def groups_of(
             for k, n in enumerate(group)
         ]
         role = "head" if i >= len(sizes) - heads else "body"
-        groups.append({"params": params, "lr": 1e-2 * (1 + i % 10), "role": role})
+        rate = (1e-1 if role == "head" else 1e-2) * (1 + i % 9)
+        groups.append({"params": params, "lr": rate, "role": role, **(_TURNS[i % 3] if mixed else {})})
     return groups
 
 
@@ -125,4 +138,4 @@ def set_gradients(groups: list[dict[str, Any]], step: int, skip_every: int = 0) 
             number += 1
             skipped = skip_every and number % skip_every == 0
             new = None if skipped else gradient(tuple(p.shape), 7919 * step + number, p.dtype)
-            p.grad = None if new is None else new.to(p.device)
+            p.grad = None if new is None else new.to(p.device, copy=True)

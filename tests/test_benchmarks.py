@@ -129,9 +129,7 @@ def test_a_peer_that_makes_another_update_is_not_timed():
 
 def test_ulp():
     x = torch.tensor([1.0, -1.5, 2.0, 0.75, 0.0, 1e-45])
-    upward = torch.nextafter(x.abs(), torch.tensor(torch.inf)) - x.abs()
-    assert torch.equal(parity.ulp(x)[:4].float(), upward[:4])
-    assert torch.all(parity.ulp(x)[4:] == 2.0**-149)
+    assert parity.ulp(x).tolist() == [2**-23, 2**-23, 2**-22, 2**-24, 2**-149, 2**-149]
 
 
 # --- who is let in
@@ -260,8 +258,8 @@ def test_the_process_alone_answers_and_says_what_went_wrong():
         assert len(alone.ask({"pools": peers.TORCH_FUSED, "repeats": 1, "threads": 1})) == 1
         with pytest.raises(AloneFailed, match="StopIteration"):
             alone.ask(request | {"row": "no such row"})
-        with pytest.raises(AloneFailed, match="has ended"):
-            alone.ask(request)
+        # another process
+        assert len(alone.ask(request)["samples_ns"]) == 3
 
 
 def test_the_streaming_kernel_moves_every_element():

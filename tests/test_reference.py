@@ -74,7 +74,7 @@ def test_nan_and_infinity_propagate_as_in_torch(options: Options, bad: float) ->
     torchs = options.torchs(params[1:])
     for step in range(4):
         for p in params:
-            p.grad = gradient(8, step)
+            p.grad = gradient(8, step).clone()
             p.grad[step] = bad
         ours.step()
         torchs.step()

@@ -7,7 +7,8 @@ gives the bits of the other native backends.
 import triton
 import triton.language as tl
 
-# enum Rule in csrc/tables.h
+# enum Rule in csrc/tables.h; a flag stands left of `&` because interpreted kernels get rules as plain ints, to whose
+# right a constexpr cannot stand
 SGD: tl.constexpr = tl.constexpr(1)
 AMSGRAD: tl.constexpr = tl.constexpr(2)
 L2: tl.constexpr = tl.constexpr(4)
@@ -33,7 +34,7 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
     # maximize: ascend by negating the gradient
     grad = tl.load(row + GRAD_SIGN) * grad
     # l2 weight decay
-    if RULE & L2:
+    if L2 & RULE:
         grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
     # first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
     lerp_weight = tl.load(row + LERP_WEIGHT)
@@ -43,14 +44,15 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
     exp_avg_sq = tl.fma(tl.load(row + ONE_MINUS_BETA2) * grad, grad, decayed)
     # amsgrad: running maximum; NaN stays NaN
     second_moment = exp_avg_sq
-    if RULE & AMSGRAD:
+    if AMSGRAD & RULE:
         larger = (exp_avg_sq > max_exp_avg_sq) | (exp_avg_sq != exp_avg_sq)
         max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
         second_moment = max_exp_avg_sq
     # update, with decoupled weight decay
     denom = tl.sqrt_rn(second_moment) + tl.load(row + EPS)
     update = tl.load(row + STEP_SIZE) * tl.div_rn(exp_avg, denom)
-    param = tl.fma(tl.load(row + PARAM_DECAY), param, -update)
+    # times -1.0: Triton's unary minus is 0 - x, which loses the sign of zero
+    param = tl.fma(tl.load(row + PARAM_DECAY), param, -1.0 * update)
     return param, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
@@ -60,17 +62,17 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # maximize: ascend by negating the gradient
     grad = tl.load(row + GRAD_SIGN) * grad
     # l2 weight decay
-    if RULE & L2:
+    if L2 & RULE:
         grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
     # momentum
-    if RULE & MOMENTUM:
+    if MOMENTUM & RULE:
         momentum = tl.load(row + MOMENTUM_COEFFICIENT)
         momentum_buffer = tl.fma(tl.load(row + ONE_MINUS_DAMPENING), grad, momentum * momentum_buffer)
         # nesterov: look ahead along the momentum
-        if RULE & NESTEROV:
+        if NESTEROV & RULE:
             grad = tl.fma(momentum, momentum_buffer, grad)
         else:
             grad = momentum_buffer
     # update
-    param = tl.fma(-tl.load(row + STEP_SIZE), grad, param)
+    param = tl.fma(-1.0 * tl.load(row + STEP_SIZE), grad, param)
     return param, momentum_buffer

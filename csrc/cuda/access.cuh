@@ -3,7 +3,8 @@
 #pragma once
 
 #ifndef SF_ON_ACCESS
-#define SF_ON_ACCESS(pointer, bytes)
+// A pointer out of a table could point anywhere; told otherwise, the compiler leaves out generic addressing.
+#define SF_ON_ACCESS(pointer, bytes) __builtin_assume(__isGlobal(pointer))
 #endif
 
 namespace sf {

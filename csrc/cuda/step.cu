@@ -13,7 +13,10 @@
 
 namespace sf {
 
-constexpr int kThreads = 256;
+// Two blocks on a multiprocessor leave 64 registers to a thread: enough, without spills, for two vectors of every buffer
+// in flight under every rule, so that one block loads while the other computes.
+constexpr int kThreads = 512;
+constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kVectorsPerThread = kTileElements / (kThreads * kVector);
 static_assert(kTileElements % (kThreads * kVector) == 0);
 
@@ -97,7 +100,7 @@ __device__ __forceinline__ void update_tile(const Record& record, const Row& row
 
 // RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
 template <int RULE>
-__global__ void __launch_bounds__(kThreads) step_kernel(StepArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kernel(StepArgs args) {
   const Tile tile = args.tiles[args.first_tile + blockIdx.x];
   const Record record = args.records[tile.record];
   if (!record.grad) return;

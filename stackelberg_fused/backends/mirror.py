@@ -34,7 +34,7 @@ class PinnedRing:
             if block.numel() >= nbytes and event.query():
                 return block
             self._blocks.append((block, event))
-        return torch.empty(max(4096, 1 << (nbytes - 1).bit_length()), dtype=torch.uint8, pin_memory=True)
+        return torch.empty(max(4096, 1 << (nbytes - 1).bit_length()), dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 class Mirror:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 FORMAT = 1
-SIGINT = signal.SIGINT
 
 
 class CheckpointError(RuntimeError):
@@ -59,38 +57,26 @@ def load(path: Path) -> dict[str, Any]:
 
 
 class StopRequest:
-    """What a signal asked for; looked at between steps, when the state is consistent."""
+    """Context in which the first SIGINT or SIGTERM only asks, and training stops between steps,
+    where its state is consistent. A second one acts at once, as it does outside."""
 
-    signal: signal.Signals | None = None
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.signal is None else 128 + self.signal
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
-@contextmanager
-def stop_between_steps() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one acts at once, as usual."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers
-        return
-    previous: dict[int, Any] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        restore()
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield request
-    finally:
-        restore()
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self.__exit__()

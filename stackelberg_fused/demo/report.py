@@ -85,7 +85,7 @@ def verdict(records: list[Record]) -> list[str]:
         listed = ", ".join(f"{r['name']} ({gap(r, control):+.1%})" for r in worse)
         lines.append(f"Did not help: {listed}.")
     lines.extend(
-        f"{r['name']} is the control's own algorithm: rounding alone made {gap(r, control):+.2%} "
+        f"{r['name'].capitalize()} is the control's own algorithm: rounding alone made {gap(r, control):+.2%} "
         "of difference, so gaps of that size say nothing."
         for r in others
         if is_control_again(r, control)

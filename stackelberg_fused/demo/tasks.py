@@ -34,7 +34,7 @@ class Task:
 def language(quick: bool = False) -> Task:
     """The next byte of Python's help text, with a GPT of 0.47 M parameters."""
     config = GPTConfig(context=32, layers=1, heads=2, width=32) if quick else GPTConfig()
-    batch_size, windows = (4, 16) if quick else (16, 512)
+    batch_size, windows = (4, 16) if quick else (16, 256)
     split = split_text()
     (train,), (held_out,) = split.train, split.validation
     inputs, targets = text_windows(held_out, windows, config.context)
@@ -109,8 +109,9 @@ def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def sample_text(model: nn.Module, prompt: str = "The ", count: int = 300) -> str:
     """The prompt and `count` bytes that the model adds to it; the same at every call."""
-    tokens = torch.tensor([list(prompt.encode())])
-    generated = model.generate(tokens, count, torch.Generator().manual_seed(0))
+    device = next(model.parameters()).device
+    tokens = torch.tensor([list(prompt.encode())], device=device)
+    generated = model.generate(tokens, count, torch.Generator(device).manual_seed(0))
     return bytes(generated[0].tolist()).decode(errors="replace")
 
 

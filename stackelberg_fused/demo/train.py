@@ -1,8 +1,8 @@
 """`python -m stackelberg_fused train`: one learning rate against a slow body and a fast head.
 
-Trains a small model first with torch's AdamW at one rate, then with StackelbergAdamW at several
-head/body ratios, all from the same weights and on the same batches. The control has the best
-single rate of a scan, which stands in `settings.py` with the other choices.
+Trains a small model with torch's AdamW at one rate and with StackelbergAdamW at several head/body
+ratios, all from the same weights and on the same batches. The control has the best single rate of
+a scan, which stands in `settings.py` with the other choices.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,6 @@ from .report import final_loss, print_report, write_result
 from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
 from .tasks import TASKS
-from .trainer import Trainer
 
 # The models are too small to feed more threads than this.
 MOST_THREADS = 4
@@ -58,15 +58,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _announce(demo, console)
+    stop = checkpoint.StopRequest()
     try:
-        with checkpoint.stop_between_steps() as stop:
+        with stop:
             demo.train(stop, console)
-    except KeyboardInterrupt:  # a second Ctrl-C: the last checkpoint is all there is
-        stop.signal = stop.signal or checkpoint.SIGINT
+    except KeyboardInterrupt:  # the second Ctrl-C: what is on the disk is from before the first
+        stop.signal = signal.SIGINT
     if stop:
-        console.print(f"Stopped by {stop.signal.name}. To go on exactly where {path} is:")
+        console.print(f"Stopped by {stop.signal.name}. To go on exactly where {path} ends:")
         console.print(f"  python -m stackelberg_fused train --out {out} --resume", soft_wrap=True)
-        return stop.exit_code
+        return 128 + stop.signal
     _report(demo, out, console)
     return 0
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _fresh(args: argparse.Namespace, path: Path) -> Demo:
     task = args.task or "language"
     given = _given(args)
-    quick = {"steps": QUICK_STEPS} if args.quick else {}
+    quick = {"steps": QUICK_STEPS, "threads": 1} if args.quick else {}
     if args.lr is not None:
         given.setdefault("body_lr", args.lr)
     settings = Settings(
@@ -90,7 +91,7 @@ def _fresh(args: argparse.Namespace, path: Path) -> Demo:
             **given,
         }
     )
-    demo = _demo(settings, path)
+    demo = _build(settings, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         path.replace(path.with_name("checkpoint.previous.pt"))
@@ -107,17 +108,16 @@ def _resumed(args: argparse.Namespace, path: Path) -> Demo:
                 f"--{name.replace('_', '-')} {value} contradicts {path}, which was made with "
                 f"{getattr(settings, name)}; resume without it, or start anew in another --out"
             )
-    demo = _demo(settings, path)
+    demo = _build(settings, path)
     demo.load_state_dict(saved)
     return demo
 
 
-def _demo(settings: Settings, path: Path) -> Demo:
+def _build(settings: Settings, path: Path) -> Demo:
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {settings.device}: torch sees no CUDA device")
     torch.set_num_threads(settings.threads)
-    task = TASKS[settings.task](settings.quick)
-    # Building it refuses an impossible backend or device now, not after the control's run.
-    Trainer(task, settings, 1)
-    return Demo(task, settings, path)
+    return Demo(TASKS[settings.task](settings.quick), settings, path)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,26 +130,25 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _announce(demo: Demo, console: Console) -> None:
-    settings, model = demo.settings, demo.task.model()
-    size = sum(parameter.numel() for parameter in model.parameters())
+    settings, first = demo.settings, demo.runs[0]
+    size = sum(parameter.numel() for parameter in first.model.parameters())
     console.print(
-        f"{demo.task.data['model']}, {size:,} parameters, on {demo.task.data['source']}; "
-        f"{demo.left} runs of {settings.steps} steps to go, seed {settings.seed}; "
-        f"{settings.device}, {settings.threads} threads. Ctrl-C stops, --resume goes on.",
+        f"{demo.task.data['model']}, {size:,} parameters, on {demo.task.data['source']}\n"
+        f"{len(demo.runs)} runs from step {first.step_count} to {settings.steps}, "
+        f"seed {settings.seed}, {settings.device}, {settings.threads} threads\n"
+        "Ctrl-C stops and keeps everything; --resume goes on from there.",
         highlight=False,
     )
 
 
 def _report(demo: Demo, out: Path, console: Console) -> None:
     """Tables, verdict and a sample on the terminal; result.json and loss.png in `out`."""
-    records = [run["record"] for run in demo.finished]
+    records = demo.records
     print_report(console, records, demo.task.loss_unit)
     if demo.task.sample:
-        best = min(demo.finished, key=lambda run: final_loss(run["record"]))
-        model = demo.task.model()
-        model.load_state_dict(best["model"])
-        console.rule(f"{best['record']['name']} continues the help text", align="left")
-        console.print(demo.task.sample(model), markup=False, highlight=False)
+        best = min(demo.runs, key=lambda run: final_loss(run.record))
+        console.rule(f"{best.record['name']} writes help text", align="left")
+        console.print(demo.task.sample(best.model), markup=False, highlight=False)
         console.rule()
     write_result(out / "result.json", demo.settings.to_dict(), demo.task.data, records)
     files = ["result.json", "checkpoint.pt"]

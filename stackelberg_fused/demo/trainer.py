@@ -25,11 +25,6 @@ def warmup_cosine(step: int, steps: int, warmup: float, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def run_names(settings: Settings) -> list[str]:
-    """The control first, then one run per ratio: the order of training, tables and legends."""
-    return ["torch AdamW", *(f"ratio {ratio:g}" for ratio in settings.ratios)]
-
-
 class Trainer:
     """Run `index` of the demo: 0 is torch's AdamW at one rate, the rest have a ratio each.
 
@@ -54,7 +49,6 @@ class Trainer:
         self.scheduler = LambdaLR(self.optimizer, schedule)
         self.step_count = 0
         self.record: dict[str, Any] = {
-            "name": run_names(settings)[index],
             **described,
             "train_loss": [],
             "validation": [],  # (step, loss, share of right predictions)
@@ -69,8 +63,13 @@ class Trainer:
         if index == 0:
             # fused=True is torch's fastest, so that the comparison of step() times is a fair one.
             control = torch.optim.AdamW(groups, lr=settings.lr, fused=True, **shared)
-            rates = {"body_lr": settings.lr, "head_lr": settings.lr}
-            return control, {"ratio": None, **rates, "backend": "torch fused"}
+            return control, {
+                "name": "torch AdamW",
+                "ratio": None,
+                "body_lr": settings.lr,
+                "head_lr": settings.lr,
+                "backend": "torch fused",
+            }
         ratio = settings.ratios[index - 1]
         optimizer = StackelbergAdamW(
             groups,
@@ -79,12 +78,27 @@ class Trainer:
             backend=settings.backend,
             **shared,
         )
-        rates = {"body_lr": settings.body_lr, "head_lr": settings.body_lr * ratio}
-        return optimizer, {"ratio": ratio, **rates, "backend": optimizer.backend}
+        return optimizer, {
+            "name": f"ratio {ratio:g}",
+            "ratio": ratio,
+            "body_lr": settings.body_lr,
+            "head_lr": settings.body_lr * ratio,
+            "backend": optimizer.backend,
+        }
 
     @property
     def finished(self) -> bool:
-        return self.step_count == self.settings.steps
+        """Trained to the end, and evaluated there."""
+        return self.evaluations == len(self.settings.evaluation_steps())
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.record["validation"])
+
+    @property
+    def validation_loss(self) -> float:
+        """As of the last evaluation."""
+        return self.record["validation"][-1][1]
 
     def evaluate(self) -> None:
         """Add a point to the validation curve."""
@@ -116,7 +130,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "batches": self.batches.get_state(),
-            "torch_rng": torch.get_rng_state(),
             "record": self.record,
         }
 
@@ -126,7 +139,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.set_state(state["batches"])
-        torch.set_rng_state(state["torch_rng"])
         # The backend is the one this machine chose, not the one that the checkpoint was made with.
         self.record = {**state["record"], "backend": self.record["backend"]}
 
