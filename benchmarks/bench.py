@@ -38,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, help="interleaved rounds per row, at most (default 60)")
     add("--seconds", type=float, help="timed part of one row, at most (default 20)")
     add("--budget", type=float, metavar="S", help="begin no further row after S seconds")
-    add("--wait", type=float, default=0, metavar="S", help="wait so long for a quiet machine")
+    add(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="S",
+        help="per row: wait so long for a quiet machine, and measure again if it was not",
+    )
     add("--threads", type=int, help="torch.set_num_threads (default: as torch chooses)")
     add("--no-compile", action="store_true", help="leave out contestants that compile first")
     add("--compile-seconds", type=float, default=60.0, help="time box of one warm-up (default 60)")
@@ -84,8 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.budget and time.monotonic() - began > arguments.budget:
                     row: dict[str, Any] = {"name": name, "reason": "time budget spent"}
                 else:
-                    machine.wait_until_quiet(arguments.wait)
-                    row = _measured(name, measure, alone)
+                    row = _quietly(name, measure, alone, arguments.wait)
                 result["rows"].append(row)
                 result["seconds"] = round(time.monotonic() - began, 1)
                 report.write(result, arguments.out / JSON_NAME)
@@ -132,6 +137,18 @@ def _host_pair(field: list[Contestant], settings: Settings) -> tuple[Contestant,
     fused = next(c for c in field if c.name == TORCH_FUSED)
     mine = next(c for c in field if c.family == "ours" and c.available(settings.device)[0])
     return mine, fused
+
+
+def _quietly(
+    name: str, measure: Callable[[Alone], dict[str, Any]], alone: Alone, seconds: float
+) -> dict[str, Any]:
+    end = time.monotonic() + seconds
+    while True:
+        machine.wait_until_quiet(end - time.monotonic())
+        row = _measured(name, measure, alone)
+        loads = [found.get("load", {}) for found in (row, row.get("torch_alone", {}))]
+        if all(load.get("quiet", True) for load in loads) or time.monotonic() > end:
+            return row
 
 
 def _measured(

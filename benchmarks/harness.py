@@ -170,10 +170,10 @@ def _torch_alone(alone: Alone | None, workload: Workload, settings: Settings) ->
         "threads": torch.get_num_threads(),
     }
     try:
-        samples = alone.ask(request)["samples_ns"]
+        found = alone.ask(request)
     except AloneFailed as error:
         return {"reason": str(error)}
-    return {"samples_ns": samples, **quantiles(samples)}
+    return quantiles(found["samples_ns"]) | found
 
 
 def run_row(

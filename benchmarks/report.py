@@ -108,8 +108,10 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     for entry in row["entries"]:
         if entry["status"] == TIMED:
             yield _line(_cells(entry))
-    if "p50_ns" in row["torch_alone"]:
-        yield _line(_cells(row["torch_alone"] | {"name": "torch fused, own process"}))
+    alone = row["torch_alone"]
+    if "p50_ns" in alone:
+        noise = "" if alone["load"]["quiet"] else " (!)"
+        yield _line(_cells(alone | {"name": f"torch fused, alone{noise}"}))
     for name, probe in row["probes"].items():
         label = f"stream ({row['stream_is']})" if name == bandwidth.STREAM else name
         yield _line(_cells(probe | {"name": label}))
@@ -124,6 +126,8 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
     for target in row["targets"]:
         yield "  " + _verdict(target, row["torch_alone"])
+    if "load" in alone and not alone["load"]["quiet"]:
+        yield f"  (!) {_load_line(alone['load'])}"
     yield f"  {row['rounds']} rounds; {_load_line(row['load'])}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .harness import SEED, Entry, gradient_sets
+from .machine import Load
 from .peers import TORCH_FUSED, contestants
 from .pools import time_operators
 from .timing import interleave, rounded
@@ -41,8 +42,10 @@ def _torch_row(request: dict[str, Any]) -> dict[str, Any]:
     entry = Entry.build(fused, workload, start)
     del start
     action = entry.action(device, *gradient_sets(workload, device, SEED))
+    load = Load()
     samples = interleave({TORCH_FUSED: action}, request["rounds"], request["seconds"])
+    found = {"samples_ns": rounded(samples[TORCH_FUSED]), "load": load.others()}
     del action, entry
     if device == "cuda":
         torch.cuda.empty_cache()
-    return {"samples_ns": rounded(samples[TORCH_FUSED])}
+    return found

@@ -81,8 +81,7 @@ def kernel_options() -> list[Options]:
     ]
 
 
-MIXED = Options("adamw", {"weight_decay": 0.1}, mixed=True)
-_TURNS: tuple[dict[str, Any], ...] = ({}, {"rule": "sgd", "momentum": 0.9}, {"rule": "adam", "amsgrad": True})
+MIXED = Options("adamw", {"weight_decay": 0.0}, mixed=True)
 
 
 def sizes_for(num_groups: int, large: bool = False) -> list[list[int]]:
@@ -115,8 +114,9 @@ def groups_of(
 ) -> list[dict[str, Any]]:
     """Param groups with these sizes, each at its own rate; the last third is the head, where there are several.
 
-    With `mixed` they take turns between three rules.
+    With `mixed` they take turns between all of `kernel_options`.
     """
+    turns = [{"rule": o.rule, **o.settings} for o in kernel_options()] if mixed else [{}]
     heads = len(sizes) // 3 if len(sizes) > 2 else len(sizes) - 1
     groups = []
     for i, group in enumerate(sizes):
@@ -126,7 +126,7 @@ def groups_of(
         ]
         role = "head" if i >= len(sizes) - heads else "body"
         rate = (1e-1 if role == "head" else 1e-2) * (1 + i % 9)
-        groups.append({"params": params, "lr": rate, "role": role, **(_TURNS[i % 3] if mixed else {})})
+        groups.append({"params": params, "lr": rate, "role": role, **turns[i % len(turns)]})
     return groups
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tolerances import STEP, ulp
+from tolerances import Tolerance, ulp
 from torch import Tensor
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -63,9 +63,10 @@ def all_params(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def assert_close(actual: Tensor, expected: Tensor, scale: Tensor, name: str, what: str = "") -> None:
-    """Within the tolerance of `STEP[name]`; NaN and infinity where they are expected and nowhere else."""
-    tolerance = STEP[name]
+def assert_close(
+    actual: Tensor, expected: Tensor, scale: Tensor, tolerance: Tolerance, what: str = ""
+) -> None:
+    """Within a tolerance; NaN and infinity where they are expected and nowhere else."""
     a, b = plain(actual), plain(expected)
     off = (a.double() - b.double()).abs() / ulp(plain(scale)).double()
     same = (a == b) | (a.isnan() & b.isnan())
@@ -73,7 +74,7 @@ def assert_close(actual: Tensor, expected: Tensor, scale: Tensor, name: str, wha
     if len(wrong):
         i = int(wrong[0])
         raise AssertionError(
-            f"{what} {name}: {len(wrong)} of {a.numel()} elements are off by more than {tolerance.ulps} ulp of "
+            f"{what}: {len(wrong)} of {a.numel()} elements are off by more than {tolerance.ulps} ulp of "
             f"{tolerance.scale}, first at {i}: {float(a.reshape(-1)[i])!r}, expected "
             f"{float(b.reshape(-1)[i])!r}, off by {float(off.reshape(-1)[i]):.2f} ulp"
         )

@@ -5,16 +5,17 @@ The tools (cuobjdump, nvdisasm) are those inside the triton package, so no CUDA 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import triton
-
-BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_TRITON = importlib.util.find_spec("triton")
+BIN = Path(_TRITON.origin).parent / "backends" / "nvidia" / "bin" if _TRITON else Path()
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\.text\.\S+):\s*$")
@@ -22,7 +23,27 @@ _TARGET = re.compile(r"\.L_x_\d+")
 _POINTER_ACCESSES = ("LD", "LDG", "ST", "STG")
 # opcodes after which the next instruction is not the next in the text, or not the only next
 _JUMPS = ("BRA", "BRX", "EXIT", "RET", "BSYNC")
-_UNMODELLED = ("BREAK", "JMP", "JMX", "JMXU", "BRXU", "KILL", "CAL", "PRET", "LDGSTS", "UBLKCP", "ATOM", "ATOMG", "RED")
+_UNMODELLED = (
+    "BREAK",
+    "JMP",
+    "JMX",
+    "JMXU",
+    "BRXU",
+    "KILL",
+    "CAL",
+    "PRET",
+    "LDGSTS",
+    "UBLKCP",
+    "ATOM",
+    "ATOMG",
+    "RED",
+)
+
+
+def unavailable() -> str:
+    """Why the tools cannot be run here, or empty."""
+    missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (BIN / tool).is_file()]
+    return f"no {' and '.join(missing)}: they come with triton" if missing else ""
 
 
 def run_tool(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
@@ -109,7 +130,7 @@ class Kernel:
         """Basic blocks that the entry reaches: first instruction -> (instructions, first ones of the successors)."""
         starts = {0, *self.labels.values()}
         for i, instruction in enumerate(self.instructions):
-            if instruction.name in _JUMPS:
+            if instruction.name in _JUMPS or instruction.name in _UNMODELLED:
                 starts.add(i + 1)
         found: dict[int, tuple[range, list[int]]] = {}
         pending = [0]
@@ -124,18 +145,88 @@ class Kernel:
             pending += found[start][1]
         return found
 
-    def looping(self) -> set[int]:
-        """The basic blocks that can be executed more than once."""
-        blocks = self.blocks
-        loops = set()
-        for start in blocks:
+    def wide_accesses(self) -> list[Instruction]:
+        return [instruction for instruction in self.instructions if instruction.access_bytes == 16]
+
+    def reachable(self) -> list[Instruction]:
+        return [
+            self.instructions[i] for instructions, _ in self.blocks.values() for i in instructions
+        ]
+
+    def wide_in_loops(self) -> list[Instruction]:
+        """128-bit accesses that a thread can make more than once, so that counting instructions is not enough."""
+        found = []
+        for start, (instructions, after) in self.blocks.items():
+            wide = [
+                self.instructions[i]
+                for i in instructions
+                if self.instructions[i].access_bytes == 16
+            ]
             seen: set[int] = set()
-            pending = list(blocks[start][1])
+            pending = list(after) if wide else []
             while pending:
                 node = pending.pop()
                 if node not in seen:
                     seen.add(node)
-                    pending += blocks[node][1]
-            if start in seen:
-                loops.add(start)
-        return loops
+                    pending += self.blocks[node][1]
+            found += wide if start in seen else []
+        return found
+
+    def paths(self) -> set[Accesses]:
+        """The distinct totals over all paths from entry to exit; every loop is taken once."""
+        totals: dict[int, set[Accesses]] = {}
+        on_path: set[int] = set()
+        pending = [(0, False)]
+        while pending:
+            node, is_left = pending.pop()
+            instructions, after = self.blocks[node]
+            if is_left:
+                on_path.discard(node)
+                own = _total(self.instructions[i] for i in instructions)
+                forward = [
+                    totals[n] for n in after if n in totals
+                ]  # a back edge leads to what is not known yet
+                rests = set().union(*forward) if forward else {Accesses()}
+                totals[node] = {own.plus(rest) for rest in rests}
+            elif node not in totals and node not in on_path:
+                on_path.add(node)
+                pending.append((node, True))
+                pending += [(n, False) for n in after]
+        return totals[0]
+
+
+def _total(instructions: Iterable[Instruction]) -> Accesses:
+    total = Accesses()
+    for instruction in instructions:
+        size, store = instruction.access_bytes, instruction.is_store
+        if size == 16:
+            total = total.plus(Accesses(store_bytes=16) if store else Accesses(load_bytes=16))
+        elif size:
+            total = total.plus(Accesses(narrow_stores=1) if store else Accesses(narrow_loads=1))
+    return total
+
+
+def parse(text: str) -> dict[str, Kernel]:
+    """The kernels in what `nvdisasm -c` prints, by name."""
+    kernels: dict[str, Kernel] = {}
+    kernel = Kernel("")
+    for line in text.splitlines():
+        label = _LABEL.match(line)
+        if label and label[1].startswith(".text."):
+            name = label[1].removeprefix(".text.")
+            kernel = kernels[name] = Kernel(name)
+        elif label:
+            kernel.labels[label[1]] = len(kernel.instructions)
+        elif found := _INSTRUCTION.search(line):
+            kernel.instructions.append(Instruction(found[1] or "", found[2], found[3]))
+    return kernels
+
+
+def disassemble(cubin: Path) -> list[Kernel]:
+    """The kernels of a cubin, with their resources."""
+    kernels = parse(run_tool("nvdisasm", "-c", cubin))
+    usage = run_tool("cuobjdump", "--dump-resource-usage", cubin)
+    for name, resources in re.findall(r"Function (\S+):\n(.*)", usage):
+        found = re.findall(r"([A-Z]+):(\d+)", resources)
+        kernels[name].resources = {key: int(value) for key, value in found}
+    return list(kernels.values())

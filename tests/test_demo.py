@@ -347,21 +347,24 @@ def test_runs_differ_in_nothing_but_the_optimizer(task):
     assert faster != pytest.approx(control, rel=1e-4)
 
 
-def _record(name: str, ratio: float | None, loss: float) -> dict:
-    points = [(0, 3.0, 0.1), (10, loss, 0.5)]
+def _record(name: str, ratio: float | None, *losses: float) -> dict:
+    points = [(0, 3.0, 0.1), (5, losses[0], 0.3), (10, losses[-1], 0.5)]
     return {"name": name, "ratio": ratio, "body_lr": 0.1, "validation": points}
 
 
 def test_verdict_claims_no_more_than_one_seed_shows():
-    control = _record("torch AdamW", None, 1.0)
-    better, worse = _record("ratio 3", 3.0, 0.9), _record("ratio 10", 10.0, 1.2)
+    control = _record("torch AdamW", None, 2.0, 1.0)
+    better, worse = _record("ratio 3", 3.0, 2.5, 0.9), _record("ratio 10", 10.0, 1.5, 1.2)
     first, second = verdict([control, better, worse])
-    assert "ratio 3, 0.9000, 10.0% below one rate" in first
-    assert "One seed" in first
-    assert second == "Did not help: ratio 10 (+20.0%)."
-    (only,) = verdict([control, worse])
-    assert "No ratio helped" in only
-    assert "One seed" in only
-    lines = verdict([control, _record("ratio 1", 1.0, 0.999), worse])
-    assert "No ratio helped" in lines[0]
-    assert "rounding alone" in lines[1]
+    assert "ratio 3, 0.9000, 10.0% below one rate. One seed" in first
+    assert second == "Did not help: ratio 10 (+20.0% after leading up to step 5)."
+
+    first, second = verdict([control, worse])
+    assert "torch AdamW, 1.0000. One seed" in first
+    assert second.startswith("No ratio helped: ratio 10 (+20.0%")
+
+    # Ratio 1 at the control's rate is the control: that it ends a hair lower is not a win.
+    first, second, third = verdict([control, _record("ratio 1", 1.0, 2.0, 0.999), worse])
+    assert "torch AdamW, 1.0000. One seed" in first
+    assert second.startswith("No ratio helped")
+    assert "rounding alone made -0.10%" in third

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .update_rule import AMSGRAD, MOMENTUM, SGD, adam_update, sgd_update
+from .update_rule import AMSGRAD, L2, MOMENTUM, NESTEROV, SGD, adam_update, sgd_update
 
 TILE_ELEMENTS = 4096
 # What 8 warps take at a time, chosen by registers: with 8 elements per thread on the vector path Adam fits four blocks
@@ -26,10 +26,6 @@ NUMEL: tl.constexpr = tl.constexpr(5)
 ROW: tl.constexpr = tl.constexpr(6)
 TILE_WORDS: tl.constexpr = tl.constexpr(2)
 ROW_WORDS: tl.constexpr = tl.constexpr(16)
-
-# every rule that exists (SF_FOR_EACH_RULE in csrc/tables.h); as bits for the launch that mixes them
-RULES = (0, 2, 4, 6, 1, 5, 9, 13, 25, 29)
-RULE_SET: tl.constexpr = tl.constexpr(sum(1 << rule for rule in RULES))
 
 
 @triton.jit
@@ -117,16 +113,38 @@ def step_kernel(records, tiles, rows, first_tile: tl.int64, RULE: tl.constexpr, 
         row = rows + tl.load(record + ROW) * ROW_WORDS
         if RULE == MIXED_RULES:
             rule = tl.load(row.to(tl.pointer_type(tl.int32)))
-            for known in tl.static_range(32):
-                if (RULE_SET >> known) & 1:
-                    if rule == known:
-                        _update_tile(record, row, offset, known, TILE)
+            # every rule that exists: SF_FOR_EACH_RULE in csrc/tables.h
+            if rule == 0:
+                _update_tile(record, row, offset, 0, TILE)
+            elif rule == AMSGRAD:
+                _update_tile(record, row, offset, AMSGRAD, TILE)
+            elif rule == L2:
+                _update_tile(record, row, offset, L2, TILE)
+            elif rule == (AMSGRAD | L2):
+                _update_tile(record, row, offset, AMSGRAD | L2, TILE)
+            elif rule == SGD:
+                _update_tile(record, row, offset, SGD, TILE)
+            elif rule == (SGD | L2):
+                _update_tile(record, row, offset, SGD | L2, TILE)
+            elif rule == (SGD | MOMENTUM):
+                _update_tile(record, row, offset, SGD | MOMENTUM, TILE)
+            elif rule == (SGD | MOMENTUM | L2):
+                _update_tile(record, row, offset, SGD | MOMENTUM | L2, TILE)
+            elif rule == (SGD | MOMENTUM | NESTEROV):
+                _update_tile(record, row, offset, SGD | MOMENTUM | NESTEROV, TILE)
+            elif rule == (SGD | MOMENTUM | NESTEROV | L2):
+                _update_tile(record, row, offset, SGD | MOMENTUM | NESTEROV | L2, TILE)
         else:
             _update_tile(record, row, offset, RULE, TILE)
 
 
 def launch_step(
-    records: torch.Tensor, tiles: torch.Tensor, rows: torch.Tensor, first_tile: int, num_tiles: int, rule: int
+    records: torch.Tensor,
+    tiles: torch.Tensor,
+    rows: torch.Tensor,
+    first_tile: int,
+    num_tiles: int,
+    rule: int,
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 

@@ -67,7 +67,9 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # momentum
     if MOMENTUM & RULE:
         momentum = tl.load(row + MOMENTUM_COEFFICIENT)
-        momentum_buffer = tl.fma(tl.load(row + ONE_MINUS_DAMPENING), grad, momentum * momentum_buffer)
+        momentum_buffer = tl.fma(
+            tl.load(row + ONE_MINUS_DAMPENING), grad, momentum * momentum_buffer
+        )
         # nesterov: look ahead along the momentum
         if NESTEROV & RULE:
             grad = tl.fma(momentum, momentum_buffer, grad)

@@ -13,8 +13,8 @@
 
 namespace sf {
 
-// Two blocks on a multiprocessor leave 64 registers to a thread: enough, without spills, for two vectors of every buffer
-// in flight under every rule, so that one block loads while the other computes.
+// Two blocks on a multiprocessor leave 64 registers to a thread: enough, without spills, for two vectors of every
+// buffer in flight under every rule, so that one block loads while the other computes.
 constexpr int kThreads = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kVectorsPerThread = kTileElements / (kThreads * kVector);
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
     update_tile<RULE>(record, row, tile.offset);
   } else {
     switch (row.rule) {
-#define SF_CASE(rule)                            \
-  case (rule):                                   \
+#define SF_CASE(rule)                              \
+  case (rule):                                     \
     update_tile<(rule)>(record, row, tile.offset); \
     break;
       SF_FOR_EACH_RULE(SF_CASE)
@@ -125,9 +125,9 @@ const char* launch_step(const StepArgs& args, int device, int64_t stream) {
   if (previous != device) cudaSetDevice(device);
   const auto grid = static_cast<unsigned>(args.num_tiles);
   switch (args.rule) {
-#define SF_CASE(rule)                                                  \
-  case (rule):                                                         \
-    SF_LAUNCH((step_kernel<(rule)>), grid, kThreads, stream, args);    \
+#define SF_CASE(rule)                                               \
+  case (rule):                                                      \
+    SF_LAUNCH((step_kernel<(rule)>), grid, kThreads, stream, args); \
     break;
     SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE

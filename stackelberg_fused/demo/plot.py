@@ -43,7 +43,7 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
                 gap = [
                     100 * (loss / point[1] - 1) for loss, point in zip(losses, control, strict=True)
                 ]
-                gaps.plot(steps[first:], gap[first:], **_look(index))
+                gaps.plot(steps[1:], gap[1:], **_look(index))
         gaps.axhline(0, **_look(0))
         shown = [point[1] for r in records for point in r["validation"][first:]]
         low, high = min(filter(math.isfinite, shown)), max(filter(math.isfinite, shown))

@@ -61,36 +61,44 @@ def is_control_again(record: Record, control: Record) -> bool:
     return record["ratio"] == 1 and record["body_lr"] == control["body_lr"]
 
 
+def led_until(record: Record, control: Record) -> int:
+    """The step up to which every evaluation since the first step was below the control's."""
+    led = 0
+    for (step, loss, _), (_, other, _) in zip(
+        record["validation"][1:], control["validation"][1:], strict=True
+    ):
+        if not loss < other:
+            break
+        led = step
+    return led
+
+
 def verdict(records: list[Record]) -> list[str]:
     """What the numbers allow to say, and no more."""
     control, *others = records
-    lines = []
     rivals = [r for r in others if not is_control_again(r, control)]
-    best = min(rivals, key=final_loss, default=None)
-    caveat = "One seed: how much of that is luck is unknown."
-    if best is None:
-        lines.append("There is no ratio to compare with one rate.")
-    elif gap(best, control) < 0:
-        lines.append(
-            f"Lowest final validation loss: {best['name']}, {final_loss(best):.4f}, "
-            f"{-gap(best, control):.1%} below one rate. {caveat}"
-        )
-    else:
-        lines.append(
-            f"Lowest final validation loss: one rate, {final_loss(control):.4f}. No ratio helped "
-            f"here; the nearest is {best['name']}, {gap(best, control):.1%} above. {caveat}"
-        )
-    worse = [r for r in rivals if gap(r, control) >= 0 and r is not best]
-    if worse and gap(best, control) < 0:
-        listed = ", ".join(f"{r['name']} ({gap(r, control):+.1%})" for r in worse)
-        lines.append(f"Did not help: {listed}.")
+    helped = [r for r in rivals if gap(r, control) < 0]
+    best = min([control, *helped], key=final_loss)
+    first = f"Lowest final validation loss: {best['name']}, {final_loss(best):.4f}"
+    if best is not control:
+        first += f", {-gap(best, control):.1%} below one rate"
+    lines = [f"{first}. One seed: how much of any gap is luck is unknown."]
+    failed = [_shortfall(r, control) for r in rivals if r not in helped]
+    if failed:
+        lines.append(f"{'Did not help' if helped else 'No ratio helped'}: {', '.join(failed)}.")
     lines.extend(
-        f"{r['name'].capitalize()} is the control's own algorithm: rounding alone made {gap(r, control):+.2%} "
-        "of difference, so gaps of that size say nothing."
+        f"{r['name'].capitalize()} is the control's own algorithm: rounding alone made "
+        f"{gap(r, control):+.2%} of difference, so gaps of that size say nothing."
         for r in others
         if is_control_again(r, control)
     )
     return lines
+
+
+def _shortfall(record: Record, control: Record) -> str:
+    led = led_until(record, control)
+    early = f" after leading up to step {led}" if led else ""
+    return f"{record['name']} ({gap(record, control):+.1%}{early})"
 
 
 def print_report(console: Console, records: list[Record], loss_unit: str) -> None:

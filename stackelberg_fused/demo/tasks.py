@@ -34,7 +34,7 @@ class Task:
 def language(quick: bool = False) -> Task:
     """The next byte of Python's help text, with a GPT of 0.47 M parameters."""
     config = GPTConfig(context=32, layers=1, heads=2, width=32) if quick else GPTConfig()
-    batch_size, windows = (4, 16) if quick else (16, 256)
+    batch_size, windows = (4, 16) if quick else (12, 256)
     split = split_text()
     (train,), (held_out,) = split.train, split.validation
     inputs, targets = text_windows(held_out, windows, config.context)

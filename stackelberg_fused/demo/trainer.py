@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -99,6 +100,16 @@ class Trainer:
     def validation_loss(self) -> float:
         """As of the last evaluation."""
         return self.record["validation"][-1][1]
+
+    def turn(self) -> Iterator[None]:
+        """Train up to the next evaluation, and evaluate; yields wherever it can be left."""
+        goal = self.settings.evaluation_steps()[self.evaluations]
+        while self.step_count < goal:
+            self.advance()
+            if self.step_count < goal:
+                yield
+        self.evaluate()
+        yield
 
     def evaluate(self) -> None:
         """Add a point to the validation curve."""

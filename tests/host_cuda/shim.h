@@ -49,7 +49,6 @@ inline void on_access(const void* pointer, int bytes) {
   if (bytes == 16) counters.vector_bytes += bytes;
 }
 
-
 template <typename T>
 T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
   static_assert(sizeof(T) <= 8);
@@ -71,9 +70,7 @@ inline unsigned xor_lane(unsigned flip, unsigned width = 32) {
   const unsigned source = lane() ^ flip;
   return source / width <= lane() / width ? source : lane();
 }
-inline unsigned broadcast_lane(unsigned source, unsigned width = 32) {
-  return lane() / width * width + source % width;
-}
+inline unsigned broadcast_lane(unsigned source, unsigned width = 32) { return lane() / width * width + source % width; }
 
 }  // namespace sf_host
 

@@ -1,0 +1,77 @@
+"""What compiled kernels are held to (design: bytes per parameter, 128-bit accesses, no spills, exact arithmetic)."""
+
+from __future__ import annotations
+
+import re
+
+import sass
+
+from stackelberg_fused.hyperparameters import RULES, Rule
+from stackelberg_fused.layout import TILE_ELEMENTS
+
+# Words of a tile, of a record and of a row that a thread may read; anything beyond would be elements.
+TABLE_WORDS = 2 + 7 + 11
+REGISTERS = 65536  # of a multiprocessor
+
+_ROUNDED = ("add", "sub", "mul", "fma", "mad", "div", "sqrt", "rcp")
+
+
+def buffers_moved(rule: int) -> tuple[int, int]:
+    """Float32 buffers that a rule reads and writes: the bytes per parameter that no kernel can go below, over 4."""
+    if rule & Rule.SGD:
+        return (3, 2) if rule & Rule.MOMENTUM else (2, 1)
+    return (5, 4) if rule & Rule.AMSGRAD else (4, 3)
+
+
+def audit(
+    kernel: sass.Kernel, rules: tuple[int, ...], threads: int, blocks: int, passes: int = 1
+) -> None:
+    """Assert that a kernel's full-tile path moves every element once, 16 bytes at a time, and keeps all in registers.
+
+    Args:
+        rules: those that the kernel can apply; the paths through it have to be exactly theirs.
+        threads: of a block, which updates one tile.
+        blocks: that have to fit on a multiprocessor.
+        passes: in how many goes a tile is updated; scalars may be read in each.
+    """
+    name = kernel.name
+    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
+    assert kernel.count("LDL", "STL") == 0, f"{name} spills"
+    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
+    per_thread = -(-kernel.resources["REG"] // 8) * 8
+    assert blocks * threads * per_thread <= REGISTERS, f"{name}: {per_thread} registers per thread"
+
+    wide = kernel.wide_accesses()
+    assert all(not access.guard for access in wide), f"{name}: predicated 128-bit accesses"
+    assert kernel.wide_in_loops() == []
+    assert sum(i.access_bytes == 16 for i in kernel.reachable()) == len(wide), (
+        f"{name}: control flow was misread"
+    )
+    paths = [path for path in kernel.paths() if path.load_bytes or path.store_bytes]
+    per_parameter = {
+        (path.load_bytes * threads / TILE_ELEMENTS, path.store_bytes * threads / TILE_ELEMENTS)
+        for path in paths
+    }
+    assert per_parameter == {
+        (4.0 * reads, 4.0 * writes) for reads, writes in map(buffers_moved, rules)
+    }, name
+    for path in paths:
+        assert path.narrow_stores == 0, f"{name}: narrow stores on the full-tile path"
+        assert path.narrow_loads <= passes * TABLE_WORDS, f"{name}: {path}"
+
+
+def inexact_arithmetic(ptx: str) -> set[str]:
+    """Float instructions of PTX whose result is not the correctly rounded one, subnormals kept.
+
+    An addition or multiplication without a rounding mode is among them: ptxas may contract it.
+    """
+    opcodes = re.findall(r"\b[a-z]\w*(?:\.\w+)*\.(?:bf16|f16|f32|f64)\b(?:\.\w+)*", ptx)
+    return {
+        opcode
+        for opcode in opcodes
+        if re.search(r"\.(ftz|approx|full)\b", opcode)
+        or (opcode.split(".")[0] in _ROUNDED and ".rn" not in opcode)
+    }
+
+
+__all__ = ["RULES", "audit", "buffers_moved", "inexact_arithmetic"]

@@ -1,0 +1,77 @@
+"""Compiles the Triton kernel for GPUs that need not be there: `python compile_triton.py FOLDER ARCH:RULE,RULE,...`.
+
+A script of its own, because a process in which kernels are interpreted cannot compile them. It goes through
+`launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. Writes
+ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from stackelberg_fused.triton_kernels import step
+from triton.backends.compiler import GPUTarget
+
+
+class Driver:
+    """What Triton asks about the GPU before a launch."""
+
+    def __init__(self, arch: int) -> None:
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._target.arch  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class CompileOnly:
+    """Stands in for a kernel: indexing and calling it compiles, and launches nothing."""
+
+    def __init__(self, kernel: triton.JITFunction) -> None:
+        self._kernel = kernel
+        self.compiled: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile_(*args: Any, **kwargs: Any) -> None:
+            self.compiled.append(self._kernel.run(*args, grid=grid, warmup=True, **kwargs))
+
+        return compile_
+
+
+def compile_arch(kernel: CompileOnly, folder: Path, arch: int, rules: list[int]) -> None:
+    triton.runtime.driver.set_active(Driver(arch))
+    words = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
+
+    def compile_rule(rule: int, first_tile: int = 0) -> Any:
+        step.launch_step(words, words, words.view(torch.float32), first_tile, 1, rule)
+        return kernel.compiled[-1]
+
+    for rule in rules:
+        compiled = compile_rule(rule)
+        (folder / f"{arch}_{rule}.cubin").write_bytes(compiled.asm["cubin"])
+        (folder / f"{arch}_{rule}.ptx").write_text(compiled.asm["ptx"])
+    facts = {
+        "threads": 32 * compiled.metadata.num_warps,
+        "fp_fusion": compiled.metadata.enable_fp_fusion,
+        "passes": step.TILE_ELEMENTS // step.VECTOR_PASS.value,
+        # distinct kernels for tile numbers that Triton would by default compile each its own for
+        "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
+    }
+    (folder / f"{arch}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    stand_in = step.step_kernel = CompileOnly(step.step_kernel)
+    for job in sys.argv[2:]:
+        target, _, numbers = job.partition(":")
+        compile_arch(stand_in, Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))

@@ -1,0 +1,127 @@
+// Kernels that show what the shim does and refuses; tests/test_host_cuda.py calls them.
+constexpr int kWarp = 32;
+
+__device__ float sum_over_warp(float x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+// The usual two-stage reduction: out[block] = sum of the block's share of `in`.
+__global__ void sum_blocks(const float* in, float* out, int count) {
+  __shared__ float partial[kWarp];
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float x = sum_over_warp(i < count ? in[i] : 0);
+  if (lane == 0) partial[warp] = x;
+  __syncthreads();
+  if (warp == 0) {
+    const int warps = (blockDim.x + kWarp - 1) / kWarp;
+    x = sum_over_warp(lane < warps ? partial[lane] : 0);
+    if (lane == 0) out[blockIdx.x] = x;
+  }
+}
+
+// out[k * 32 + lane] for each kind of shuffle k.
+__global__ void shuffle_lanes(int* out) {
+  const int lane = threadIdx.x;
+  out[lane] = __shfl_down_sync(0xffffffffu, lane, 3);
+  out[32 + lane] = __shfl_down_sync(0xffffffffu, lane, 3, 8);
+  out[64 + lane] = __shfl_xor_sync(0xffffffffu, lane, 5);
+  out[96 + lane] = __shfl_sync(0xffffffffu, lane, 7);
+  out[128 + lane] = __shfl_sync(0xffffffffu, lane, 2, 8);
+  const double wide = __shfl_xor_sync(0xffffffffu, lane + 0.5, 1);
+  out[160 + lane] = static_cast<int>(wide * 2);
+  // the two halves of a warp on their own
+  const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  if (lane < 16) {
+    out[192 + lane] = __shfl_xor_sync(half, lane, 1);
+  } else {
+    __syncwarp(half);
+    out[192 + lane] = __shfl_xor_sync(half, lane, 2);
+  }
+}
+
+// Every thread reads what its neighbour wrote before the barrier.
+__global__ void rotate(int* out) {
+  __shared__ int values[1024];
+  for (int round = 0; round < 3; ++round) {
+    values[threadIdx.x] = threadIdx.x + round;
+    __syncthreads();
+    out[threadIdx.x] = values[(threadIdx.x + 1) % blockDim.x];
+    __syncthreads();
+  }
+}
+
+__global__ void return_before_barrier(int count) {
+  if (threadIdx.x >= static_cast<unsigned>(count)) return;
+  __syncthreads();
+}
+
+__global__ void wait_at_different_barriers() {
+  if (threadIdx.x % 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void shuffle_with_absent_lane() {
+  if (threadIdx.x < 16) __shfl_down_sync(0xffffffffu, 1, 1);
+}
+
+__global__ void read_lane_outside_mask() {
+  if (threadIdx.x < 16) __shfl_sync(0x0000ffffu, 1, 20);
+}
+
+__global__ void read_vector(const float* in) { SF_ON_ACCESS(in, 16); }
+
+__global__ void index_threads(unsigned* out) {
+  const unsigned block = blockIdx.x + gridDim.x * blockIdx.y;
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  out[block * blockDim.x * blockDim.y * blockDim.z + thread] = block * 1000 + thread;
+}
+
+extern "C" {
+void set_order(int order, uint64_t seed) { sf_host::set_order(static_cast<sf_host::Order>(order), seed); }
+
+const char* last_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+void run_sum_blocks(const float* in, float* out, int count, int blocks, int threads) {
+  SF_LAUNCH((sum_blocks), blocks, threads, 0, in, out, count);
+}
+
+void run_shuffle_lanes(int* out) { SF_LAUNCH((shuffle_lanes), 1, 32, 0, out); }
+
+void run_rotate(int* out, int threads) { SF_LAUNCH((rotate), 4, threads, 0, out); }
+
+void run_index_threads(unsigned* out) { SF_LAUNCH((index_threads), dim3(3, 2), dim3(4, 5, 2), 0, out); }
+
+void run_misuse(int which, const float* in) {
+  switch (which) {
+    case 0:
+      SF_LAUNCH((return_before_barrier), 1, 64, 0, 40);
+      break;
+    case 1:
+      SF_LAUNCH((wait_at_different_barriers), 1, 64, 0);
+      break;
+    case 2:
+      SF_LAUNCH((shuffle_with_absent_lane), 1, 32, 0);
+      break;
+    case 3:
+      SF_LAUNCH((read_lane_outside_mask), 1, 32, 0);
+      break;
+    case 4:
+      SF_LAUNCH((read_vector), 1, 1, 0, in);
+      break;
+    case 5:
+      SF_LAUNCH((rotate), 1, 2048, 0, nullptr);
+      break;
+  }
+}
+
+uint16_t to_bfloat16(float x) { return __float2bfloat16_rn(x).bits; }
+float from_bfloat16(uint16_t bits) { return __bfloat162float({bits}); }
+}

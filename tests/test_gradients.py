@@ -1,0 +1,231 @@
+"""Gathered gradients: read where autograd left them, whatever their address, layout or owner."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import stackelberg_fused as sf
+import torch
+from cases import Options, gradient, normal
+from checks import assert_same_bits, assert_same_optimizers
+from host_cuda.backend import HostCudaBackend
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+ADAM = Options("adamw", {"amsgrad": True, "lr": 0.1})
+KERNELS = ["cpu", "cuda-on-host"]
+
+
+@pytest.fixture(params=KERNELS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    if request.param == "cpu":
+        return "cpu"
+    if not HostCudaBackend.status().available:
+        pytest.skip(HostCudaBackend.status().reason)
+    return HostCudaBackend()
+
+
+def _compare(
+    params: list[nn.Parameter], steps: Iterator[list[Tensor | None]] | list, backend: Any = "cpu", **more: Any
+) -> Any:
+    """Step with gradients exactly as given, and contiguous copies of all with contiguous copies of them."""
+    twins = [nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in params]
+    ours = ADAM.ours(params, backend=backend, **more)
+    plain = ADAM.ours(twins, backend="cpu", flatten=False)
+    for grads in steps:
+        for p, q, grad in zip(params, twins, grads, strict=True):
+            p.grad = grad
+            q.grad = None if grad is None else grad.clone(memory_format=torch.contiguous_format)
+        ours.step()
+        plain.step()
+    assert_same_optimizers(ours, plain)
+    return ours
+
+
+def _at_offset(value: Tensor, offset: int) -> Tensor:
+    """A view of equal values, `4 * offset` bytes past a 64-byte boundary."""
+    room = torch.empty(value.numel() + 32)
+    start = (-room.data_ptr() % 64) // 4 + offset
+    view = room[start : start + value.numel()].view(value.shape)
+    assert view.data_ptr() % 64 == 4 * offset
+    return view.copy_(value)
+
+
+@pytest.mark.parametrize("size", [1, 63, 4096, 4097, 9000])
+def test_every_four_byte_offset(size: int, backend: Any) -> None:
+    steps = [[_at_offset(gradient(size, i), i)] for i in range(16)]
+    _compare([nn.Parameter(normal(size, 1))], steps, backend)
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_misaligned_parameters(offset: int, backend: Any) -> None:
+    param = nn.Parameter(_at_offset(normal(5000, 1), offset))
+    address = param.data_ptr()
+    _compare([param], [[gradient(5000, i).clone()] for i in range(3)], backend)
+    assert param.data_ptr() == address  # not alone in its storage: stays
+
+
+def test_bucket_views() -> None:
+    """What DDP's gradient_as_bucket_view gives: consecutive views of one buffer, the same at every step."""
+    sizes = (3, 7, 4096, 1, 5, 4097)
+    bucket = torch.zeros(sum(sizes))
+    views = list(bucket.split(list(sizes)))
+    assert {v.data_ptr() % 16 for v in views} >= {0, 12}
+
+    def steps() -> Iterator[list[Tensor]]:
+        for step in range(4):
+            bucket.copy_(gradient(sum(sizes), step))
+            yield views
+
+    _compare([nn.Parameter(normal(n, i)) for i, n in enumerate(sizes)], steps())
+
+
+def test_none_gradients_skip_a_parameter_and_its_step_count() -> None:
+    params = [nn.Parameter(normal(20, i)) for i in range(3)]
+    patterns = [(1, 0, 1), (0, 0, 1), (1, 0, 0), (0, 0, 0), (1, 0, 1)]
+    steps = [[gradient(20, 10 * s + i).clone() if on else None for i, on in enumerate(pattern)] for s, pattern in enumerate(patterns)]
+    optimizer = _compare(params, steps)
+    assert [float(optimizer.state[p]["step"]) for p in (params[0], params[2])] == [3, 3]
+    assert params[1] not in optimizer.state or not optimizer.state[params[1]]
+    assert optimizer.launches == 4  # none where no parameter has a gradient
+
+
+def _channels_last(shape: tuple[int, ...], seed: int) -> Tensor:
+    return normal(shape, seed).contiguous(memory_format=torch.channels_last)
+
+
+LAYOUTS: dict[str, Callable[[int], Tensor]] = {
+    "contiguous": lambda seed: normal((4, 3, 8, 8), seed),
+    "channels_last": lambda seed: _channels_last((4, 3, 8, 8), seed),
+    "transposed": lambda seed: normal((8, 8, 3, 4), seed).permute(3, 2, 1, 0),
+    "gaps": lambda seed: normal((4, 3, 8, 16), seed)[..., ::2],
+    "expanded": lambda seed: normal((4, 1, 8, 1), seed).expand(4, 3, 8, 8),
+    "slice": lambda seed: normal((6, 3, 8, 8), seed)[1:5],
+}
+
+
+@pytest.mark.parametrize("of_gradient", LAYOUTS)
+@pytest.mark.parametrize("of_param", [name for name in LAYOUTS if name != "expanded"])
+def test_layouts(of_param: str, of_gradient: str, backend: Any) -> None:
+    """torch's own fused CPU kernel silently updates the wrong elements where the two differ."""
+    param = nn.Parameter(LAYOUTS[of_param](1))
+    if of_gradient != "gaps":  # then the parameter's storage has a neighbour to leave alone
+        strides = param.stride()
+        _compare([param], [[LAYOUTS[of_gradient](2 + i)] for i in range(3)], backend)
+        assert param.stride() == strides
+    else:
+        _compare([param], [[LAYOUTS[of_gradient](2 + i)] for i in range(3)], backend)
+
+
+@pytest.mark.parametrize("flatten", [True, False])
+def test_gaps_are_left_alone(flatten: bool, backend: Any) -> None:
+    base = torch.full((40, 20), torch.nan)
+    params = [nn.Parameter(base[1:39, 1:7]), nn.Parameter(base[:, 9]), nn.Parameter(base[5:20, 10:20:3])]
+    with torch.no_grad():
+        for i, p in enumerate(params):
+            p.copy_(normal(tuple(p.shape), i))
+    holes = base.isnan()
+    steps = [[gradient(tuple(p.shape), s).clone() for p in params] for s in range(3)]
+    _compare(params, steps, backend, flatten=flatten)
+    assert torch.equal(base.isnan(), holes)
+    assert all(p.data_ptr() >= base.data_ptr() for p in params)
+
+
+def test_disjoint_interleaved_parameters_of_one_storage(backend: Any) -> None:
+    base = normal((50, 4), 1)
+    params = [nn.Parameter(base[:, i]) for i in range(4)]
+    _compare(params, [[gradient(50, 4 * s + i).clone() for i in range(4)] for s in range(3)], backend)
+    assert torch.equal(base, torch.stack([p.detach() for p in params], dim=1))
+
+
+def test_a_changing_layout_is_followed_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "stackelberg_fused")
+    kinds = ["contiguous", "channels_last", "channels_last", "contiguous", "gaps", "contiguous"]
+    param = nn.Parameter(normal((4, 3, 8, 8), 0))
+    _compare([param], [[LAYOUTS[kind](i)] for i, kind in enumerate(kinds[:3])])
+    messages = [r.message for r in caplog.records if "strides" in r.message]
+    assert len(messages) == 1
+    assert "parameter 0 of param group 0 (body)" in messages[0]
+    _compare([param], [[LAYOUTS[kind](i)] for i, kind in enumerate(kinds)])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0,), (3, 0), (1, 5), (5, 1)])
+def test_small_shapes_also_last_in_a_group(shape: tuple[int, ...], backend: Any) -> None:
+    params = [nn.Parameter(normal(5, 1)), nn.Parameter(normal(shape, 2))]
+    _compare(params, [[normal(5, s), normal(shape, s + 1)] for s in range(3)], backend)
+    _compare(params[::-1], [[normal(shape, s + 1), normal(5, s)] for s in range(3)], backend)
+    if shape:
+        turned = normal(tuple(reversed(shape)), 3).permute(*reversed(range(len(shape))))
+        _compare(params, [[normal(5, 0), turned]], backend)
+
+
+def test_the_negative_bit_of_a_view_is_resolved() -> None:
+    grad = torch.complex(normal(1, 1), normal(1, 2)).conj().imag
+    assert grad.is_neg()
+    _compare([nn.Parameter(normal(1, 3))], [[grad]])
+
+
+def test_old_gradients_are_not_kept_alive(backend: Any) -> None:
+    param = nn.Parameter(normal((8, 8), 1))
+    optimizer = ADAM.ours([param], backend=backend)
+    for grad in (normal((8, 8), 2), normal((8, 8), 3).t()):
+        param.grad = grad
+        alive = weakref.ref(grad.untyped_storage()), weakref.ref(grad)
+        del grad
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert [ref() for ref in alive] == [None, None]
+
+
+def test_rebound_grad_data() -> None:
+    param, twin = (nn.Parameter(normal((6, 5), 1)) for _ in range(2))
+    ours, plain = ADAM.ours([param]), ADAM.torchs([twin])
+    param.grad = torch.zeros(6, 5)
+    for step in range(4):
+        new = normal((6, 5), step) if step % 2 else normal((5, 6), step).t()
+        param.grad.data = new
+        twin.grad = new.clone()
+        ours.step()
+        plain.step()
+        torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.lists(st.sampled_from(["none", "same", "new", "moved", "odd"]), min_size=3, max_size=3), max_size=8))
+def test_any_history_of_gradient_objects(history: list[list[str]]) -> None:
+    params = [nn.Parameter(normal((4, 4), i)) for i in range(3)]
+
+    def steps() -> Iterator[list[Tensor | None]]:
+        for number, kinds in enumerate(history):
+            grads: list[Tensor | None] = []
+            for i, kind in enumerate(kinds):
+                fresh, old = normal((4, 4), 100 * number + i), params[i].grad
+                if kind == "same" and old is not None:
+                    grads.append(old.copy_(fresh))
+                elif kind == "moved" and old is not None:
+                    old.data = fresh
+                    grads.append(old)
+                else:
+                    grads.append({"none": None, "odd": fresh.t()}.get(kind, fresh))
+            yield grads
+
+    _compare(params, steps())
+
+
+def test_autograd_hands_its_tensor_over() -> None:
+    """The point of gathering: the kernel reads the tensor that backward made, no copy, no accumulation."""
+    layer = nn.Linear(64, 64)
+    optimizer = sf.StackelbergAdamW(layer.parameters(), backend="cpu")
+    for _ in range(2):
+        layer(normal((4, 64), 1)).sum().backward()
+        address = layer.weight.grad.data_ptr()
+        optimizer.step()
+        assert optimizer._engine.units[0].table.records["grad"][0] == address
+        optimizer.zero_grad()
+        assert layer.weight.grad is None

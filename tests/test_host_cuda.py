@@ -1,0 +1,108 @@
+"""The shim itself, and the CUDA kernel through it: barriers, shuffles, order, memory outside, bytes moved."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+import stackelberg_fused as sf
+import torch
+from audit import buffers_moved
+from host_cuda.backend import ORDERS, HostCudaBackend, counters
+from host_cuda.build import FLOAT_FLAGS, HERE, build, unavailable
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+
+
+@cache
+def _library() -> ctypes.PyDLL:
+    loaded = ctypes.PyDLL(str(build("selftest.so", [HERE / "selftest.cu", HERE / "fibers.cpp"])))
+    loaded.last_error.restype = ctypes.c_char_p
+    loaded.set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
+    loaded.to_bfloat16.restype = ctypes.c_uint16
+    loaded.to_bfloat16.argtypes = [ctypes.c_float]
+    loaded.from_bfloat16.restype = ctypes.c_float
+    loaded.from_bfloat16.argtypes = [ctypes.c_uint16]
+    return loaded
+
+
+@pytest.fixture(params=ORDERS)
+def shim(request: pytest.FixtureRequest) -> ctypes.PyDLL:
+    """The shim's own kernels, running in each order."""
+    _library().set_order(ORDERS.index(request.param), 7)
+    return _library()
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@pytest.mark.parametrize("threads", [32, 96, 256, 1024])
+def test_block_reduction(shim: ctypes.PyDLL, threads: int) -> None:
+    blocks = 9
+    values = np.arange(blocks * threads - 5, dtype=np.float32) % 13
+    sums = np.full(blocks, np.nan, np.float32)
+    shim.run_sum_blocks(_pointer(values), _pointer(sums), len(values), blocks, threads)
+    assert shim.last_error() is None
+    padded = np.concatenate([values, np.zeros(5, np.float32)]).reshape(blocks, threads)
+    assert sums.tolist() == padded.sum(axis=1).tolist()
+
+
+def test_shuffles(shim: ctypes.PyDLL) -> None:
+    out = np.full((7, 32), -1, np.int32)
+    shim.run_shuffle_lanes(_pointer(out))
+    assert shim.last_error() is None
+    lane = np.arange(32)
+    assert out[0].tolist() == np.where(lane + 3 < 32, lane + 3, lane).tolist()
+    assert out[1].tolist() == np.where(lane % 8 + 3 < 8, lane + 3, lane).tolist()
+    assert out[2].tolist() == (lane ^ 5).tolist()
+    assert out[3].tolist() == [7] * 32
+    assert out[4].tolist() == (lane // 8 * 8 + 2).tolist()
+    assert out[5].tolist() == ((lane ^ 1) * 2 + 1).tolist()
+    assert out[6].tolist() == np.where(lane < 16, lane ^ 1, lane ^ 2).tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 33, 256])
+def test_barriers(shim: ctypes.PyDLL, threads: int) -> None:
+    out = np.full(threads, -1, np.int32)
+    shim.run_rotate(_pointer(out), threads)
+    assert shim.last_error() is None
+    assert out.tolist() == [(i + 1) % threads + 2 for i in range(threads)]
+
+
+def test_indices(shim: ctypes.PyDLL) -> None:
+    out = np.zeros(6 * 40, np.uint32)
+    shim.run_index_threads(_pointer(out))
+    assert out.tolist() == [block * 1000 + thread for block in range(6) for thread in range(40)]
+
+
+@pytest.mark.parametrize(
+    "which, message",
+    [
+        (0, r"40 of 64 threads wait at selftest\.cu:\d+ for others that returned"),
+        (1, r"threads of one block wait at selftest\.cu:\d+ and at selftest\.cu:\d+"),
+        (2, r"16 of 32 threads wait at selftest\.cu:\d+"),
+        (3, r"reads a lane that is not in the mask"),
+        (4, r"misaligned address"),
+        (5, r"invalid configuration argument"),
+    ],
+)
+def test_misuse_is_reported_and_the_next_launch_runs(shim: ctypes.PyDLL, which: int, message: str) -> None:
+    memory = np.zeros(8, np.float32)
+    unaligned = memory.ctypes.data + (4 if memory.ctypes.data % 16 == 0 else 0)
+    shim.run_misuse(which, ctypes.c_void_p(unaligned))
+    assert re.search(message, shim.last_error().decode())
+    test_barriers(shim, 64)
+
+
+def test_bfloat16_rounds_as_torch() -> None:
+    specials = [0.0, -0.0, 1.0, float("inf"), float("-inf"), 3.4e38, 1e-40, 1e-45, 1.00390625, 1.01171875]
+    values = torch.cat([torch.tensor(specials), torch.randn(1000)])
+    for value, expected in zip(values.tolist(), values.bfloat16(), strict=True):
+        bits = _library().to_bfloat16(value)
+        assert bits == expected.view(torch.uint16).item()
+        assert _library().from_bfloat16(bits) == expected.float().item()
+    assert _library().to_bfloat16(float("nan")) == 0x7FFF

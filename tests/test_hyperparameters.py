@@ -1,0 +1,193 @@
+"""Rows: what a step's scalars are, when they are computed anew, and that rounding happens once."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import stackelberg_fused as sf
+import torch
+from cases import Options, kernel_options
+from hypothesis import given
+from hypothesis import strategies as st
+from stackelberg_fused.hyperparameters import (
+    MIXED_RULES,
+    RULES,
+    HyperparameterRows,
+    Rule,
+    bias_corrections,
+    integer_power,
+    rule_of,
+)
+
+
+def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
+    """Completed param groups, as an optimizer makes them."""
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(1))], "rule": o.rule, **o.settings, **settings}
+        for o in options
+    ]
+    return sf.StackelbergAdamW(groups, lr=0.1, weight_decay=0.0, backend="reference").param_groups
+
+
+def _rows(groups: list[dict[str, Any]], slot_group: list[int]) -> HyperparameterRows:
+    rows = HyperparameterRows(groups, np.array(slot_group, np.int64))
+    rows.accept(rows.changed_groups())
+    return rows
+
+
+def _step(rows: HyperparameterRows, counts: list[float], ready: list[bool] | None = None) -> list[dict[str, Any]]:
+    """The row of each slot for the coming step."""
+    rows.update(np.array(counts, np.float32), np.array(ready or [True] * len(counts)))
+    names = rows.rows.dtype.names[:-1]  # without the padding
+    return [{name: rows.rows[name][i].item() for name in names} for i in rows.slot_row]
+
+
+@given(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 2**24))
+def test_integer_power(base: float, exponent: int) -> None:
+    assert math.isclose(integer_power(base, exponent), base**exponent, rel_tol=1e-13, abs_tol=1e-300)
+
+
+def test_integer_power_multiplies_in_the_stated_order() -> None:
+    """Square and multiply from the lowest bit: any other order rounds differently."""
+    base = 0.999
+    b2 = base * base
+    b8 = (b2 * b2) * (b2 * b2)
+    assert integer_power(base, 11) == ((1.0 * base) * b2) * b8
+
+
+@given(st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 0.9999]), st.integers(1, 100_000))
+def test_bias_corrections_are_exact_to_float64(beta: float, step: int) -> None:
+    exact = 1 - Fraction(beta) ** step if step < 300 else Fraction(1 - beta**step)
+    factor, root = bias_corrections(beta, beta, step)
+    assert math.isclose(root, math.sqrt(exact), rel_tol=1e-11)
+    assert math.isclose(factor * math.sqrt(exact), 1.0, rel_tol=1e-11)
+
+
+@pytest.mark.parametrize("options", kernel_options(), ids=str)
+def test_row_of_each_rule(options: Options) -> None:
+    groups = _groups(options)
+    (row,) = _step(_rows(groups, [0]), [4])
+    group = groups[0]
+    lr, decay = group["lr"], group["weight_decay"]
+    assert row["grad_sign"] == (-1 if group["maximize"] else 1)
+    assert row["weight_decay"] == np.float32(decay)
+    assert row["rule"] in RULES
+    if options.rule == "sgd":
+        assert row["step_size"] == np.float32(lr)
+        assert row["momentum"] == np.float32(group["momentum"])
+        assert row["one_minus_dampening"] == np.float32(1 - group["dampening"])
+        return
+    beta1, beta2 = group["betas"]
+    bias_correction1, bias_correction2 = 1 - beta1**5, 1 - beta2**5
+    assert row["param_decay"] == np.float32(1 - lr * decay if options.rule == "adamw" else 1)
+    assert row["beta2"] == np.float32(beta2)
+    assert row["one_minus_beta2"] == np.float32(1 - beta2)  # not 1 - float32(beta2)
+    assert row["step_size"] == pytest.approx(lr * bias_correction2**0.5 / bias_correction1, rel=1e-7)
+    assert row["eps"] == pytest.approx(group["eps"] * bias_correction2**0.5, rel=1e-7)
+
+
+def test_every_rule_occurs_and_has_its_own_flags() -> None:
+    found = {int(rule_of(group)) for group in _groups(*kernel_options())}
+    assert found == set(RULES)
+
+
+@pytest.mark.parametrize(
+    "rule, settings, flags",
+    [
+        ("adamw", {"weight_decay": 0.1}, 0),
+        ("adam", {"weight_decay": 0.1}, Rule.L2),
+        ("adam", {"weight_decay": 0.0, "amsgrad": True}, Rule.AMSGRAD),
+        ("sgd", {"weight_decay": 0.0, "nesterov": False}, Rule.SGD),
+        ("sgd", {"weight_decay": 0.1, "momentum": 0.5}, Rule.SGD | Rule.L2 | Rule.MOMENTUM),
+    ],
+)
+def test_rule_flags(rule: str, settings: dict[str, Any], flags: int) -> None:
+    assert rule_of(_groups(Options(rule, settings))[0]) == flags
+
+
+def test_one_row_per_group_and_distinct_step_count() -> None:
+    rows = _rows(_groups(Options("adam"), Options("adam"), weight_decay=0.0), [0, 0, 0, 1, 1])
+    found = _step(rows, [0, 0, 3, 3, 3])
+    assert len(rows.rows) == 3
+    assert found[0] == found[1] != found[2] == found[3] == found[4]
+    assert rows.slot_row[2] != rows.slot_row[3]  # equal today, but a group's row is its own
+    assert rows.rule == 0
+
+
+def test_rule_of_a_launch_is_mixed_where_rows_differ() -> None:
+    rows = _rows(_groups(Options("adam"), Options("sgd")), [0, 1])
+    _step(rows, [0, 0])
+    assert rows.rule == MIXED_RULES
+
+
+def test_the_step_that_creates_a_momentum_buffer_is_not_dampened() -> None:
+    rows = _rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
+    first, second = _step(rows, [0, 5], [False, True])
+    assert (first["one_minus_dampening"], second["one_minus_dampening"]) == (1.0, 0.75)
+
+
+def test_dampening_begins_with_the_second_step() -> None:
+    """Rows are kept from step to step where counts only advance: not so this one."""
+    rows = _rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
+    counts, ready = np.zeros(2, np.float32), np.zeros(2, bool)
+    seen = []
+    for _ in range(3):
+        rows.update(counts, ready)
+        seen.append(rows.rows["one_minus_dampening"][rows.slot_row].tolist())
+        counts += 1
+        ready[:] = True
+        rows.advance(counts, ready, None)
+    assert seen == [[1.0, 1.0], [0.75, 0.75], [0.75, 0.75]]
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12),
+    st.lists(st.integers(0, 1), min_size=4, max_size=4),
+)
+def test_kept_rows_equal_fresh_ones(history: list[list[bool]], slot_group: list[int]) -> None:
+    """Whatever subset of slots steps each time, rows carried along are those computed from nothing."""
+    groups = _groups(Options("adam"), Options("sgd", {"momentum": 0.9, "dampening": 0.5}))
+    kept = _rows(groups, slot_group)
+    counts, ready = np.zeros(4, np.float32), np.zeros(4, bool)
+    for stepped in map(np.array, history):
+        fresh = _rows(groups, slot_group)
+        for rows in (kept, fresh):
+            rows.update(counts, ready)
+        assert kept.rows[kept.slot_row].tobytes() == fresh.rows[fresh.slot_row].tobytes()
+        counts[stepped] += 1
+        ready[stepped] = True
+        kept.advance(counts, ready, None if stepped.all() else stepped)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda g: g.update(lr=0.5),
+        lambda g: g.update(betas=(0.5, 0.9)),
+        lambda g: g["betas"].__setitem__(0, 0.5),
+        lambda g: g["lr"].fill_(0.5),
+        lambda g: g["weight_decay"].fill_(0.5),
+        lambda g: g.update(maximize=True),
+        lambda g: g.update(eps=1e-3),
+        lambda g: g.update(amsgrad=True),
+        lambda g: g.update(role="head"),
+    ],
+)
+def test_edits_are_noticed(edit: Any) -> None:
+    groups = _groups(Options("adam"), Options("adam"))
+    groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
+    rows = _rows(groups, [0, 1])
+    assert rows.changed_groups() in ([], [1])  # in place edits cannot be told from none, so 1 is always looked at
+    edit(groups[1])
+    assert rows.changed_groups() == [1]
+
+
+def test_several_elements_where_one_belongs_are_left_to_the_check() -> None:
+    groups = _groups(Options("adam"), Options("adam"))
+    rows = _rows(groups, [0, 1])
+    groups[1]["lr"] = torch.tensor([0.1, 0.2])
+    assert 1 in rows.changed_groups()

@@ -1,0 +1,86 @@
+"""The tables' memory layout, said once per language: C++, NumPy and Triton have to agree to the byte."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+import pytest
+from stackelberg_fused.hyperparameters import MIXED_RULES, ROW, RULES, Rule
+from stackelberg_fused.layout import RECORD, TILE_ELEMENTS
+
+NATIVE = ["_cpu", "_cuda"]
+
+
+def _native(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"stackelberg_fused.{name}")
+    except ImportError as error:
+        pytest.skip(f"{name} is not built here: {error}")
+
+
+def _triton(name: str) -> ModuleType:
+    pytest.importorskip("triton", reason="triton is not installed")
+    return importlib.import_module(f"stackelberg_fused.triton_kernels.{name}")
+
+
+def _word(dtype: np.dtype, field: str, word: int) -> int:
+    return dtype.fields[field][1] // word
+
+
+@pytest.mark.parametrize("module", NATIVE)
+def test_records(module: str) -> None:
+    native = _native(module)
+    assert native.RECORD_BYTES == RECORD.itemsize
+    offsets = {name: RECORD.fields[name][1] for name in RECORD.names if name != "reserved"}
+    assert native.RECORD_OFFSETS == offsets
+
+
+@pytest.mark.parametrize("module", NATIVE)
+def test_rows(module: str) -> None:
+    native = _native(module)
+    assert native.ROW_BYTES == ROW.itemsize
+    offsets = {name: ROW.fields[name][1] for name in ROW.names if name != "reserved"}
+    assert native.ROW_OFFSETS == offsets
+
+
+@pytest.mark.parametrize("module", NATIVE)
+def test_rules(module: str) -> None:
+    native = _native(module)
+    assert {flag.name: flag.value for flag in Rule} == native.RULE_FLAGS
+    assert list(RULES) == sorted(set(native.RULES), key=RULES.index)
+    assert len(native.RULES) == len(RULES)
+    assert native.TILE_ELEMENTS == TILE_ELEMENTS
+
+
+def test_everything_is_little_endian_and_whole_cache_lines() -> None:
+    assert RECORD.itemsize % 64 == ROW.itemsize % 64 == 0
+    assert all(ROW[name].base.itemsize == 4 for name in ROW.names)
+    assert all(RECORD[name] == np.dtype("<i8") for name in RECORD.names)
+
+
+def test_triton_records_and_tiles() -> None:
+    step = _triton("step")
+    assert step.RECORD_WORDS.value * 8 == RECORD.itemsize
+    assert step.TILE_WORDS.value == 2
+    assert step.TILE_ELEMENTS == TILE_ELEMENTS
+    for field in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "numel", "row"):
+        assert getattr(step, field.upper()).value == _word(RECORD, field, 8), field
+
+
+def test_triton_rows() -> None:
+    step, rule = _triton("step"), _triton("update_rule")
+    assert step.ROW_WORDS.value * 4 == ROW.itemsize
+    assert ROW.fields["rule"][1] == 0
+    names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
+    names["momentum"] = "MOMENTUM_COEFFICIENT"
+    for field, constant in names.items():
+        assert getattr(rule, constant).value == _word(ROW, field, 4), field
+
+
+def test_triton_rules() -> None:
+    step, rule = _triton("step"), _triton("update_rule")
+    for flag in Rule:
+        assert getattr(rule, flag.name).value == flag.value
+    assert step.MIXED_RULES.value == MIXED_RULES
