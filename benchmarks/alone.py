@@ -32,8 +32,12 @@ class Alone:
         self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and wait for its answer; raises `AloneFailed`."""
+    def ask(self, request: dict[str, Any], patience: float = 0.0) -> dict[str, Any]:
+        """Send one request and wait for its answer, `patience` longer than usual.
+
+        Raises:
+            AloneFailed: it did not come.
+        """
         process = self._process = self._process or subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
@@ -41,7 +45,7 @@ class Alone:
             stderr=subprocess.PIPE,
             text=True,
         )
-        late = threading.Timer(self._timeout, process.kill)
+        late = threading.Timer(self._timeout + patience, process.kill)
         late.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0,
         metavar="S",
-        help="per row: wait so long for a quiet machine, and measure again if it was not",
+        help="per measurement: wait and repeat until the machine was quiet, at most so long",
     )
     add("--threads", type=int, help="torch.set_num_threads (default: as torch chooses)")
     add("--no-compile", action="store_true", help="leave out contestants that compile first")
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.budget and time.monotonic() - began > arguments.budget:
                     row: dict[str, Any] = {"name": name, "reason": "time budget spent"}
                 else:
-                    row = _quietly(name, measure, alone, arguments.wait)
+                    row = _measured(name, measure, alone)
                 result["rows"].append(row)
                 result["seconds"] = round(time.monotonic() - began, 1)
                 report.write(result, arguments.out / JSON_NAME)
@@ -114,6 +114,7 @@ def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Alone], d
         seconds=arguments.seconds or (QUICK_SECONDS if quick else 20.0),
         compile=not (arguments.no_compile or quick),
         compile_seconds=arguments.compile_seconds,
+        patience=arguments.wait,
     )
     field = contestants()
 
@@ -128,7 +129,7 @@ def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Alone], d
     counts = QUICK_HOST_COUNTS if quick else host.COUNTS
     rows[host.NAME] = lambda _alone: host.run(*_host_pair(field, settings), settings, counts)
     if arguments.device == "cpu" and not quick:
-        rows[pools.NAME] = lambda _alone: pools.run(pairs=5, repeats=30)
+        rows[pools.NAME] = lambda _alone: pools.run(5, 30, settings.patience)
     wanted = [word.lower() for word in arguments.only or [""]]
     return {n: m for n, m in rows.items() if any(word in n.lower() for word in wanted)}
 
@@ -137,18 +138,6 @@ def _host_pair(field: list[Contestant], settings: Settings) -> tuple[Contestant,
     fused = next(c for c in field if c.name == TORCH_FUSED)
     mine = next(c for c in field if c.family == "ours" and c.available(settings.device)[0])
     return mine, fused
-
-
-def _quietly(
-    name: str, measure: Callable[[Alone], dict[str, Any]], alone: Alone, seconds: float
-) -> dict[str, Any]:
-    end = time.monotonic() + seconds
-    while True:
-        machine.wait_until_quiet(end - time.monotonic())
-        row = _measured(name, measure, alone)
-        loads = [found.get("load", {}) for found in (row, row.get("torch_alone", {}))]
-        if all(load.get("quiet", True) for load in loads) or time.monotonic() > end:
-            return row
 
 
 def _measured(

@@ -28,7 +28,8 @@ SEED = 1
 class Settings:
     """How a run measures.
 
-    `seconds` bounds the timed part of one row, `compile_seconds` one contestant's compilation.
+    `seconds` bounds the timed part of one row, `compile_seconds` one contestant's compilation, and
+    `patience` the search for a moment in which others leave the machine alone.
     """
 
     device: str = "cpu"
@@ -36,6 +37,7 @@ class Settings:
     seconds: float = 20.0
     compile: bool = True
     compile_seconds: float = 60.0
+    patience: float = 0.0
 
 
 def first_line(error: Exception) -> str:
@@ -168,9 +170,10 @@ def _torch_alone(alone: Alone | None, workload: Workload, settings: Settings) ->
         "rounds": settings.rounds,
         "seconds": settings.seconds / 4,
         "threads": torch.get_num_threads(),
+        "patience": settings.patience,
     }
     try:
-        found = alone.ask(request)
+        found = alone.ask(request, settings.patience)
     except AloneFailed as error:
         return {"reason": str(error)}
     return quantiles(found["samples_ns"]) | found
@@ -219,9 +222,9 @@ def run_row(
             actions[contestant.name] = entry.action(settings.device, *gradients)
     del start, expected
     actions |= {name: Action(call, settings.device) for name, call in probes.items()}
-    load = machine.Load()
-    samples = interleave(actions, settings.rounds, settings.seconds, SEED)
-    row["load"] = load.others()
+    samples, row["load"] = machine.quietly(
+        lambda: interleave(actions, settings.rounds, settings.seconds, SEED), settings.patience
+    )
     row["rounds"] = len(samples[bandwidth.COPY])
     _summarise(row, samples)
     row["targets"] = _targets(row, workload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +94,6 @@ def run(
     """
     device = settings.device
     row: dict[str, Any] = {"name": NAME, "device": device, "backend": mine.name, "cases": []}
-    load = machine.Load()
     for count in counts:
         for gradients in PER_PARAMETER_US:
             workload = _workload(count, gradients)
@@ -102,11 +102,13 @@ def run(
             theirs = torchs.action(device, *torch_sets)
             action = ours.action(device, *sets)
             theirs.host_only = action.host_only = True
+            seconds = settings.seconds / (2 * len(counts))
             with kernel_clock() if device == "cpu" else _no_clock() as clock:
                 less = WithoutKernel(action.call, device, action.before, True, clock=clock)
-                seconds = settings.seconds / (2 * len(counts))
-                samples = interleave(
-                    {mine.name: less, TORCH_FUSED: theirs}, settings.rounds, seconds
+                pair: dict[str, Action] = {mine.name: less, TORCH_FUSED: theirs}
+                samples, load = machine.quietly(
+                    functools.partial(interleave, pair, settings.rounds, seconds),
+                    settings.patience / (2 * len(counts)),
                 )
             host = quantiles(samples[mine.name])
             allowed = allowed_us(count, gradients)
@@ -115,21 +117,20 @@ def run(
                     "parameters": count,
                     "gradients": gradients,
                     **host,
-                    "kernel_p50_ns": quantiles(less.kernel_ns)["p50_ns"],
+                    "kernel_p50_ns": quantiles(less.kernel_ns[-len(samples[mine.name]) :])[
+                        "p50_ns"
+                    ],
                     "allowed_us": allowed,
-                    "met": host["p50_ns"] <= allowed * 1e3,
+                    "met": host["p50_ns"] <= allowed * 1e3 if load["quiet"] else None,
                     "torch_fused_whole_step": quantiles(samples[TORCH_FUSED]),
                     "samples_ns": rounded(samples[mine.name]),
+                    "load": load,
                 }
             )
     row["per_parameter_us"] = {
         gradients: _slope([c for c in row["cases"] if c["gradients"] == gradients])
         for gradients in PER_PARAMETER_US
     }
-    row["load"] = load.others()
-    if not row["load"]["quiet"]:
-        for case in row["cases"]:
-            case["met"] = None
     return row
 
 

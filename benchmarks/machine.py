@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Found = TypeVar("Found")
 PACKAGES = (
     "torch",
     "triton",
@@ -142,11 +144,20 @@ class Load:
         }
 
 
-def wait_until_quiet(seconds: float) -> None:
-    """Return once others have left the machine alone for two seconds, or after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def quietly(measure: Callable[[], Found], patience: float) -> tuple[Found, dict[str, Any]]:
+    """`measure()` and the load meanwhile, from the first time that the machine was quiet.
+
+    Without a quiet moment within `patience` seconds, the last measurement counts.
+    """
+    end = time.monotonic() + patience
+    while True:
+        while time.monotonic() < end:
+            load = Load()
+            time.sleep(min(2.0, patience))
+            if load.others()["quiet"]:
+                break
         load = Load()
-        time.sleep(min(2.0, seconds))
-        if load.others()["quiet"]:
-            return
+        found = measure()
+        seen = load.others()
+        if seen["quiet"] or time.monotonic() > end:
+            return found, seen

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import machine
-from .alone import Alone, AloneFailed
+from .alone import Alone
 from .harness import SEED, Entry, gradient_sets
 from .peers import TORCH_FUSED, contestants
 from .timing import now, quantile, quantiles
@@ -53,26 +53,22 @@ def time_operators(stepped_by: str, repeats: int) -> dict[str, Any]:
     return {"samples_ns": samples}
 
 
-def run(pairs: int, repeats: int) -> dict[str, Any]:
-    """A row: `pairs` times a process with us, then one without; never both at once."""
-    row: dict[str, Any] = {"name": NAME, "device": "cpu", "limit": LIMIT, "operators": []}
-    load = machine.Load()
+def _blocks(pairs: int, repeats: int) -> dict[str, list[dict[str, list[int]]]]:
+    """Samples by who steps, one block per process; never two processes at once."""
     seen: dict[str, list[dict[str, list[int]]]] = {OURS: [], TORCH_FUSED: []}
+    threads = torch.get_num_threads()
     for _ in range(pairs):
         for stepped_by, found in seen.items():
-            try:
-                with Alone() as process:
-                    answer = process.ask(
-                        {
-                            "pools": stepped_by,
-                            "repeats": repeats,
-                            "threads": torch.get_num_threads(),
-                        }
-                    )
-            except AloneFailed as error:
-                return row | {"reason": f"{stepped_by}: {error}"}
-            found.append(answer["samples_ns"])
-    row["load"] = load.others()
+            with Alone() as process:
+                request = {"pools": stepped_by, "repeats": repeats, "threads": threads}
+                found.append(process.ask(request)["samples_ns"])
+    return seen
+
+
+def run(pairs: int, repeats: int, patience: float) -> dict[str, Any]:
+    """A row: `pairs` times a process with us, then one without."""
+    row: dict[str, Any] = {"name": NAME, "device": "cpu", "limit": LIMIT, "operators": []}
+    seen, row["load"] = machine.quietly(lambda: _blocks(pairs, repeats), patience)
     for name in seen[OURS][0]:
         with_us, without = ([block[name] for block in seen[who]] for who in (OURS, TORCH_FUSED))
         ratios = [

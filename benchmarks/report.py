@@ -151,7 +151,8 @@ def _host_row(row: dict[str, Any]) -> Iterator[str]:
         for key, value in row["per_parameter_us"].items()
     )
     yield f"  each further parameter: {slopes}"
-    yield f"  {_load_line(row['load'])}"
+    busiest = max(row["cases"], key=lambda case: case["load"]["other_processes_cpus"])
+    yield f"  at the worst, {_load_line(busiest['load'])}"
 
 
 def _pools_row(row: dict[str, Any]) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
 import torch
 
 from .harness import SEED, Entry, gradient_sets
-from .machine import Load
+from .machine import quietly
 from .peers import TORCH_FUSED, contestants
 from .pools import time_operators
 from .timing import interleave, rounded
@@ -18,9 +19,9 @@ from .workloads import quick_workloads, workloads
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request.
 
-    {"row", "device", "rounds", "seconds", "threads"} times torch's fused AdamW on a row's workload:
-    {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each after a step of
-    "ours cpu" or "torch fused".
+    {"row", "device", "rounds", "seconds", "threads", "patience"} times torch's fused AdamW on a
+    row's workload: {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each
+    after a step of "ours cpu" or "torch fused".
     """
     torch.set_num_threads(request["threads"])
     if "pools" in request:
@@ -29,6 +30,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     else:
         found = _torch_row(request)
         alone = True
+        if request["device"] == "cuda":
+            # nothing is kept while the other process measures
+            gc.collect()
+            torch.cuda.empty_cache()
     if alone and "stackelberg_fused" in sys.modules:
         raise RuntimeError("this process must not import stackelberg_fused")
     return found
@@ -42,10 +47,8 @@ def _torch_row(request: dict[str, Any]) -> dict[str, Any]:
     entry = Entry.build(fused, workload, start)
     del start
     action = entry.action(device, *gradient_sets(workload, device, SEED))
-    load = Load()
-    samples = interleave({TORCH_FUSED: action}, request["rounds"], request["seconds"])
-    found = {"samples_ns": rounded(samples[TORCH_FUSED]), "load": load.others()}
-    del action, entry
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    return found
+    samples, load = quietly(
+        lambda: interleave({TORCH_FUSED: action}, request["rounds"], request["seconds"]),
+        request["patience"],
+    )
+    return {"samples_ns": rounded(samples[TORCH_FUSED]), "load": load}

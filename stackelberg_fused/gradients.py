@@ -145,7 +145,7 @@ class Gradients:
         slot = self._table.slots[i]
         self._check_rebound(slot, i)  # in place: the address did not tell
         self._refuse(i, grad)
-        if _normal_strides(grad) == tuple(
+        if not grad.is_neg() and _normal_strides(grad) == tuple(
             s for n, s in zip(self._shapes[i], self._strides[i], strict=True) if n > 1
         ):
             self._strided.discard(i)

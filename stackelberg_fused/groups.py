@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import SETTINGS, as_number
+from .sharding import local_tensor
 
 ROLES = ("body", "head")
 
@@ -171,7 +172,8 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     Disjoint parameters in one storage pass, also interleaved ones.
     """
     spans = []
-    for label, tensor in named:
+    for label, param in named:
+        tensor = local_tensor(param)
         if tensor.numel() == 0:
             continue
         if _meets_itself(tensor):

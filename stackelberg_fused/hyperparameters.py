@@ -148,7 +148,7 @@ class HyperparameterRows:
                 )
                 if get(group) != known
             ]
-        except (RuntimeError, ValueError):  # several elements where one belongs: the check will name the group
+        except (KeyError, RuntimeError, ValueError):  # a setting is gone, or has several elements: the check says where
             changed = self._used
         return changed if not self._volatile else sorted({*changed, *self._volatile})
 

@@ -55,53 +55,52 @@ def detect_head(model: nn.Module) -> nn.Module:
     )
 
 
-def _resolve(model: nn.Module, head: Any) -> nn.Module | nn.Parameter:
-    if isinstance(head, nn.Module):
-        if not any(module is head for module in model.modules()):
-            raise ValueError(f"the head {type(head).__name__} is not a module of the model")
-        return head
-    if not isinstance(head, str):
-        raise TypeError(f"head must be a name, a module, a list of either or a predicate, got {head!r}")
-    named: dict[str, nn.Module | nn.Parameter] = dict(model.named_modules(remove_duplicate=False))
-    named.update(model.named_parameters(remove_duplicate=False))
-    named.pop("", None)
-    if head not in named:
-        raise ValueError(
-            f"the model has no module or parameter named {head!r}. "
-            f"Last layers with parameters: {_candidates(model)}"
-        )
-    return named[head]
-
-
-def _head_ids(model: nn.Module, head: Head) -> set[int]:
-    if callable(head) and not isinstance(head, nn.Module):
-        return {id(p) for name, p in model.named_parameters() if head(name, p)}
-    if head is None:
-        parts: list[Any] = [detect_head(model)]
-    elif isinstance(head, (str, nn.Module)):
-        parts = [_resolve(model, head)]
+def _names_of(model: nn.Module, part: Any) -> set[str]:
+    """Every name under which the model knows the parameters of a part of the head."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    if isinstance(part, str):
+        if part in dict(model.named_parameters(remove_duplicate=False)):
+            return {part}
+        paths = [(name, module) for name, module in modules if name and name == part]
+        if not paths:
+            raise ValueError(
+                f"the model has no module or parameter named {part!r}. "
+                f"Last layers with parameters: {_candidates(model)}"
+            )
+    elif isinstance(part, nn.Module):
+        paths = [(name, module) for name, module in modules if module is part]
+        if not paths:
+            raise ValueError(f"the head {type(part).__name__} is not a module of the model")
     else:
-        parts = [_resolve(model, part) for part in head]
+        raise TypeError(f"head must be a name, a module, a list of either or a predicate, got {part!r}")
     return {
-        id(p)
-        for part in parts
-        for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
+        f"{path}.{name}" if path else name
+        for path, module in paths
+        for name, _ in module.named_parameters(remove_duplicate=False)
     }
 
 
-def _check_tied(model: nn.Module, head_ids: set[int], tied: str) -> set[int]:
-    """Weights that body and head share: theirs is one learning rate, so the split has to decide."""
+def _head_names(model: nn.Module, head: Head) -> set[str]:
+    if callable(head) and not isinstance(head, nn.Module):
+        return {n for n, p in model.named_parameters(remove_duplicate=False) if head(n, p)}
+    if head is None:
+        head = detect_head(model)
+    parts = head if isinstance(head, Iterable) and not isinstance(head, (str, nn.Module)) else [head]
+    return {name for part in parts for name in _names_of(model, part)}
+
+
+def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
+    """The head's parameters. One that body and head share can only have one rate, so `tied` has to decide."""
     names: dict[int, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(param), []).append(name)
-    shared = {i: n for i, n in names.items() if i in head_ids and len(n) > 1}
-    if not shared:
-        return head_ids
-    if tied == "head":
-        return head_ids
+    inside = {i for i, n in names.items() if not head_names.isdisjoint(n)}
+    shared = {i for i in inside if not head_names.issuperset(names[i])}
+    if not shared or tied == "head":
+        return inside
     if tied == "body":
-        return head_ids - set(shared)
-    listing = "; ".join(" = ".join(n) for n in shared.values())
+        return inside - shared
+    listing = "; ".join(" = ".join(names[i]) for i in names if i in shared)
     raise ValueError(
         f"the head shares weights with other layers ({listing}): one tensor can only have one rate. Untie them, or pass "
         "tied='head' (the shared weight follows the fast rate) or tied='body' (the slow one)"
@@ -135,7 +134,7 @@ def split_body_head(
     """
     if tied not in ("error", "head", "body"):
         raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
-    head_ids = _check_tied(model, _head_ids(model, head), tied)
+    head_ids = _head_ids(model, _head_names(model, head), tied)
     groups = []
     for role in ("body", "head"):
         named = [(n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .arena import zeros_like_in_arenas
 from .groups import param_label
+from .hyperparameters import as_number
 from .layout import STATE_FIELD, Slot, Table
 from .sharding import local_tensor, shard_like
 
@@ -70,6 +71,8 @@ def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> 
 
 def _check_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str) -> None:
     present = [name for name in STATE_FIELD if entry.get(name) is not None]
+    if not present and "step" not in entry:
+        return
     needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
     unknown = [name for name in present if name not in state_names({**group, "amsgrad": True, "momentum": 1})]
     if unknown or any(entry.get(name) is None for name in needed):
@@ -84,7 +87,11 @@ def _check_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any],
                 f"{label}: state dict has {name} of shape {found}, the parameter {tuple(param.shape)}"
             )
     step = entry.get("step", 0.0)
-    if isinstance(step, Tensor) and step.numel() != 1 or not 0 <= float(step) < float("inf"):
+    try:
+        valid = 0 <= as_number(step) < float("inf")
+    except (TypeError, ValueError, RuntimeError):  # no number, or several
+        valid = False
+    if not valid:
         raise ValueError(f"{label}: state dict has step {step!r}, expected one number >= 0")
 
 

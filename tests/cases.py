@@ -139,3 +139,17 @@ def set_gradients(groups: list[dict[str, Any]], step: int, skip_every: int = 0) 
             skipped = skip_every and number % skip_every == 0
             new = None if skipped else gradient(tuple(p.shape), 7919 * step + number, p.dtype)
             p.grad = None if new is None else new.to(p.device, copy=True)
+
+
+def pair(options: Options, sizes: list[Any], backend: Any) -> tuple[Any, Any]:
+    """Two optimizers over equal parameters: one to be treated badly, one that leaves its parameters where they are."""
+    make = [[torch.nn.Parameter(normal(n, i)) for i, n in enumerate(sizes)] for _ in range(2)]
+    plain = options.ours(make[1], backend=backend, flatten=False)
+    return options.ours(make[0], backend=backend), plain
+
+
+def step(*optimizers: Any, seed: int = 0, **how: Any) -> None:
+    """One step of each with the same new gradients."""
+    for optimizer in optimizers:
+        set_gradients(optimizer.param_groups, seed)
+        optimizer.step(**how)

@@ -252,6 +252,7 @@ def test_the_process_alone_answers_and_says_what_went_wrong():
         "rounds": 3,
         "seconds": 0.1,
         "threads": 1,
+        "patience": 0,
     }
     with Alone() as alone:
         assert len(alone.ask(request)["samples_ns"]) == 3

@@ -1,4 +1,4 @@
-"""The shim itself, and the CUDA kernel through it: barriers, shuffles, order, memory outside, bytes moved."""
+"""The shim itself: barriers, shuffles, indices, bfloat16, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-import stackelberg_fused as sf
 import torch
-from audit import buffers_moved
-from host_cuda.backend import ORDERS, HostCudaBackend, counters
-from host_cuda.build import FLOAT_FLAGS, HERE, build, unavailable
+from host_cuda.backend import ORDERS
+from host_cuda.build import HERE, build, unavailable
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -90,7 +88,9 @@ def test_indices(shim: ctypes.PyDLL) -> None:
         (5, r"invalid configuration argument"),
     ],
 )
-def test_misuse_is_reported_and_the_next_launch_runs(shim: ctypes.PyDLL, which: int, message: str) -> None:
+def test_misuse_is_reported_and_the_next_launch_runs(
+    shim: ctypes.PyDLL, which: int, message: str
+) -> None:
     memory = np.zeros(8, np.float32)
     unaligned = memory.ctypes.data + (4 if memory.ctypes.data % 16 == 0 else 0)
     shim.run_misuse(which, ctypes.c_void_p(unaligned))
@@ -99,7 +99,18 @@ def test_misuse_is_reported_and_the_next_launch_runs(shim: ctypes.PyDLL, which: 
 
 
 def test_bfloat16_rounds_as_torch() -> None:
-    specials = [0.0, -0.0, 1.0, float("inf"), float("-inf"), 3.4e38, 1e-40, 1e-45, 1.00390625, 1.01171875]
+    specials = [
+        0.0,
+        -0.0,
+        1.0,
+        float("inf"),
+        float("-inf"),
+        3.4e38,
+        1e-40,
+        1e-45,
+        1.00390625,
+        1.01171875,
+    ]
     values = torch.cat([torch.tensor(specials), torch.randn(1000)])
     for value, expected in zip(values.tolist(), values.bfloat16(), strict=True):
         bits = _library().to_bfloat16(value)

@@ -120,9 +120,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
 }
 
 const char* launch_step(const StepArgs& args, int device, int64_t stream) {
-  int previous = device;
-  cudaGetDevice(&previous);
-  if (previous != device) cudaSetDevice(device);
+  if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
   const auto grid = static_cast<unsigned>(args.num_tiles);
   switch (args.rule) {
 #define SF_CASE(rule)                                               \
@@ -135,7 +133,6 @@ const char* launch_step(const StepArgs& args, int device, int64_t stream) {
       SF_LAUNCH((step_kernel<kMixedRules>), grid, kThreads, stream, args);
   }
   const cudaError_t error = cudaGetLastError();
-  if (previous != device) cudaSetDevice(previous);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -4,7 +4,9 @@
 
 namespace sf {
 
-// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`. Returns null, or what went wrong.
+// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`, and leaves that device current: the caller
+// restores another, since the runtime linked in here cannot tell what torch's takes for current. Returns null, or what
+// went wrong.
 const char* launch_step(const StepArgs& args, int device, int64_t stream);
 
 // Versions as CUDA encodes them (13000 = 13.0); the driver's is 0 where there is none.

@@ -6,7 +6,7 @@ import torch
 
 from ..build_info import build_info, covers, driver_runs
 from .base import Backend, BackendStatus, Work
-from .mirror import mirror_of
+from .mirror import tables_on_device
 
 try:
     from .. import _cuda
@@ -50,13 +50,13 @@ class CudaBackend(Backend):
 
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
-        mirror = mirror_of(table)
         index = table.device.index
         with torch.cuda.device(index):
+            records, tiles, rows = tables_on_device(table)
             _cuda.step(
-                mirror.get("records", table.records, table.version).data_ptr(),
-                mirror.get("tiles", table.tiles, 0).data_ptr(),
-                mirror.get("rows", table.rows.rows, None).data_ptr(),
+                records.data_ptr(),
+                tiles.data_ptr(),
+                rows.data_ptr(),
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 work.rule,

@@ -8,59 +8,100 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..layout import Table
+
 
 class PinnedRing:
-    """Pinned blocks for host-to-device copies: one is used again only after its copy is known to be over.
+    """Pinned blocks for the uploads of one table: one is used again only after its copy is known to be over.
 
-    Where every block is still in flight a new one is allocated, so uploading never waits.
+    Where the oldest is still in flight a new one is allocated, so uploading never waits.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._blocks: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._blocks: deque[tuple[Tensor, np.ndarray, torch.cuda.Event]] = deque()
 
-    def upload(self, source: np.ndarray, destination: Tensor) -> None:
-        """Copy the bytes of `source` into the uint8 tensor `destination` on the current stream."""
-        block = self._take(source.nbytes)
-        block[: source.nbytes].numpy()[:] = source.reshape(-1).view(np.uint8)
-        destination.copy_(block[: source.nbytes], non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        self._blocks.append((block, event))
+    def upload(self, source: np.ndarray, destination: Tensor, stream: torch.cuda.Stream) -> None:
+        """Copy the bytes of `source` into the uint8 tensor `destination` on `stream`, which is the current one."""
+        if self._blocks and self._blocks[0][2].query():
+            pinned, view, event = self._blocks.popleft()
+        else:
+            pinned = torch.empty(self._nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+            view, event = pinned.numpy(), torch.cuda.Event()
+        view[:] = _as_bytes(source)
+        destination.copy_(pinned, non_blocking=True)
+        event.record(stream)
+        self._blocks.append((pinned, view, event))
 
-    def _take(self, nbytes: int) -> Tensor:
-        for _ in range(len(self._blocks)):
-            block, event = self._blocks.popleft()
-            if block.numel() >= nbytes and event.query():
-                return block
-            self._blocks.append((block, event))
-        return torch.empty(max(4096, 1 << (nbytes - 1).bit_length()), dtype=torch.uint8, device="cpu", pin_memory=True)
+
+class _Copy:
+    """One table on the device, and the version of the host's that it holds."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.ring = PinnedRing(nbytes)
+        self.version: int | None = None
 
 
 class Mirror:
-    """Records, tiles and rows of one table on its device. On the CPU (interpreted Triton) it aliases the host's."""
+    """Records, tiles and rows of one table on its GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._ring = PinnedRing(device) if device.type == "cuda" else None
-        self._versions: dict[str, object] = {}
-        self._copies: dict[str, Tensor] = {}
+        self._copies: dict[str, _Copy] = {}
+        self._stream: torch.cuda.Stream | None = None
 
-    def get(self, name: str, source: np.ndarray, version: object) -> Tensor:
-        """The bytes of a host table on the device, uploaded if `version` differs from the last one seen."""
-        if self._ring is None:
-            return torch.from_numpy(source.reshape(-1).view(np.uint8))
+    def upload(self, table: Table) -> tuple[Tensor, Tensor, Tensor]:
+        """Records, tiles and rows as uint8 tensors, ready for a kernel on the current stream.
+
+        Raises:
+            RuntimeError: the stream is being captured; a replay would repeat the bias corrections of one step.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "step() cannot be captured in a CUDA graph: step counts and rates live on the host"
+            )
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and stream != self._stream:
+            self._move_to(stream)
+        self._stream = stream
+        return (
+            self._get("records", table.records, table.version, stream),
+            self._get("tiles", table.tiles, 0, stream),
+            self._get("rows", table.rows.rows, None, stream),
+        )
+
+    def _get(
+        self, name: str, source: np.ndarray, version: int | None, stream: torch.cuda.Stream
+    ) -> Tensor:
+        """The copy of a host table, uploaded if `version` differs from the last one seen; None always uploads."""
         copy = self._copies.get(name)
-        if copy is None or copy.numel() != source.nbytes:
-            copy = self._copies[name] = torch.empty(source.nbytes, dtype=torch.uint8, device=self._device)
-            self._versions.pop(name, None)
-        if version is None or self._versions.get(name) != version:
-            self._ring.upload(source, copy)
-            self._versions[name] = version
-        return copy
+        if copy is None or copy.tensor.numel() != source.nbytes:
+            copy = self._copies[name] = _Copy(source.nbytes, self._device)
+        if version is None or copy.version != version:
+            copy.ring.upload(source, copy.tensor, stream)
+            copy.version = version
+        return copy.tensor
+
+    def _move_to(self, stream: torch.cuda.Stream) -> None:
+        """Nothing may overwrite the copies, or take over their memory, while another stream still works with them.
+
+        Steps that share parameters have to be ordered by the caller anyway; those of two roles need not be.
+        """
+        stream.wait_stream(self._stream)
+        for copy in self._copies.values():
+            copy.tensor.record_stream(stream)
 
 
-def mirror_of(table) -> Mirror:
+def _as_bytes(table: np.ndarray) -> np.ndarray:
+    return table.reshape(-1).view(np.uint8)
+
+
+def tables_on_device(table: Table) -> tuple[Tensor, Tensor, Tensor]:
+    """Records, tiles and rows as uint8 tensors on the device; on the CPU (interpreted Triton) the host's own."""
+    if table.device.type == "cpu":
+        host = (table.records, table.tiles, table.rows.rows)
+        return tuple(torch.from_numpy(_as_bytes(part)) for part in host)
     if table.mirror is None:
         table.mirror = Mirror(table.device)
-    return table.mirror
+    return table.mirror.upload(table)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import torch
 
 from .base import Backend, BackendStatus, Work
-from .mirror import mirror_of
+from .mirror import tables_on_device
 
 try:
     from ..triton_kernels.step import launch_step
@@ -47,15 +48,15 @@ class TritonBackend(Backend):
 
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
-        mirror = mirror_of(table)
-        tables = (
-            mirror.get("records", table.records, table.version).view(torch.int64),
-            mirror.get("tiles", table.tiles, 0).view(torch.int64),
-            mirror.get("rows", table.rows.rows, None).view(torch.float32),
-        )
-        if is_interpreting():
-            launch_step(*tables, span.first_tile, span.last_tile - span.first_tile, work.rule)
-        else:
-            with torch.cuda.device(table.device):
-                launch_step(*tables, span.first_tile, span.last_tile - span.first_tile, work.rule)
+        on_device = nullcontext() if is_interpreting() else torch.cuda.device(table.device)
+        with on_device:
+            records, tiles, rows = tables_on_device(table)
+            launch_step(
+                records.view(torch.int64),
+                tiles.view(torch.int64),
+                rows.view(torch.float32),
+                span.first_tile,
+                span.last_tile - span.first_tile,
+                work.rule,
+            )
         return 1

@@ -1,0 +1,173 @@
+// csrc/cuda/step.cu through the shim and csrc/cpu/kernel.cpp, both under AddressSanitizer and
+// UndefinedBehaviorSanitizer: every rule and their mixture over ragged sizes, each buffer in an allocation of exactly
+// its size and 0 to 3 floats off a 16-byte boundary. Both have to leave the same bits. With an argument, a planted
+// mistake that has to be caught.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cpu/kernel.h"
+#include "cuda/step.h"
+#include "shim.h"
+
+// access.cuh counts through the shim, which therefore comes first
+#include "cuda/access.cuh"
+
+// selftest.cu, so that barriers and shuffles are seen under the sanitizers too
+extern "C" void run_sum_blocks(const float* in, float* out, int count, int blocks, int threads);
+
+namespace sf {
+namespace {
+
+constexpr int64_t kSizes[] = {0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 10000};
+constexpr int kBuffers = 5;  // param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: the first fields of a record
+#define SF_ENTRY(rule) (rule),
+constexpr int32_t kRules[] = {SF_FOR_EACH_RULE(SF_ENTRY)};
+
+float pseudo_random(uint32_t& state) {
+  state = state * 1664525u + 1013904223u;
+  return static_cast<float>(state >> 8) / (1 << 23) - 1;
+}
+
+// Its last byte is the last byte of an allocation, so that the next one is poisoned.
+class Buffer {
+ public:
+  Buffer(int64_t count, int shift, uint32_t seed, bool squares) : count_(count), memory_(new float[shift + count]) {
+    data_ = memory_.get() + shift;
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = pseudo_random(seed);
+      data_[i] = squares ? x * x : x;
+    }
+  }
+  int64_t address() const { return reinterpret_cast<int64_t>(data_); }
+  bool same_bits(const Buffer& other) const { return !std::memcmp(data_, other.data_, count_ * sizeof(float)); }
+
+ private:
+  int64_t count_;
+  std::unique_ptr<float[]> memory_;
+  float* data_;
+};
+
+Row make_row(int32_t rule) {
+  Row row{};
+  row.rule = rule;
+  row.grad_sign = rule & kL2 ? -1 : 1;
+  row.weight_decay = 0.01f;
+  row.param_decay = 0.999f;
+  row.lerp_weight = rule & kAmsgrad ? -0.3f : 0.1f;
+  row.beta2 = 0.999f;
+  row.one_minus_beta2 = 0.001f;
+  row.step_size = 0.003f;
+  row.eps = 1e-8f;
+  row.momentum = 0.9f;
+  row.one_minus_dampening = 0.5f;
+  return row;
+}
+
+// The tables of one launch as layout.py builds them, with memory of their own.
+struct Problem {
+  std::vector<Buffer> buffers;
+  std::vector<Record> records;
+  std::vector<Tile> tiles;
+  std::vector<Row> rows;
+  StepArgs args{};
+
+  // `shifted`: which buffer lies `shift` floats off the boundary, or kBuffers for all of them.
+  Problem(const std::vector<int32_t>& rules, int shifted, int shift) {
+    for (int32_t rule : rules) {
+      rows.push_back(make_row(rule));
+      for (int64_t size : kSizes) {
+        Record record{};
+        int64_t* fields = &record.param;
+        const bool used[kBuffers] = {true, true, !(rule & kSgd) || rule & kMomentum, !(rule & kSgd),
+                                     !(rule & kSgd) && rule & kAmsgrad};
+        for (int b = 0; b < kBuffers; ++b) {
+          const int off = shifted == b || shifted == kBuffers ? shift : 0;
+          if (used[b]) {
+            buffers.emplace_back(size, off, static_cast<uint32_t>(size * 8 + b), b >= 3);
+            fields[b] = buffers.back().address();
+          }
+        }
+        if (size == 63) record.grad = 0;
+        record.numel = size;
+        record.row = static_cast<int64_t>(rows.size()) - 1;
+        for (int64_t offset = 0; offset < size; offset += kTileElements) {
+          tiles.push_back({static_cast<int64_t>(records.size()), offset});
+        }
+        records.push_back(record);
+      }
+    }
+    args.num_tiles = static_cast<int64_t>(tiles.size());
+    args.rule = rules.size() == 1 ? rules[0] : kMixedRules;
+    args.records = records.data();
+    args.tiles = tiles.data();
+    args.rows = rows.data();
+  }
+};
+
+int check(const std::vector<int32_t>& rules, int shifted, int shift) {
+  Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
+  if (const char* error = launch_step(cuda.args, 0, 0)) {
+    std::printf("launch failed: %s\n", error);
+    return 1;
+  }
+  kernel_baseline.update_tiles(cpu.args, 0, cpu.args.num_tiles);
+  for (size_t i = 0; i < cuda.buffers.size(); ++i) {
+    if (!cuda.buffers[i].same_bits(cpu.buffers[i])) {
+      std::printf("rule %d, buffer %d off by %d: the results differ\n", cuda.args.rule, shifted, shift);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+int check_barriers() {
+  std::vector<float> ones(5 * 256, 1), sums(5);
+  run_sum_blocks(ones.data(), sums.data(), static_cast<int>(ones.size()), 5, 256);
+  const bool right = !cudaGetLastError() && sums == std::vector<float>(5, 256);
+  if (!right) std::printf("a reduction is wrong\n");
+  return !right;
+}
+
+__global__ void store_at(float* p) { store1(p, 1); }
+
+// Each has to be caught by a sanitizer before main returns.
+int plant(const char* mistake) {
+  Problem problem({0}, 0, 0);
+  Record& last = problem.records.back();
+  if (!std::strcmp(mistake, "overrun-cuda")) {
+    ++last.numel;
+    launch_step(problem.args, 0, 0);
+  } else if (!std::strcmp(mistake, "overrun-cpu")) {
+    ++last.numel;
+    kernel_baseline.update_tiles(problem.args, 0, problem.args.num_tiles);
+  } else if (!std::strcmp(mistake, "overrun-write")) {
+    float* past_the_end = reinterpret_cast<float*>(last.param) + last.numel;
+    SF_LAUNCH((store_at), 1, 1, 0, past_the_end);
+  } else if (!std::strcmp(mistake, "misaligned")) {
+    last.exp_avg -= 2;
+    kernel_baseline.update_tiles(problem.args, 0, problem.args.num_tiles);
+  }
+  std::printf("not caught\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace sf
+
+int main(int argc, char** argv) {
+  using namespace sf;
+  if (argc > 1) return plant(argv[1]);
+  int failures = check_barriers();
+  const std::vector<int32_t> all(std::begin(kRules), std::end(kRules));
+  for (int shift = 0; shift < 4; ++shift) {
+    for (int shifted = 0; shifted <= kBuffers; ++shifted) {
+      for (int32_t rule : all) failures += check({rule}, shifted, shift);
+      failures += check(all, shifted, shift);
+    }
+  }
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

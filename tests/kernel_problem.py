@@ -1,0 +1,136 @@
+"""One launch of a kernel by hand: its tables, and its buffers between guard zones."""
+
+from __future__ import annotations
+
+import numpy as np
+from audit import buffers_moved
+
+from stackelberg_fused import _cpu
+from stackelberg_fused.hyperparameters import MIXED_RULES, ROW
+from stackelberg_fused.layout import RECORD, TILE_ELEMENTS, build_tiles
+
+SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 9000)
+FIELDS = (
+    "param",
+    "grad",
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+)  # in the order rules take them up
+GUARD = 8  # NaN on both sides of every buffer
+
+# zeros of both signs, subnormals, what squares to infinity or to zero, infinity, NaN
+_SPECIAL = (
+    0.0,
+    -0.0,
+    1e-45,
+    -3e-40,
+    1.2e-38,
+    1e-23,
+    -1e20,
+    3e38,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1.0,
+    -0.5,
+)
+SPECIAL = np.array(_SPECIAL, np.float32)
+
+
+class Problem:
+    """Tables of one launch over every size in SIZES for each rule.
+
+    Args:
+        rules: one, or several for a launch that mixes them.
+        shifts: by how many floats each field's buffers are off a 16-byte boundary.
+        absent: indices of records without a gradient.
+        special: values from SPECIAL instead of random ones.
+
+    Attributes:
+        memory: float32 array that holds all buffers; `inside` says which elements belong to one.
+    """
+
+    def __init__(
+        self,
+        rules: tuple[int, ...],
+        shifts: dict[str, int] | None = None,
+        absent: tuple[int, ...] = (),
+        special: bool = False,
+    ) -> None:
+        random = np.random.default_rng(1)
+        self.rules = np.repeat(rules, len(SIZES))
+        self.numel = np.tile(SIZES, len(rules))
+        self.records = np.zeros(len(self.numel), RECORD)
+        self.records["numel"] = self.numel
+        self.records["row"] = np.arange(len(self.numel)) // len(SIZES)
+        contents: list[tuple[int, np.ndarray]] = []
+        end = 0
+        for record, rule, size in zip(self.records, self.rules, self.numel, strict=True):
+            for field in FIELDS[: buffers_moved(rule)[0]]:
+                start = -(-(end + GUARD) // 4) * 4 + (shifts or {}).get(field, 0)
+                values = random.standard_normal(size).astype(np.float32)
+                if special:
+                    values = random.choice(SPECIAL, size)
+                contents.append((start, values**2 if field.endswith("sq") else values))
+                record[field] = 4 * start
+                end = start + size + GUARD
+        storage = np.full(end + 4, np.nan, np.float32)
+        self.memory = storage[-storage.ctypes.data % 16 // 4 :]
+        self.inside = np.zeros(len(self.memory), bool)
+        for start, values in contents:
+            self.memory[start : start + len(values)] = values
+            self.inside[start : start + len(values)] = True
+        self.move(0, self.memory.ctypes.data)
+        self.records["grad"][list(absent)] = 0
+        self.rows = self._rows(rules, random)
+        self.tiles = build_tiles(self.numel)
+        self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
+
+    @staticmethod
+    def _rows(rules: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        rows = np.zeros(len(rules), ROW)
+        for name in ROW.names[1:-1]:
+            rows[name] = random.uniform(0.001, 0.999, len(rules))
+        rows["rule"] = rules
+        rows["grad_sign"] = random.choice([-1, 1], len(rules))
+        rows["lerp_weight"] *= random.choice([-1, 1], len(rules))
+        return rows
+
+    def move(self, old: int, new: int) -> None:
+        """Make the records' addresses, relative to `old`, relative to `new`."""
+        for field in FIELDS:
+            used = [buffers_moved(rule)[0] > FIELDS.index(field) for rule in self.rules]
+            present = np.array(used) & ((self.records[field] != 0) | (old == 0))
+            self.records[field][present] += new - old
+
+    def addresses(self) -> list[int]:
+        return [table.ctypes.data for table in (self.records, self.tiles, self.rows)]
+
+    def bytes(self, per_vector: int = 1) -> int:
+        """What the launch has to move; of each buffer, as much as is a multiple of `per_vector` elements."""
+        counts = self.numel // per_vector * per_vector * (self.records["grad"] != 0)
+        return sum(
+            4 * sum(buffers_moved(rule)) * n for rule, n in zip(self.rules, counts, strict=True)
+        )
+
+    def bytes_in_full_tiles(self) -> int:
+        return self.bytes(per_vector=TILE_ELEMENTS)
+
+    def updated_by_cpu(self) -> np.ndarray:
+        """What the CPU kernel makes of the memory, which itself stays as it is."""
+        before = self.memory.copy()
+        _cpu.step(*self.addresses(), 0, len(self.tiles), self.rule, 1)
+        updated = self.memory.copy()
+        self.memory[:] = before
+        return updated
+
+    def check(self, updated: np.ndarray, expected: np.ndarray) -> None:
+        """Assert equal bits inside the buffers, where any NaN equals any other, and untouched bits outside."""
+        a, b = updated.view(np.int32), expected.view(np.int32)
+        outside = ~self.inside
+        np.testing.assert_array_equal(a[outside], self.memory.view(np.int32)[outside])
+        differ = np.flatnonzero((a != b) & ~(np.isnan(updated) & np.isnan(expected)))
+        assert not len(differ), (
+            f"{len(differ)} differ: {updated[differ[:4]]}, expected {expected[differ[:4]]}"
+        )

@@ -1,0 +1,265 @@
+"""Drop-in behaviour: whatever a script does with torch.optim, it can do here, with the same result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import stackelberg_fused as sf
+import torch
+from cases import OURS, TORCHS, Options, kernel_options, normal, set_gradients, step
+from checks import all_params, assert_same_bits, assert_same_optimizers
+from torch import nn
+from torch.optim import lr_scheduler
+
+SIZES = [(3, 5), (7,), ()]
+
+
+def _both(options: Options, backend: str = "reference", num_groups: int = 1, **more: Any) -> tuple[Any, Any]:
+    """Ours and torch's over equal parameters, dealt over groups."""
+    sides = []
+    for _ in range(2):
+        params = [nn.Parameter(normal(shape, i)) for i, shape in enumerate(SIZES)]
+        sides.append([{"params": params[i::num_groups]} for i in range(num_groups)])
+    return options.ours(sides[0], backend=backend, **more), options.torchs(sides[1], **more)
+
+
+def _assert_agree(ours: Any, torchs: Any) -> None:
+    """To the bit where the reference runs; a kernel rounds otherwise, and over several steps that adds up."""
+    if ours.backend == "reference":
+        assert_same_optimizers(ours, torchs)
+    for p, q in zip(all_params(ours), all_params(torchs), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
+MOMENTUM = Options("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3})
+
+
+@BACKENDS
+@pytest.mark.parametrize("options", kernel_options(), ids=str)
+def test_same_as_torch(options: Options, backend: str) -> None:
+    ours, torchs = _both(options, backend)
+    for seed in range(10):
+        step(ours, torchs, seed=seed)
+    _assert_agree(ours, torchs)
+
+
+@pytest.mark.parametrize("rule", OURS)
+def test_positional_arguments(rule: str) -> None:
+    arguments = {"adam": (0.1, (0.5, 0.9), 1e-3, 0.2, True), "adamw": (0.1, (0.5, 0.9), 1e-3, 0.2, True)}
+    values = arguments.get(rule, (0.1, 0.9, 0.0, 0.2, True))
+    p, q = (nn.Parameter(normal(9, 1)) for _ in range(2))
+    ours, torchs = OURS[rule]([p], *values, backend="reference"), TORCHS[rule]([q], *values)
+    for seed in range(3):
+        step(ours, torchs, seed=seed)
+    assert_same_bits(p, q)
+
+
+Edit = Callable[[dict[str, Any]], None]
+EDITS: dict[str, tuple[Options, Edit]] = {
+    "lr": (ADAM, lambda g: g.update(lr=0.01)),
+    "lr to a tensor": (ADAM, lambda g: g.update(lr=torch.tensor(0.01))),
+    "lr to zero": (ADAM, lambda g: g.update(lr=0.0)),
+    "betas": (ADAM, lambda g: g.update(betas=(0.5, 0.7))),
+    "eps": (ADAM, lambda g: g.update(eps=1e-2)),
+    "weight_decay": (ADAM, lambda g: g.update(weight_decay=0.5)),
+    "weight_decay to zero": (Options("adam", {"weight_decay": 0.1}), lambda g: g.update(weight_decay=0)),
+    "weight_decay from zero": (Options("adam"), lambda g: g.update(weight_decay=0.1)),
+    "amsgrad off": (Options("adam", {"amsgrad": True}), lambda g: g.update(amsgrad=False)),
+    "maximize": (ADAM, lambda g: g.update(maximize=True)),
+    "momentum": (MOMENTUM, lambda g: g.update(momentum=0.5)),
+    "momentum to zero": (MOMENTUM, lambda g: g.update(momentum=0)),
+    "momentum from zero": (Options("sgd"), lambda g: g.update(momentum=0.9, dampening=0.3)),
+    "nesterov": (MOMENTUM, lambda g: g.update(nesterov=True, dampening=0)),
+    "dampening": (MOMENTUM, lambda g: g.update(dampening=0.9)),
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", EDITS)
+def test_settings_edited_between_steps(name: str, backend: str) -> None:
+    options, edit = EDITS[name]
+    ours, torchs = _both(options, backend, num_groups=2)
+    undo = {k: v for k, v in torchs.param_groups[1].items() if k != "params"}
+    for seed in range(6):
+        if seed == 2:
+            edit(ours.param_groups[1])
+            edit(torchs.param_groups[1])
+        if seed == 4 and name != "amsgrad off":
+            ours.param_groups[1].update(undo)
+            torchs.param_groups[1].update(undo)
+        step(ours, torchs, seed=seed)
+    _assert_agree(ours, torchs)
+
+
+def test_amsgrad_switched_on_starts_from_zero() -> None:
+    """torch raises a KeyError; a maximum that starts here is what it means."""
+    (ours, _), (fresh, _) = _both(Options("adam"), "cpu"), _both(Options("adam", {"amsgrad": True}), "cpu")
+    step(ours)
+    ours.param_groups[0]["amsgrad"] = True
+    step(ours, seed=1)
+    state = ours.state[all_params(ours)[0]]
+    assert_same_bits(state["max_exp_avg_sq"], state["exp_avg_sq"])
+    assert "max_exp_avg_sq" not in fresh.state[all_params(fresh)[0]]
+
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, [lambda e: 0.9**e, lambda e: 1 / (1 + e)]),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=[0.1, 0.5], total_steps=12),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.8)], [4]
+    ),
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("options", [ADAM, MOMENTUM], ids=str)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedulers(name: str, options: Options, backend: str) -> None:
+    ours, torchs = _both(options, backend, num_groups=2)
+    schedules = [SCHEDULES[name](o) for o in (ours, torchs)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "The epoch parameter")  # torch's own SequentialLR
+        for seed in range(10):
+            step(ours, torchs, seed=seed)
+            for schedule in schedules:
+                schedule.step()
+    assert [g["lr"] for g in ours.param_groups] == [g["lr"] for g in torchs.param_groups]
+    _assert_agree(ours, torchs)
+
+
+def test_reduce_on_plateau() -> None:
+    ours, _ = _both(ADAM, "cpu")
+    schedule = lr_scheduler.ReduceLROnPlateau(ours, patience=0)
+    for _ in range(4):
+        step(ours)
+        schedule.step(1.0)
+    assert ours.param_groups[0]["lr"] < 0.1
+
+
+@BACKENDS
+def test_closure(backend: str) -> None:
+    ours, torchs = _both(ADAM, backend)
+    losses = []
+    for optimizer in (ours, torchs):
+
+        def closure(optimizer: Any = optimizer) -> torch.Tensor:
+            assert torch.is_grad_enabled()
+            optimizer.zero_grad()
+            loss = sum((p**2).sum() for p in all_params(optimizer))
+            loss.backward()
+            return loss
+
+        with torch.no_grad():
+            losses.append(torch.stack([optimizer.step(closure) for _ in range(5)]).detach())
+    torch.testing.assert_close(*losses)
+    assert losses[0][-1] < losses[0][0]
+    _assert_agree(ours, torchs)
+
+
+def test_a_closure_that_raises_changes_nothing() -> None:
+    ours, _ = _both(ADAM, "cpu")
+    step(ours)
+    before = [p.detach().clone() for p in all_params(ours)]
+
+    def closure() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ours.step(closure)
+    for p, b in zip(all_params(ours), before, strict=True):
+        assert_same_bits(p, b)
+
+
+@BACKENDS
+def test_roles(backend: str) -> None:
+    """Stepping one player leaves the other as it is, to the bit, and counts its own steps."""
+    sides = [[nn.Parameter(normal(n, n)) for n in (5, 4097)] for _ in range(2)]
+    groups = [{"params": [sides[0][0]], "lr": 0.1}, {"params": [sides[0][1]], "lr": 0.2, "role": "head"}]
+    optimizer = sf.StackelbergAdamW(groups, backend=backend)
+    alone = [torch.optim.AdamW([p], lr) for p, lr in zip(sides[1], (0.1, 0.2), strict=True)]
+    for seed, role in enumerate(["head", "head", "body", None, "head", "body", None]):
+        set_gradients(optimizer.param_groups, seed)
+        for number, (p, q) in enumerate(zip(*sides, strict=True)):
+            q.grad = p.grad.clone()
+            if role in (None, ("body", "head")[number]):
+                alone[number].step()
+        optimizer.step(role=role)
+        for p, q in zip(*sides, strict=True):
+            torch.testing.assert_close(p, q)
+    assert [float(optimizer.state[p]["step"]) for p in sides[0]] == [4, 5]
+    assert optimizer.launches == (7 if backend == "cpu" else 0)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad(to_none: bool) -> None:
+    ours, torchs = _both(ADAM)
+    step(ours, torchs)
+    for optimizer in (ours, torchs):
+        optimizer.zero_grad(set_to_none=to_none)
+        optimizer.step()
+    assert all((p.grad is None) == to_none for p in all_params(ours))
+    _assert_agree(ours, torchs)
+
+
+def test_hooks() -> None:
+    ours, _ = _both(ADAM, "cpu")
+    seen: list[str] = []
+    ours.register_step_pre_hook(lambda o, args, kwargs: seen.append(f"pre {kwargs}"))
+    ours.register_step_post_hook(lambda o, args, kwargs: seen.append("post"))
+    ours.register_state_dict_pre_hook(lambda o: seen.append("state_dict"))
+    ours.register_state_dict_post_hook(lambda o, d: {**d, "mine": 1})
+    ours.register_load_state_dict_pre_hook(lambda o, d: seen.append(f"load {d['mine']}"))
+    ours.register_load_state_dict_post_hook(lambda o: seen.append("loaded"))
+    step(ours, role="body")
+    ours.load_state_dict(ours.state_dict())
+    assert seen == ["pre {'role': 'body'}", "post", "state_dict", "load 1", "loaded"]
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@BACKENDS
+def test_grad_scaler(overflow: bool, backend: str) -> None:
+    ours, torchs = _both(ADAM, backend)
+    for optimizer in (ours, torchs):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for number in range(3):
+            optimizer.zero_grad()
+            scaler.scale(sum((p**2).sum() for p in all_params(optimizer))).backward()
+            if overflow and number == 1:
+                all_params(optimizer)[0].grad.fill_(torch.inf)
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == (512.0 if overflow else 1024.0)
+    assert ours.state[all_params(ours)[0]]["step"] == (2 if overflow else 3)
+    _assert_agree(ours, torchs)
+
+
+def test_compiled_training_step() -> None:
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [ADAM.ours(m.parameters(), backend="cpu") for m in models]
+
+    def train(model: nn.Module, optimizer: Any, x: torch.Tensor) -> None:
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    compiled = torch.compile(train, backend="eager")
+    for seed in range(4):
+        compiled(models[0], optimizers[0], normal((4, 3), seed))
+        train(models[1], optimizers[1], normal((4, 3), seed))
+    assert_same_optimizers(*optimizers)
+    assert optimizers[0].launches == 4
+
+
+def test_repr_shows_groups() -> None:
+    ours, _ = _both(ADAM)
+    assert "StackelbergAdamW" in repr(ours)
+    assert "role: body" in repr(ours)

@@ -1,0 +1,77 @@
+"""`verify` and the ulp arithmetic behind it: right is accepted, wrong is not."""
+
+import math
+
+import pytest
+import torch
+
+from stackelberg_fused import cli, verify
+from stackelberg_fused.backends.cpu import CpuBackend
+from stackelberg_fused.parity import ulp, ulps_off
+
+CPU = torch.device("cpu")
+
+
+class OffByTwenty(CpuBackend):
+    """The CPU backend, but one element of each parameter ends up 20 ulp away."""
+
+    def step(self, work) -> int:
+        launches = super().step(work)
+        for slot in work.table.slots:
+            if slot.local.numel():
+                flat = slot.local.detach().reshape(-1)
+                flat[-1] += 20 * ulp(flat[-1]).float()
+        return launches
+
+
+def test_ulp_is_the_distance_to_the_next_float() -> None:
+    x = torch.tensor([1.0, 1.5, 2.0, 3.9, 1e-30, 6e38 / 2, 1e-40, 0.0])
+    above = torch.nextafter(x, torch.tensor(math.inf))
+    assert torch.equal(ulp(x), above.double() - x.double())
+
+
+def test_ulps_off() -> None:
+    one = torch.ones(3)
+    assert ulps_off(one, one, one) == 0
+    assert ulps_off(torch.nextafter(one, one + 1), one, one) == 1
+    nan, inf = torch.tensor([math.nan]), torch.tensor([math.inf])
+    assert ulps_off(nan, nan, nan) == ulps_off(inf, inf, inf) == 0
+    assert ulps_off(nan, one[:1], one[:1]) == ulps_off(inf, one[:1], one[:1]) == math.inf
+    assert ulps_off(torch.empty(0), torch.empty(0), torch.empty(0)) == 0
+
+
+@pytest.mark.parametrize("case", verify.CASES)
+def test_the_cpu_backend_passes(case: str) -> None:
+    verdict = verify.check("cpu", CpuBackend(), CPU, case)
+    assert verdict.passed, verdict.worst
+    assert "param" in verdict.worst
+
+
+@pytest.mark.parametrize("case", ["AdamW", "SGD"])
+def test_a_wrong_backend_fails(case: str) -> None:
+    verdict = verify.check("wrong", OffByTwenty(), CPU, case)
+    assert not verdict.passed
+    assert verdict.worst["param"] > 8
+
+
+def test_the_command_reports_failure(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(verify, "SIZES", (0, 17, 4097))
+    monkeypatch.setattr(verify, "CASES", {"AdamW": verify.CASES["AdamW"]})
+    assert cli.main(["verify"]) == 0
+    assert "all available backends agree" in capsys.readouterr().out
+    monkeypatch.setattr(verify, "CpuBackend", lambda isa: OffByTwenty(isa))
+    assert cli.main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out
+    assert out.rstrip().endswith("FAILED")
+
+
+def test_the_command_line_lists_its_commands(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["no-such-command"])
+    assert stop.value.code == 2
