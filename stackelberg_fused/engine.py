@@ -176,6 +176,7 @@ class Engine:
         flatten: move parameters into arenas.
         previous: state before a state dict was loaded, see `attach_state`.
         watch: that of the engine before this one.
+        placed: ids of parameters that were moved before; they are not moved again, and new ones are added.
     """
 
     def __init__(
@@ -186,10 +187,12 @@ class Engine:
         flatten: bool,
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
         watch: RatioWatch | None = None,
+        placed: set[int] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
         self._flatten = flatten
+        self._placed = set() if placed is None else placed
         slots = collect_slots(groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
         updated = [key for key in slots if any(map(_is_trained, slots[key]))] or list(slots)
@@ -278,6 +281,8 @@ class Engine:
             return
         movable, staying = [], []
         for slot in slots:
+            if id(slot.param) in self._placed:
+                continue
             if is_sharded(slot.param) or not slot.dense or not owns_storage(slot.local) or slot.local.is_shared():
                 staying.append(slot)
             else:
@@ -285,3 +290,4 @@ class Engine:
         for slot in staying:
             log.info("%s stays where it is: a shard, a layout with gaps, or a view of shared memory", slot.name)
         move_into_arenas([slot.param for slot in movable])
+        self._placed.update(id(slot.param) for slot in slots)

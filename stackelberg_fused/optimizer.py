@@ -16,6 +16,7 @@ from .engine import Engine
 from .gradients import LayoutChanged
 from .groups import (
     ROLES,
+    check_new_group,
     check_overlap,
     check_params,
     check_ratio,
@@ -55,6 +56,7 @@ class StackelbergOptimizer(Optimizer):
             if defaults.get(name) is not None:
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
         self._engine: Engine | None = None
+        self._placed: set[int] = set()
         self.launches = 0
         super().__init__(params, {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
@@ -78,9 +80,10 @@ class StackelbergOptimizer(Optimizer):
             completed = complete_group(
                 param_group, self.defaults, self._settings["head_lr_ratio"], index
             )
-            completed.update(_split_names(completed["params"]))
+            completed.update(_split_names(completed["params"], index))
             check_settings(completed, index)
             check_params(completed, index)
+            check_new_group(completed, index, self.param_groups)
             lr = completed["lr"]
             if isinstance(lr, Tensor) and any(lr is group["lr"] for group in self.param_groups):
                 completed["lr"] = lr if lr.requires_grad else lr.clone()  # schedulers fill it in place
@@ -149,7 +152,13 @@ class StackelbergOptimizer(Optimizer):
         settings = self._settings
         watch = self._engine.watch if self._engine is not None else None
         return Engine(
-            self.param_groups, self.state, settings["backend"], settings["flatten"], previous, watch
+            self.param_groups,
+            self.state,
+            settings["backend"],
+            settings["flatten"],
+            previous,
+            watch,
+            self._placed,
         )
 
     def _build_again(self) -> Engine:
@@ -180,7 +189,10 @@ class StackelbergOptimizer(Optimizer):
             check_loaded(state["state"], state["param_groups"])
             state["state"] = defaultdict(dict, {k: _copied(v) for k, v in state["state"].items()})
         super().__setstate__(state)
-        self._engine = self._build(previous) if loading else None
+        if loading:
+            self._engine = self._build(previous)
+        else:
+            self._engine, self._placed = None, set()
 
     def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Loaded groups, completed with what a dict from torch's namesake does not know."""
@@ -201,14 +213,15 @@ def _copied(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
-def _split_names(params: Any) -> dict[str, Any]:
+def _split_names(params: Any, index: int) -> dict[str, Any]:
     """`params` and, for (name, tensor) pairs, `param_names`, from whatever a group may hold."""
     if isinstance(params, (Tensor, set)):
         return {"params": [params] if isinstance(params, Tensor) else params}
     entries = list(params)
     named = [entry for entry in entries if isinstance(entry, tuple)]
     if named and len(named) != len(entries):
-        raise ValueError("all optimizer params should be with or without names, some are missing")
+        unnamed = next(i for i, entry in enumerate(entries) if not isinstance(entry, tuple))
+        raise ValueError(f"param group {index}: parameter {unnamed} has no name, others of the group have")
     if not named:
         return {"params": entries}
     return {"params": [tensor for _, tensor in named], "param_names": [name for name, _ in named]}

@@ -72,7 +72,8 @@ class Problem:
                 values = random.standard_normal(size).astype(np.float32)
                 if special:
                     values = random.choice(SPECIAL, size)
-                contents.append((start, values**2 if field.endswith("sq") else values))
+                with np.errstate(over="ignore"):
+                    contents.append((start, values**2 if field.endswith("sq") else values))
                 record[field] = 4 * start
                 end = start + size + GUARD
         storage = np.full(end + 4, np.nan, np.float32)

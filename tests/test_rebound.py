@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import stackelberg_fused as sf
 import torch
 from cases import Options, normal, pair, step
 from checks import all_params, assert_same_bits, assert_same_optimizers
@@ -169,3 +170,12 @@ def test_foreign_entries_in_the_state_cost_no_rebuild() -> None:
     assert ours.state_dict()["state"][0]["mine"].tolist() == [2.0] * 3
 
 
+
+
+def test_building_the_tables_again_moves_nothing_again() -> None:
+    first, late = torch.nn.Parameter(torch.randn(70)), torch.nn.Parameter(torch.randn(70))
+    optimizer = sf.StackelbergAdamW([first])
+    before = first.data_ptr()
+    optimizer.add_param_group({"params": [late]})
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert first.data_ptr() == before

@@ -1,0 +1,286 @@
+"""What only a GPU can show: bits of the real kernels, streams, launches, no synchronisation, uploads in flight.
+
+The parity matrix on a GPU is part of tests/test_parity.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import SIZES, gradient
+from checks import assert_same_optimizers
+from kernel_problem import FIELDS, Problem
+from torch import Tensor
+
+import stackelberg_fused as sf
+from stackelberg_fused.hyperparameters import RULES
+
+pytestmark = pytest.mark.gpu
+
+# about 50 ms: what is enqueued behind it is still in flight when the host gets back
+BUSY_CYCLES = 100_000_000
+
+
+def _skip_unless_available(backend: str) -> None:
+    status = next(status for status in sf.backends() if status.name == backend)
+    if not status.available:
+        pytest.skip(status.reason)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    _skip_unless_available(request.param)
+    return request.param
+
+
+def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
+    """The memory after a launch over tables and buffers on the GPU."""
+    memory = torch.from_numpy(problem.memory).cuda()
+    host = problem.memory.ctypes.data
+    problem.move(host, memory.data_ptr())
+    tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
+    records, tiles, rows = (torch.from_numpy(table.view(np.uint8)).cuda() for table in tables)
+    problem.move(memory.data_ptr(), host)
+    arguments = (0, len(problem.tiles), problem.rule)
+    if backend == "cuda":
+        from stackelberg_fused import _cuda
+
+        addresses = [table.data_ptr() for table in (records, tiles, rows)]
+        stream = torch.cuda.current_stream()
+        _cuda.step(*addresses, *arguments, stream.device_index, stream.cuda_stream)
+    else:
+        from stackelberg_fused.triton_kernels.step import launch_step
+
+        words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
+        launch_step(*words, *arguments)
+    return memory.cpu().numpy()
+
+
+def _check_against_cpu(problem: Problem, backend: str) -> None:
+    problem.check(_run_on_gpu(problem, backend), problem.updated_by_cpu())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_gives_the_bits_of_the_cpu_kernel(backend: str, rule: int) -> None:
+    _check_against_cpu(Problem((rule,)), backend)
+
+
+def test_a_launch_that_mixes_all_rules(backend: str) -> None:
+    _check_against_cpu(Problem(RULES, absent=(3, 9, 17)), backend)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_buffer_at_every_4_byte_offset(backend: str, field: str, shift: int) -> None:
+    _check_against_cpu(Problem(RULES, {field: shift}), backend)
+
+
+def test_zeros_subnormals_infinities_and_nan(backend: str) -> None:
+    if backend == "triton":
+        import triton
+
+        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+            pytest.skip("div_rn and sqrt_rn of Triton before 3.6 flush subnormals to zero")
+    _check_against_cpu(Problem(RULES, special=True), backend)
+
+
+class Twins:
+    """The same training on a GPU and on the CPU."""
+
+    def __init__(self, backend: str, sizes: tuple[int, ...] = SIZES, **options: Any) -> None:
+        self.gpu = self._make("cuda", backend, sizes, options)
+        self.cpu = self._make("cpu", "cpu", sizes, options)
+        self.addresses: set[tuple[int, ...]] = set()
+        self._kept: list[Tensor] = []
+
+    @staticmethod
+    def _make(device: str, backend: str, sizes: tuple[int, ...], options: dict[str, Any]) -> Any:
+        params = [
+            torch.nn.Parameter(gradient(n, k).to(device, copy=True)) for k, n in enumerate(sizes)
+        ]
+        half = len(params) // 2
+        groups = [
+            {"params": params[:half], "role": "head", "rule": "sgd", "momentum": 0.9},
+            {"params": params[half:]},
+        ]
+        return sf.StackelbergAdamW(groups, lr=1e-2, backend=backend, **options)
+
+    def set_gradients(self, seed: int, offset: int = 0, keep: bool = False) -> None:
+        """New gradients on both sides, `offset` floats into their allocation. Kept ones block their addresses."""
+        for side in (self.gpu, self.cpu):
+            for k, p in enumerate(p for group in side.param_groups for p in group["params"]):
+                value = gradient(p.numel() + offset, 1000 * seed + k)
+                p.grad = value.to(p.device, copy=True)[offset:]
+                if keep:
+                    self._kept.append(p.grad)
+        gpu_params = [p for group in self.gpu.param_groups for p in group["params"]]
+        self.addresses.add(tuple(p.grad.data_ptr() for p in gpu_params))
+
+    def step(self, role: str | None = None) -> None:
+        for side in (self.gpu, self.cpu):
+            side.step(role=role)
+
+    def check(self) -> None:
+        torch.cuda.synchronize()
+        assert_same_optimizers(self.gpu, self.cpu)
+
+
+@contextmanager
+def _errors_on_sync() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_steps_of_each_role_and_every_gradient_offset(backend: str) -> None:
+    twins = Twins(backend)
+    for i, role in enumerate((None, "head", "body", "head", None)):
+        twins.set_gradients(i, offset=i % 4)
+        twins.step(role)
+    twins.check()
+    assert twins.gpu.launches == 5
+
+
+def test_a_step_never_waits_for_the_gpu(backend: str) -> None:
+    twins = Twins(backend)
+    twins.set_gradients(0)
+    twins.step()  # allocates state, compiles
+    for i in range(1, 4):
+        twins.set_gradients(i, keep=True)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(BUSY_CYCLES)
+        with _errors_on_sync():
+            twins.gpu.step()
+        assert not torch.cuda.current_stream().query(), "the step waited"
+        twins.cpu.step()
+    twins.check()
+
+
+def test_uploads_in_flight_are_not_overwritten(backend: str) -> None:
+    twins = Twins(backend)
+    twins.set_gradients(0)
+    twins.step()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(BUSY_CYCLES)
+    for i in range(1, 13):  # all enqueued while the first is held up
+        twins.set_gradients(i, keep=True)
+        twins.step()
+    assert len(twins.addresses) == 13
+    twins.check()
+
+
+def test_another_stream(backend: str) -> None:
+    twins = Twins(backend)
+    for i in range(6):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(BUSY_CYCLES // 10)
+            twins.set_gradients(i)
+            twins.step()
+        torch.cuda.current_stream().wait_stream(side)
+    twins.check()
+
+
+def test_roles_on_streams_of_their_own(backend: str) -> None:
+    """The players share no parameter, only the tables: their steps need no order from the caller."""
+    twins = Twins(backend)
+    twins.set_gradients(0)
+    twins.step()
+    streams = {"head": torch.cuda.Stream(), "body": torch.cuda.Stream()}
+    twins.set_gradients(1, keep=True)
+    torch.cuda.synchronize()
+    for _ in range(4):
+        for role, stream in streams.items():
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(BUSY_CYCLES // 20 if role == "head" else 0)
+                twins.step(role)
+    twins.check()
+
+
+def _profiled(work: Callable[[], None]) -> list[str]:
+    """Names of what ran on the GPU."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    return [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
+
+
+@pytest.mark.parametrize("num_groups", [2, 465])
+def test_one_launch_per_step(backend: str, num_groups: int) -> None:
+    probe = torch.ones(8, device="cuda")
+    if not _profiled(lambda: probe.add_(1)):
+        pytest.skip("the profiler sees no kernels on this machine")
+    params = [torch.nn.Parameter(torch.randn(100, device="cuda")) for _ in range(num_groups)]
+    groups = [
+        {"params": [p], "lr": 1e-3 * (i + 1), "role": "head" if i % 2 else "body"}
+        for i, p in enumerate(params)
+    ]
+    opt = sf.StackelbergAdamW(groups, backend=backend)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    opt.step()
+
+    def three_steps() -> None:
+        for _ in range(3):
+            opt.step()
+
+    seen = _profiled(three_steps)
+    copies = [name for name in seen if name.startswith("Memcpy HtoD")]
+    kernels = [name for name in seen if not name.startswith("Memcpy")]
+    assert len(kernels) == 3, kernels
+    assert all("step_kernel" in name for name in kernels), kernels
+    assert len(copies) <= 3, seen  # rows, once per step; gradients were where they had been
+    assert opt.launches == 4
+
+
+def test_capture_is_refused(backend: str) -> None:
+    twins = Twins(backend)
+    twins.set_gradients(0)
+    twins.step()
+    torch.cuda.synchronize()
+    other = torch.zeros(8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        other.add_(1)
+        with pytest.raises(RuntimeError, match="CUDA graph"):
+            twins.gpu.step()
+    twins.check()
+
+
+def test_more_than_2_to_the_31_elements(backend: str) -> None:
+    count = 2**31 + 4097
+    free, _ = torch.cuda.mem_get_info()
+    if free < 5 * 4 * count:
+        pytest.skip(f"{free / 2**30:.0f} GiB of GPU memory are free, 40 are needed")
+    param = torch.nn.Parameter(torch.ones(count, device="cuda"))
+    param.grad = torch.full_like(param, 0.5)
+    opt = sf.StackelbergSGD([param], lr=0.5, backend=backend, flatten=False)
+    opt.step()
+    assert bool((param.detach() == 0.75).all())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_parameters_on_a_device_that_is_not_the_current_one(backend: str) -> None:
+    here = torch.cuda.current_device()
+    param = torch.nn.Parameter(torch.ones(5000, device="cuda:1"))
+    opt = sf.StackelbergSGD([param], lr=0.5, backend=backend)
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        opt.step()
+    assert torch.cuda.current_device() == here
+    assert bool((param.detach() == 0).all())
+    assert (
+        torch.ones(3, device="cuda").sum().item() == 3
+    )  # torch's own launches still go to its device
