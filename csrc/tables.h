@@ -49,7 +49,7 @@ struct Row {
   float grad_sign;     // -1 to maximize
   float weight_decay;  // L2 coefficient, used with kL2
   float param_decay;   // 1 - lr * weight_decay when decoupled (AdamW), else 1
-  float lerp_weight;  // of the first moment: 1 - beta1 below one half, else -beta1, from the gradient's end
+  float lerp_weight;   // of the first moment: 1 - beta1 below one half, else -beta1, from the gradient's end
   float beta2;
   float one_minus_beta2;
   float step_size;  // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t); SGD: lr
@@ -62,15 +62,15 @@ struct Row {
 static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
-#define SF_FOR_EACH_RULE(X)   \
-  X(0)                        \
-  X(kAmsgrad)                 \
-  X(kL2)                      \
-  X(kAmsgrad | kL2)           \
-  X(kSgd)                     \
-  X(kSgd | kL2)               \
-  X(kSgd | kMomentum)         \
-  X(kSgd | kMomentum | kL2)   \
+#define SF_FOR_EACH_RULE(X)       \
+  X(0)                            \
+  X(kAmsgrad)                     \
+  X(kL2)                          \
+  X(kAmsgrad | kL2)               \
+  X(kSgd)                         \
+  X(kSgd | kL2)                   \
+  X(kSgd | kMomentum)             \
+  X(kSgd | kMomentum | kL2)       \
   X(kSgd | kMomentum | kNesterov) \
   X(kSgd | kMomentum | kNesterov | kL2)
 

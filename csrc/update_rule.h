@@ -49,8 +49,7 @@ SF_RULE void adam_update(const Row& row, float& param, float grad, float& exp_av
   // amsgrad: running maximum; NaN stays NaN
   float second_moment = exp_avg_sq;
   if (RULE & kAmsgrad) {
-    max_exp_avg_sq =
-        (exp_avg_sq > max_exp_avg_sq || exp_avg_sq != exp_avg_sq) ? exp_avg_sq : max_exp_avg_sq;
+    max_exp_avg_sq = (exp_avg_sq > max_exp_avg_sq || exp_avg_sq != exp_avg_sq) ? exp_avg_sq : max_exp_avg_sq;
     second_moment = max_exp_avg_sq;
   }
   // update, with decoupled weight decay

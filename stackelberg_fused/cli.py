@@ -9,9 +9,18 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "doctor": ("stackelberg_fused.doctor", "what is here, what is missing and what to do about it"),
-    "verify": ("stackelberg_fused.verify", "parity of every available backend with the reference, on this machine"),
-    "bench": ("stackelberg_fused.benchmarks.bench", "throughput against torch and other fused optimizers"),
-    "train": ("stackelberg_fused.demo.train", "the demo: a small GPT, or digits, at several head/body ratios"),
+    "verify": (
+        "stackelberg_fused.verify",
+        "parity of every available backend with the reference, on this machine",
+    ),
+    "bench": (
+        "stackelberg_fused.benchmarks.bench",
+        "throughput against torch and other fused optimizers",
+    ),
+    "train": (
+        "stackelberg_fused.demo.train",
+        "the demo: a small GPT, or digits, at several head/body ratios",
+    ),
 }
 
 

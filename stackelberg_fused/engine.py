@@ -36,7 +36,9 @@ class _Pending:
     grads: list[Tensor | None]
 
 
-def collect_slots(groups: list[dict[str, Any]]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
+def collect_slots(
+    groups: list[dict[str, Any]],
+) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
     """One slot per distinct parameter, per device and dtype, body before head, groups in order."""
     slots: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)
     seen: set[int] = set()
@@ -49,7 +51,9 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[tuple[torch.device, torc
                     continue
                 seen.add(id(param))
                 local = local_tensor(param)
-                slot = Slot(param, param_label(index, group, position), index, role, local, is_dense(local))
+                slot = Slot(
+                    param, param_label(index, group, position), index, role, local, is_dense(local)
+                )
                 slots[local.device, local.dtype].append(slot)
     return slots
 
@@ -68,7 +72,11 @@ class LaunchUnit:
     """One table with the backend that updates it and the gradients that feed it."""
 
     def __init__(
-        self, slots: list[Slot], groups: list[dict[str, Any]], backend: Backend, state: Mapping[Tensor, dict]
+        self,
+        slots: list[Slot],
+        groups: list[dict[str, Any]],
+        backend: Backend,
+        state: Mapping[Tensor, dict],
     ) -> None:
         self.table = table = Table(slots, groups)
         self.backend = backend
@@ -107,7 +115,9 @@ class LaunchUnit:
         staged = self.gradients.stage(pending.grads, span)
         launches = 0
         if span.last_tile > span.first_tile:
-            launches = self.backend.step(Work(table, span, pending.grads, table.rows.rule, self.state))
+            launches = self.backend.step(
+                Work(table, span, pending.grads, table.rows.rule, self.state)
+            )
         for param, copy in staged:
             with torch.no_grad():
                 param.copy_(copy)
@@ -126,7 +136,10 @@ class LaunchUnit:
             self.has_new_state = True
             self._has_state[missing] = True
         active = _Active(
-            self.gradients.active_version, mask, [self._params[i] for i in indices], bool(mask.all())
+            self.gradients.active_version,
+            mask,
+            [self._params[i] for i in indices],
+            bool(mask.all()),
         )
         self._active[span] = active
         return active
@@ -139,7 +152,9 @@ class LaunchUnit:
         else:
             table.step_counts[active.mask] += 1
             table.momentum_ready[active.mask] = True
-        table.rows.advance(table.step_counts, table.momentum_ready, None if active.everyone else active.mask)
+        table.rows.advance(
+            table.step_counts, table.momentum_ready, None if active.everyone else active.mask
+        )
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
             increment_version(active.params)
@@ -158,7 +173,9 @@ class LaunchUnit:
         for i in np.flatnonzero(affected).tolist():
             rule = table.rows.group_rule(table.slots[i].group)
             entry = self.state.get(table.slots[i].param) or {}
-            table.momentum_ready[i] = not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
+            table.momentum_ready[i] = (
+                not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
+            )
 
 
 def _is_trained(slot: Slot) -> bool:
@@ -203,7 +220,9 @@ class Engine:
         for key_slots in slots.values():
             self._place([slot for slot in key_slots if slot.param.requires_grad])
             if flatten:
-                self.unplaced.update({id(s.param): s for s in key_slots if not s.param.requires_grad})
+                self.unplaced.update(
+                    {id(s.param): s for s in key_slots if not s.param.requires_grad}
+                )
         self.units = [LaunchUnit(slots[key], groups, backends[key], state) for key in slots]
         for unit in self.units:
             attach_state(unit.table, state, previous)
@@ -244,7 +263,9 @@ class Engine:
         if not all(map(is_, chain.from_iterable(now), chain.from_iterable(known))):
             return True
         try:
-            if list(self.state.values()) == self._entries:  # as fast as identity, where nothing was replaced
+            if (
+                list(self.state.values()) == self._entries
+            ):  # as fast as identity, where nothing was replaced
                 return False
         except (RuntimeError, ValueError):  # tensors were compared, so one was replaced
             pass
@@ -263,7 +284,11 @@ class Engine:
         late = [
             slot
             for unit, work in zip(self.units, pending, strict=True)
-            for slot, grad in zip(unit.table.slots[work.span.first_slot : work.span.last_slot], work.grads, strict=True)
+            for slot, grad in zip(
+                unit.table.slots[work.span.first_slot : work.span.last_slot],
+                work.grads,
+                strict=True,
+            )
             if grad is not None and id(slot.param) in self.unplaced
         ]
         for slot in late:
@@ -283,11 +308,19 @@ class Engine:
         for slot in slots:
             if id(slot.param) in self._placed:
                 continue
-            if is_sharded(slot.param) or not slot.dense or not owns_storage(slot.local) or slot.local.is_shared():
+            if (
+                is_sharded(slot.param)
+                or not slot.dense
+                or not owns_storage(slot.local)
+                or slot.local.is_shared()
+            ):
                 staying.append(slot)
             else:
                 movable.append(slot)
         for slot in staying:
-            log.info("%s stays where it is: a shard, a layout with gaps, or a view of shared memory", slot.name)
+            log.info(
+                "%s stays where it is: a shard, a layout with gaps, or a view of shared memory",
+                slot.name,
+            )
         move_into_arenas([slot.param for slot in movable])
         self._placed.update(id(slot.param) for slot in slots)

@@ -54,9 +54,14 @@ class Gradients:
         self._strided: set[int] = set()  # gradients whose strides differ from their parameter's
         self._sparse_memory = [i for i, slot in enumerate(slots) if not slot.dense]
         self._pointers = [slot.local.data_ptr for slot in slots]
-        self._fits = [(stride, shape, table.dtype, table.device) for stride, shape in zip(self._strides, self._shapes, strict=True)]
+        self._fits = [
+            (stride, shape, table.dtype, table.device)
+            for stride, shape in zip(self._strides, self._shapes, strict=True)
+        ]
         self._absent = [True] * len(slots)
-        self.active = np.zeros(len(slots), bool)  # slots that have a gradient: the opposite, as an array
+        self.active = np.zeros(
+            len(slots), bool
+        )  # slots that have a gradient: the opposite, as an array
         self.active_version = 0  # counts changes of `active`
 
     def gather(self, span: Span) -> list[Tensor | None]:
@@ -103,11 +108,15 @@ class Gradients:
         for i, grad in new:
             refs[i] = ref(grad)
 
-    def _address(self, grads: list[Tensor | None], seen: list[Tensor | None], first: int, last: int) -> None:
+    def _address(
+        self, grads: list[Tensor | None], seen: list[Tensor | None], first: int, last: int
+    ) -> None:
         addresses = [0 if g is None else g.data_ptr() for g in grads]
         known = self._addresses[first:last]
         if addresses != known:
-            for i, (now, before, g, s) in enumerate(zip(addresses, known, grads, seen, strict=True), first):
+            for i, (now, before, g, s) in enumerate(
+                zip(addresses, known, grads, seen, strict=True), first
+            ):
                 if now != before and g is s and g is not None:
                     self._check(i, g)  # the same object, rebound through .data
             self._write(addresses, first, last)
@@ -167,9 +176,13 @@ class Gradients:
         if grad.is_complex():
             raise TypeError(f"{label}: complex gradients are not supported")
         if grad.dtype is not table.dtype:
-            raise TypeError(f"{label}: gradient has dtype {grad.dtype}, the parameter {table.dtype}")
+            raise TypeError(
+                f"{label}: gradient has dtype {grad.dtype}, the parameter {table.dtype}"
+            )
         if grad.device != table.device:
-            raise RuntimeError(f"{label}: gradient is on {grad.device}, the parameter on {table.device}")
+            raise RuntimeError(
+                f"{label}: gradient is on {grad.device}, the parameter on {table.device}"
+            )
         if grad.shape != self._shapes[i]:
             raise ValueError(
                 f"{label}: gradient has shape {tuple(grad.shape)}, the parameter {tuple(self._shapes[i])}"

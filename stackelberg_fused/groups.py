@@ -135,7 +135,9 @@ def check_params(group: dict[str, Any], index: int) -> None:
         if param.is_meta:
             raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
         if not (param.is_leaf or param.retains_grad or group.get("differentiable")):
-            raise ValueError(f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it")
+            raise ValueError(
+                f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it"
+            )
 
 
 def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str, Any]]) -> None:
@@ -196,7 +198,9 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             raise ValueError(f"{label}: several of its elements share one memory location")
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         first = tensor.data_ptr()
-        spans.append((str(tensor.device), first, first + extent * tensor.element_size(), label, tensor))
+        spans.append(
+            (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
+        )
     spans.sort(key=lambda span: span[:3])
     active: list[tuple] = []
     for span in spans:

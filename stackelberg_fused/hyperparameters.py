@@ -46,9 +46,7 @@ _SCALARS = (
     "momentum",
     "one_minus_dampening",
 )
-ROW = np.dtype(
-    [("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))]
-)
+ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))])
 
 _ADAM_SETTINGS = ("lr", "weight_decay", "maximize", "betas", "eps", "amsgrad")
 _SGD_SETTINGS = ("lr", "weight_decay", "maximize", "momentum", "dampening", "nesterov")
@@ -148,7 +146,11 @@ class HyperparameterRows:
                 )
                 if get(group) != known
             ]
-        except (KeyError, RuntimeError, ValueError):  # a setting is gone, or has several elements: the check says where
+        except (
+            KeyError,
+            RuntimeError,
+            ValueError,
+        ):  # a setting is gone, or has several elements: the check says where
             changed = self._used
         return changed if not self._volatile else sorted({*changed, *self._volatile})
 
@@ -246,7 +248,9 @@ class HyperparameterRows:
         self._row_ready = momentum_ready[representative]
         self.rows["one_minus_dampening"] = np.where(self._row_ready, self._one_minus_dampening, 1.0)
 
-    def advance(self, step_counts: np.ndarray, momentum_ready: np.ndarray, stepped: np.ndarray | None) -> None:
+    def advance(
+        self, step_counts: np.ndarray, momentum_ready: np.ndarray, stepped: np.ndarray | None
+    ) -> None:
         """After a step: rows whose slots all took it, or all did not, stay as they are but for the count.
 
         Args:
@@ -254,7 +258,9 @@ class HyperparameterRows:
             stepped: bool array [n]: slots that took the step; None means all.
         """
         if not np.array_equal(momentum_ready[self._representative], self._row_ready):
-            self._expected = b""  # the first momentum step is over: its rows differ from the next ones
+            self._expected = (
+                b""  # the first momentum step is over: its rows differ from the next ones
+            )
             return
         if stepped is None:
             self._row_step += 1

@@ -31,6 +31,7 @@ log = logging.getLogger("stackelberg_fused")
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
 _EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 
+
 class StackelbergOptimizer(Optimizer):
     """What the three optimizers share; not meant to be constructed."""
 
@@ -86,7 +87,9 @@ class StackelbergOptimizer(Optimizer):
             check_new_group(completed, index, self.param_groups)
             lr = completed["lr"]
             if isinstance(lr, Tensor) and any(lr is group["lr"] for group in self.param_groups):
-                completed["lr"] = lr if lr.requires_grad else lr.clone()  # schedulers fill it in place
+                completed["lr"] = (
+                    lr if lr.requires_grad else lr.clone()
+                )  # schedulers fill it in place
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
             if not isinstance(param_group["params"], Tensor):
@@ -174,7 +177,11 @@ class StackelbergOptimizer(Optimizer):
     def _ready(self) -> Engine:
         """The engine, built again where groups or state were replaced behind its back."""
         engine = self._engine
-        if engine is None or engine.state is not self.state or engine.groups is not self.param_groups:
+        if (
+            engine is None
+            or engine.state is not self.state
+            or engine.groups is not self.param_groups
+        ):
             return self._build_again()
         return self._build_again() if engine.was_edited() else engine
 
@@ -221,7 +228,9 @@ def _split_names(params: Any, index: int) -> dict[str, Any]:
     named = [entry for entry in entries if isinstance(entry, tuple)]
     if named and len(named) != len(entries):
         unnamed = next(i for i, entry in enumerate(entries) if not isinstance(entry, tuple))
-        raise ValueError(f"param group {index}: parameter {unnamed} has no name, others of the group have")
+        raise ValueError(
+            f"param group {index}: parameter {unnamed} has no name, others of the group have"
+        )
     if not named:
         return {"params": entries}
     return {"params": [tensor for _, tensor in named], "param_names": [name for name, _ in named]}

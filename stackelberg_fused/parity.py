@@ -23,7 +23,7 @@ def ulp(x: Tensor) -> Tensor:
 
 
 def ulps_off(actual: Tensor, expected: Tensor, scale: Tensor) -> float:
-    """The largest difference in ulp of `scale`; equal values (infinities, NaN for NaN) differ by 0, other NaN by inf."""
+    """The largest difference in ulp of `scale`; equal values and NaN for NaN differ by 0, other NaN by inf."""
     if actual.numel() == 0:
         return 0.0
     off = (actual.double() - expected.double()).abs() / ulp(scale)
@@ -32,7 +32,11 @@ def ulps_off(actual: Tensor, expected: Tensor, scale: Tensor) -> float:
 
 
 def worst_ulps(
-    before: Tensor, grad: Tensor, actual: dict[str, Tensor], expected: dict[str, Tensor], weight_decay: float = 0.0
+    before: Tensor,
+    grad: Tensor,
+    actual: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    weight_decay: float = 0.0,
 ) -> dict[str, float]:
     """Differences of one parameter and its state after one step from the same start.
 

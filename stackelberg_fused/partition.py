@@ -28,7 +28,9 @@ Head = str | nn.Module | Iterable["str | nn.Module"] | Callable[[str, nn.Paramet
 
 
 def _candidates(model: nn.Module) -> str:
-    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    leaves = [
+        name for name, module in model.named_modules() if name and not list(module.children())
+    ]
     with_params = [n for n in leaves if list(model.get_submodule(n).parameters(recurse=False))]
     return ", ".join(map(repr, with_params[-8:])) or "none: the model has no layers with parameters"
 
@@ -72,7 +74,9 @@ def _names_of(model: nn.Module, part: Any) -> set[str]:
         if not paths:
             raise ValueError(f"the head {type(part).__name__} is not a module of the model")
     else:
-        raise TypeError(f"head must be a name, a module, a list of either or a predicate, got {part!r}")
+        raise TypeError(
+            f"head must be a name, a module, a list of either or a predicate, got {part!r}"
+        )
     return {
         f"{path}.{name}" if path else name
         for path, module in paths
@@ -85,7 +89,9 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
         return {n for n, p in model.named_parameters(remove_duplicate=False) if head(n, p)}
     if head is None:
         head = detect_head(model)
-    parts = head if isinstance(head, Iterable) and not isinstance(head, (str, nn.Module)) else [head]
+    parts = (
+        head if isinstance(head, Iterable) and not isinstance(head, (str, nn.Module)) else [head]
+    )
     return {name for part in parts for name in _names_of(model, part)}
 
 
@@ -108,7 +114,7 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
 
 
 def is_no_decay(param: nn.Parameter) -> bool:
-    """Whether custom exempts a parameter from weight decay: biases and the scales of norms have one dimension or none."""
+    """Whether custom exempts a parameter from weight decay: biases, norm scales."""
     return param.dim() <= 1
 
 
@@ -137,9 +143,13 @@ def split_body_head(
     head_ids = _head_ids(model, _head_names(model, head), tied)
     groups = []
     for role in ("body", "head"):
-        named = [(n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")]
+        named = [
+            (n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")
+        ]
         if not named:
-            raise ValueError(f"the {role} is empty: every parameter of the model is in the other role")
+            raise ValueError(
+                f"the {role} is empty: every parameter of the model is in the other role"
+            )
         if no_decay:
             decayed = [(n, p) for n, p in named if not is_no_decay(p)]
             rest = [(n, p) for n, p in named if is_no_decay(p)]

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def adam_update(param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor) -> None:
+def adam_update(
+    param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor
+) -> None:
     """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019; AMSGrad: Reddi et al. 2018), in place.
 
     Args:

@@ -20,15 +20,25 @@ def state_names(group: dict[str, Any]) -> tuple[str, ...]:
     """The per-element state of a group's rule, by torch's names."""
     if group["rule"] == "sgd":
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
-    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+    return (
+        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        if group["amsgrad"]
+        else ("exp_avg", "exp_avg_sq")
+    )
 
 
 def _dense_like(slot: Slot) -> Tensor:
     """A tensor with the shape and strides that a slot's state has."""
-    return slot.local.detach() if slot.dense else torch.empty_like(slot.local, memory_format=torch.contiguous_format)
+    return (
+        slot.local.detach()
+        if slot.dense
+        else torch.empty_like(slot.local, memory_format=torch.contiguous_format)
+    )
 
 
-def allocate_state(table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]) -> None:
+def allocate_state(
+    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
+) -> None:
     """Give the slots `indices` whatever state their rule needs and they do not have yet, zero-filled."""
     missing: dict[str, list[int]] = defaultdict(list)
     for i in indices:
@@ -45,7 +55,9 @@ def allocate_state(table: Table, indices: Sequence[int], state: Mapping[Tensor, 
             _set(table, i, name, place, state)
 
 
-def _set(table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
+def _set(
+    table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]
+) -> None:
     param = table.slots[i].param
     state[param][name] = table.state_tensors[i][name] = shard_like(place, param)
     table.set_state_address(i, name, place)
@@ -69,12 +81,18 @@ def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> 
                 _check_entry(entry, param, group, param_label(index, group, position))
 
 
-def _check_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str) -> None:
+def _check_entry(
+    entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str
+) -> None:
     present = [name for name in STATE_FIELD if entry.get(name) is not None]
     if not present and "step" not in entry:
         return
     needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
-    unknown = [name for name in present if name not in state_names({**group, "amsgrad": True, "momentum": 1})]
+    unknown = [
+        name
+        for name in present
+        if name not in state_names({**group, "amsgrad": True, "momentum": 1})
+    ]
     if unknown or any(entry.get(name) is None for name in needed):
         raise ValueError(
             f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
@@ -97,7 +115,9 @@ def _check_entry(entry: Mapping[str, Any], param: Tensor, group: dict[str, Any],
 
 @torch.no_grad()
 def attach_state(
-    table: Table, state: Mapping[Tensor, dict[str, Any]], previous: Mapping[Tensor, dict[str, Any]] | None = None
+    table: Table,
+    state: Mapping[Tensor, dict[str, Any]],
+    previous: Mapping[Tensor, dict[str, Any]] | None = None,
 ) -> None:
     """Connect a new table to the state its parameters already have.
 
@@ -124,7 +144,9 @@ def attach_state(
                 continue
             local = local_tensor(value)
             fits = (
-                local.dtype == like.dtype and local.device == like.device and local.stride() == like.stride()
+                local.dtype == like.dtype
+                and local.device == like.device
+                and local.stride() == like.stride()
             )
             if previous is not None or not fits:
                 old = previous.get(slot.param, {}).get(name) if previous is not None else None

@@ -29,7 +29,10 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "AdamW": (StackelbergAdamW, {}),
     "AdamW amsgrad": (StackelbergAdamW, {"amsgrad": True, "weight_decay": 0.1}),
     "SGD": (StackelbergSGD, {"lr": 0.1}),
-    "SGD momentum L2": (StackelbergSGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    "SGD momentum L2": (
+        StackelbergSGD,
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
+    ),
     "SGD nesterov": (StackelbergSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "mixed": (StackelbergAdamW, {"mixed": True}),
 }
@@ -54,7 +57,9 @@ def _parameters(device: torch.device) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(n, generator=generator).to(device)) for n in SIZES]
 
 
-def _build(case: str, params: list[torch.nn.Parameter], backend: str | Backend) -> torch.optim.Optimizer:
+def _build(
+    case: str, params: list[torch.nn.Parameter], backend: str | Backend
+) -> torch.optim.Optimizer:
     cls, options = CASES[case]
     options = dict(options)
     head: dict[str, Any] = {"params": params[1::2], "role": "head"}
@@ -85,9 +90,15 @@ def check(label: str, backend: str | Backend, device: torch.device, case: str) -
         before = [e.detach().clone() for e in expected]
         optimizer.step()
         reference.step()
-        decay = {id(p): 0.0 if g["rule"] == "adamw" else g["weight_decay"] for g in reference.param_groups for p in g["params"]}
+        decay = {
+            id(p): 0.0 if g["rule"] == "adamw" else g["weight_decay"]
+            for g in reference.param_groups
+            for p in g["params"]
+        }
         for p, e, b in zip(params, expected, before, strict=True):
-            off = worst_ulps(b, e.grad, _snapshot(p, optimizer), _snapshot(e, reference), decay[id(e)])
+            off = worst_ulps(
+                b, e.grad, _snapshot(p, optimizer), _snapshot(e, reference), decay[id(e)]
+            )
             worst = {name: max(value, worst.get(name, 0.0)) for name, value in off.items()} | {
                 name: value for name, value in worst.items() if name not in off
             }
@@ -107,7 +118,11 @@ def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Back
                     continue
         else:
             on_gpu = torch.cuda.is_available()
-            yield status.name, status.name, torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+            yield (
+                status.name,
+                status.name,
+                torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
+            )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,9 +140,17 @@ def run(args: argparse.Namespace) -> int:
             verdict = check(label, backend, device, case)
             peer = first.setdefault(case, verdict)
             bits = all(torch.equal(a, b) for a, b in zip(peer.final, verdict.final, strict=True))
-            native = "" if peer is verdict else f"  same bits as {peer.backend}: {'yes' if bits else 'NO'}"
-            figures = "  ".join(f"{n} {v:.1f} ({ULP_BOUNDS[n]:g})" for n, v in verdict.worst.items())
-            print(f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:16s} {figures}{native}")
+            native = (
+                ""
+                if peer is verdict
+                else f"  same bits as {peer.backend}: {'yes' if bits else 'NO'}"
+            )
+            figures = "  ".join(
+                f"{n} {v:.1f} ({ULP_BOUNDS[n]:g})" for n, v in verdict.worst.items()
+            )
+            print(
+                f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:16s} {figures}{native}"
+            )
             failed |= not verdict.passed or not bits
     for status in statuses:
         if not status.available:

@@ -8,9 +8,10 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-import stackelberg_fused as sf
 import torch
 from torch import Tensor
+
+import stackelberg_fused as sf
 
 OURS = {"adam": sf.StackelbergAdam, "adamw": sf.StackelbergAdamW, "sgd": sf.StackelbergSGD}
 TORCHS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -110,7 +111,10 @@ def gradient(size: int | tuple[int, ...], seed: int, dtype: torch.dtype = torch.
 
 
 def groups_of(
-    sizes: list[list[int]], device: str = "cpu", dtype: torch.dtype = torch.float32, mixed: bool = False
+    sizes: list[list[int]],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mixed: bool = False,
 ) -> list[dict[str, Any]]:
     """Param groups with these sizes, each at its own rate; the last third is the head, where there are several.
 
@@ -146,6 +150,17 @@ def pair(options: Options, sizes: list[Any], backend: Any) -> tuple[Any, Any]:
     make = [[torch.nn.Parameter(normal(n, i)) for i, n in enumerate(sizes)] for _ in range(2)]
     plain = options.ours(make[1], backend=backend, flatten=False)
     return options.ours(make[0], backend=backend), plain
+
+
+def both(
+    options: Options, backend: Any = "reference", num_groups: int = 1, **more: Any
+) -> tuple[Any, Any]:
+    """Ours and torch's over equal parameters of three shapes, dealt over groups."""
+    sides = []
+    for _ in range(2):
+        params = [torch.nn.Parameter(normal(s, i)) for i, s in enumerate([(3, 5), (7,), ()])]
+        sides.append([{"params": params[i::num_groups]} for i in range(num_groups)])
+    return options.ours(sides[0], backend=backend, **more), options.torchs(sides[1], **more)
 
 
 def step(*optimizers: Any, seed: int = 0, **how: Any) -> None:

@@ -24,7 +24,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
     """Equal shape, dtype and bits; else the coordinate, the bits and the values of the first difference."""
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {actual.shape}, expected {expected.shape}"
+    )
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, expected {expected.dtype}"
     a, b = bits(actual), bits(expected)
     if torch.equal(a, b):
@@ -48,6 +50,14 @@ def assert_same_optimizers(actual: Any, expected: Any, what: str = "") -> None:
         label = f"{what} parameter {number}"
         assert_same_bits(a, b, label)
         assert_same_state(actual.state.get(a, {}), expected.state.get(b, {}), label)
+
+
+def assert_agree(ours: Any, torchs: Any) -> None:
+    """To the bit where the reference runs; a kernel rounds otherwise, and over several steps that adds up."""
+    if ours.backend == "reference":
+        assert_same_optimizers(ours, torchs)
+    for p, q in zip(all_params(ours), all_params(torchs), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def assert_same_state(actual: dict[str, Any], expected: dict[str, Any], what: str = "") -> None:

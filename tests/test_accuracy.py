@@ -68,4 +68,6 @@ def test_error_is_no_larger_than_torchs(options: Options, gradients: str, steps:
     torchs = _run(options.torchs(param(), lr=lr, foreach=None, fused=True), make, steps)
     for name, value in exact.items():
         mine, theirs = _rms(ours[name], value), _rms(torchs[name], value)
-        assert mine <= RMS_VERSUS_TORCH_FUSED * theirs, f"{name}: {mine:.4g}, torch {theirs:.4g}, {mine/theirs}"
+        assert mine <= RMS_VERSUS_TORCH_FUSED * theirs, (
+            f"{name}: {mine:.4g}, torch {theirs:.4g}, {mine / theirs}"
+        )

@@ -7,15 +7,22 @@ import io
 import weakref
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import SIZES, normal
 from checks import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from stackelberg_fused import arena
-from stackelberg_fused.arena import ALIGNMENT, is_dense, move_into_arenas, owns_storage, zeros_like_in_arenas
 from torch import Tensor, nn
+
+import stackelberg_fused as sf
+from stackelberg_fused import arena
+from stackelberg_fused.arena import (
+    ALIGNMENT,
+    is_dense,
+    move_into_arenas,
+    owns_storage,
+    zeros_like_in_arenas,
+)
 
 
 def _params(sizes: tuple[int, ...] = SIZES) -> list[nn.Parameter]:
@@ -73,7 +80,9 @@ def test_originals_are_freed() -> None:
     assert original() is None
 
 
-@pytest.mark.parametrize("shape, strides", [((4, 6), (1, 4)), ((2, 3, 4, 5), (60, 1, 15, 3)), ((1, 5), (9, 1)), ((), ())])
+@pytest.mark.parametrize(
+    "shape, strides", [((4, 6), (1, 4)), ((2, 3, 4, 5), (60, 1, 15, 3)), ((1, 5), (9, 1)), ((), ())]
+)
 def test_strides_are_kept(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
     value = torch.empty_strided(shape, strides)
     value.copy_(normal(shape, 1))
@@ -89,7 +98,13 @@ def test_strides_are_kept(shape: tuple[int, ...], strides: tuple[int, ...]) -> N
 def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "BUCKET_BYTES", 4 * 4 * ALIGNMENT)
     tensors = [torch.empty(n * ALIGNMENT) for n in (1, 2, 2, 9, 1, 3, 1)]
-    assert [[t.numel() // ALIGNMENT for t in b] for b in arena.buckets(tensors)] == [[1, 2], [2], [9], [1, 3], [1]]
+    assert [[t.numel() // ALIGNMENT for t in b] for b in arena.buckets(tensors)] == [
+        [1, 2],
+        [2],
+        [9],
+        [1, 3],
+        [1],
+    ]
     params = [nn.Parameter(t.fill_(i)) for i, t in enumerate(tensors)]
     move_into_arenas(params)
     assert [p.unique().item() for p in params] == list(range(7))
@@ -113,7 +128,12 @@ def test_building_never_holds_a_second_copy(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_state_is_zero_and_shaped_as_its_parameter() -> None:
-    likes = [torch.empty_strided((4, 6), (1, 4)), torch.empty(()), torch.empty(0, 3), torch.empty(5)]
+    likes = [
+        torch.empty_strided((4, 6), (1, 4)),
+        torch.empty(()),
+        torch.empty(0, 3),
+        torch.empty(5),
+    ]
     for like, zeros in zip(likes, zeros_like_in_arenas(likes), strict=True):
         assert zeros.shape == like.shape
         assert zeros.stride() == like.stride()

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import OURS, normal, step
 from checks import Snapshot, assert_same_bits, assert_same_optimizers
 from torch import Tensor, nn
 
+import stackelberg_fused as sf
+
 
 def _model() -> dict[str, nn.Parameter]:
-    return {"a": nn.Parameter(normal((4, 4), 1)), "b": nn.Parameter(normal(5, 2)), "c": nn.Parameter(normal(3, 3))}
+    return {
+        "a": nn.Parameter(normal((4, 4), 1)),
+        "b": nn.Parameter(normal(5, 2)),
+        "c": nn.Parameter(normal(3, 3)),
+    }
 
 
 def _two(m: dict[str, Any], **head: Any) -> list[dict[str, Any]]:
@@ -28,33 +33,34 @@ def _frozen(value: Tensor) -> nn.Parameter:
 
 HEAD = "param group 1 \\(head\\)"
 # what is passed for params, made from three good parameters, and what the error has to say
+# fmt: off
 GROUPS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "unknown role": (lambda m: _two(m, role="tail"), ValueError, "param group 1: unknown role 'tail'"),
     "unknown rule": (lambda m: _two(m, rule="lion"), ValueError, f"{HEAD}: unknown rule 'lion'"),
-    "empty head": (lambda m: [{"params": [m["a"]]}, {"params": [], "role": "head"}], ValueError, f"{HEAD}: the head is empty"),
-    "parameter in two groups": (lambda m: [*_two(m), {"params": [m["a"]]}], ValueError, "parameter 0 of param group 2 \\(body\\): it is already in param group 0"),
-    "overlap": (lambda m: [m["a"], nn.Parameter(m["a"].detach()[1])], ValueError, "parameter 1 of .* and parameter 0 of .*overlap"),
+    "empty head": (lambda m: [{"params": [m["a"]]}, {"params": [], "role": "head"}], ValueError, f"{HEAD}: the head is"),
+    "in two groups": (lambda m: [*_two(m), {"params": [m["a"]]}], ValueError, "0 of param group 2 .* in param group 0"),
+    "overlap": (lambda m: [m["a"], nn.Parameter(m["a"].detach()[1])], ValueError, "1 .* parameter 0 .*overlap"),
     "overlap between groups": (
         lambda m: [{"params": [("w", m["a"])]}, {"params": [("v", nn.Parameter(m["a"].detach()))], "role": "head"}],
         ValueError,
-        f"'v' of {HEAD} and parameter 'w' of param group 0 \\(body\\) overlap|'w' of .* and parameter 'v' of .* overlap",
+        f"'v' of {HEAD} and parameter 'w' of .* overlap|'w' of .* and parameter 'v' of {HEAD} overlap",
     ),
     "interleaved overlap": (
         lambda m: [nn.Parameter(m["a"].detach()[:, ::2]), nn.Parameter(m["a"].detach()[:, 2:])],
         ValueError,
         "overlap in memory",
     ),
-    "expanded parameter": (lambda m: [m["a"], nn.Parameter(torch.ones(1).expand(4))], ValueError, "parameter 1 of .*one memory"),
-    "sliding parameter": (lambda m: [torch.ones(6).as_strided((3, 3), (1, 1)).requires_grad_()], ValueError, "one memory location"),
+    "expanded": (lambda m: [m["a"], nn.Parameter(torch.ones(1).expand(4))], ValueError, "parameter 1 of .*one memory"),
+    "sliding": (lambda m: [torch.ones(6).as_strided((3, 3), (1, 1)).requires_grad_()], ValueError, "one memory"),
     "names for some": (lambda m: [("a", m["a"]), m["b"]], ValueError, "param group 0: parameter 1 has no name"),
     "names for some groups": (
         lambda m: [{"params": [("a", m["a"])]}, {"params": [m["b"]]}],
         ValueError,
         "param group 1 \\(body\\): its parameters should be with names",
     ),
-    "sparse parameter": (lambda m: [m["a"], nn.Parameter(torch.eye(3).to_sparse())], TypeError, "parameter 1 of .*sparse"),
-    "complex parameter": (lambda m: [nn.Parameter(torch.ones(3, dtype=torch.complex64))], TypeError, "parameter 0 of .*complex64"),
-    "meta parameter": (lambda m: [m["a"], nn.Parameter(torch.ones(3, device="meta"))], ValueError, "parameter 1 of .*meta"),
+    "sparse": (lambda m: [m["a"], nn.Parameter(torch.eye(3).to_sparse())], TypeError, "parameter 1 of .*sparse"),
+    "complex": (lambda m: [nn.Parameter(torch.ones(3, dtype=torch.complex64))], TypeError, "parameter 0 .*complex64"),
+    "meta": (lambda m: [m["a"], nn.Parameter(torch.ones(3, device="meta"))], ValueError, "parameter 1 of .*meta"),
     "no tensor": (lambda m: [m["a"], 3.0], TypeError, "parameter 1 of .*float"),
     "not a leaf": (lambda m: [m["b"], m["a"] * 2], ValueError, "parameter 1 of .*non-leaf"),
     "a set": (lambda m: [{"params": {m["a"], m["b"]}}], TypeError, "ordered collections"),
@@ -88,7 +94,15 @@ SGD: dict[str, tuple[dict[str, Any], str]] = {
     "nesterov alone": ({"nesterov": True}, "nesterov requires"),
     "nesterov dampened": ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov requires"),
 }
-RATIOS = {"zero": 0.0, "negative": -3.0, "nan": math.nan, "infinite": math.inf, "text": "10", "two": torch.ones(2)}
+# fmt: on
+RATIOS = {
+    "zero": 0.0,
+    "negative": -3.0,
+    "nan": math.nan,
+    "infinite": math.inf,
+    "text": "10",
+    "two": torch.ones(2),
+}
 
 
 class Untouched:
@@ -117,7 +131,8 @@ def test_params(rule: str, name: str) -> None:
 
 @pytest.mark.parametrize("in_group", [False, True], ids=["argument", "group"])
 @pytest.mark.parametrize(
-    "rule, name", [(r, n) for r, table in (("adam", ADAM), ("adamw", ADAM), ("sgd", SGD)) for n in table]
+    "rule, name",
+    [(r, n) for r, table in (("adam", ADAM), ("adamw", ADAM), ("sgd", SGD)) for n in table],
 )
 def test_settings(rule: str, name: str, in_group: bool) -> None:
     settings, match = (SGD if rule == "sgd" else ADAM)[name]
@@ -142,11 +157,15 @@ def test_ratio(name: str) -> None:
 def test_backends() -> None:
     model = _model()
     untouched = Untouched(model)
-    with pytest.raises(ValueError, match=r"unknown backend 'gpu', expected 'auto', 'reference', 'cpu'"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'gpu', expected 'auto', 'reference', 'cpu'"
+    ):
         sf.StackelbergAdamW(_two(model), backend="gpu")
     model["d"] = nn.Parameter(torch.ones(3, dtype=torch.float64))
     groups = [{"params": [("a", model["a"])]}, {"params": [("d", model["d"])], "role": "head"}]
-    with pytest.raises(ValueError, match=f"'d' of {HEAD}: the cpu backend updates float32 .*'reference' does"):
+    with pytest.raises(
+        ValueError, match=f"'d' of {HEAD}: the cpu backend updates float32 .*'reference' does"
+    ):
         sf.StackelbergAdamW(groups, backend="cpu")
     del model["d"]
     untouched.check()
@@ -157,11 +176,15 @@ def test_backends_that_cannot_run_here_say_why(name: str, monkeypatch: pytest.Mo
     from stackelberg_fused.backends import BACKENDS, BackendStatus
 
     monkeypatch.setattr(
-        BACKENDS[name], "status", classmethod(lambda cls: BackendStatus(name, False, "because of the test"))
+        BACKENDS[name],
+        "status",
+        classmethod(lambda cls: BackendStatus(name, False, "because of the test")),
     )
     model = _model()
     untouched = Untouched(model)
-    with pytest.raises(RuntimeError, match=f"backend '{name}' is not available: because of the test"):
+    with pytest.raises(
+        RuntimeError, match=f"backend '{name}' is not available: because of the test"
+    ):
         sf.StackelbergAdamW(_two(model), backend=name)
     untouched.check()
 
@@ -169,21 +192,25 @@ def test_backends_that_cannot_run_here_say_why(name: str, monkeypatch: pytest.Mo
 @pytest.mark.gpu
 def test_the_cpu_backend_refuses_a_cuda_tensor() -> None:
     p = nn.Parameter(torch.ones(3, device="cuda"))
-    with pytest.raises(ValueError, match="parameter 0 of .*the cpu backend cannot update parameters on cuda"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 of .*cpu backend cannot update parameters on cuda"
+    ):
         sf.StackelbergAdamW([p], backend="cpu")
 
 
+# fmt: off
 ADDED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]], type[Exception], str]] = {
-    "known parameter": (lambda m, n: {"params": [m["a"]]}, ValueError, "parameter 0 of param group 2 .*already in param group 0"),
+    "known": (lambda m, n: {"params": [m["a"]]}, ValueError, "parameter 0 of param group 2 .*already in param group 0"),
     "overlap": (lambda m, n: {"params": [m["a"].detach()[1].requires_grad_()]}, ValueError, "overlap in memory"),
     "role": (lambda m, n: {"params": [n["a"]], "role": "tail"}, ValueError, "param group 2: unknown role"),
     "lr": (lambda m, n: {"params": [n["a"]], "lr": -1}, ValueError, "param group 2 \\(body\\): invalid lr -1"),
     "names": (lambda m, n: {"params": [("a", n["a"])]}, ValueError, "param group 2 .*names"),
-    "dtype": (lambda m, n: {"params": [n["a"].detach().double().requires_grad_()]}, ValueError, "float32 parameters, not"),
+    "dtype": (lambda m, n: {"params": [n["a"].detach().double().requires_grad_()]}, ValueError, "updates float32"),
     "non-leaf": (lambda m, n: {"params": [n["a"] * 2]}, ValueError, "non-leaf"),
     "sparse": (lambda m, n: {"params": [torch.eye(2).to_sparse().requires_grad_()]}, TypeError, "group 2 .*sparse"),
     "empty head": (lambda m, n: {"params": [], "role": "head"}, ValueError, "group 2 \\(head\\): the head is empty"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("name", ADDED)
@@ -209,6 +236,10 @@ def test_no_dict() -> None:
 
 def test_disjoint_and_frozen_neighbours_are_accepted() -> None:
     base = normal((4, 6), 1)
-    params = [nn.Parameter(base[:, :2]), nn.Parameter(base[:, 2:]), _frozen(torch.ones(3, dtype=torch.int8))]
+    params = [
+        nn.Parameter(base[:, :2]),
+        nn.Parameter(base[:, 2:]),
+        _frozen(torch.ones(3, dtype=torch.int8)),
+    ]
     step(sf.StackelbergAdamW(params[:2], backend="cpu"))
     sf.StackelbergAdamW(params, backend="cpu")

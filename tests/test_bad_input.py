@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import normal, set_gradients, step
 from checks import Snapshot, all_params, assert_same_optimizers
 from torch import Tensor, nn
+
+import stackelberg_fused as sf
 
 Undo = Callable[[], None]
 SHAPES = {"embed": (6, 4), "bias": (4,), "out": (5, 4), "scale": ()}
@@ -112,6 +113,7 @@ def _state(name: str, key: str, value: Any) -> Callable[[Any], Undo]:
 
 
 BODY, SGD, HEAD = "param group 0 \\(body\\)", "param group 1 \\(body\\)", "param group 2 \\(head\\)"
+# fmt: off
 EDITS: dict[str, tuple[Callable[[Any], Undo], type[Exception], str]] = {
     "lr negative": (_setting(0, lr=-0.1), ValueError, f"{BODY}: invalid lr -0.1"),
     "lr nan": (_setting(2, lr=math.nan), ValueError, f"{HEAD}: invalid lr nan"),
@@ -122,7 +124,7 @@ EDITS: dict[str, tuple[Callable[[Any], Undo], type[Exception], str]] = {
     "beta one": (_setting(2, betas=(0.9, 1.0)), ValueError, f"{HEAD}: invalid betas\\[1\\] 1.0"),
     "beta negative": (_setting(2, betas=(-0.1, 0.9)), ValueError, f"{HEAD}: invalid betas\\[0\\]"),
     "beta nan": (_setting(2, betas=(math.nan, 0.9)), ValueError, f"{HEAD}: invalid betas\\[0\\]"),
-    "one tensor and one float beta": (_setting(0, betas=(torch.tensor(0.9), 0.9)), ValueError, f"{BODY}: betas must be"),
+    "mixed betas": (_setting(0, betas=(torch.tensor(0.9), 0.9)), ValueError, f"{BODY}: betas must be"),
     "three betas": (_setting(0, betas=(0.9, 0.9, 0.9)), ValueError, f"{BODY}: betas must be a pair"),
     "weight decay negative": (_setting(1, weight_decay=-1e-3), ValueError, f"{SGD}: invalid weight_decay"),
     "momentum negative": (_setting(1, momentum=-0.5), ValueError, f"{SGD}: invalid momentum"),
@@ -137,14 +139,15 @@ EDITS: dict[str, tuple[Callable[[Any], Undo], type[Exception], str]] = {
     "gradient complex": (_grad("out", lambda g: torch.complex(g, g)), TypeError, f"'out' of {HEAD}: complex"),
     "gradient dtype": (_grad("out", lambda g: g.double()), TypeError, f"'out' of {HEAD}: gradient has dtype"),
     "gradient dtype of the second table": (_grad("double", lambda g: g.float()), TypeError, f"'double' of {HEAD}"),
-    "gradient shape": (_grad("bias", lambda g: torch.ones(5)), ValueError, f"'bias' of {BODY}: gradient has shape \\(5,\\)"),
-    "gradient broadcastable": (_grad("embed", lambda g: torch.ones(4)), ValueError, f"'embed' of {BODY}: gradient has shape"),
+    "gradient shape": (_grad("bias", lambda g: torch.ones(5)), ValueError, f"'bias' of {BODY}: gradient has shape"),
+    "gradient broadcastable": (_grad("embed", lambda g: torch.ones(4)), ValueError, f"'embed' of {BODY}: gradient has"),
     "parameter dtype": (_data("embed", lambda p: p.double()), RuntimeError, f"'embed' of {BODY}: its dtype was"),
     "parameter shape": (_data("out", lambda p: p[:2].clone()), RuntimeError, f"'out' of {HEAD}: its shape was"),
-    "state shape": (_state("embed", "exp_avg", torch.ones(3)), ValueError, f"'embed' of {BODY}.*exp_avg of shape \\(3,\\)"),
+    "state shape": (_state("embed", "exp_avg", torch.ones(3)), ValueError, f"'embed' of {BODY}.*exp_avg of shape"),
     "state missing": (_state("out", "exp_avg_sq", None), ValueError, f"'out' of {HEAD}: state dict holds"),
     "state step": (_state("out", "step", torch.tensor(-1.0)), ValueError, f"'out' of {HEAD}.*step"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -155,7 +158,14 @@ def test_step_refuses(name: str, backend: str) -> None:
     for optimizer in (ours, twin):
         set_gradients(optimizer.param_groups, 1)
     undo = bad(ours)
-    before = Snapshot(ours, [p.grad for p in all_params(ours) if p.grad is not None and p.grad.layout is torch.strided and not p.grad.is_meta])
+    before = Snapshot(
+        ours,
+        [
+            p.grad
+            for p in all_params(ours)
+            if p.grad is not None and p.grad.layout is torch.strided and not p.grad.is_meta
+        ],
+    )
     for _ in range(2):
         with pytest.raises(error, match=match):
             ours.step()
@@ -197,6 +207,7 @@ def _dict(edit: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], d
     return bad
 
 
+# fmt: off
 DICTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "groups": (lambda d: d["param_groups"].pop(), "different number of parameter groups"),
     "sizes": (lambda d: d["param_groups"][0]["params"].pop(), "doesn't match the size"),
@@ -206,7 +217,7 @@ DICTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         f"'embed' of {BODY}.*exp_avg_sq of shape \\(4, 6\\)",
     ),
     "missing": (lambda d: d["state"][0].pop("exp_avg"), f"'embed' of {BODY}: state dict holds"),
-    "another rule's": (lambda d: d["state"][3].update(momentum_buffer=torch.ones(5, 4)), f"'out' of {HEAD}.*rule 'adamw'"),
+    "another rule's": (lambda d: d["state"][3].update(momentum_buffer=torch.ones(5, 4)), f"'out' of {HEAD}.*'adamw'"),
     "adam's state for sgd": (lambda d: d["state"][2].update(exp_avg=torch.ones(())), f"'scale' of {SGD}.*rule 'sgd'"),
     "no tensor": (lambda d: d["state"][0].update(exp_avg=1.0), f"'embed' of {BODY}.*exp_avg of shape float"),
     "step negative": (lambda d: d["state"][0].update(step=torch.tensor(-1.0)), f"'embed' of {BODY}.*step"),
@@ -218,6 +229,7 @@ DICTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "role": (lambda d: d["param_groups"][0].update(role="tail"), "param group 0: unknown role 'tail'"),
     "rule": (lambda d: d["param_groups"][0].update(rule="lion"), f"{BODY}: unknown rule 'lion'"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -227,7 +239,9 @@ def test_load_state_dict_refuses(name: str, backend: str) -> None:
     ours, twin = _build(backend), _build(backend)
     bad = _dict(edit)(ours.state_dict())
     before = Snapshot(ours)
-    settings = copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in ours.param_groups])
+    settings = copy.deepcopy(
+        [{k: v for k, v in g.items() if k != "params"} for g in ours.param_groups]
+    )
     with pytest.raises((ValueError, TypeError), match=match):
         ours.load_state_dict(bad)
     before.assert_unchanged()

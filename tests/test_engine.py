@@ -6,11 +6,12 @@ import logging
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import Options, gradient, normal, pair, step
 from checks import all_params, assert_same_bits, assert_same_optimizers
 from torch import nn
+
+import stackelberg_fused as sf
 
 ADAM = Options("adamw", {"lr": 0.1})
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -26,7 +27,9 @@ def test_frozen_parameters_that_show_a_gradient_later(backend: str) -> None:
     assert [p.data_ptr() for p in base.parameters()] == addresses
     adapter(base(normal((4, 100), 1))).sum().backward()
     optimizer.step()
-    moments = sum(v.numel() * 4 for s in optimizer.state.values() for n, v in s.items() if n != "step")
+    moments = sum(
+        v.numel() * 4 for s in optimizer.state.values() for n, v in s.items() if n != "step"
+    )
     assert moments == 8 * sum(p.numel() for p in adapter.parameters())
 
     base.requires_grad_(True)
@@ -39,7 +42,10 @@ def test_frozen_parameters_that_show_a_gradient_later(backend: str) -> None:
         q.grad = p.grad.clone()
     optimizer.step()
     torchs.step()
-    assert [p.data_ptr() == a for p, a in zip(base.parameters(), addresses, strict=True)] == [False, False]
+    assert [p.data_ptr() == a for p, a in zip(base.parameters(), addresses, strict=True)] == [
+        False,
+        False,
+    ]
     for p, q in zip(base.parameters(), all_params(torchs), strict=True):
         torch.testing.assert_close(p, q)
         assert optimizer.state[p]["step"] == 1
@@ -49,7 +55,9 @@ def test_frozen_parameters_that_show_a_gradient_later(backend: str) -> None:
 def test_a_frozen_base_in_another_dtype_needs_no_backend(dtype: torch.dtype) -> None:
     base = nn.Parameter(torch.zeros(4, dtype=dtype), requires_grad=False)
     trained = nn.Parameter(normal(4, 1))
-    optimizer = ADAM.ours([{"params": [base]}, {"params": [trained], "role": "head"}], backend="cpu")
+    optimizer = ADAM.ours(
+        [{"params": [base]}, {"params": [trained], "role": "head"}], backend="cpu"
+    )
     assert optimizer.backend == "cpu"
     trained.grad = torch.ones(4)
     optimizer.step()
@@ -61,7 +69,9 @@ def test_add_param_group_between_steps(backend: str) -> None:
     ours, plain = pair(ADAM, [5, 4097], backend)
     step(ours, plain)
     for optimizer in (ours, plain):
-        optimizer.add_param_group({"params": [nn.Parameter(normal(70, 9))], "lr": 0.5, "role": "head"})
+        optimizer.add_param_group(
+            {"params": [nn.Parameter(normal(70, 9))], "lr": 0.5, "role": "head"}
+        )
     for seed in range(3):
         step(ours, plain, seed=seed)
     assert_same_optimizers(ours, plain)
@@ -71,7 +81,10 @@ def test_add_param_group_between_steps(backend: str) -> None:
 @BACKENDS
 def test_second_optimizer_over_parameters_that_a_first_has_moved(backend: str) -> None:
     ours, plain = pair(ADAM, [5, 130], backend)
-    more = [Options("sgd", {"lr": 0.1, "momentum": 0.9}).ours(all_params(o), backend=backend) for o in (ours, plain)]
+    more = [
+        Options("sgd", {"lr": 0.1, "momentum": 0.9}).ours(all_params(o), backend=backend)
+        for o in (ours, plain)
+    ]
     for seed in range(3):
         step(ours, plain, seed=seed)
         step(*more, seed=seed + 10)
@@ -95,7 +108,10 @@ def test_changing_sides() -> None:
 def test_a_changed_head_makes_an_older_backward_raise() -> None:
     """A raw write is invisible to autograd, unless it is told."""
     body, head = nn.Linear(3, 4), nn.Linear(4, 1)
-    groups = [{"params": list(body.parameters())}, {"params": list(head.parameters()), "role": "head"}]
+    groups = [
+        {"params": list(body.parameters())},
+        {"params": list(head.parameters()), "role": "head"},
+    ]
     optimizer = sf.StackelbergAdamW(groups, lr=0.1, backend="cpu")
     head(body(normal((2, 3), 1)).detach()).sum().backward()
     loss = head(body(normal((2, 3), 2))).sum()
@@ -107,7 +123,12 @@ def test_a_changed_head_makes_an_older_backward_raise() -> None:
 
 
 def test_one_launch_for_any_number_of_groups_and_rules() -> None:
-    rules: list[dict[str, Any]] = [{}, {"rule": "sgd"}, {"rule": "adam", "amsgrad": True}, {"rule": "sgd", "momentum": 0.9}]
+    rules: list[dict[str, Any]] = [
+        {},
+        {"rule": "sgd"},
+        {"rule": "adam", "amsgrad": True},
+        {"rule": "sgd", "momentum": 0.9},
+    ]
     groups = [{"params": [nn.Parameter(normal(7, i))], **rules[i % 4]} for i in range(465)]
     optimizer = sf.StackelbergAdamW(groups, backend="cpu")
     for number in range(1, 4):

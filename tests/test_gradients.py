@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import Options, gradient, normal
-from checks import assert_same_bits, assert_same_optimizers
+from checks import assert_same_optimizers
 from host_cuda.backend import HostCudaBackend
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+import stackelberg_fused as sf
 
 ADAM = Options("adamw", {"amsgrad": True, "lr": 0.1})
 KERNELS = ["cpu", "cuda-on-host"]
@@ -32,7 +33,10 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 
 def _compare(
-    params: list[nn.Parameter], steps: Iterator[list[Tensor | None]] | list, backend: Any = "cpu", **more: Any
+    params: list[nn.Parameter],
+    steps: Iterator[list[Tensor | None]] | list,
+    backend: Any = "cpu",
+    **more: Any,
 ) -> Any:
     """Step with gradients exactly as given, and contiguous copies of all with contiguous copies of them."""
     twins = [nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in params]
@@ -89,7 +93,10 @@ def test_bucket_views() -> None:
 def test_none_gradients_skip_a_parameter_and_its_step_count() -> None:
     params = [nn.Parameter(normal(20, i)) for i in range(3)]
     patterns = [(1, 0, 1), (0, 0, 1), (1, 0, 0), (0, 0, 0), (1, 0, 1)]
-    steps = [[gradient(20, 10 * s + i).clone() if on else None for i, on in enumerate(pattern)] for s, pattern in enumerate(patterns)]
+    steps = [
+        [gradient(20, 10 * s + i).clone() if on else None for i, on in enumerate(pattern)]
+        for s, pattern in enumerate(patterns)
+    ]
     optimizer = _compare(params, steps)
     assert [float(optimizer.state[p]["step"]) for p in (params[0], params[2])] == [3, 3]
     assert params[1] not in optimizer.state or not optimizer.state[params[1]]
@@ -123,7 +130,11 @@ def test_layouts(of_param: str, of_gradient: str, backend: Any) -> None:
 @pytest.mark.parametrize("flatten", [True, False])
 def test_gaps_are_left_alone(flatten: bool, backend: Any) -> None:
     base = torch.full((40, 20), torch.nan)
-    params = [nn.Parameter(base[1:39, 1:7]), nn.Parameter(base[:, 9]), nn.Parameter(base[5:20, 10:20:3])]
+    params = [
+        nn.Parameter(base[1:39, 1:7]),
+        nn.Parameter(base[:, 9]),
+        nn.Parameter(base[5:20, 10:20:3]),
+    ]
     with torch.no_grad():
         for i, p in enumerate(params):
             p.copy_(normal(tuple(p.shape), i))
@@ -137,7 +148,9 @@ def test_gaps_are_left_alone(flatten: bool, backend: Any) -> None:
 def test_disjoint_interleaved_parameters_of_one_storage(backend: Any) -> None:
     base = normal((50, 4), 1)
     params = [nn.Parameter(base[:, i]) for i in range(4)]
-    _compare(params, [[gradient(50, 4 * s + i).clone() for i in range(4)] for s in range(3)], backend)
+    _compare(
+        params, [[gradient(50, 4 * s + i).clone() for i in range(4)] for s in range(3)], backend
+    )
     assert torch.equal(base, torch.stack([p.detach() for p in params], dim=1))
 
 
@@ -194,7 +207,12 @@ def test_rebound_grad_data() -> None:
         torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-6)
 
 
-@given(st.lists(st.lists(st.sampled_from(["none", "same", "new", "moved", "odd"]), min_size=3, max_size=3), max_size=8))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["none", "same", "new", "moved", "odd"]), min_size=3, max_size=3),
+        max_size=8,
+    )
+)
 def test_any_history_of_gradient_objects(history: list[list[str]]) -> None:
     params = [nn.Parameter(normal((4, 4), i)) for i in range(3)]
 

@@ -7,11 +7,12 @@ import warnings
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import OURS, TORCHS
 from torch import nn
 from torch.optim import lr_scheduler
+
+import stackelberg_fused as sf
 
 
 def _param(*shape: int) -> nn.Parameter:
@@ -28,7 +29,11 @@ def _rates(optimizer: Any) -> list[float]:
 
 @pytest.mark.parametrize("rule", OURS)
 def test_rates_by_role(rule: str) -> None:
-    groups = [*_two(), {"params": [_param()], "lr": 0.5, "role": "head"}, {"params": [_param()], "lr": 0.02}]
+    groups = [
+        *_two(),
+        {"params": [_param()], "lr": 0.5, "role": "head"},
+        {"params": [_param()], "lr": 0.02},
+    ]
     optimizer = OURS[rule](groups, lr=0.01)
     assert _rates(optimizer) == pytest.approx([0.01, 0.1, 0.5, 0.02])
     assert _rates(OURS[rule](_two(), lr=0.01, head_lr_ratio=3.0)) == pytest.approx([0.01, 0.03])
@@ -37,7 +42,9 @@ def test_rates_by_role(rule: str) -> None:
 
 def test_a_plain_iterable_is_one_body_group() -> None:
     optimizer = sf.StackelbergAdamW(_param() for _ in range(3))
-    assert [(g["role"], g["rule"], len(g["params"])) for g in optimizer.param_groups] == [("body", "adamw", 3)]
+    assert [(g["role"], g["rule"], len(g["params"])) for g in optimizer.param_groups] == [
+        ("body", "adamw", 3)
+    ]
 
 
 @pytest.mark.parametrize("rule", OURS)
@@ -63,7 +70,9 @@ def test_groups_have_every_key_of_torchs(rule: str) -> None:
     }
 
 
-@pytest.mark.parametrize("execution", [{"foreach": True}, {"fused": True}, {"foreach": False, "fused": False}])
+@pytest.mark.parametrize(
+    "execution", [{"foreach": True}, {"fused": True}, {"foreach": False, "fused": False}]
+)
 def test_execution_hints_are_accepted(execution: dict[str, bool]) -> None:
     assert sf.StackelbergSGD([_param()], **execution).param_groups[0].items() >= execution.items()
 
@@ -79,7 +88,10 @@ def test_rules_of_one_optimizer() -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3] * 3
     assert optimizer.param_groups[1]["nesterov"] is False
     assert [g.get("decoupled_weight_decay") for g in optimizer.param_groups][::2] == [True, False]
-    assert sf.StackelbergAdam([_param()], decoupled_weight_decay=True).param_groups[0]["rule"] == "adamw"
+    assert (
+        sf.StackelbergAdam([_param()], decoupled_weight_decay=True).param_groups[0]["rule"]
+        == "adamw"
+    )
 
 
 def test_names_are_kept() -> None:
@@ -98,7 +110,11 @@ def test_a_single_tensor_in_a_group() -> None:
 def test_each_group_has_its_own_tensor_rate() -> None:
     """A scheduler fills it in place: a shared one would take the last group's value everywhere."""
     lr = torch.tensor(0.1)
-    groups = [{"params": [_param()]}, {"params": [_param()]}, {"params": [_param()], "role": "head"}]
+    groups = [
+        {"params": [_param()]},
+        {"params": [_param()]},
+        {"params": [_param()], "role": "head"},
+    ]
     optimizer = sf.StackelbergAdamW(groups, lr=lr)
     assert optimizer.param_groups[0]["lr"] is lr
     assert _rates(optimizer) == pytest.approx([0.1, 0.1, 1.0])
@@ -149,6 +165,8 @@ def test_equal_rates_from_the_start_do_not_warn() -> None:
 
 
 def test_a_body_faster_than_the_head_warns_once() -> None:
-    with pytest.warns(UserWarning, match=r"body's learning rate \(0.1\) is above the head's \(0.01\)"):
+    with pytest.warns(
+        UserWarning, match=r"body's learning rate \(0.1\) is above the head's \(0.01\)"
+    ):
         optimizer = sf.StackelbergAdamW(_two(lr=0.01), lr=0.1)
     assert _warnings_of(optimizer, 3) == []

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import Options, kernel_options
 from hypothesis import given
 from hypothesis import strategies as st
+
+import stackelberg_fused as sf
 from stackelberg_fused.hyperparameters import (
     MIXED_RULES,
     RULES,
@@ -39,7 +40,9 @@ def _rows(groups: list[dict[str, Any]], slot_group: list[int]) -> Hyperparameter
     return rows
 
 
-def _step(rows: HyperparameterRows, counts: list[float], ready: list[bool] | None = None) -> list[dict[str, Any]]:
+def _step(
+    rows: HyperparameterRows, counts: list[float], ready: list[bool] | None = None
+) -> list[dict[str, Any]]:
     """The row of each slot for the coming step."""
     rows.update(np.array(counts, np.float32), np.array(ready or [True] * len(counts)))
     names = rows.rows.dtype.names[:-1]  # without the padding
@@ -48,7 +51,9 @@ def _step(rows: HyperparameterRows, counts: list[float], ready: list[bool] | Non
 
 @given(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 2**24))
 def test_integer_power(base: float, exponent: int) -> None:
-    assert math.isclose(integer_power(base, exponent), base**exponent, rel_tol=1e-13, abs_tol=1e-300)
+    assert math.isclose(
+        integer_power(base, exponent), base**exponent, rel_tol=1e-13, abs_tol=1e-300
+    )
 
 
 def test_integer_power_multiplies_in_the_stated_order() -> None:
@@ -86,7 +91,9 @@ def test_row_of_each_rule(options: Options) -> None:
     assert row["param_decay"] == np.float32(1 - lr * decay if options.rule == "adamw" else 1)
     assert row["beta2"] == np.float32(beta2)
     assert row["one_minus_beta2"] == np.float32(1 - beta2)  # not 1 - float32(beta2)
-    assert row["step_size"] == pytest.approx(lr * bias_correction2**0.5 / bias_correction1, rel=1e-7)
+    assert row["step_size"] == pytest.approx(
+        lr * bias_correction2**0.5 / bias_correction1, rel=1e-7
+    )
     assert row["eps"] == pytest.approx(group["eps"] * bias_correction2**0.5, rel=1e-7)
 
 
@@ -181,7 +188,10 @@ def test_edits_are_noticed(edit: Any) -> None:
     groups = _groups(Options("adam"), Options("adam"))
     groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
     rows = _rows(groups, [0, 1])
-    assert rows.changed_groups() in ([], [1])  # in place edits cannot be told from none, so 1 is always looked at
+    assert rows.changed_groups() in (
+        [],
+        [1],
+    )  # in place edits cannot be told from none, so 1 is always looked at
     edit(groups[1])
     assert rows.changed_groups() == [1]
 

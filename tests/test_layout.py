@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import SIZES, groups_of, set_gradients, sizes_for
 from hypothesis import given
 from hypothesis import strategies as st
+
+import stackelberg_fused as sf
 from stackelberg_fused.engine import collect_slots
 from stackelberg_fused.layout import TILE_ELEMENTS, Span, Table, build_tiles
 
@@ -58,7 +59,9 @@ def test_spans_split_body_and_head(num_groups: int) -> None:
 
 @pytest.mark.parametrize("order", [("head", "body"), ("body", "head", "body", "head")])
 def test_head_comes_last_whatever_the_order_of_groups(order: tuple[str, ...]) -> None:
-    groups = [{"params": [torch.nn.Parameter(torch.ones(i + 1))], "role": r} for i, r in enumerate(order)]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(i + 1))], "role": r} for i, r in enumerate(order)
+    ]
     table = _table(groups)
     roles = [slot.role for slot in table.slots]
     assert roles == sorted(order)
@@ -66,12 +69,28 @@ def test_head_comes_last_whatever_the_order_of_groups(order: tuple[str, ...]) ->
     assert [slot.group for slot in table.slots] == expected
 
 
+@pytest.mark.large
+def test_more_than_32_bits_of_elements() -> None:
+    """Pages that are only read cost no memory: the gradient is free, but for its end."""
+    size = 2**31 + 17
+    param, grad = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
+    grad[0] = grad[2**31 - 1] = grad[-1] = 1.0
+    optimizer = sf.StackelbergSGD([param], lr=1.0, backend="cpu", flatten=False)
+    param.grad = grad
+    optimizer.step()
+    assert [param[i].item() for i in (0, 2**31 - 1, -1)] == [-1.0] * 3
+    assert [param[i].item() for i in (1, 2**31, -2)] == [0.0] * 3
+
+
 def test_spans_where_one_role_has_nothing_but_empty_tensors() -> None:
     empty = torch.nn.Parameter(torch.ones(0))
-    table = _table([{"params": [torch.nn.Parameter(torch.ones(3))]}, {"params": [empty], "role": "head"}])
+    table = _table(
+        [{"params": [torch.nn.Parameter(torch.ones(3))]}, {"params": [empty], "role": "head"}]
+    )
     assert table.spans["head"] == Span(1, 2, 1, 1)
     optimizer = sf.StackelbergSGD(
-        [{"params": [torch.nn.Parameter(torch.ones(3))]}, {"params": [empty], "role": "head"}], backend="cpu"
+        [{"params": [torch.nn.Parameter(torch.ones(3))]}, {"params": [empty], "role": "head"}],
+        backend="cpu",
     )
     empty.grad = torch.ones(0)
     optimizer.step(role="head")
@@ -113,7 +132,9 @@ def test_step_counts_are_elements_of_one_tensor() -> None:
 
 
 def test_one_table_per_device_and_dtype() -> None:
-    params = [torch.nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64) * 2]
+    params = [
+        torch.nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64) * 2
+    ]
     optimizer = sf.StackelbergAdamW(params)
     assert optimizer.backend == "cpu+reference"
     for p in params:

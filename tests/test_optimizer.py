@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
-from cases import OURS, TORCHS, Options, kernel_options, normal, set_gradients, step
-from checks import all_params, assert_same_bits, assert_same_optimizers
+from cases import OURS, TORCHS, Options, both, kernel_options, normal, set_gradients, step
+from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
 from torch import nn
-from torch.optim import lr_scheduler
 
-SIZES = [(3, 5), (7,), ()]
-
-
-def _both(options: Options, backend: str = "reference", num_groups: int = 1, **more: Any) -> tuple[Any, Any]:
-    """Ours and torch's over equal parameters, dealt over groups."""
-    sides = []
-    for _ in range(2):
-        params = [nn.Parameter(normal(shape, i)) for i, shape in enumerate(SIZES)]
-        sides.append([{"params": params[i::num_groups]} for i in range(num_groups)])
-    return options.ours(sides[0], backend=backend, **more), options.torchs(sides[1], **more)
-
-
-def _assert_agree(ours: Any, torchs: Any) -> None:
-    """To the bit where the reference runs; a kernel rounds otherwise, and over several steps that adds up."""
-    if ours.backend == "reference":
-        assert_same_optimizers(ours, torchs)
-    for p, q in zip(all_params(ours), all_params(torchs), strict=True):
-        torch.testing.assert_close(p, q)
-
+import stackelberg_fused as sf
 
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
@@ -42,15 +21,18 @@ MOMENTUM = Options("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3})
 @BACKENDS
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 def test_same_as_torch(options: Options, backend: str) -> None:
-    ours, torchs = _both(options, backend)
+    ours, torchs = both(options, backend)
     for seed in range(10):
         step(ours, torchs, seed=seed)
-    _assert_agree(ours, torchs)
+    assert_agree(ours, torchs)
 
 
 @pytest.mark.parametrize("rule", OURS)
 def test_positional_arguments(rule: str) -> None:
-    arguments = {"adam": (0.1, (0.5, 0.9), 1e-3, 0.2, True), "adamw": (0.1, (0.5, 0.9), 1e-3, 0.2, True)}
+    arguments = {
+        "adam": (0.1, (0.5, 0.9), 1e-3, 0.2, True),
+        "adamw": (0.1, (0.5, 0.9), 1e-3, 0.2, True),
+    }
     values = arguments.get(rule, (0.1, 0.9, 0.0, 0.2, True))
     p, q = (nn.Parameter(normal(9, 1)) for _ in range(2))
     ours, torchs = OURS[rule]([p], *values, backend="reference"), TORCHS[rule]([q], *values)
@@ -67,7 +49,10 @@ EDITS: dict[str, tuple[Options, Edit]] = {
     "betas": (ADAM, lambda g: g.update(betas=(0.5, 0.7))),
     "eps": (ADAM, lambda g: g.update(eps=1e-2)),
     "weight_decay": (ADAM, lambda g: g.update(weight_decay=0.5)),
-    "weight_decay to zero": (Options("adam", {"weight_decay": 0.1}), lambda g: g.update(weight_decay=0)),
+    "weight_decay to zero": (
+        Options("adam", {"weight_decay": 0.1}),
+        lambda g: g.update(weight_decay=0),
+    ),
     "weight_decay from zero": (Options("adam"), lambda g: g.update(weight_decay=0.1)),
     "amsgrad off": (Options("adam", {"amsgrad": True}), lambda g: g.update(amsgrad=False)),
     "maximize": (ADAM, lambda g: g.update(maximize=True)),
@@ -83,7 +68,7 @@ EDITS: dict[str, tuple[Options, Edit]] = {
 @pytest.mark.parametrize("name", EDITS)
 def test_settings_edited_between_steps(name: str, backend: str) -> None:
     options, edit = EDITS[name]
-    ours, torchs = _both(options, backend, num_groups=2)
+    ours, torchs = both(options, backend, num_groups=2)
     undo = {k: v for k, v in torchs.param_groups[1].items() if k != "params"}
     for seed in range(6):
         if seed == 2:
@@ -93,12 +78,15 @@ def test_settings_edited_between_steps(name: str, backend: str) -> None:
             ours.param_groups[1].update(undo)
             torchs.param_groups[1].update(undo)
         step(ours, torchs, seed=seed)
-    _assert_agree(ours, torchs)
+    assert_agree(ours, torchs)
 
 
 def test_amsgrad_switched_on_starts_from_zero() -> None:
     """torch raises a KeyError; a maximum that starts here is what it means."""
-    (ours, _), (fresh, _) = _both(Options("adam"), "cpu"), _both(Options("adam", {"amsgrad": True}), "cpu")
+    (ours, _), (fresh, _) = (
+        both(Options("adam"), "cpu"),
+        both(Options("adam", {"amsgrad": True}), "cpu"),
+    )
     step(ours)
     ours.param_groups[0]["amsgrad"] = True
     step(ours, seed=1)
@@ -107,46 +95,9 @@ def test_amsgrad_switched_on_starts_from_zero() -> None:
     assert "max_exp_avg_sq" not in fresh.state[all_params(fresh)[0]]
 
 
-SCHEDULES: dict[str, Callable[[Any], Any]] = {
-    "lambda": lambda o: lr_scheduler.LambdaLR(o, [lambda e: 0.9**e, lambda e: 1 / (1 + e)]),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=[0.1, 0.5], total_steps=12),
-    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
-    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
-    "sequential": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.8)], [4]
-    ),
-}
-
-
-@BACKENDS
-@pytest.mark.parametrize("options", [ADAM, MOMENTUM], ids=str)
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedulers(name: str, options: Options, backend: str) -> None:
-    ours, torchs = _both(options, backend, num_groups=2)
-    schedules = [SCHEDULES[name](o) for o in (ours, torchs)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "The epoch parameter")  # torch's own SequentialLR
-        for seed in range(10):
-            step(ours, torchs, seed=seed)
-            for schedule in schedules:
-                schedule.step()
-    assert [g["lr"] for g in ours.param_groups] == [g["lr"] for g in torchs.param_groups]
-    _assert_agree(ours, torchs)
-
-
-def test_reduce_on_plateau() -> None:
-    ours, _ = _both(ADAM, "cpu")
-    schedule = lr_scheduler.ReduceLROnPlateau(ours, patience=0)
-    for _ in range(4):
-        step(ours)
-        schedule.step(1.0)
-    assert ours.param_groups[0]["lr"] < 0.1
-
-
 @BACKENDS
 def test_closure(backend: str) -> None:
-    ours, torchs = _both(ADAM, backend)
+    ours, torchs = both(ADAM, backend)
     losses = []
     for optimizer in (ours, torchs):
 
@@ -161,11 +112,11 @@ def test_closure(backend: str) -> None:
             losses.append(torch.stack([optimizer.step(closure) for _ in range(5)]).detach())
     torch.testing.assert_close(*losses)
     assert losses[0][-1] < losses[0][0]
-    _assert_agree(ours, torchs)
+    assert_agree(ours, torchs)
 
 
 def test_a_closure_that_raises_changes_nothing() -> None:
-    ours, _ = _both(ADAM, "cpu")
+    ours, _ = both(ADAM, "cpu")
     step(ours)
     before = [p.detach().clone() for p in all_params(ours)]
 
@@ -182,7 +133,10 @@ def test_a_closure_that_raises_changes_nothing() -> None:
 def test_roles(backend: str) -> None:
     """Stepping one player leaves the other as it is, to the bit, and counts its own steps."""
     sides = [[nn.Parameter(normal(n, n)) for n in (5, 4097)] for _ in range(2)]
-    groups = [{"params": [sides[0][0]], "lr": 0.1}, {"params": [sides[0][1]], "lr": 0.2, "role": "head"}]
+    groups = [
+        {"params": [sides[0][0]], "lr": 0.1},
+        {"params": [sides[0][1]], "lr": 0.2, "role": "head"},
+    ]
     optimizer = sf.StackelbergAdamW(groups, backend=backend)
     alone = [torch.optim.AdamW([p], lr) for p, lr in zip(sides[1], (0.1, 0.2), strict=True)]
     for seed, role in enumerate(["head", "head", "body", None, "head", "body", None]):
@@ -200,17 +154,17 @@ def test_roles(backend: str) -> None:
 
 @pytest.mark.parametrize("to_none", [True, False])
 def test_zero_grad(to_none: bool) -> None:
-    ours, torchs = _both(ADAM)
+    ours, torchs = both(ADAM)
     step(ours, torchs)
     for optimizer in (ours, torchs):
         optimizer.zero_grad(set_to_none=to_none)
         optimizer.step()
     assert all((p.grad is None) == to_none for p in all_params(ours))
-    _assert_agree(ours, torchs)
+    assert_agree(ours, torchs)
 
 
 def test_hooks() -> None:
-    ours, _ = _both(ADAM, "cpu")
+    ours, _ = both(ADAM, "cpu")
     seen: list[str] = []
     ours.register_step_pre_hook(lambda o, args, kwargs: seen.append(f"pre {kwargs}"))
     ours.register_step_post_hook(lambda o, args, kwargs: seen.append("post"))
@@ -226,7 +180,7 @@ def test_hooks() -> None:
 @pytest.mark.parametrize("overflow", [False, True])
 @BACKENDS
 def test_grad_scaler(overflow: bool, backend: str) -> None:
-    ours, torchs = _both(ADAM, backend)
+    ours, torchs = both(ADAM, backend)
     for optimizer in (ours, torchs):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         for number in range(3):
@@ -238,7 +192,7 @@ def test_grad_scaler(overflow: bool, backend: str) -> None:
             scaler.update()
         assert scaler.get_scale() == (512.0 if overflow else 1024.0)
     assert ours.state[all_params(ours)[0]]["step"] == (2 if overflow else 3)
-    _assert_agree(ours, torchs)
+    assert_agree(ours, torchs)
 
 
 def test_compiled_training_step() -> None:
@@ -260,6 +214,6 @@ def test_compiled_training_step() -> None:
 
 
 def test_repr_shows_groups() -> None:
-    ours, _ = _both(ADAM)
+    ours, _ = both(ADAM)
     assert "StackelbergAdamW" in repr(ours)
     assert "role: body" in repr(ours)

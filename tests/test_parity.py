@@ -18,16 +18,17 @@ import sys
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import MIXED, Options, groups_of, kernel_options, set_gradients, sizes_for
 from checks import all_params, assert_close, assert_same_bits, assert_same_optimizers, plain
 from host_cuda.backend import HostCudaBackend
+from tolerances import INTERPRETED_PARAM, STEP
+from torch import Tensor
+
+import stackelberg_fused as sf
 from stackelberg_fused import _cpu
 from stackelberg_fused.backends import cpu as cpu_backend
 from stackelberg_fused.backends.triton import is_interpreting
-from tolerances import INTERPRETED_PARAM, STEP
-from torch import Tensor
 
 STEPS = 3
 OPTIONS = [*kernel_options(), MIXED]
@@ -47,7 +48,9 @@ HOST = ["avx512", "avx2", "baseline", "cuda-on-host"]
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 
 
-def _groups(options: Options, num_groups: int, large: bool, device: str = "cpu") -> list[dict[str, Any]]:
+def _groups(
+    options: Options, num_groups: int, large: bool, device: str = "cpu"
+) -> list[dict[str, Any]]:
     return groups_of(sizes_for(num_groups, large), device, mixed=options.mixed)
 
 
@@ -56,7 +59,9 @@ def _skip_every(step: int) -> int:
     return 3 if step == 1 else 0
 
 
-def _train(options: Options, num_groups: int, large: bool, backend: Any, device: str = "cpu") -> list[Tensor]:
+def _train(
+    options: Options, num_groups: int, large: bool, backend: Any, device: str = "cpu"
+) -> list[Tensor]:
     """Parameters and state after each step."""
     optimizer = options.ours(_groups(options, num_groups, large, device), backend=backend)
     seen = []
@@ -86,7 +91,10 @@ def _assert_near_reference(options: Options, num_groups: int, large: bool, backe
         reference.load_state_dict(optimizer.state_dict())
         for side in (optimizer, reference):
             set_gradients(side.param_groups, step, _skip_every(step))
-        before = [(plain(p), {n: plain(v) for n, v in optimizer.state[p].items()}) for p in all_params(optimizer)]
+        before = [
+            (plain(p), {n: plain(v) for n, v in optimizer.state[p].items()})
+            for p in all_params(optimizer)
+        ]
         optimizer.step()
         reference.step()
         for number, (old, old_state) in enumerate(before):
@@ -123,7 +131,9 @@ def _compare(
             scale = torch.maximum(value.abs(), (value - old).abs())
             if not exact_fma:
                 tolerance = INTERPRETED_PARAM
-                scale = torch.maximum(scale, _update_without_cancellation(group, grad, old_state, expected))
+                scale = torch.maximum(
+                    scale, _update_without_cancellation(group, grad, old_state, expected)
+                )
         else:
             scale = torch.maximum(scale, grad.square() if "sq" in name else grad)
         assert_close(actual, value, scale, tolerance, f"{what} {name}")
@@ -148,7 +158,9 @@ def _update_without_cancellation(
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 def test_reference_equals_torch(options: Options, num_groups: int, large: bool) -> None:
     ours = options.ours(_groups(options, num_groups, large), backend="reference")
-    torchs = options.torchs([{k: g[k] for k in ("params", "lr")} for g in _groups(options, num_groups, large)])
+    torchs = options.torchs(
+        [{k: g[k] for k in ("params", "lr")} for g in _groups(options, num_groups, large)]
+    )
     for step in range(STEPS):
         for side in (ours, torchs):
             set_gradients(side.param_groups, step, _skip_every(step))
@@ -226,7 +238,17 @@ def test_triton_interpreted_in_another_process() -> None:
     if not triton.available and "TRITON_INTERPRET" not in triton.reason:
         pytest.skip(triton.reason)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton_is_near", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "triton_is_near",
+        __file__,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

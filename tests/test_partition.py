@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from torch import nn
+
+import stackelberg_fused as sf
 
 
 class Net(nn.Module):
@@ -77,7 +78,9 @@ def test_output_embeddings_may_be_none() -> None:
 
 
 def test_nothing_detected_lists_the_candidates() -> None:
-    with pytest.raises(ValueError, match=r"could not be detected.*'block\.0', 'block\.1', 'unusual'"):
+    with pytest.raises(
+        ValueError, match=r"could not be detected.*'block\.0', 'block\.1', 'unusual'"
+    ):
         sf.split_body_head(Net("unusual"))
     with pytest.raises(ValueError, match="no layers with parameters"):
         sf.split_body_head(nn.ReLU())
@@ -98,9 +101,14 @@ def _tied() -> Net:
 
 
 def test_tied_weights_need_a_decision() -> None:
-    with pytest.raises(ValueError, match=r"embed\.weight = lm_head\.weight.*tied='head'.*tied='body'"):
+    with pytest.raises(
+        ValueError, match=r"embed\.weight = lm_head\.weight.*tied='head'.*tied='body'"
+    ):
         sf.split_body_head(_tied(), "lm_head")
-    assert _names(sf.split_body_head(_tied(), "lm_head", tied="head")) == [BODY[1:], ["embed.weight"]]
+    assert _names(sf.split_body_head(_tied(), "lm_head", tied="head")) == [
+        BODY[1:],
+        ["embed.weight"],
+    ]
     with pytest.raises(ValueError, match="the head is empty"):
         sf.split_body_head(_tied(), "lm_head", tied="body")
     groups = sf.split_body_head(_tied(), ["lm_head", "block.1"], tied="body")

@@ -7,11 +7,12 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import Options, normal, pair, step
 from checks import all_params, assert_same_bits, assert_same_optimizers
 from torch import Tensor, nn
+
+import stackelberg_fused as sf
 
 ADAM = Options("adamw", {"lr": 0.1})
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -134,7 +135,16 @@ def _count_in_place(optimizer: Any, p: Tensor) -> None:
     optimizer.state[p]["step"].fill_(7)
 
 
-EDITS = [_clear, _new_mapping, _drop_entry, _empty_entry, _restart_moment, _moment_in_place, _restart_count, _count_in_place]
+EDITS = [
+    _clear,
+    _new_mapping,
+    _drop_entry,
+    _empty_entry,
+    _restart_moment,
+    _moment_in_place,
+    _restart_count,
+    _count_in_place,
+]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -168,8 +178,6 @@ def test_foreign_entries_in_the_state_cost_no_rebuild() -> None:
     assert ours._engine is engine
     assert ours.state[p]["step"] == 4
     assert ours.state_dict()["state"][0]["mine"].tolist() == [2.0] * 3
-
-
 
 
 def test_building_the_tables_again_moves_nothing_again() -> None:

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import OURS, TORCHS, Options, all_options, gradient, groups_of, kernel_options, normal, set_gradients
+from cases import (
+    OURS,
+    TORCHS,
+    Options,
+    all_options,
+    gradient,
+    groups_of,
+    kernel_options,
+    normal,
+    set_gradients,
+)
 from checks import assert_same_bits, assert_same_optimizers
 
 STEPS = 50

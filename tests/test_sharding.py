@@ -116,7 +116,10 @@ def test_dtensor_gradients_that_do_not_fit(mesh: Any) -> None:
 
 
 def test_fsdp(mesh: Any, tmp_path: Path) -> None:
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
     from torch.distributed.fsdp import fully_shard
 
     model, twin = _model(), _model()
@@ -136,7 +139,10 @@ def test_fsdp(mesh: Any, tmp_path: Path) -> None:
 
 
 def test_distributed_checkpoint_of_a_plain_model() -> None:
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
 
     model = _model()
     optimizer = ADAM.ours(model.parameters())
@@ -154,7 +160,9 @@ def test_zero_redundancy_optimizer(gloo: None) -> None:
 
     model, twin = _model(), _model()
     settings = {"lr": 0.1, "amsgrad": True}
-    sharded = ZeroRedundancyOptimizer(model.parameters(), type(ADAM.ours([nn.Parameter(torch.ones(1))])), **settings)
+    sharded = ZeroRedundancyOptimizer(
+        model.parameters(), type(ADAM.ours([nn.Parameter(torch.ones(1))])), **settings
+    )
     plain = ADAM.ours(twin.parameters())
     _train(model, sharded)
     _train(twin, plain)

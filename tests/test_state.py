@@ -8,11 +8,12 @@ import pickle
 from typing import Any
 
 import pytest
-import stackelberg_fused as sf
 import torch
 from cases import OURS, TORCHS, Options, kernel_options, normal, step
 from checks import all_params, assert_same_bits, assert_same_optimizers
 from torch import nn
+
+import stackelberg_fused as sf
 
 SIZES = [(3, 5), (7,), (), (0,), (4097,)]
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -90,7 +91,9 @@ def test_the_same_names_as_torch() -> None:
 
 def test_loading_restores_rates_roles_and_rules() -> None:
     def build(p: list[nn.Parameter], **head: Any) -> Any:
-        return sf.StackelbergAdamW([{"params": p[:2]}, {"params": p[2:], "role": "head", **head}], lr=0.1)
+        return sf.StackelbergAdamW(
+            [{"params": p[:2]}, {"params": p[2:], "role": "head", **head}], lr=0.1
+        )
 
     saved = build(_params(), rule="sgd", momentum=0.5, lr=3.0)
     step(saved)
@@ -136,7 +139,9 @@ def test_going_back_to_a_checkpoint(backend: str) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]
+)
 def test_copies_of_the_optimizer(copied: Any, backend: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     groups = sf.split_body_head(model, "1")
@@ -200,7 +205,10 @@ def test_step_as_a_number_as_old_torch_saved_it() -> None:
 
 def test_another_layout_than_the_checkpoints() -> None:
     value = normal((4, 3, 8, 8), 1)
-    plain, turned = nn.Parameter(value.clone()), nn.Parameter(value.to(memory_format=torch.channels_last))
+    plain, turned = (
+        nn.Parameter(value.clone()),
+        nn.Parameter(value.to(memory_format=torch.channels_last)),
+    )
     ours, other = ADAM.ours([plain]), ADAM.ours([turned])
     step(ours, other)
     other.load_state_dict(_through_a_file(ours.state_dict()))

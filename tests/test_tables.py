@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from stackelberg_fused.hyperparameters import MIXED_RULES, ROW, RULES, Rule
 from stackelberg_fused.layout import RECORD, TILE_ELEMENTS
 
@@ -32,17 +33,17 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
 @pytest.mark.parametrize("module", NATIVE)
 def test_records(module: str) -> None:
     native = _native(module)
-    assert native.RECORD_BYTES == RECORD.itemsize
+    assert RECORD.itemsize == native.RECORD_BYTES
     offsets = {name: RECORD.fields[name][1] for name in RECORD.names if name != "reserved"}
-    assert native.RECORD_OFFSETS == offsets
+    assert offsets == native.RECORD_OFFSETS
 
 
 @pytest.mark.parametrize("module", NATIVE)
 def test_rows(module: str) -> None:
     native = _native(module)
-    assert native.ROW_BYTES == ROW.itemsize
+    assert ROW.itemsize == native.ROW_BYTES
     offsets = {name: ROW.fields[name][1] for name in ROW.names if name != "reserved"}
-    assert native.ROW_OFFSETS == offsets
+    assert offsets == native.ROW_OFFSETS
 
 
 @pytest.mark.parametrize("module", NATIVE)

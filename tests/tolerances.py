@@ -33,7 +33,9 @@ STEP = {
     ),
     "max_exp_avg_sq": Tolerance(2, "max(v, g^2)", "a maximum rounds nothing: as exp_avg_sq"),
     "momentum_buffer": Tolerance(
-        2, "max(|m|, |g|)", "fma saves one of the three roundings of momentum * m + (1 - dampening) * g"
+        2,
+        "max(|m|, |g|)",
+        "fma saves one of the three roundings of momentum * m + (1 - dampening) * g",
     ),
     "param": Tolerance(
         8,

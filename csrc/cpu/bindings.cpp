@@ -37,18 +37,21 @@ void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp
     float *param, *grad, *exp_avg, *exp_avg_sq;
     int64_t numel;
     sf::StreamAdam stream;
-  } context{reinterpret_cast<float*>(param),      reinterpret_cast<float*>(grad), reinterpret_cast<float*>(exp_avg),
-            reinterpret_cast<float*>(exp_avg_sq), numel,                          require_kernel("").stream_adam};
+  } context{reinterpret_cast<float*>(param),
+            reinterpret_cast<float*>(grad),
+            reinterpret_cast<float*>(exp_avg),
+            reinterpret_cast<float*>(exp_avg_sq),
+            numel,
+            require_kernel("").stream_adam};
   constexpr int64_t block = sf::kTileElements;
   pybind11::gil_scoped_release release;
-  sf::parallel_for(
-      (numel + block - 1) / block, threads,
-      [](void* opaque, int64_t begin, int64_t end) {
-        const Context& c = *static_cast<Context*>(opaque);
-        const int64_t first = begin * block, last = end * block < c.numel ? end * block : c.numel;
-        c.stream(c.param + first, c.grad + first, c.exp_avg + first, c.exp_avg_sq + first, last - first);
-      },
-      &context);
+  sf::parallel_for((numel + block - 1) / block, threads,
+                   [](void* opaque, int64_t begin, int64_t end) {
+                     const Context& c = *static_cast<Context*>(opaque);
+                     const int64_t first = begin * block, last = end * block < c.numel ? end * block : c.numel;
+                     c.stream(c.param + first, c.grad + first, c.exp_avg + first, c.exp_avg_sq + first, last - first);
+                   },
+                   &context);
 }
 
 }  // namespace
@@ -59,7 +62,8 @@ PYBIND11_MODULE(_cpu, m) {
         pybind11::arg("tiles"), pybind11::arg("rows"), pybind11::arg("first_tile"), pybind11::arg("num_tiles"),
         pybind11::arg("rule"), pybind11::arg("threads"), pybind11::arg("isa") = "");
   m.def("stream_adam_bytes", &stream_adam_bytes, "Read four float32 arrays and write three: 28 B per element.");
-  m.def("isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
-        "The instruction set that step() takes.");
+  m.def(
+      "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
+      "The instruction set that step() takes.");
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

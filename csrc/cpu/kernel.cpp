@@ -46,8 +46,8 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
     switch (row.rule) {
-#define SF_CASE(rule)                                    \
-  case (rule):                                           \
+#define SF_CASE(rule)                                     \
+  case (rule):                                            \
     update_tile<(rule)>(record, row, tile.offset, count); \
     break;
       SF_FOR_EACH_RULE(SF_CASE)

@@ -4,8 +4,8 @@
 
 namespace sf {
 
-// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`, and leaves that device current: the caller
-// restores another, since the runtime linked in here cannot tell what torch's takes for current. Returns null, or what
+// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`. Leaves that device current: the caller
+// restores another, as the runtime linked in here may not know what torch's takes for current. Returns null, or what
 // went wrong.
 const char* launch_step(const StepArgs& args, int device, int64_t stream);
 

@@ -23,7 +23,9 @@ def backends() -> list[BackendStatus]:
     return [cls.status() for cls in BACKENDS.values()]
 
 
-def resolve_backend(choice: str | Backend, device: torch.device, dtype: torch.dtype, label: str) -> Backend:
+def resolve_backend(
+    choice: str | Backend, device: torch.device, dtype: torch.dtype, label: str
+) -> Backend:
     """The backend for parameters of one device and dtype.
 
     Args:

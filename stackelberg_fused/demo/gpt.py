@@ -72,12 +72,11 @@ class GPT(nn.Module):
         # the stream's variance does not grow with depth.
         for block in self.blocks:
             for layer in (block.attention.proj, block.mlp[-1]):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * config.layers) ** 0.5)
+                nn.init.normal_(layer.weight, std=(2 * config.layers * config.width) ** -0.5)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
+    def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self.config.width**-0.5)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

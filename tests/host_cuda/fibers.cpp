@@ -2,9 +2,6 @@
 //
 // A fiber runs thread after thread until one has to wait; only then is another fiber needed. So a kernel without
 // barriers costs a function call per thread, and one with barriers two context switches per thread and barrier.
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -12,12 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "context.h"
 #include "shim.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#define SF_ASAN 1
-#endif
 
 namespace sf_host {
 
@@ -27,20 +20,9 @@ Counters counters;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;  // untouched pages cost nothing
-
-struct Context {
-  ucontext_t entry;
-  jmp_buf resume;
-  bool entered = false;
-  char* stack = nullptr;
-  size_t stack_bytes = 0;
-};
-
 struct Fiber {
   Context context;
   const Thread* thread = nullptr;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
 // Threads that wait for each other: those of a block, or the lanes of one mask.
@@ -73,30 +55,10 @@ std::mt19937_64 random_bits;
 std::string failure;  // of the launch that is running
 std::string pending_error, reported_error;
 
-// swapcontext makes a system call each time, so it only enters a fiber; from then on a jump buffer resumes it.
-void switch_to(Context& from, Context& to) {
-#if SF_ASAN
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, to.stack, to.stack_bytes);
-  swapcontext(&from.entry, &to.entry);
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#else
-  from.entered = true;
-  if (_setjmp(from.resume)) return;
-  if (to.entered) _longjmp(to.resume, 1);
-  to.entered = true;
-  setcontext(&to.entry);
-#endif
-}
-
-void to_scheduler() { switch_to(running->context, scheduler); }
+void to_scheduler() { Context::switch_between(running->context, scheduler); }
 
 void fiber_main() {
-#if SF_ASAN
-  const void* bottom;
-  __sanitizer_finish_switch_fiber(nullptr, &bottom, &scheduler.stack_bytes);
-  scheduler.stack = static_cast<char*>(const_cast<void*>(bottom));
-#endif
+  scheduler.was_left();
   while (true) {
     while (started < threads.size()) {
       self = running->thread = &threads[start_order[started++]];
@@ -112,13 +74,7 @@ Fiber* idle_fiber() {
   if (idle.empty()) {
     fibers.emplace_back(new Fiber);
     Fiber* fiber = fibers.back().get();
-    Context& context = fiber->context;
-    context.stack = fiber->stack.get();
-    context.stack_bytes = kStackBytes;
-    getcontext(&context.entry);
-    context.entry.uc_stack.ss_sp = context.stack;
-    context.entry.uc_stack.ss_size = context.stack_bytes;
-    makecontext(&context.entry, fiber_main, 0);
+    fiber->context.start_at(fiber_main);
     return fiber;
   }
   Fiber* fiber = idle.back();
@@ -189,7 +145,7 @@ bool run_block() {
       ready.pop_back();
       self = running->thread;
     }
-    switch_to(scheduler, running->context);
+    Context::switch_between(scheduler, running->context);
     if (!failure.empty()) return false;
   }
   return true;
