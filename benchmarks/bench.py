@@ -23,7 +23,7 @@ from .peers import TORCH_FUSED, Contestant, contestants
 from .workloads import Workload, quick_workloads, workloads
 
 JSON_NAME, CHART_NAME = "bench.json", "bench.png"
-QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 5, 1.0, (2, 40)
+QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 4, 0.4, (2, 40)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

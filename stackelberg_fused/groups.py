@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,16 +158,14 @@ def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str
 def _as_array(tensor: Tensor) -> np.ndarray:
     """An array with the addresses of a tensor; its memory (maybe another device's) is never touched."""
 
-    class Interface:
-        __array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),
-            "shape": tuple(tensor.shape),
-            "strides": tuple(s * tensor.element_size() for s in tensor.stride()),
-            "typestr": f"|V{tensor.element_size()}",
-        }
-
-    return np.asarray(Interface())
+    interface = {
+        "version": 3,
+        "data": (tensor.data_ptr(), False),
+        "shape": tuple(tensor.shape),
+        "strides": tuple(s * tensor.element_size() for s in tensor.stride()),
+        "typestr": f"|V{tensor.element_size()}",
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
 def _meets_itself(tensor: Tensor) -> bool:

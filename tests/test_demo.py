@@ -108,6 +108,11 @@ def test_a_diverged_run_is_reported_not_hidden(tmp_path, capsys):
 # --- stopping and going on
 
 
+@pytest.fixture
+def _no_picture(monkeypatch):
+    monkeypatch.setattr("stackelberg_fused.demo.train.draw", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
@@ -116,6 +121,7 @@ def uninterrupted(tmp_path_factory):
 
 
 # Two runs of 6 steps in turns: every place where a step can end, up to the last.
+@pytest.mark.usefixtures("_no_picture")
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_resume_is_exact(steps, uninterrupted, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
@@ -132,6 +138,7 @@ def test_resume_is_exact(steps, uninterrupted, tmp_path, monkeypatch, capsys):
         assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
 
 
+@pytest.mark.usefixtures("_no_picture")
 def test_resume_of_a_finished_demo_only_reports(tmp_path, monkeypatch):
     assert quick(tmp_path) == 0
     (tmp_path / "result.json").unlink()
@@ -143,8 +150,8 @@ def test_resume_of_a_finished_demo_only_reports(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals between processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_usable_checkpoint(number, tmp_path):
-    command = [sys.executable, "-m", "stackelberg_fused", "train", "--task", "digits"]
-    command += ["--steps", "1000000", "--quick", "--ratios", "3", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "stackelberg_fused", "train", "--quick"]
+    command += ["--steps", "1000000", "--ratios", "3", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         # Its first losses are out, so it is training.
@@ -177,6 +184,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("_no_picture")
 def test_a_new_start_keeps_the_earlier_checkpoint(tmp_path):
     assert quick(tmp_path, "--seed", 1) == 0
     assert quick(tmp_path, "--seed", 2) == 0
@@ -204,6 +212,7 @@ def test_what_cannot_run_is_refused_at_once(options, message, tmp_path, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("_no_picture")
 def test_resume_refuses_other_settings_and_other_files(tmp_path, capsys):
     assert quick(tmp_path) == 0
     assert train(tmp_path, "--resume", "--steps", 7) == 2
@@ -214,7 +223,9 @@ def test_resume_refuses_other_settings_and_other_files(tmp_path, capsys):
     assert "not a checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [("--lr", "0"), ("--ratios", "-1"), ("--steps", "1.5")])
+@pytest.mark.parametrize(
+    "option", [("--lr", "0"), ("--ratios", "-1"), ("--steps", "1.5"), ("--head-scale", "nan")]
+)
 def test_senseless_options_are_refused(option, tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, *option)
@@ -286,10 +297,11 @@ def test_gpt_has_the_parameters_it_should(config):
     assert sum(p.numel() for p in GPT(config).parameters()) == expected
 
 
-def test_gpt_starts_at_the_loss_of_a_guess():
-    trainer = _trainer("language", 0)
-    trainer.evaluate()
-    assert trainer.record["validation"][0][1] == pytest.approx(math.log(256), rel=0.02)
+def test_a_head_of_zeros_starts_at_the_loss_of_a_guess():
+    for task, classes in (("language", 256), ("digits", 10)):
+        trainer = _trainer(task, 1, head_scale=0.0)
+        trainer.evaluate()
+        assert trainer.record["validation"][0][1] == pytest.approx(math.log(classes))
 
 
 def test_gpt_generates_within_its_context():

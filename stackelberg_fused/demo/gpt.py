@@ -68,11 +68,11 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(self._initialise)
-        # Each block adds to the residual stream twice; GPT-2 scales those layers down so that
-        # the stream's variance does not grow with depth.
+        # Each block adds to the residual stream twice: started small, as in GPT-2, these layers
+        # leave the stream to the embeddings until they have learned something.
         for block in self.blocks:
             for layer in (block.attention.proj, block.mlp[-1]):
-                nn.init.normal_(layer.weight, std=(2 * config.layers * config.width) ** -0.5)
+                nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

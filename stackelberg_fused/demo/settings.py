@@ -15,7 +15,7 @@ from typing import Any
 # once the head is fast: 3e-3 with ratio 10 gives 0.100 and with ratio 30 0.093.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "language": {
-        "steps": 1200,
+        "steps": 1000,
         "ratios": (1.0, 3.0, 10.0),
         "lr": 3e-3,
         "body_lr": 3e-3,
@@ -53,6 +53,7 @@ class Settings:
     device: str
     threads: int
     quick: bool
+    head_scale: float = 1.0  # the head's initial weights are multiplied by it
     warmup: float = 0.05  # share of the steps in which the rates rise to their peak
     final: float = 0.1  # share of the peak at which the cosine ends
     evaluations: int = 20  # equally spaced, besides the one before the first step

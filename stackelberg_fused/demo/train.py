@@ -26,9 +26,6 @@ from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
 from .tasks import TASKS
 
-# The models are too small to feed more threads than this.
-MOST_THREADS = 4
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options without a default here: `--resume` has to know which ones were given."""
@@ -38,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ratios", type=_positive(float), nargs="+", metavar="R", help="head/body ratios")
     add("--lr", type=_positive(float), help="peak rate of the control, and of every body")
     add("--body-lr", type=_positive(float), help="peak rate of every body but the control's")
+    add("--head-scale", type=_number, metavar="S", help="start with S times the head (default: 1)")
     add("--seed", type=int, help="of weights and batches (default: 0)")
     add("--out", type=Path, metavar="DIR", help="where the files go (default: runs/TASK)")
     add("--resume", action="store_true", help="go on from DIR/checkpoint.pt, exactly")
     add("--backend", help="of StackelbergAdamW (default: auto)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add("--threads", type=_positive(int), help=f"torch's (default: its own, <= {MOST_THREADS})")
+    add("--threads", type=_positive(int), help="torch's (default: 1; 2 are faster on idle cores)")
     add("--quick", action="store_true", default=None, help="a tiny model and few steps: seconds")
 
 
@@ -75,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _fresh(args: argparse.Namespace, path: Path) -> Demo:
     task = args.task or "language"
     given = _given(args)
-    quick = {"steps": QUICK_STEPS, "threads": 1} if args.quick else {}
+    quick = {"steps": QUICK_STEPS} if args.quick else {}
     if args.lr is not None:
         given.setdefault("body_lr", args.lr)
     settings = Settings(
@@ -84,7 +82,9 @@ def _fresh(args: argparse.Namespace, path: Path) -> Demo:
             "seed": 0,
             "backend": "auto",
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "threads": min(torch.get_num_threads(), MOST_THREADS),
+            # Threads wait for each other in every operator: while another process has one of two
+            # cores, two threads take many times as long as one does.
+            "threads": 1,
             "quick": False,
             **DEFAULTS[task],
             **quick,
@@ -135,7 +135,7 @@ def _announce(demo: Demo, console: Console) -> None:
     console.print(
         f"{demo.task.data['model']}, {size:,} parameters, on {demo.task.data['source']}\n"
         f"{len(demo.runs)} runs from step {first.step_count} to {settings.steps}, "
-        f"seed {settings.seed}, {settings.device}, {settings.threads} threads\n"
+        f"seed {settings.seed}, {settings.device}, threads: {settings.threads}\n"
         "Ctrl-C stops and keeps everything; --resume goes on from there.",
         highlight=False,
     )
@@ -159,6 +159,13 @@ def _report(demo: Demo, out: Path, console: Console) -> None:
     except ImportError:
         console.print("loss.png needs matplotlib: pip install it, then --resume draws the picture.")
     console.print(f"In {out}: {', '.join(files)}", highlight=False)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
+    return value
 
 
 def _positive(kind: type) -> Callable[[str], Any]:

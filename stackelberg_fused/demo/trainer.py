@@ -39,6 +39,9 @@ class Trainer:
         self.validation = [self._to_device(batch) for batch in task.validation]
         torch.manual_seed(settings.seed)
         self.model = task.model().to(self.device)
+        with torch.no_grad():
+            for parameter in self.model.get_submodule(task.head).parameters():
+                parameter.mul_(settings.head_scale)
         self.batches = torch.Generator().manual_seed(settings.seed)
         self.optimizer, described = self._make_optimizer(index)
         schedule = partial(
