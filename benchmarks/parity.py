@@ -10,6 +10,7 @@ import torch
 from .peers import Contestant
 from .workloads import Workload
 
+# stackelberg_fused.parity says the same; the process that times torch alone must not import it.
 # what float32 rounding allows: ulp of max(|p|, |update|), of max(|m|, |g|), of max(v, g^2)
 ULPS = {"p": 8.0, "exp_avg": 2.0, "exp_avg_sq": 2.0}
 # a peer whose states are narrower than float32 still makes the first update to this relative error

@@ -108,7 +108,7 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
         return inside - shared
     listing = "; ".join(" = ".join(names[i]) for i in names if i in shared)
     raise ValueError(
-        f"the head shares weights with other layers ({listing}): one tensor can only have one rate. Untie them, or pass "
+        f"the head shares weights with other layers ({listing}): one tensor can only have one rate. Untie them or pass "
         "tied='head' (the shared weight follows the fast rate) or tied='body' (the slow one)"
     )
 

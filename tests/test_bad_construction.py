@@ -37,7 +37,7 @@ HEAD = "param group 1 \\(head\\)"
 GROUPS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "unknown role": (lambda m: _two(m, role="tail"), ValueError, "param group 1: unknown role 'tail'"),
     "unknown rule": (lambda m: _two(m, rule="lion"), ValueError, f"{HEAD}: unknown rule 'lion'"),
-    "empty head": (lambda m: [{"params": [m["a"]]}, {"params": [], "role": "head"}], ValueError, f"{HEAD}: the head is"),
+    "empty head": (lambda m: [{"params": [m["a"]]}, {"params": [], "role": "head"}], ValueError, f"{HEAD}: the head"),
     "in two groups": (lambda m: [*_two(m), {"params": [m["a"]]}], ValueError, "0 of param group 2 .* in param group 0"),
     "overlap": (lambda m: [m["a"], nn.Parameter(m["a"].detach()[1])], ValueError, "1 .* parameter 0 .*overlap"),
     "overlap between groups": (

@@ -98,11 +98,13 @@ def test_quick_run_writes_everything(task, tmp_path, capsys):
     assert result["verdict"]
 
 
-def test_a_diverged_run_is_reported_not_hidden(tmp_path, capsys):
-    assert train(tmp_path, "--quick", "--lr", 1e-3, "--body-lr", 1e30, "--ratios", 10) == 0
-    assert "No ratio helped" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize("lr", [1e-3, 1e30])
+def test_a_diverged_run_is_reported_not_hidden(lr, tmp_path, capsys):
+    assert train(tmp_path, "--quick", "--lr", lr, "--body-lr", 1e30, "--ratios", 10) == 0
+    assert "No ratio helped: ratio 10" in " ".join(capsys.readouterr().out.split())
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["runs"][1]["validation"][-1]["loss"] is None
+    assert (tmp_path / "loss.png").exists()
 
 
 # --- stopping and going on

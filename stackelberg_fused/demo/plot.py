@@ -46,7 +46,8 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
                 gaps.plot(steps[1:], gap[1:], **_look(index))
         gaps.axhline(0, **_look(0))
         shown = [point[1] for r in records for point in r["validation"][first:]]
-        low, high = min(filter(math.isfinite, shown)), max(filter(math.isfinite, shown))
+        finite = [loss for loss in shown if math.isfinite(loss)] or [0.0, 1.0]
+        low, high = min(finite), max(finite)
         curves.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         curves.set_title("Validation loss", loc="left")
         curves.set_ylabel(loss_unit)

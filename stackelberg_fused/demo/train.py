@@ -145,8 +145,8 @@ def _report(demo: Demo, out: Path, console: Console) -> None:
     """Tables, verdict and a sample on the terminal; result.json and loss.png in `out`."""
     records = demo.records
     print_report(console, records, demo.task.loss_unit)
-    if demo.task.sample:
-        best = min(demo.runs, key=lambda run: final_loss(run.record))
+    best = min(demo.runs, key=lambda run: final_loss(run.record))
+    if demo.task.sample and final_loss(best.record) < math.inf:
         console.rule(f"{best.record['name']} writes help text", align="left")
         console.print(demo.task.sample(best.model), markup=False, highlight=False)
         console.rule()
