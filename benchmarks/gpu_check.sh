@@ -117,9 +117,9 @@ PYTHON
 export -f install sanitizer
 export python work out arch
 if stage install 80 install.txt bash -c install; then
-    stage tests 110 tests.txt "$python" -m pytest -c "$work/source/pyproject.toml" --rootdir "$work/source" \
+    stage tests 150 tests.txt "$python" -m pytest -c "$work/source/pyproject.toml" --rootdir "$work/source" \
         -p no:cacheprovider -m gpu -v --durations=5 "$work/source/tests"
-    stage sanitizer 80 sanitizer.txt bash -c sanitizer
+    stage sanitizer 60 sanitizer.txt bash -c sanitizer
     # the benchmark notes the commit it ran from, and asks git for it
     [ -e "$source/.git" ] && export GIT_DIR=$source/.git GIT_WORK_TREE=$source
     rest=$((limit - SECONDS))

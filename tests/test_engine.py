@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Options, gradient, normal, pair, step
-from checks import all_params, assert_same_bits, assert_same_optimizers
+from checks import Snapshot, all_params, assert_same_bits, assert_same_optimizers
 from torch import nn
 
 import stackelberg_fused as sf
@@ -62,6 +62,23 @@ def test_a_frozen_base_in_another_dtype_needs_no_backend(dtype: torch.dtype) -> 
     trained.grad = torch.ones(4)
     optimizer.step()
     assert optimizer.launches == 1
+
+
+def test_a_frozen_base_in_another_dtype_that_is_trained_after_all() -> None:
+    def build(backend: str) -> Any:
+        base = nn.Parameter(normal(4, 2).double(), requires_grad=False)
+        return ADAM.ours([("base", base), ("w", nn.Parameter(normal(4, 1)))], backend=backend)
+
+    optimizer = build("auto")
+    step(optimizer, seed=1)  # gives the frozen one a gradient too
+    assert optimizer.backend == "reference+cpu"
+    assert [float(optimizer.state[p]["step"]) for p in all_params(optimizer)] == [1, 1]
+
+    refused = build("cpu")
+    before = Snapshot(refused)
+    with pytest.raises(ValueError, match=r"'base' of .*: the cpu backend updates float32"):
+        step(refused, seed=1)
+    before.assert_unchanged()
 
 
 @BACKENDS
