@@ -227,6 +227,7 @@ class Engine:
         for unit in self.units:
             attach_state(unit.table, state, previous)
         self._params = [list(group["params"]) for group in groups]
+        self._has_scalars = any(p.numel() == 1 for p in chain.from_iterable(self._params))
         self._note_state()
         self.watch = watch or RatioWatch()
         self.watch.look(groups)
@@ -257,15 +258,11 @@ class Engine:
 
     def was_edited(self) -> bool:
         """Whether somebody replaced parameters of the groups, or their state, since the last step."""
-        now, known = [group["params"] for group in self.groups], self._params
-        if list(map(len, now)) != list(map(len, known)):
-            return True
-        if not all(map(is_, chain.from_iterable(now), chain.from_iterable(known))):
+        if self._params_were_replaced():
             return True
         try:
-            if (
-                list(self.state.values()) == self._entries
-            ):  # as fast as identity, where nothing was replaced
+            # as fast as identity, where nothing was replaced
+            if list(self.state.values()) == self._entries:
                 return False
         except (RuntimeError, ValueError):  # tensors were compared, so one was replaced
             pass
@@ -273,6 +270,18 @@ class Engine:
             return True
         self._note_state()  # entries that no rule knows
         return False
+
+    def _params_were_replaced(self) -> bool:
+        now, known = [group["params"] for group in self.groups], self._params
+        if not self._has_scalars:
+            try:
+                return now != known  # as fast as identity, where nothing was replaced
+            except RuntimeError:  # tensors were compared, so one was replaced
+                return True
+        # comparing two equal one-element tensors would not tell them apart
+        return list(map(len, now)) != list(map(len, known)) or not all(
+            map(is_, chain.from_iterable(now), chain.from_iterable(known))
+        )
 
     def _note_state(self) -> None:
         self._entries = [dict(e) if isinstance(e, dict) else e for e in self.state.values()]

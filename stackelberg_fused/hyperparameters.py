@@ -126,6 +126,7 @@ class HyperparameterRows:
         self.slot_row = np.zeros(len(slot_group), np.int64)
         used = sorted(set(slot_group.tolist()))
         self._used = used
+        self._place = {index: place for place, index in enumerate(used)}
         self._groups = [groups[index] for index in used]
         self._getters = [_GETTERS[group["rule"]] for group in self._groups]
         self._settings: list[Any] = [None] * len(used)
@@ -134,7 +135,8 @@ class HyperparameterRows:
         self._static = np.zeros(count, ROW)
         self._scalars = np.zeros((5, count))  # lr, beta1, beta2, eps, 1 - dampening
         self._expected = b""
-        self._allocate(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        none = np.zeros(0, np.int64)
+        self._allocate(none, none, none.astype(bool))
 
     def changed_groups(self) -> list[int]:
         """Groups whose settings were edited since they were last accepted."""
@@ -157,18 +159,30 @@ class HyperparameterRows:
     def accept(self, changed: list[int]) -> None:
         """Take over the settings of changed groups, after they were validated."""
         for index in changed:
-            place = self._used.index(index)
-            group = self._groups[place]
-            self._getters[place] = _GETTERS[group["rule"]]
-            self._settings[place] = self._getters[place](group)
+            place = self._place[index]
+            group, known = self._groups[place], self._settings[place]
+            get = self._getters[place] = _GETTERS[group["rule"]]
+            settings = self._settings[place] = get(group)
+            only_rate = known is not None and known[:1] + known[2:] == settings[:1] + settings[2:]
+            if only_rate and index not in self._volatile:
+                self._set_rate(index, group)  # what a scheduler does at every step
+                continue
             (self._volatile.add if is_volatile(group) else self._volatile.discard)(index)
             self._set_static(index, group)
-        self._allocate(self._representative, self._row_step)
-        self._expected = b""
+        self._fill()
 
     def group_rule(self, index: int) -> int:
         """The rule flags of a group."""
         return int(self._static["rule"][index])
+
+    def _set_rate(self, index: int, group: dict[str, Any]) -> None:
+        lr = as_number(group["lr"])
+        self._scalars[0, index] = lr
+        if group["rule"] == "sgd":
+            self._static["step_size"][index] = lr
+        elif group["rule"] == "adamw":
+            decay = 1.0 - lr * as_number(group["weight_decay"])
+            self._static["param_decay"][index] = decay
 
     def _set_static(self, index: int, group: dict[str, Any]) -> None:
         """Everything of a group's row that does not depend on its step count."""
@@ -189,23 +203,30 @@ class HyperparameterRows:
             row["one_minus_beta2"] = 1.0 - beta2
             self._scalars[:, index] = lr, beta1, beta2, as_number(group["eps"]), 1.0
 
-    def _allocate(self, representative: np.ndarray, row_step: np.ndarray) -> None:
-        """One row per representative slot. Everything but the bias corrections is filled here."""
-        self._representative, self._row_step = representative, row_step
-        row_group = self.slot_group[representative]
-        self.rows = self._static[row_group]
+    def _allocate(
+        self, representative: np.ndarray, row_step: np.ndarray, row_ready: np.ndarray
+    ) -> None:
+        """One row per representative slot."""
+        self._representative, self._row_step, self._row_ready = representative, row_step, row_ready
+        self._row_group = self.slot_group[representative]
+        self.rows = np.zeros(len(representative), ROW)
         self.address = self.rows.ctypes.data
+        self._step_size, self._row_eps = self.rows["step_size"], self.rows["eps"]
+        self._fill()
+
+    def _fill(self) -> None:
+        """Everything of the rows but the bias corrections."""
+        self.rows[:] = self._static[self._row_group]
         rules = set(self.rows["rule"].tolist())
         self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
-        self._lr, self._beta1, self._beta2, self._eps, self._one_minus_dampening = self._scalars[
-            :, row_group
-        ]
+        scalars = self._scalars[:, self._row_group]
+        self._lr, self._beta1, self._beta2, self._eps, one_minus_dampening = scalars
+        self.rows["one_minus_dampening"] = np.where(self._row_ready, one_minus_dampening, 1.0)
         self._is_adam = (self.rows["rule"] & Rule.SGD) == 0
         self._betas = list(zip(self._beta1.tolist(), self._beta2.tolist(), strict=True))
         self._adam_rows = np.flatnonzero(self._is_adam)
         self._one_pair = len({self._betas[i] for i in self._adam_rows.tolist()}) == 1
         self._find_shared()
-        self._step_size, self._row_eps = self.rows["step_size"], self.rows["eps"]
 
     def _find_shared(self) -> None:
         """Adam rows that all have the same betas and step count share one pair of powers."""
@@ -244,9 +265,7 @@ class HyperparameterRows:
         key = np.stack([self.slot_group, next_step, momentum_ready.astype(np.int64)])
         _, representative, slot_row = np.unique(key, axis=1, return_index=True, return_inverse=True)
         self.slot_row = slot_row.reshape(-1)
-        self._allocate(representative, next_step[representative])
-        self._row_ready = momentum_ready[representative]
-        self.rows["one_minus_dampening"] = np.where(self._row_ready, self._one_minus_dampening, 1.0)
+        self._allocate(representative, next_step[representative], momentum_ready[representative])
 
     def advance(
         self, step_counts: np.ndarray, momentum_ready: np.ndarray, stepped: np.ndarray | None

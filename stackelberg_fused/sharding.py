@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import sys
+from typing import Any
+
 from torch import Tensor
 
-if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor
-else:  # a torch built without distributed
 
-    class DTensor:  # type: ignore[no-redef]
-        """Stands in where no tensor can be sharded."""
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+def is_sharded(tensor: Any) -> bool:
+    # not imported here: it takes a second, and nothing is a DTensor before somebody else imported it
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_tensor(tensor: Tensor, like: Tensor | None = None, label: str = "") -> Tensor:
@@ -23,7 +20,7 @@ def local_tensor(tensor: Tensor, like: Tensor | None = None, label: str = "") ->
     Raises:
         ValueError: a gradient is laid out over the mesh otherwise than its parameter `like`.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         if like is not None:
             raise TypeError(f"{label}: the parameter is a DTensor, its gradient is not")
         return tensor
@@ -36,8 +33,10 @@ def local_tensor(tensor: Tensor, like: Tensor | None = None, label: str = "") ->
 
 def shard_like(local: Tensor, param: Tensor) -> Tensor:
     """A DTensor around local state, laid out as its parameter; for plain parameters the state itself."""
-    if not isinstance(param, DTensor):
+    if not is_sharded(param):
         return local
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         local,
         param.device_mesh,

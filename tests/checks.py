@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tolerances import Tolerance, ulp
+from tolerances import SEVERAL_STEPS, Tolerance, ulp
 from torch import Tensor
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -57,7 +57,7 @@ def assert_agree(ours: Any, torchs: Any) -> None:
     if ours.backend == "reference":
         assert_same_optimizers(ours, torchs)
     for p, q in zip(all_params(ours), all_params(torchs), strict=True):
-        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, q, **SEVERAL_STEPS)
 
 
 def assert_same_state(actual: dict[str, Any], expected: dict[str, Any], what: str = "") -> None:
@@ -88,6 +88,29 @@ def assert_close(
             f"{tolerance.scale}, first at {i}: {float(a.reshape(-1)[i])!r}, expected "
             f"{float(b.reshape(-1)[i])!r}, off by {float(off.reshape(-1)[i]):.2f} ulp"
         )
+
+
+def compare_gathered(
+    options: Any,
+    params: list[torch.nn.Parameter],
+    steps: Iterable[list[Tensor | None]],
+    backend: Any = "cpu",
+    **more: Any,
+) -> Any:
+    """Step with gradients exactly as given, and contiguous copies of all with contiguous copies of them."""
+    twins = [
+        torch.nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in params
+    ]
+    ours = options.ours(params, backend=backend, **more)
+    contiguous = options.ours(twins, backend="cpu", flatten=False)
+    for grads in steps:
+        for p, q, grad in zip(params, twins, grads, strict=True):
+            p.grad = grad
+            q.grad = None if grad is None else grad.clone(memory_format=torch.contiguous_format)
+        ours.step()
+        contiguous.step()
+    assert_same_optimizers(ours, contiguous)
+    return ours
 
 
 class Snapshot:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from cases import Options, kernel_options, normal
-from tolerances import RMS_VERSUS_TORCH_FUSED
+from tolerances import RMS_VERSUS_TORCH_FUSED, STEP
 from torch import Tensor
+
+from stackelberg_fused.parity import ULP_BOUNDS
 
 SIZE = 20_000
 
@@ -50,6 +52,10 @@ def _run(optimizer: Any, gradients: Any, steps: int) -> dict[str, Tensor]:
 
 def _rms(actual: Tensor, exact: Tensor) -> float:
     return (actual.double() - exact).square().mean().sqrt().item()
+
+
+def test_verify_holds_backends_to_these_tolerances() -> None:
+    assert {name: tolerance.ulps for name, tolerance in STEP.items()} == ULP_BOUNDS
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30])

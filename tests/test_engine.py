@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import Options, gradient, normal, pair, step
 from checks import Snapshot, all_params, assert_same_bits, assert_same_optimizers
+from tolerances import SEVERAL_STEPS
 from torch import nn
 
 import stackelberg_fused as sf
@@ -47,7 +48,7 @@ def test_frozen_parameters_that_show_a_gradient_later(backend: str) -> None:
         False,
     ]
     for p, q in zip(base.parameters(), all_params(torchs), strict=True):
-        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, q, **SEVERAL_STEPS)
         assert optimizer.state[p]["step"] == 1
 
 

@@ -12,6 +12,7 @@ import torch
 from cases import Options, kernel_options
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import FLOAT32_SCALAR, HOST_SCALAR
 
 import stackelberg_fused as sf
 from stackelberg_fused.hyperparameters import (
@@ -68,8 +69,8 @@ def test_integer_power_multiplies_in_the_stated_order() -> None:
 def test_bias_corrections_are_exact_to_float64(beta: float, step: int) -> None:
     exact = 1 - Fraction(beta) ** step if step < 300 else Fraction(1 - beta**step)
     factor, root = bias_corrections(beta, beta, step)
-    assert math.isclose(root, math.sqrt(exact), rel_tol=1e-11)
-    assert math.isclose(factor * math.sqrt(exact), 1.0, rel_tol=1e-11)
+    assert math.isclose(root, math.sqrt(exact), rel_tol=HOST_SCALAR)
+    assert math.isclose(factor * math.sqrt(exact), 1.0, rel_tol=HOST_SCALAR)
 
 
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
@@ -92,9 +93,9 @@ def test_row_of_each_rule(options: Options) -> None:
     assert row["beta2"] == np.float32(beta2)
     assert row["one_minus_beta2"] == np.float32(1 - beta2)  # not 1 - float32(beta2)
     assert row["step_size"] == pytest.approx(
-        lr * bias_correction2**0.5 / bias_correction1, rel=1e-7
+        lr * bias_correction2**0.5 / bias_correction1, rel=FLOAT32_SCALAR
     )
-    assert row["eps"] == pytest.approx(group["eps"] * bias_correction2**0.5, rel=1e-7)
+    assert row["eps"] == pytest.approx(group["eps"] * bias_correction2**0.5, rel=FLOAT32_SCALAR)
 
 
 def test_every_rule_occurs_and_has_its_own_flags() -> None:

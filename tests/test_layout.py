@@ -121,6 +121,17 @@ def test_records_hold_the_addresses_of_what_they_update(rule: str) -> None:
             assert row["step_size"] == np.float32(groups[slot.group]["lr"])
 
 
+def test_state_lies_as_the_parameters_do() -> None:
+    optimizer = sf.StackelbergAdamW(groups_of(sizes_for(7)), backend="cpu", amsgrad=True)
+    set_gradients(optimizer.param_groups, 0)
+    optimizer.step()
+    records = optimizer._engine.units[0].table.records
+    records = records[records["numel"] > 0]
+    assert (np.diff(records["param"]) == -(-records["numel"][:-1] // 64) * 256).all()
+    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        assert (np.diff(records[name]) == np.diff(records["param"])).all()
+
+
 def test_step_counts_are_elements_of_one_tensor() -> None:
     groups = groups_of(sizes_for(7))
     optimizer = sf.StackelbergAdamW(groups, backend="cpu")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import OURS, TORCHS, Options, both, kernel_options, normal, set_gradients, step
 from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
+from tolerances import SEVERAL_STEPS
 from torch import nn
 
 import stackelberg_fused as sf
@@ -110,7 +111,7 @@ def test_closure(backend: str) -> None:
 
         with torch.no_grad():
             losses.append(torch.stack([optimizer.step(closure) for _ in range(5)]).detach())
-    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*losses, **SEVERAL_STEPS)
     assert losses[0][-1] < losses[0][0]
     assert_agree(ours, torchs)
 
@@ -147,7 +148,7 @@ def test_roles(backend: str) -> None:
                 alone[number].step()
         optimizer.step(role=role)
         for p, q in zip(*sides, strict=True):
-            torch.testing.assert_close(p, q)
+            torch.testing.assert_close(p, q, **SEVERAL_STEPS)
     assert [float(optimizer.state[p]["step"]) for p in sides[0]] == [4, 5]
     assert optimizer.launches == (7 if backend == "cpu" else 0)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import OURS, TORCHS, Options, kernel_options, normal, step
 from checks import all_params, assert_same_bits, assert_same_optimizers
+from tolerances import HOST_SCALAR, SEVERAL_STEPS
 from torch import nn
 
 import stackelberg_fused as sf
@@ -72,7 +73,7 @@ def test_torchs_dict_loads_here_and_ours_there(options: Options, backend: str) -
     assert_same_optimizers(ours, back)
     step(ours, back, seed=4)
     for p, q in zip(all_params(ours), all_params(back), strict=True):
-        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, q, **SEVERAL_STEPS)
         if backend == "reference":
             assert_same_bits(p, q)
 
@@ -156,7 +157,7 @@ def test_copies_of_the_optimizer(copied: Any, backend: str) -> None:
         step(twin, seed=seed)
     assert_same_optimizers(twin, ours)
     twin.add_param_group({"params": [("new", nn.Parameter(torch.ones(2)))], "role": "head"})
-    assert twin.param_groups[2]["lr"] == pytest.approx(0.4)
+    assert twin.param_groups[2]["lr"] == pytest.approx(0.4, rel=HOST_SCALAR)
 
 
 def test_model_and_optimizer_copied_together() -> None:
@@ -180,7 +181,7 @@ def test_sgd_from_an_old_torch_dict_with_empty_buffers() -> None:
     for seed in range(3):
         step(ours, torchs, seed=seed)
     for p, q in zip(all_params(ours), all_params(torchs), strict=True):
-        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, q, **SEVERAL_STEPS)
 
 
 @pytest.mark.parametrize("rule", OURS)

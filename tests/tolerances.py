@@ -53,6 +53,15 @@ INTERPRETED_PARAM = Tolerance(
     "as param; and 2 ulp of max(|m|, |g|) in the first moment reach the parameter through the rate per unit of moment",
 )
 
+# A kernel beside torch over several steps: each is within STEP, and the differences add up, in the worst place where a
+# moment is close to zero. Not for finding bugs of rounding (STEP is), but of wrong elements, steps or settings.
+SEVERAL_STEPS = {"rtol": 1e-5, "atol": 1e-5}
+
+# Scalars of a row, and rates held in tensors: rounded to float32, an ulp of which is this at most.
+FLOAT32_SCALAR = 2.0**-23
+# Rates and bias corrections: float64, the same products in another order.
+HOST_SCALAR = 1e-11
+
 # Root-mean-square error against a float64 oracle, relative to torch's fused kernel on the same inputs.
 RMS_VERSUS_TORCH_FUSED = 1.01  # no rounding more than torch makes; 1 % is the sample's own noise
 
