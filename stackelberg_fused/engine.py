@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from .arena import is_dense, move_into_arenas, owns_storage
 from .backends import Backend, Work, resolve_backend
 from .gradients import Gradients, LayoutChanged
-from .groups import RatioWatch, check_settings, param_label
+from .groups import RatioWatch, check_rate, check_settings, param_label
 from .hyperparameters import Rule
 from .layout import Slot, Span, Table
 from .sharding import is_sharded, local_tensor
@@ -32,6 +32,7 @@ class _Pending:
     """What was read and checked of one table before anything is modified."""
 
     changed_groups: list[int]
+    changed_rates: list[int]
     span: Span
     grads: list[Tensor | None]
 
@@ -91,19 +92,23 @@ class LaunchUnit:
     def prepare(self, role: str | None) -> _Pending:
         """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
         table = self.table
-        changed = table.rows.changed_groups()
+        changed, rates = table.rows.changed_groups()
+        for index in rates:
+            check_rate(table.groups[index], index)
         for index in changed:
             check_settings(table.groups[index], index)
             if table.groups[index]["role"] != self._roles[index]:
                 raise LayoutChanged(f"param group {index} changed its role")
         span = table.spans[role]
-        return _Pending(changed, span, self.gradients.gather(span))
+        return _Pending(changed, rates, span, self.gradients.gather(span))
 
     def launch(self, pending: _Pending) -> int:
         """Update the parameters of a span that have gradients; returns the launches made."""
         table, span = self.table, pending.span
         if pending.changed_groups:
-            self._accept(pending.changed_groups)
+            self._accept(pending.changed_groups, pending.changed_rates)
+        elif pending.changed_rates:
+            table.rows.accept([], pending.changed_rates)
         active = self._active.get(span)
         if active is None or active.version != self.gradients.active_version:
             active = self._activate(span)
@@ -159,10 +164,10 @@ class LaunchUnit:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
             increment_version(active.params)
 
-    def _accept(self, changed: list[int]) -> None:
+    def _accept(self, changed: list[int], rates: list[int]) -> None:
         table = self.table
         before = {index: table.rows.group_rule(index) for index in changed}
-        table.rows.accept(changed)
+        table.rows.accept(changed, rates)
         flipped = [index for index in changed if table.rows.group_rule(index) != before[index]]
         if not flipped and self._has_state.any():
             return
@@ -250,7 +255,7 @@ class Engine:
         launches = 0
         for unit, work in zip(self.units, pending, strict=True):
             launches += unit.launch(work)
-        if any(work.changed_groups for work in pending):
+        if any(work.changed_groups or work.changed_rates for work in pending):
             self.watch.look(self.groups)
         if any(unit.has_new_state for unit in self.units):
             self._note_state()

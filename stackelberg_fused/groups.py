@@ -80,6 +80,16 @@ def _at_least_zero(label: str, name: str, value: Any) -> float:
     return number
 
 
+def check_rate(group: dict[str, Any], index: int) -> None:
+    """Raise ValueError or TypeError, naming the group, for a rate that no rule accepts."""
+    lr = group["lr"]
+    if type(lr) is not float or not 0.0 <= lr < math.inf:
+        _at_least_zero(group_label(index, group), "lr", lr)
+    if group.get("capturable"):
+        label = group_label(index, group)
+        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
+
+
 def check_settings(group: dict[str, Any], index: int) -> None:
     """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
     label = group_label(index, group)
@@ -90,7 +100,7 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     missing = [name for name in SETTINGS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
-    _at_least_zero(label, "lr", group["lr"])
+    check_rate(group, index)
     _at_least_zero(label, "weight_decay", group["weight_decay"])
     if group["rule"] == "sgd":
         momentum = _at_least_zero(label, "momentum", group["momentum"])
@@ -109,8 +119,6 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     for position, beta in enumerate(betas):
         if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
             raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
-    if group.get("capturable"):
-        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
 
 
 def check_ratio(value: Any) -> float:

@@ -48,14 +48,14 @@ _SCALARS = (
 )
 ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))])
 
-_ADAM_SETTINGS = ("lr", "weight_decay", "maximize", "betas", "eps", "amsgrad")
-_SGD_SETTINGS = ("lr", "weight_decay", "maximize", "momentum", "dampening", "nesterov")
+_ADAM_SETTINGS = ("weight_decay", "maximize", "betas", "eps", "amsgrad", "lr")
+_SGD_SETTINGS = ("weight_decay", "maximize", "momentum", "dampening", "nesterov", "lr")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "adam": _ADAM_SETTINGS,
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
-# everything of a group that its rows depend on, cheap enough to read and compare at every step
+# everything of a group that its rows depend on, cheap enough to read and compare at every step; the rate comes last
 _GETTERS = {rule: itemgetter("rule", "role", *names) for rule, names in SETTINGS.items()}
 
 
@@ -134,74 +134,71 @@ class HyperparameterRows:
         count = len(groups)
         self._static = np.zeros(count, ROW)
         self._scalars = np.zeros((5, count))  # lr, beta1, beta2, eps, 1 - dampening
+        self._weight_decay = np.zeros(count)
+        self._is_sgd, self._is_decoupled = np.zeros(count, bool), np.zeros(count, bool)
         self._expected = b""
         none = np.zeros(0, np.int64)
         self._allocate(none, none, none.astype(bool))
 
-    def changed_groups(self) -> list[int]:
-        """Groups whose settings were edited since they were last accepted."""
+    def changed_groups(self) -> tuple[list[int], list[int]]:
+        """Groups whose settings were edited since they were last accepted, and those where only the rate was."""
         try:
-            changed = [
-                index
+            edited = [
+                (index, get(group), known)
                 for index, get, group, known in zip(
                     self._used, self._getters, self._groups, self._settings, strict=True
                 )
                 if get(group) != known
             ]
-        except (
-            KeyError,
-            RuntimeError,
-            ValueError,
-        ):  # a setting is gone, or has several elements: the check says where
-            changed = self._used
-        return changed if not self._volatile else sorted({*changed, *self._volatile})
+            rates = [i for i, now, known in edited if known is not None and now[:-1] == known[:-1]]
+        except (KeyError, RuntimeError, ValueError):
+            return (
+                self._used,
+                [],
+            )  # a setting is gone, or has several elements: the check says where
+        changed = {index for index, _, _ in edited}.difference(rates) | self._volatile
+        return sorted(changed), rates
 
-    def accept(self, changed: list[int]) -> None:
-        """Take over the settings of changed groups, after they were validated."""
+    def accept(self, changed: list[int], rates: list[int]) -> None:
+        """Take over the settings of changed groups, after they were validated; of `rates` only the rate."""
         for index in changed:
             place = self._place[index]
-            group, known = self._groups[place], self._settings[place]
-            get = self._getters[place] = _GETTERS[group["rule"]]
-            settings = self._settings[place] = get(group)
-            only_rate = known is not None and known[:1] + known[2:] == settings[:1] + settings[2:]
-            if only_rate and index not in self._volatile:
-                self._set_rate(index, group)  # what a scheduler does at every step
-                continue
+            group = self._groups[place]
+            self._getters[place] = _GETTERS[group["rule"]]
             (self._volatile.add if is_volatile(group) else self._volatile.discard)(index)
             self._set_static(index, group)
+        for index in (*changed, *rates):
+            place = self._place[index]
+            self._settings[place] = settings = self._getters[place](self._groups[place])
+            self._scalars[0, index] = as_number(settings[-1])
+        lr, static = self._scalars[0], self._static
+        np.copyto(static["step_size"], lr, where=self._is_sgd, casting="same_kind")
+        decay = 1.0 - lr * self._weight_decay
+        np.copyto(static["param_decay"], decay, where=self._is_decoupled, casting="same_kind")
         self._fill()
 
     def group_rule(self, index: int) -> int:
         """The rule flags of a group."""
         return int(self._static["rule"][index])
 
-    def _set_rate(self, index: int, group: dict[str, Any]) -> None:
-        lr = as_number(group["lr"])
-        self._scalars[0, index] = lr
-        if group["rule"] == "sgd":
-            self._static["step_size"][index] = lr
-        elif group["rule"] == "adamw":
-            decay = 1.0 - lr * as_number(group["weight_decay"])
-            self._static["param_decay"][index] = decay
-
     def _set_static(self, index: int, group: dict[str, Any]) -> None:
-        """Everything of a group's row that does not depend on its step count."""
-        lr, weight_decay = as_number(group["lr"]), as_number(group["weight_decay"])
+        """What a group's row keeps while only its rate and step count change."""
         row = self._static[index]
         row["rule"] = int(rule_of(group))
         row["grad_sign"] = -1.0 if group["maximize"] else 1.0
-        row["weight_decay"] = weight_decay
-        row["param_decay"] = 1.0 - lr * weight_decay if group["rule"] == "adamw" else 1.0
+        row["weight_decay"] = self._weight_decay[index] = as_number(group["weight_decay"])
+        row["param_decay"] = 1.0
+        self._is_sgd[index] = group["rule"] == "sgd"
+        self._is_decoupled[index] = group["rule"] == "adamw"
         if group["rule"] == "sgd":
-            row["step_size"] = lr
             row["momentum"] = as_number(group["momentum"])
-            self._scalars[:, index] = lr, 0.0, 0.0, 0.0, 1.0 - as_number(group["dampening"])
+            self._scalars[1:, index] = 0.0, 0.0, 0.0, 1.0 - as_number(group["dampening"])
         else:
             beta1, beta2 = map(as_number, group["betas"])
             row["lerp_weight"] = 1.0 - beta1 if beta1 > 0.5 else -beta1
             row["beta2"] = beta2
             row["one_minus_beta2"] = 1.0 - beta2
-            self._scalars[:, index] = lr, beta1, beta2, as_number(group["eps"]), 1.0
+            self._scalars[1:, index] = beta1, beta2, as_number(group["eps"]), 1.0
 
     def _allocate(
         self, representative: np.ndarray, row_step: np.ndarray, row_ready: np.ndarray

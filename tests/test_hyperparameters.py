@@ -37,7 +37,7 @@ def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
 
 def _rows(groups: list[dict[str, Any]], slot_group: list[int]) -> HyperparameterRows:
     rows = HyperparameterRows(groups, np.array(slot_group, np.int64))
-    rows.accept(rows.changed_groups())
+    rows.accept(*rows.changed_groups())
     return rows
 
 
@@ -90,6 +90,8 @@ def test_row_of_each_rule(options: Options) -> None:
     beta1, beta2 = group["betas"]
     bias_correction1, bias_correction2 = 1 - beta1**5, 1 - beta2**5
     assert row["param_decay"] == np.float32(1 - lr * decay if options.rule == "adamw" else 1)
+    # from the nearer end: beta1 = 0 takes the gradient itself
+    assert row["lerp_weight"] == np.float32(1 - beta1 if beta1 > 0.5 else -beta1)
     assert row["beta2"] == np.float32(beta2)
     assert row["one_minus_beta2"] == np.float32(1 - beta2)  # not 1 - float32(beta2)
     assert row["step_size"] == pytest.approx(
@@ -189,16 +191,30 @@ def test_edits_are_noticed(edit: Any) -> None:
     groups = _groups(Options("adam"), Options("adam"))
     groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
     rows = _rows(groups, [0, 1])
-    assert rows.changed_groups() in (
-        [],
-        [1],
-    )  # in place edits cannot be told from none, so 1 is always looked at
+    # in place edits cannot be told from none, so 1 is always looked at
+    assert rows.changed_groups() in (([], []), ([1], []))
     edit(groups[1])
-    assert rows.changed_groups() == [1]
+    assert [1] in rows.changed_groups()
+
+
+def test_an_edited_rate_is_told_from_other_edits() -> None:
+    groups = _groups(Options("adamw"), Options("adamw"), Options("sgd"))
+    rows = _rows(groups, [0, 1, 2])
+    groups[0]["lr"], groups[2]["lr"] = 0.5, 0.25
+    groups[1].update(lr=0.5, eps=1e-3)
+    assert rows.changed_groups() == ([1], [0, 2])
+    rows.accept(*rows.changed_groups())
+    assert rows.changed_groups() == ([], [])
+    assert _values(rows, groups) == _values(_rows(groups, [0, 1, 2]), groups)
+
+
+def _values(rows: HyperparameterRows, groups: list[dict[str, Any]]) -> bytes:
+    rows.update(np.zeros(len(groups), np.float32), np.ones(len(groups), bool))
+    return rows.rows[rows.slot_row].tobytes()
 
 
 def test_several_elements_where_one_belongs_are_left_to_the_check() -> None:
     groups = _groups(Options("adam"), Options("adam"))
     rows = _rows(groups, [0, 1])
     groups[1]["lr"] = torch.tensor([0.1, 0.2])
-    assert 1 in rows.changed_groups()
+    assert 1 in rows.changed_groups()[0]
