@@ -82,6 +82,23 @@ def test_settings_edited_between_steps(name: str, backend: str) -> None:
     assert_agree(ours, torchs)
 
 
+@BACKENDS
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_a_setting_that_becomes_a_tensor_and_is_filled_in_place(setting: str, backend: str) -> None:
+    ours, torchs = both(Options("sgd", {"lr": 0.1, "weight_decay": 0.1}), backend, num_groups=2)
+    for seed in range(6):
+        for optimizer in (ours, torchs):
+            group = optimizer.param_groups[1]
+            if seed == 2:
+                group[setting] = torch.tensor(0.2)
+            elif seed == 4:
+                group[setting].fill_(0.4)
+            elif seed == 5:
+                group[setting] = 0.05
+        step(ours, torchs, seed=seed)
+    assert_agree(ours, torchs)
+
+
 def test_amsgrad_switched_on_starts_from_zero() -> None:
     """torch raises a KeyError; a maximum that starts here is what it means."""
     (ours, _), (fresh, _) = (
