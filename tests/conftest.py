@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-LARGE_GIB = 12
+LARGE_GIB = 12  # the largest takes 9
 
 # one example may build several optimizers; what it takes depends on the machine, not on the example
 hypothesis.settings.register_profile(

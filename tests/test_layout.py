@@ -71,9 +71,10 @@ def test_head_comes_last_whatever_the_order_of_groups(order: tuple[str, ...]) ->
 
 @pytest.mark.large
 def test_more_than_32_bits_of_elements() -> None:
-    """Pages that are only read cost no memory: the gradient is free, but for its end."""
+    """NumPy's zeros, unlike torch's, take no memory until they are written: the gradient is free."""
     size = 2**31 + 17
-    param, grad = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
+    value, grad = (torch.from_numpy(np.zeros(size, np.float32)) for _ in range(2))
+    param = torch.nn.Parameter(value)
     grad[0] = grad[2**31 - 1] = grad[-1] = 1.0
     optimizer = sf.StackelbergSGD([param], lr=1.0, backend="cpu", flatten=False)
     param.grad = grad
