@@ -165,13 +165,14 @@ class HyperparameterRows:
             place = self._place[index]
             group = self._groups[place]
             self._getters[place] = _GETTERS[group["rule"]]
+            (self._volatile.add if is_volatile(group) else self._volatile.discard)(index)
             self._set_static(index, group)
         for index in (*changed, *rates):
             place = self._place[index]
-            group = self._groups[place]
-            self._settings[place] = settings = self._getters[place](group)
+            self._settings[place] = settings = self._getters[place](self._groups[place])
             self._scalars[0, index] = as_number(settings[-1])
-            (self._volatile.add if is_volatile(group) else self._volatile.discard)(index)
+            if isinstance(settings[-1], Tensor):
+                self._volatile.add(index)
         lr, static = self._scalars[0], self._static
         np.copyto(static["step_size"], lr, where=self._is_sgd, casting="same_kind")
         decay = 1.0 - lr * self._weight_decay
