@@ -5,36 +5,23 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 from operator import is_
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from .arena import is_dense, move_into_arenas, owns_storage
-from .backends import Backend, Work, resolve_backend
-from .gradients import Gradients, LayoutChanged
-from .groups import RatioWatch, check_rate, check_settings, param_label
-from .hyperparameters import Rule
-from .layout import Slot, Span, Table
+from .backends import Backend, resolve_backend
+from .gradients import LayoutChanged
+from .groups import RatioWatch, param_label
+from .launch_unit import LaunchUnit
+from .layout import Slot
 from .sharding import is_sharded, local_tensor
-from .state import allocate_state, attach_state, is_attached
+from .state import attach_state, is_attached
 
 log = logging.getLogger("stackelberg_fused")
-
-
-@dataclass(slots=True)
-class _Pending:
-    """What was read and checked of one table before anything is modified."""
-
-    changed_groups: list[int]
-    changed_rates: list[int]
-    span: Span
-    grads: list[Tensor | None]
 
 
 def collect_slots(
@@ -57,130 +44,6 @@ def collect_slots(
                 )
                 slots[local.device, local.dtype].append(slot)
     return slots
-
-
-@dataclass(slots=True)
-class _Active:
-    """Which slots of a span have gradients, kept while that does not change."""
-
-    version: int
-    mask: np.ndarray
-    params: list[Tensor]
-    everyone: bool
-
-
-class LaunchUnit:
-    """One table with the backend that updates it and the gradients that feed it."""
-
-    def __init__(
-        self,
-        slots: list[Slot],
-        groups: list[dict[str, Any]],
-        backend: Backend,
-        state: Mapping[Tensor, dict],
-    ) -> None:
-        self.table = table = Table(slots, groups)
-        self.backend = backend
-        self.state = state
-        self.gradients = Gradients(table, backend.reads_memory)
-        self._params = [slot.param for slot in slots]
-        self._has_state = np.zeros(len(slots), bool)
-        self._active: dict[Span, _Active] = {}
-        self._roles = {slot.group: slot.role for slot in slots}
-        self.has_new_state = False
-
-    def prepare(self, role: str | None) -> _Pending:
-        """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
-        table = self.table
-        changed, rates = table.rows.changed_groups()
-        for index in rates:
-            check_rate(table.groups[index], index)
-        for index in changed:
-            check_settings(table.groups[index], index)
-            if table.groups[index]["role"] != self._roles[index]:
-                raise LayoutChanged(f"param group {index} changed its role")
-        span = table.spans[role]
-        return _Pending(changed, rates, span, self.gradients.gather(span))
-
-    def launch(self, pending: _Pending) -> int:
-        """Update the parameters of a span that have gradients; returns the launches made."""
-        table, span = self.table, pending.span
-        if pending.changed_groups:
-            self._accept(pending.changed_groups, pending.changed_rates)
-        elif pending.changed_rates:
-            table.rows.accept([], pending.changed_rates)
-        active = self._active.get(span)
-        if active is None or active.version != self.gradients.active_version:
-            active = self._activate(span)
-        if not active.params:
-            return 0
-        if table.rows.update(table.step_counts, table.momentum_ready):
-            table.records["row"] = table.rows.slot_row
-            table.version += 1
-        staged = self.gradients.stage(pending.grads, span)
-        launches = 0
-        if span.last_tile > span.first_tile:
-            launches = self.backend.step(
-                Work(table, span, pending.grads, table.rows.rule, self.state)
-            )
-        for param, copy in staged:
-            with torch.no_grad():
-                param.copy_(copy)
-        self._commit(span, active)
-        return launches
-
-    def _activate(self, span: Span) -> _Active:
-        """Note which slots step, and allocate the state that any of them lacks."""
-        mask = np.zeros(len(self._params), bool)
-        here = slice(span.first_slot, span.last_slot)
-        mask[here] = self.gradients.active[here]
-        indices = np.flatnonzero(mask).tolist()
-        missing = [i for i in indices if not self._has_state[i]]
-        if missing:
-            allocate_state(self.table, missing, self.state)
-            self.has_new_state = True
-            self._has_state[missing] = True
-        active = _Active(
-            self.gradients.active_version,
-            mask,
-            [self._params[i] for i in indices],
-            bool(mask.all()),
-        )
-        self._active[span] = active
-        return active
-
-    def _commit(self, span: Span, active: _Active) -> None:
-        table = self.table
-        if active.everyone:
-            table.step_counts += 1
-            table.momentum_ready.fill(True)
-        else:
-            table.step_counts[active.mask] += 1
-            table.momentum_ready[active.mask] = True
-        table.rows.advance(
-            table.step_counts, table.momentum_ready, None if active.everyone else active.mask
-        )
-        if self.backend.reads_memory:
-            # a raw write is invisible to autograd: a backward through a changed parameter has to raise
-            increment_version(active.params)
-
-    def _accept(self, changed: list[int], rates: list[int]) -> None:
-        table = self.table
-        before = {index: table.rows.group_rule(index) for index in changed}
-        table.rows.accept(changed, rates)
-        flipped = [index for index in changed if table.rows.group_rule(index) != before[index]]
-        if not flipped and self._has_state.any():
-            return
-        # a rule may need state now that it did not need before
-        self._active.clear()
-        affected = np.isin(table.rows.slot_group, changed)
-        self._has_state[affected] = False
-        for i in np.flatnonzero(affected).tolist():
-            rule = table.rows.group_rule(table.slots[i].group)
-            entry = self.state.get(table.slots[i].param) or {}
-            table.momentum_ready[i] = (
-                not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
-            )
 
 
 def _is_trained(slot: Slot) -> bool:
@@ -250,7 +113,7 @@ class Engine:
         if any(param.grad is not None for param in self._frozen):
             raise LayoutChanged("a parameter that was frozen has a gradient")
         pending = [unit.prepare(role) for unit in self.units]
-        if self.unplaced and self._place_late(pending):
+        if self.unplaced and self._place_late():
             pending = [unit.prepare(role) for unit in self.units]
         launches = 0
         for unit, work in zip(self.units, pending, strict=True):
@@ -293,18 +156,9 @@ class Engine:
         for unit in self.units:
             unit.has_new_state = False
 
-    def _place_late(self, pending: list[_Pending]) -> bool:
+    def _place_late(self) -> bool:
         """Move parameters that were frozen at construction and now have a gradient. Returns whether any moved."""
-        late = [
-            slot
-            for unit, work in zip(self.units, pending, strict=True)
-            for slot, grad in zip(
-                unit.table.slots[work.span.first_slot : work.span.last_slot],
-                work.grads,
-                strict=True,
-            )
-            if grad is not None and id(slot.param) in self.unplaced
-        ]
+        late = [slot for slot in self.unplaced.values() if slot.param.grad is not None]
         for slot in late:
             del self.unplaced[id(slot.param)]
         by_kind: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)

@@ -1,23 +1,16 @@
-"""Gathered gradients: each is read where autograd left it, so the table only needs its address.
-
-This is the part of a step whose cost grows with the number of parameters, hence the list comprehensions: nothing here
-may cost more than a few attribute reads for a gradient that is the same object at the same address as last time.
-Objects are remembered weakly: a strong reference would keep the old gradients alive through the next backward.
-"""
+"""Gathered gradients: each is read where autograd left it, so the table only needs its address."""
 
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Callable
-from itertools import repeat
-from operator import is_
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import Slot, Span, Table
+from .layout import Span, Table
+from .reader import make_reader, same_layout
 from .sharding import is_sharded, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
@@ -27,111 +20,115 @@ class LayoutChanged(Exception):
     """The table has to be built again: a parameter was rebound to memory of another kind, or a group changed sides."""
 
 
-def _no_gradient() -> None:
-    return None
+@dataclass(slots=True)
+class Gathered:
+    """What one step keeps alive until its launch.
 
+    Attributes:
+        copies: gradients that had to be copied into their parameter's layout.
+        write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
+    """
 
-def _normal_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides that matter: those of dimensions with more than one element."""
-    return tuple(s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+    copies: list[Tensor] = field(default_factory=list)
+    write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class Gradients:
-    """The gradients of one table: checks, addresses, and the copies that odd layouts need."""
+    """The gradients of one table: checks, addresses, and the copies that odd layouts need.
+
+    Attributes:
+        active: bool array [n]: slots that have a gradient.
+        active_version: counts changes of `active`.
+    """
 
     def __init__(self, table: Table, reads_memory: bool) -> None:
         self._table = table
         self._reads_memory = reads_memory
         slots = table.slots
-        self._params = [slot.param for slot in slots]
-        self._locals = [slot.local for slot in slots]
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
-        self._refs: list[Callable[[], Tensor | None]] = [_no_gradient] * len(slots)
-        self._addresses = [0] * len(slots)
-        self._param_addresses = [0] * len(slots)
-        self._sharded = [i for i, slot in enumerate(slots) if is_sharded(slot.param)]
-        self._strided: set[int] = set()  # gradients whose strides differ from their parameter's
-        self._sparse_memory = [i for i, slot in enumerate(slots) if not slot.dense]
-        self._pointers = [slot.local.data_ptr for slot in slots]
-        self._fits = [
-            (stride, shape, table.dtype, table.device)
-            for stride, shape in zip(self._strides, self._shapes, strict=True)
-        ]
-        self._absent = [True] * len(slots)
-        self.active = np.zeros(
-            len(slots), bool
-        )  # slots that have a gradient: the opposite, as an array
-        self.active_version = 0  # counts changes of `active`
+        self._copied: set[int] = set()  # slots whose copy was logged
+        self._sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
+        self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
+        self.active = np.zeros(len(slots), bool)
+        self.active_version = 0
+        self._reader = make_reader(
+            [slot.param for slot in slots],
+            [slot.local for slot in slots],
+            table.records,
+            self.active,
+        )
 
-    def gather(self, span: Span) -> list[Tensor | None]:
-        """The gradients of the slots in a span, in the parameters' layout; their addresses go to the records.
+    def gather(self, span: Span) -> Gathered:
+        """Bring the records of a span up to date; every gradient's address is written.
 
         Raises:
             ValueError, TypeError, RuntimeError: a gradient or a rebound parameter does not fit; names the parameter.
             LayoutChanged: a parameter was rebound to memory with other strides.
         """
-        first, last = span.first_slot, span.last_slot
-        self._follow_parameters(first, last)
-        grads = [p.grad for p in self._params[first:last]]
-        if self._sharded:
-            self._unwrap(grads, first, last)
-        seen = [ref() for ref in self._refs[first:last]]
-        if not all(map(is_, grads, seen)):
-            self._meet(grads, seen, first)
-        absent = list(map(is_, grads, repeat(None)))
-        if absent != self._absent[first:last]:
-            self._absent[first:last] = absent
-            self.active[first:last] = np.logical_not(absent)
-            self.active_version += 1
-        if self._reads_memory:
-            self._address(grads, seen, first, last)
-        return grads
-
-    def _meet(self, grads: list[Tensor | None], seen: list[Tensor | None], first: int) -> None:
-        """Check gradients that are new objects, and remember them."""
-        new = [
-            (i, g)
-            for i, (g, s) in enumerate(zip(grads, seen, strict=True), first)
-            if g is not s and g is not None
-        ]
-        fits = self._fits
-        try:
-            odd = [(i, g) for i, g in new if (g.stride(), g.shape, g.dtype, g.device) != fits[i]]
-        except RuntimeError:  # sparse tensors have no strides
-            odd = new
-        for i, grad in odd:
+        self._check_shards(span)
+        moved, odd, changed, switched = self._reader.read(span.first_slot, span.last_slot)
+        self.active_version += switched
+        self._table.version += changed
+        gathered = Gathered()
+        for i in moved:
+            self._follow(i)
+        for i in odd:
+            grad = self.gradient(i)
             self._check(i, grad)
-        if self._strided:
-            self._strided.difference_update({i for i, _ in new} - {i for i, _ in odd})
-        refs, ref = self._refs, weakref.ref
-        for i, grad in new:
-            refs[i] = ref(grad)
+            if self._reads_memory and self._table.slots[i].dense:
+                if self._needs_copy(i, grad):
+                    grad = self._in_parameter_layout(i, grad)
+                    gathered.copies.append(grad)
+                self._write("grad", i, grad)
+        return gathered
 
-    def _address(
-        self, grads: list[Tensor | None], seen: list[Tensor | None], first: int, last: int
-    ) -> None:
-        addresses = [0 if g is None else g.data_ptr() for g in grads]
-        known = self._addresses[first:last]
-        if addresses != known:
-            for i, (now, before, g, s) in enumerate(
-                zip(addresses, known, grads, seen, strict=True), first
-            ):
-                if now != before and g is s and g is not None:
-                    self._check(i, g)  # the same object, rebound through .data
-            self._write(addresses, first, last)
-        if self._strided:
-            for i in self._strided:
-                grad = grads[i - first] if first <= i < last else None
-                if grad is not None:
-                    grads[i - first] = self._in_parameter_layout(i, grad)
-            self._write([0 if g is None else g.data_ptr() for g in grads], first, last)
+    def gradient(self, i: int) -> Tensor | None:
+        """The gradient of a slot, or its local shard; checked as far as shards go."""
+        param = self._table.slots[i].param
+        grad = param.grad
+        if grad is None or not is_sharded(param):
+            return grad
+        return local_tensor(grad, like=param, label=self._label(i))
 
-    def _write(self, addresses: list[int], first: int, last: int) -> None:
-        if addresses != self._addresses[first:last]:
-            self._addresses[first:last] = addresses
-            self._table.records["grad"][first:last] = addresses
+    def stage(self, gathered: Gathered, span: Span) -> None:
+        """Put dense copies in the place of parameters whose memory has gaps."""
+        if not self._reads_memory:
+            return
+        for i in self._gapped:
+            if not (span.first_slot <= i < span.last_slot and self.active[i]):
+                continue
+            local = self._table.slots[i].local
+            with torch.no_grad():
+                copy = local.contiguous()
+                grad = self.gradient(i).resolve_neg().contiguous()
+            gathered.copies.append(grad)
+            gathered.write_back.append((local, copy))
+            self._write("param", i, copy)
+            self._write("grad", i, grad)
+
+    def _write(self, name: str, i: int, tensor: Tensor) -> None:
+        addresses, address = self._table.records[name], tensor.data_ptr()
+        if addresses[i] != address:
+            addresses[i] = address
             self._table.version += 1
+
+    def _label(self, i: int) -> str:
+        return self._table.slots[i].name
+
+    def _needs_copy(self, i: int, grad: Tensor) -> bool:
+        if not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i]):
+            return False
+        if i not in self._copied:
+            self._copied.add(i)
+            log.info(
+                "%s: its gradient's strides %s differ from the parameter's %s; it is copied into the "
+                "parameter's layout before each step",
+                self._label(i),
+                tuple(grad.stride()),
+                tuple(self._strides[i]),
+            )
+        return True
 
     def _in_parameter_layout(self, i: int, grad: Tensor) -> Tensor:
         with torch.no_grad():
@@ -140,36 +137,8 @@ class Gradients:
             )
             return copy.copy_(grad)
 
-    def _unwrap(self, grads: list[Tensor | None], first: int, last: int) -> None:
-        for i in self._sharded:
-            grad = grads[i - first] if first <= i < last else None
-            if grad is not None:
-                grads[i - first] = local_tensor(grad, like=self._params[i], label=self._label(i))
-
-    def _label(self, i: int) -> str:
-        return self._table.slots[i].name
-
     def _check(self, i: int, grad: Tensor) -> None:
-        """Accept a gradient whose layout is not the parameter's to the letter, or raise and name its parameter."""
-        slot = self._table.slots[i]
-        self._check_rebound(slot, i)  # in place: the address did not tell
-        self._refuse(i, grad)
-        if not grad.is_neg() and _normal_strides(grad) == tuple(
-            s for n, s in zip(self._shapes[i], self._strides[i], strict=True) if n > 1
-        ):
-            self._strided.discard(i)
-            return
-        if self._reads_memory and i not in self._strided:
-            self._strided.add(i)
-            log.info(
-                "%s: its gradient's strides %s differ from the parameter's %s; it is copied into the "
-                "parameter's layout before each step",
-                slot.name,
-                tuple(grad.stride()),
-                tuple(self._strides[i]),
-            )
-
-    def _refuse(self, i: int, grad: Tensor) -> None:
+        """Raise, naming the parameter, for a gradient that no copy makes fit."""
         table, label = self._table, self._label(i)
         if grad.layout is not torch.strided:
             raise RuntimeError(f"{label}: sparse gradients ({grad.layout}) are not supported")
@@ -188,21 +157,16 @@ class Gradients:
                 f"{label}: gradient has shape {tuple(grad.shape)}, the parameter {tuple(self._shapes[i])}"
             )
 
-    def _follow_parameters(self, first: int, last: int) -> None:
-        """Notice parameters whose `.data` was rebound, and update the records."""
-        addresses = [pointer() for pointer in self._pointers[first:last]]
-        known = self._param_addresses[first:last]
-        if addresses == known:
-            return
-        for i, (now, before) in enumerate(zip(addresses, known, strict=True), first):
-            if now != before:
-                self._check_rebound(self._table.slots[i], i)
-        self._param_addresses[first:last] = addresses
-        self._table.records["param"][first:last] = addresses
-        self._table.version += 1
+    def _check_shards(self, span: Span) -> None:
+        for i in self._sharded:
+            slot = self._table.slots[i]
+            if span.first_slot <= i < span.last_slot and local_tensor(slot.param) is not slot.local:
+                raise LayoutChanged(slot.name)
 
-    def _check_rebound(self, slot: Slot, i: int) -> None:
-        local, table = slot.local, self._table
+    def _follow(self, i: int) -> None:
+        """Accept a parameter whose `.data` was rebound to memory like the old, or raise."""
+        slot, table = self._table.slots[i], self._table
+        local = slot.local
         for what, now, before in (
             ("dtype", local.dtype, table.dtype),
             ("device", local.device, table.device),
@@ -214,23 +178,6 @@ class Gradients:
                 raise RuntimeError(
                     f"{slot.name}: its {what} was {before} when it was given to the optimizer and is now {now}"
                 )
-        if local.stride() != self._strides[i]:
+        if not same_layout(local, self._shapes[i], self._strides[i]):
             raise LayoutChanged(slot.name)
-
-    def stage(self, grads: list[Tensor | None], span: Span) -> list[tuple[Tensor, Tensor]]:
-        """Dense copies of the parameters whose memory has gaps: pairs (parameter, copy) to copy back afterwards."""
-        staged = []
-        if self._reads_memory:
-            for i in self._sparse_memory:
-                if span.first_slot <= i < span.last_slot and grads[i - span.first_slot] is not None:
-                    local = self._locals[i]
-                    with torch.no_grad():
-                        copy = local.contiguous()
-                        grad = grads[i - span.first_slot].contiguous()
-                    grads[i - span.first_slot] = grad
-                    self._table.records["param"][i] = copy.data_ptr()
-                    self._table.records["grad"][i] = grad.data_ptr()
-                    self._addresses[i] = self._param_addresses[i] = 0
-                    self._table.version += 1
-                    staged.append((local, copy))
-        return staged
+        self._write("param", i, local)

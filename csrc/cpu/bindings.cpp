@@ -7,6 +7,7 @@
 #include "bindings_common.h"
 #include "cpu/kernel.h"
 #include "cpu/parallel.h"
+#include "cpu/reader.h"
 
 namespace {
 
@@ -65,5 +66,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
       "The instruction set that step() takes.");
+  pybind11::class_<sf::Reader>(m, "Reader", "Where parameters and gradients lie; see stackelberg_fused/reader.py.")
+      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, pybind11::capsule>(),
+           pybind11::arg("owners"), pybind11::arg("locals"), pybind11::arg("records"), pybind11::arg("active"),
+           pybind11::arg("exchange"))
+      .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,14 +29,14 @@ class Work:
     Attributes:
         table: records, tiles and rows are filled for this step.
         span: the slots and tiles to update.
-        grads: one per slot of the span, in the parameters' layout; None skips the slot.
+        gradient: the gradient of a slot, or None, which skips it; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
     """
 
     table: Table
     span: Span
-    grads: list[Tensor | None]
+    gradient: Callable[[int], Tensor | None]
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
 

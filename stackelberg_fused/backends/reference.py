@@ -24,7 +24,8 @@ class ReferenceBackend(Backend):
 
     def step(self, work: Work) -> int:
         table = work.table
-        for i, grad in enumerate(work.grads, work.span.first_slot):
+        for i in range(work.span.first_slot, work.span.last_slot):
+            grad = work.gradient(i)
             if grad is None:
                 continue
             slot = table.slots[i]

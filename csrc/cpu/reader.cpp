@@ -1,0 +1,128 @@
+#include "cpu/reader.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace py = pybind11;
+
+namespace sf {
+namespace {
+
+template <typename T>
+bool same(const T& a, const T& b) {
+  return !std::memcmp(&a, &b, sizeof(T));
+}
+
+int64_t address(const dlpack::Tensor& tensor) { return reinterpret_cast<int64_t>(tensor.data) + tensor.byte_offset; }
+
+const dlpack::Exchange* open(const py::capsule& capsule) {
+  const auto* header =
+      static_cast<const dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
+  if (!header) throw py::error_already_set();
+  while (header && header->major != dlpack::kMajorVersion) header = header->previous;
+  const auto* exchange = reinterpret_cast<const dlpack::Exchange*>(header);
+  if (!exchange || !exchange->tensor_from_py_object_no_sync) {
+    throw std::runtime_error("this DLPack exchange API cannot lend tensors");
+  }
+  return exchange;
+}
+
+}  // namespace
+
+Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, int64_t active,
+               const py::capsule& exchange)
+    : exchange_(open(exchange)),
+      owners_(owners),
+      locals_(locals),
+      records_(reinterpret_cast<Record*>(records)),
+      active_(reinterpret_cast<uint8_t*>(active)) {
+  PyUnicode_InternInPlace(&grad_.ptr());
+  PyUnicode_InternInPlace(&is_neg_.ptr());
+  for (size_t i = 0; i < py::len(owners); ++i) {
+    Slot slot{PyList_GET_ITEM(owners.ptr(), i), PyList_GET_ITEM(locals.ptr(), i), nullptr, 1, 0, false, shapes_.size()};
+    // a type's own getter, without the search through instance and bases; a type that overrides `grad` is asked
+    py::object attribute = py::type::of(owners[i]).attr(grad_);
+    if (Py_IS_TYPE(attribute.ptr(), &PyGetSetDescr_Type)) {
+      slot.get_grad = attribute.ptr();
+      getters_.append(std::move(attribute));
+    }
+    dlpack::Tensor tensor;
+    if (slot.owner == slot.local && look(slot.local, &tensor)) {
+      if (slots_.empty()) device_ = tensor.device, dtype_ = tensor.dtype;
+      slot.readable = same(tensor.device, device_) && same(tensor.dtype, dtype_);
+      slot.ndim = tensor.ndim;
+      for (int32_t d = 0; d < tensor.ndim; ++d) {
+        slot.numel *= tensor.shape[d];
+        shapes_.push_back(tensor.shape[d]);
+        strides_.push_back(tensor.strides[d]);
+      }
+    }
+    slots_.push_back(slot);
+  }
+}
+
+bool Reader::look(PyObject* object, dlpack::Tensor* out) const {
+  if (exchange_->tensor_from_py_object_no_sync(object, out) == 0) return true;
+  PyErr_Clear();  // sparse, on no device, ...: for the caller to say
+  return false;
+}
+
+py::object Reader::gradient(const Slot& slot) const {
+  PyObject* grad = slot.get_grad ? Py_TYPE(slot.get_grad)->tp_descr_get(slot.get_grad, slot.owner, nullptr)
+                                 : PyObject_GetAttr(slot.owner, grad_.ptr());
+  if (!grad) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(grad);
+}
+
+bool Reader::fits(const Slot& slot, const dlpack::Tensor& tensor) const {
+  if (tensor.ndim != slot.ndim || !same(tensor.device, device_) || !same(tensor.dtype, dtype_)) return false;
+  const int64_t *shape = &shapes_[slot.dims], *strides = &strides_[slot.dims];
+  for (int32_t d = 0; d < slot.ndim; ++d) {
+    if (tensor.shape[d] != shape[d]) return false;
+    if (tensor.strides[d] != strides[d] && shape[d] > 1) return false;
+  }
+  return true;
+}
+
+py::tuple Reader::read(int64_t first, int64_t last) {
+  py::list moved, odd;
+  bool changed = false, switched = false;
+  for (int64_t i = first; i < last; ++i) {
+    const Slot& slot = slots_[i];
+    Record& record = records_[i];
+    dlpack::Tensor tensor;
+    if (!slot.readable || !look(slot.local, &tensor) || address(tensor) != record.param || !fits(slot, tensor)) {
+      moved.append(i);
+    }
+    const py::object grad = gradient(slot);
+    const bool present = !grad.is_none();
+    if (present != static_cast<bool>(active_[i])) {
+      active_[i] = present;
+      switched = true;
+    }
+    int64_t grad_address = 0;
+    if (present) {
+      if (!slot.readable || !look(grad.ptr(), &tensor) || !fits(slot, tensor)) {
+        odd.append(i);
+        continue;
+      }
+      // a view that negates what it shows has other strides, except where there is only one element
+      if (slot.numel == 1) {
+        const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad.ptr(), is_neg_.ptr()));
+        if (!negative) throw py::error_already_set();
+        if (negative.ptr() == Py_True) {
+          odd.append(i);
+          continue;
+        }
+      }
+      grad_address = address(tensor);
+    }
+    if (grad_address != record.grad) {
+      record.grad = grad_address;
+      changed = true;
+    }
+  }
+  return py::make_tuple(std::move(moved), std::move(odd), changed, switched);
+}
+
+}  // namespace sf
