@@ -46,9 +46,18 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, eps);
   SF_FIELD(row, Row, momentum);
   SF_FIELD(row, Row, one_minus_dampening);
-#undef SF_FIELD
   m.attr("ROW_OFFSETS") = row;
   m.attr("ROW_BYTES") = sizeof(Row);
+
+  pybind11::dict group;
+  SF_FIELD(group, GroupScalars, lr);
+  SF_FIELD(group, GroupScalars, beta1);
+  SF_FIELD(group, GroupScalars, beta2);
+  SF_FIELD(group, GroupScalars, eps);
+  SF_FIELD(group, GroupScalars, decay);
+#undef SF_FIELD
+  m.attr("GROUP_OFFSETS") = group;
+  m.attr("GROUP_BYTES") = sizeof(GroupScalars);
 
   pybind11::dict rule;
   rule["SGD"] = static_cast<int>(kSgd);

@@ -59,7 +59,17 @@ struct Row {
   float reserved[5];
 };
 
-static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64);
+// What the rows of a group are computed from at every step, in double precision.
+struct GroupScalars {
+  double lr;
+  double beta1;  // both 0 for SGD: its rate is not corrected
+  double beta2;
+  double eps;
+  double decay;  // decoupled weight decay (AdamW), else 0
+  double reserved[3];
+};
+
+static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
 #define SF_FOR_EACH_RULE(X)       \

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
-from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from .launch_unit import LaunchUnit
 from .layout import Slot
 from .sharding import is_sharded, local_tensor
 from .state import attach_state, is_attached
+from .watch import Watch
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -94,9 +93,8 @@ class Engine:
         self.units = [LaunchUnit(slots[key], groups, backends[key], state) for key in slots]
         for unit in self.units:
             attach_state(unit.table, state, previous)
-        self._params = [list(group["params"]) for group in groups]
-        self._has_scalars = any(p.numel() == 1 for p in chain.from_iterable(self._params))
-        self._note_state()
+        self._params = [group["params"] for group in groups]
+        self._note()
         self.watch = watch or RatioWatch()
         self.watch.look(groups)
 
@@ -108,51 +106,59 @@ class Engine:
     def step(self, role: str | None) -> int:
         """Update the parameters of a role, or all; returns the launches made.
 
-        Raises before anything is modified.
+        Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
+        edited = self._edited_groups()
         if any(param.grad is not None for param in self._frozen):
             raise LayoutChanged("a parameter that was frozen has a gradient")
-        pending = [unit.prepare(role) for unit in self.units]
+        pending = [unit.prepare(role, edited) for unit in self.units]
         if self.unplaced and self._place_late():
-            pending = [unit.prepare(role) for unit in self.units]
+            pending = [unit.prepare(role, edited) for unit in self.units]
         launches = 0
         for unit, work in zip(self.units, pending, strict=True):
             launches += unit.launch(work)
         if any(work.changed_groups or work.changed_rates for work in pending):
             self.watch.look(self.groups)
         if any(unit.has_new_state for unit in self.units):
-            self._note_state()
+            self._note()
+        for index in edited:
+            self._held.note(index)
         return launches
 
     def was_edited(self) -> bool:
         """Whether somebody replaced parameters of the groups, or their state, since the last step."""
-        if self._params_were_replaced():
-            return True
         try:
-            # as fast as identity, where nothing was replaced
-            if list(self.state.values()) == self._entries:
-                return False
-        except (RuntimeError, ValueError):  # tensors were compared, so one was replaced
-            pass
-        if not all(is_attached(unit.table, self.state) for unit in self.units):
+            self._edited_groups()
+        except LayoutChanged:
             return True
-        self._note_state()  # entries that no rule knows
         return False
 
-    def _params_were_replaced(self) -> bool:
-        now, known = [group["params"] for group in self.groups], self._params
-        if not self._has_scalars:
-            try:
-                return now != known  # as fast as identity, where nothing was replaced
-            except RuntimeError:  # tensors were compared, so one was replaced
-                return True
-        # comparing two equal one-element tensors would not tell them apart
-        return list(map(len, now)) != list(map(len, known)) or not all(
-            map(is_, chain.from_iterable(now), chain.from_iterable(known))
-        )
+    def _edited_groups(self) -> list[int]:
+        """Groups that hold anything else than after the last step.
 
-    def _note_state(self) -> None:
-        self._entries = [dict(e) if isinstance(e, dict) else e for e in self.state.values()]
+        Raises:
+            LayoutChanged: a parameter or its state was replaced.
+        """
+        changed = self._held.changed()
+        if not changed:
+            return changed
+        count = len(self._params)
+        edited = [i for i in changed if i < count]
+        replaced = any(self.groups[i].get("params") is not self._params[i] for i in edited)
+        if replaced or any(count <= i < self._first_entry for i in changed):
+            raise LayoutChanged("parameters were replaced")
+        if changed[-1] >= self._first_entry:
+            if not all(is_attached(unit.table, self.state) for unit in self.units):
+                raise LayoutChanged("state was replaced")
+            self._note()  # entries that no rule knows
+        return edited
+
+    def _note(self) -> None:
+        """Take what groups and state hold now for what they should hold."""
+        fixed = [*self.groups, self.groups, *self._params]
+        self._first_entry = len(fixed)
+        entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
+        self._held = Watch([*fixed, self.state, *entries])
         for unit in self.units:
             unit.has_new_state = False
 

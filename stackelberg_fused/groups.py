@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .hyperparameters import SETTINGS, as_number
+from .rules import SETTINGS, as_number
 from .sharding import local_tensor
 
 ROLES = ("body", "head")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.autograd.graph import increment_version
 from .backends import Backend, Work
 from .gradients import Gathered, Gradients, LayoutChanged
 from .groups import check_rate, check_settings
-from .hyperparameters import Rule
 from .layout import Slot, Span, Table
+from .rules import Rule
 from .state import allocate_state
 
 
@@ -59,10 +59,13 @@ class LaunchUnit:
         self._roles = {slot.group: slot.role for slot in slots}
         self.has_new_state = False
 
-    def prepare(self, role: str | None) -> Pending:
-        """Read settings and gradients, and raise if any of them is not acceptable. Modifies nothing."""
+    def prepare(self, role: str | None, edited: Sequence[int]) -> Pending:
+        """Read gradients, and settings of the groups `edited`, and raise if any of them is not acceptable.
+
+        Modifies nothing.
+        """
         table = self.table
-        changed, rates = table.rows.changed_groups()
+        changed, rates = table.rows.changed_groups(edited)
         for index in rates:
             check_rate(table.groups[index], index)
         for index in changed:
@@ -84,10 +87,13 @@ class LaunchUnit:
             active = self._activate(span)
         if not active.params:
             return 0
-        if table.rows.update(table.step_counts, table.momentum_ready):
+        if table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
         self.gradients.stage(pending.gathered, span)
+        if self.backend.reads_memory:
+            # a raw write is invisible to autograd: a backward through a changed parameter has to raise
+            increment_version(active.params)
         launches = 0
         if span.last_tile > span.first_tile:
             work = Work(table, span, self.gradients.gradient, table.rows.rule, self.state)
@@ -95,7 +101,12 @@ class LaunchUnit:
         for param, copy in pending.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
-        self._commit(span, active)
+        if active.everyone:
+            table.step_counts += 1
+            table.momentum_ready.fill(True)
+        else:
+            table.step_counts[active.mask] += 1
+            table.momentum_ready[active.mask] = True
         return launches
 
     def _activate(self, span: Span) -> _Active:
@@ -117,21 +128,6 @@ class LaunchUnit:
         )
         self._active[span] = active
         return active
-
-    def _commit(self, span: Span, active: _Active) -> None:
-        table = self.table
-        if active.everyone:
-            table.step_counts += 1
-            table.momentum_ready.fill(True)
-        else:
-            table.step_counts[active.mask] += 1
-            table.momentum_ready[active.mask] = True
-        table.rows.advance(
-            table.step_counts, table.momentum_ready, None if active.everyone else active.mask
-        )
-        if self.backend.reads_memory:
-            # a raw write is invisible to autograd: a backward through a changed parameter has to raise
-            increment_version(active.params)
 
     def _accept(self, changed: list[int], rates: list[int]) -> None:
         table = self.table

@@ -100,7 +100,9 @@ class Table:
         self.momentum_ready = np.zeros(len(slots), bool)
         # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
-        self.rows = HyperparameterRows(groups, np.array([s.group for s in slots], np.int64))
+        slot_group = np.array([slot.group for slot in slots], np.int64)
+        self.rows = HyperparameterRows(groups, slot_group, self.step_counts, self.momentum_ready)
+        self.records["row"] = self.rows.slot_row
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()

@@ -67,7 +67,8 @@ class StackelbergOptimizer(Optimizer):
     @property
     def backend(self) -> str:
         """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
-        return self._ready().backend
+        engine = self._ready()
+        return (self._build_again() if engine.was_edited() else engine).backend
 
     @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ class StackelbergOptimizer(Optimizer):
         return self._engine
 
     def _ready(self) -> Engine:
-        """The engine, built again where groups or state were replaced behind its back."""
+        """The engine, built again where there is none or it is that of other groups or another state."""
         engine = self._engine
         if (
             engine is None
@@ -183,7 +184,7 @@ class StackelbergOptimizer(Optimizer):
             or engine.groups is not self.param_groups
         ):
             return self._build_again()
-        return self._build_again() if engine.was_edited() else engine
+        return engine
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings, "launches": self.launches}

@@ -78,8 +78,7 @@ class PythonReader:
         odd = [
             i
             for i, grad in zip(slots, found, strict=True)
-            if grad is not None
-            and not (self._owners[i] is self._locals[i] and self._fits(i, grad))
+            if grad is not None and not (self._owners[i] is self._locals[i] and self._fits(i, grad))
         ]
         left = set(odd)
         addresses = np.array(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .arena import zeros_like_in_arenas
 from .groups import param_label
-from .hyperparameters import as_number
 from .layout import STATE_FIELD, Slot, Table
+from .rules import as_number
 from .sharding import local_tensor, shard_like
 
 

@@ -10,7 +10,7 @@ import torch
 from kernel_problem import FIELDS, Problem
 from stackelberg_fused.triton_kernels.step import launch_step
 
-from stackelberg_fused.hyperparameters import RULES
+from stackelberg_fused.rules import RULES
 
 
 def check(problem: Problem) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from audit import buffers_moved
 
 from stackelberg_fused import _cpu
-from stackelberg_fused.hyperparameters import MIXED_RULES, ROW
+from stackelberg_fused.hyperparameters import ROW
 from stackelberg_fused.layout import RECORD, TILE_ELEMENTS, build_tiles
+from stackelberg_fused.rules import MIXED_RULES
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 9000)
 FIELDS = (

@@ -17,7 +17,7 @@ from kernel_problem import FIELDS, Problem
 from torch import Tensor
 
 import stackelberg_fused as sf
-from stackelberg_fused.hyperparameters import RULES
+from stackelberg_fused.rules import RULES
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from host_cuda.build import CSRC, FLOAT_FLAGS, HERE, build, unavailable
 from kernel_problem import FIELDS, SIZES, Problem
 
 import stackelberg_fused as sf
-from stackelberg_fused.hyperparameters import RULES
+from stackelberg_fused.rules import RULES
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 

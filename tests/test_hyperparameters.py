@@ -15,15 +15,10 @@ from hypothesis import strategies as st
 from tolerances import FLOAT32_SCALAR, HOST_SCALAR
 
 import stackelberg_fused as sf
-from stackelberg_fused.hyperparameters import (
-    MIXED_RULES,
-    RULES,
-    HyperparameterRows,
-    Rule,
-    bias_corrections,
-    integer_power,
-    rule_of,
-)
+from stackelberg_fused import hyperparameters
+from stackelberg_fused.bias_correction import bias_corrections, integer_power
+from stackelberg_fused.hyperparameters import HyperparameterRows
+from stackelberg_fused.rules import MIXED_RULES, RULES, Rule, rule_of
 
 
 def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
@@ -35,19 +30,45 @@ def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
     return sf.StackelbergAdamW(groups, lr=0.1, weight_decay=0.0, backend="reference").param_groups
 
 
-def _rows(groups: list[dict[str, Any]], slot_group: list[int]) -> HyperparameterRows:
-    rows = HyperparameterRows(groups, np.array(slot_group, np.int64))
-    rows.accept(*rows.changed_groups())
-    return rows
+@pytest.fixture(params=["native", "python"], autouse=True)
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Rows are computed in C++ where there is a compiler, else in Python: to the same bits."""
+    if request.param == "python":
+        monkeypatch.setattr(hyperparameters, "update_rows", None)
+    elif hyperparameters.update_rows is None:
+        pytest.skip("_cpu is not built here")
+    return request.param
 
 
-def _step(
-    rows: HyperparameterRows, counts: list[float], ready: list[bool] | None = None
-) -> list[dict[str, Any]]:
-    """The row of each slot for the coming step."""
-    rows.update(np.array(counts, np.float32), np.array(ready or [True] * len(counts)))
-    names = rows.rows.dtype.names[:-1]  # without the padding
-    return [{name: rows.rows[name][i].item() for name in names} for i in rows.slot_row]
+class Rows:
+    """Rows and the counts that they are made for."""
+
+    def __init__(self, groups: list[dict[str, Any]], slot_group: list[int]) -> None:
+        self.counts = np.zeros(len(slot_group), np.float32)
+        self.ready = np.ones(len(slot_group), bool)
+        self.of = HyperparameterRows(
+            groups, np.array(slot_group, np.int64), self.counts, self.ready
+        )
+        self.of.accept(*self.of.changed_groups([]))
+
+    def changed(self) -> tuple[list[int], list[int]]:
+        return self.of.changed_groups(range(len(self.counts)))
+
+    def at(
+        self, counts: list[float] | np.ndarray, ready: list[bool] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """The row of each slot for the step after `counts`."""
+        self.counts[:] = counts
+        self.ready[:] = True if ready is None else ready
+        self.of.update()
+        return self.of.rows[self.of.slot_row]
+
+
+def _step(rows: Rows, counts: list[float], ready: list[bool] | None = None) -> list[dict[str, Any]]:
+    """The row of each slot for the coming step, by name."""
+    found = rows.at(counts, ready)
+    names = found.dtype.names[:-1]  # without the padding
+    return [{name: found[name][i].item() for name in names} for i in range(len(found))]
 
 
 @given(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 2**24))
@@ -76,7 +97,7 @@ def test_bias_corrections_are_exact_to_float64(beta: float, step: int) -> None:
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 def test_row_of_each_rule(options: Options) -> None:
     groups = _groups(options)
-    (row,) = _step(_rows(groups, [0]), [4])
+    (row,) = _step(Rows(groups, [0]), [4])
     group = groups[0]
     lr, decay = group["lr"], group["weight_decay"]
     assert row["grad_sign"] == (-1 if group["maximize"] else 1)
@@ -120,37 +141,31 @@ def test_rule_flags(rule: str, settings: dict[str, Any], flags: int) -> None:
 
 
 def test_one_row_per_group_and_distinct_step_count() -> None:
-    rows = _rows(_groups(Options("adam"), Options("adam"), weight_decay=0.0), [0, 0, 0, 1, 1])
+    rows = Rows(_groups(Options("adam"), Options("adam"), weight_decay=0.0), [0, 0, 0, 1, 1])
     found = _step(rows, [0, 0, 3, 3, 3])
-    assert len(rows.rows) == 3
+    assert len(rows.of.rows) == 3
     assert found[0] == found[1] != found[2] == found[3] == found[4]
-    assert rows.slot_row[2] != rows.slot_row[3]  # equal today, but a group's row is its own
-    assert rows.rule == 0
+    assert rows.of.slot_row[2] != rows.of.slot_row[3]  # equal today, but a group's row is its own
+    assert rows.of.rule == 0
 
 
 def test_rule_of_a_launch_is_mixed_where_rows_differ() -> None:
-    rows = _rows(_groups(Options("adam"), Options("sgd")), [0, 1])
+    rows = Rows(_groups(Options("adam"), Options("sgd")), [0, 1])
     _step(rows, [0, 0])
-    assert rows.rule == MIXED_RULES
+    assert rows.of.rule == MIXED_RULES
 
 
 def test_the_step_that_creates_a_momentum_buffer_is_not_dampened() -> None:
-    rows = _rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
+    rows = Rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
     first, second = _step(rows, [0, 5], [False, True])
     assert (first["one_minus_dampening"], second["one_minus_dampening"]) == (1.0, 0.75)
 
 
 def test_dampening_begins_with_the_second_step() -> None:
     """Rows are kept from step to step where counts only advance: not so this one."""
-    rows = _rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
-    counts, ready = np.zeros(2, np.float32), np.zeros(2, bool)
-    seen = []
-    for _ in range(3):
-        rows.update(counts, ready)
-        seen.append(rows.rows["one_minus_dampening"][rows.slot_row].tolist())
-        counts += 1
-        ready[:] = True
-        rows.advance(counts, ready, None)
+    rows = Rows(_groups(Options("sgd", {"momentum": 0.9, "dampening": 0.25})), [0, 0])
+    found = [rows.at([step] * 2, [step > 0] * 2) for step in range(3)]
+    seen = [row["one_minus_dampening"].tolist() for row in found]
     assert seen == [[1.0, 1.0], [0.75, 0.75], [0.75, 0.75]]
 
 
@@ -161,16 +176,13 @@ def test_dampening_begins_with_the_second_step() -> None:
 def test_kept_rows_equal_fresh_ones(history: list[list[bool]], slot_group: list[int]) -> None:
     """Whatever subset of slots steps each time, rows carried along are those computed from nothing."""
     groups = _groups(Options("adam"), Options("sgd", {"momentum": 0.9, "dampening": 0.5}))
-    kept = _rows(groups, slot_group)
+    kept = Rows(groups, slot_group)
     counts, ready = np.zeros(4, np.float32), np.zeros(4, bool)
     for stepped in map(np.array, history):
-        fresh = _rows(groups, slot_group)
-        for rows in (kept, fresh):
-            rows.update(counts, ready)
-        assert kept.rows[kept.slot_row].tobytes() == fresh.rows[fresh.slot_row].tobytes()
+        fresh = Rows(groups, slot_group)
+        assert kept.at(counts, ready).tobytes() == fresh.at(counts, ready).tobytes()
         counts[stepped] += 1
         ready[stepped] = True
-        kept.advance(counts, ready, None if stepped.all() else stepped)
 
 
 @pytest.mark.parametrize(
@@ -190,31 +202,47 @@ def test_kept_rows_equal_fresh_ones(history: list[list[bool]], slot_group: list[
 def test_edits_are_noticed(edit: Any) -> None:
     groups = _groups(Options("adam"), Options("adam"))
     groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
-    rows = _rows(groups, [0, 1])
+    rows = Rows(groups, [0, 1])
     # in place edits cannot be told from none, so 1 is always looked at
-    assert rows.changed_groups() in (([], []), ([1], []))
+    assert rows.changed() in (([], []), ([1], []))
     edit(groups[1])
-    assert [1] in rows.changed_groups()
+    assert [1] in rows.changed()
 
 
 def test_an_edited_rate_is_told_from_other_edits() -> None:
     groups = _groups(Options("adamw"), Options("adamw"), Options("sgd"))
-    rows = _rows(groups, [0, 1, 2])
+    rows = Rows(groups, [0, 1, 2])
     groups[0]["lr"], groups[2]["lr"] = 0.5, 0.25
     groups[1].update(lr=0.5, eps=1e-3)
-    assert rows.changed_groups() == ([1], [0, 2])
-    rows.accept(*rows.changed_groups())
-    assert rows.changed_groups() == ([], [])
-    assert _values(rows, groups) == _values(_rows(groups, [0, 1, 2]), groups)
-
-
-def _values(rows: HyperparameterRows, groups: list[dict[str, Any]]) -> bytes:
-    rows.update(np.zeros(len(groups), np.float32), np.ones(len(groups), bool))
-    return rows.rows[rows.slot_row].tobytes()
+    assert rows.changed() == ([1], [0, 2])
+    rows.of.accept(*rows.changed())
+    assert rows.changed() == ([], [])
+    assert rows.at([3] * 3).tobytes() == Rows(groups, [0, 1, 2]).at([3] * 3).tobytes()
 
 
 def test_several_elements_where_one_belongs_are_left_to_the_check() -> None:
     groups = _groups(Options("adam"), Options("adam"))
-    rows = _rows(groups, [0, 1])
+    rows = Rows(groups, [0, 1])
     groups[1]["lr"] = torch.tensor([0.1, 0.2])
-    assert 1 in rows.changed_groups()[0]
+    assert 1 in rows.changed()[0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.lists(st.integers(0, 2**24), min_size=5, max_size=5),
+)
+def test_both_languages_compute_the_same_bits(
+    betas: list[tuple[float, float]], counts: list[int]
+) -> None:
+    groups = _groups(*(Options("adamw", {"betas": pair, "weight_decay": 0.1}) for pair in betas))
+    here, there = (Rows(groups, list(range(len(betas)))) for _ in range(2))
+    native = hyperparameters.update_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hyperparameters, "update_rows", None)
+        expected = here.at(counts[: len(betas)]).tobytes()
+    if native is not None:
+        assert there.at(counts[: len(betas)]).tobytes() == expected

@@ -9,7 +9,7 @@ import pytest
 import sass
 from audit import audit, inexact_arithmetic
 
-from stackelberg_fused.hyperparameters import MIXED_RULES, RULES
+from stackelberg_fused.rules import MIXED_RULES, RULES
 
 _cuda = pytest.importorskip(
     "stackelberg_fused._cuda", reason="the CUDA extension is not built here (no nvcc)"

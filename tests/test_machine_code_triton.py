@@ -12,7 +12,7 @@ import pytest
 import sass
 from audit import audit, inexact_arithmetic
 
-from stackelberg_fused.hyperparameters import MIXED_RULES, RULES, Rule
+from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
 
 pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
 

@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stackelberg_fused.hyperparameters import MIXED_RULES, ROW, RULES, Rule
+from stackelberg_fused.hyperparameters import GROUP, ROW
 from stackelberg_fused.layout import RECORD, TILE_ELEMENTS
+from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
 
 NATIVE = ["_cpu", "_cuda"]
 
@@ -44,6 +45,14 @@ def test_rows(module: str) -> None:
     assert ROW.itemsize == native.ROW_BYTES
     offsets = {name: ROW.fields[name][1] for name in ROW.names if name != "reserved"}
     assert offsets == native.ROW_OFFSETS
+
+
+@pytest.mark.parametrize("module", NATIVE)
+def test_groups(module: str) -> None:
+    native = _native(module)
+    assert GROUP.itemsize == native.GROUP_BYTES
+    offsets = {name: GROUP.fields[name][1] for name in GROUP.names if name != "reserved"}
+    assert offsets == native.GROUP_OFFSETS
 
 
 @pytest.mark.parametrize("module", NATIVE)

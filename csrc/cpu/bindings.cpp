@@ -8,6 +8,8 @@
 #include "cpu/kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/reader.h"
+#include "cpu/rows.h"
+#include "cpu/watch.h"
 
 namespace {
 
@@ -55,6 +57,29 @@ void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp
                    &context);
 }
 
+bool is_constructed(PyObject* self) {
+  return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().holder_constructed();
+}
+
+// Both classes hold Python objects that may, by way of a hook on a parameter, hold the optimizer: the garbage collector
+// has to see through them.
+template <typename T>
+pybind11::custom_type_setup collected() {
+  return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
+    PyTypeObject* type = &heap_type->ht_type;
+    type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+      Py_VISIT(Py_TYPE(self));
+      if (!is_constructed(self)) return 0;
+      return pybind11::cast<T&>(pybind11::handle(self)).traverse(visit, arg);
+    };
+    type->tp_clear = [](PyObject* self) {
+      if (is_constructed(self)) pybind11::cast<T&>(pybind11::handle(self)).clear();
+      return 0;
+    };
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -62,14 +87,24 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles).", pybind11::arg("records"),
         pybind11::arg("tiles"), pybind11::arg("rows"), pybind11::arg("first_tile"), pybind11::arg("num_tiles"),
         pybind11::arg("rule"), pybind11::arg("threads"), pybind11::arg("isa") = "");
+  m.def(
+      "update_rows", [](int64_t table) { return sf::update_rows(*reinterpret_cast<const sf::RowTable*>(table)); },
+      "Bring the rows of a table to the coming step; False if its slots have to be grouped again.",
+      pybind11::arg("table"));
   m.def("stream_adam_bytes", &stream_adam_bytes, "Read four float32 arrays and write three: 28 B per element.");
   m.def(
       "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
       "The instruction set that step() takes.");
-  pybind11::class_<sf::Reader>(m, "Reader", "Where parameters and gradients lie; see stackelberg_fused/reader.py.")
+  pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
+                               "Where parameters and gradients lie; see stackelberg_fused/reader.py.")
       .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, pybind11::capsule>(),
-           pybind11::arg("owners"), pybind11::arg("locals"), pybind11::arg("records"), pybind11::arg("active"),
+           pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
            pybind11::arg("exchange"))
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
+  pybind11::class_<sf::Watch>(m, "Watch", collected<sf::Watch>(),
+                              "Whether dicts and lists hold what they held; see stackelberg_fused/watch.py.")
+      .def(pybind11::init<pybind11::list>(), pybind11::arg("containers"))
+      .def("changed", &sf::Watch::changed)
+      .def("note", &sf::Watch::note, pybind11::arg("index"));
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

@@ -85,6 +85,7 @@ bool Reader::fits(const Slot& slot, const dlpack::Tensor& tensor) const {
 }
 
 py::tuple Reader::read(int64_t first, int64_t last) {
+  if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
   py::list moved, odd;
   bool changed = false, switched = false;
   for (int64_t i = first; i < last; ++i) {
@@ -123,6 +124,20 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
   }
   return py::make_tuple(std::move(moved), std::move(odd), changed, switched);
+}
+
+int Reader::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(owners_.ptr());
+  Py_VISIT(locals_.ptr());
+  Py_VISIT(getters_.ptr());
+  return 0;
+}
+
+void Reader::clear() {
+  slots_.clear();
+  owners_ = py::list();
+  locals_ = py::list();
+  getters_ = py::list();
 }
 
 }  // namespace sf

@@ -28,6 +28,9 @@ class Reader {
   //   switched: whether a gradient appeared or disappeared.
   pybind11::tuple read(int64_t first, int64_t last);
 
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
+
  private:
   struct Slot {
     PyObject* owner;

@@ -1,0 +1,31 @@
+#include "cpu/rows.h"
+
+#include "bias_correction.h"
+
+namespace sf {
+
+bool update_rows(const RowTable& t) {
+  for (int64_t i = 0; i < t.num_slots; ++i) {
+    const int64_t row = t.slot_row[i];
+    if (t.step_counts[i] != t.step_counts[t.representative[row]] || t.momentum_ready[i] != t.row_ready[row]) return false;
+  }
+  // groups mostly share their betas, and rows their step count
+  double beta1 = -1.0, beta2 = -1.0;
+  int64_t step = 0;
+  BiasCorrections corrections{};
+  for (int64_t i = 0; i < t.num_rows; ++i) {
+    const GroupScalars& group = t.groups[t.row_group[i]];
+    const int64_t next = static_cast<int64_t>(t.step_counts[t.representative[i]]) + 1;
+    if (group.beta1 != beta1 || group.beta2 != beta2 || next != step) {
+      beta1 = group.beta1, beta2 = group.beta2, step = next;
+      corrections = bias_corrections(beta1, beta2, step);
+    }
+    Row& row = t.rows[i];
+    row.param_decay = static_cast<float>(1.0 - group.lr * group.decay);
+    row.step_size = static_cast<float>(group.lr * corrections.factor);
+    row.eps = static_cast<float>(group.eps * corrections.bias_correction2_sqrt);
+  }
+  return true;
+}
+
+}  // namespace sf

@@ -1,0 +1,67 @@
+"""The rules, and which settings of a param group each reads."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from operator import itemgetter
+from typing import Any
+
+from torch import Tensor
+
+
+class Rule(IntFlag):
+    """What a row's update does beyond its scalars (`enum Rule` in csrc/tables.h). No flag: Adam."""
+
+    SGD = 1
+    AMSGRAD = 2
+    L2 = 4
+    MOMENTUM = 8
+    NESTEROV = 16
+
+
+MIXED_RULES = -1
+
+_ADAM = Rule(0)
+_SGD_MOMENTUM = Rule.SGD | Rule.MOMENTUM
+RULES: tuple[int, ...] = tuple(
+    int(rule | l2)
+    for rule in (_ADAM, Rule.AMSGRAD, Rule.SGD, _SGD_MOMENTUM, _SGD_MOMENTUM | Rule.NESTEROV)
+    for l2 in (Rule(0), Rule.L2)
+)
+
+_ADAM_SETTINGS = ("weight_decay", "maximize", "betas", "eps", "amsgrad", "lr")
+_SGD_SETTINGS = ("weight_decay", "maximize", "momentum", "dampening", "nesterov", "lr")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "adam": _ADAM_SETTINGS,
+    "adamw": _ADAM_SETTINGS,
+    "sgd": _SGD_SETTINGS,
+}
+# everything of a group that its rows depend on, cheap enough to read and compare at every step; the rate comes last
+SETTINGS_OF = {rule: itemgetter("rule", "role", *names) for rule, names in SETTINGS.items()}
+
+
+def as_number(value: Any) -> float:
+    """A number, or a tensor of one element, as float64."""
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def is_volatile(group: dict[str, Any]) -> bool:
+    """Whether a setting can change while the object that holds it stays the same."""
+    values = SETTINGS_OF[group["rule"]](group)
+    betas = group["betas"] if group["rule"] != "sgd" else ()
+    return any(isinstance(value, (Tensor, list)) for value in (*values, *betas))
+
+
+def rule_of(group: dict[str, Any]) -> Rule:
+    """The rule flags of a group: the specialisation of the kernel that updates it."""
+    if group["rule"] == "sgd":
+        rule = Rule.SGD
+        if group["momentum"] != 0:
+            rule |= Rule.MOMENTUM
+            if group["nesterov"]:
+                rule |= Rule.NESTEROV
+    else:
+        rule = Rule.AMSGRAD if group["amsgrad"] else _ADAM
+    if group["rule"] != "adamw" and group["weight_decay"] != 0:
+        rule |= Rule.L2
+    return rule
