@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .backends import Backend
 from .engine import Engine
@@ -123,10 +125,27 @@ class StackelbergOptimizer(Optimizer):
             ValueError, TypeError, RuntimeError: a gradient, a rebound parameter or an edited setting does not fit;
                 names the parameter or group. Nothing was modified.
         """
-        if role is not None and role not in ROLES:
-            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
         if torch.compiler.is_compiling():
             return self._untraced_step(closure, role=role)
+        observed = type(self).step is StackelbergOptimizer.step and (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+        if not observed:
+            return self._step(closure, role=role)
+        arguments = () if closure is None else (closure,)  # hooks see what the caller gave
+        return self._observed_step(*arguments, **({} if role is None else {"role": role}))
+
+    # torch wraps every optimizer's step in its hooks and a profiler range, which costs more than the rest of the step
+    # where there are few parameters; so marked, it leaves ours alone, and we take its wrapper where somebody looks
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, role: str | None = None) -> Any:
+        if role is not None and role not in ROLES:
+            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -140,9 +159,11 @@ class StackelbergOptimizer(Optimizer):
             self.launches += self._build_again().step(role)
         return loss
 
+    _observed_step = Optimizer.profile_hook_step(_step)
+
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None, *, role: str | None) -> Any:
-        """What a compiled training step calls: addresses and weak references are nothing to trace."""
+        """What a compiled training step calls: addresses are nothing to trace."""
         return self.step(closure, role=role)
 
     def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from cases import OURS, TORCHS, Options, both, kernel_options, normal, set_gradi
 from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
 from tolerances import SEVERAL_STEPS
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import stackelberg_fused as sf
 
@@ -193,6 +194,47 @@ def test_hooks() -> None:
     step(ours, role="body")
     ours.load_state_dict(ours.state_dict())
     assert seen == ["pre {'role': 'body'}", "post", "state_dict", "load 1", "loaded"]
+
+
+@pytest.mark.parametrize("cls", [sf.StackelbergAdamW, torch.optim.AdamW])
+def test_step_hooks_see_what_the_caller_gave(cls: type) -> None:
+    param = nn.Parameter(normal(3, 1))
+    optimizer = cls([param])
+    seen: list[Any] = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append((args[1:], kwargs)))
+    handle = register_optimizer_step_post_hook(lambda o, args, kwargs: seen.append(o))
+    closure = (param**2).sum
+    try:
+        optimizer.step()
+        optimizer.step(closure)
+        optimizer.step(closure=closure)
+    finally:
+        handle.remove()
+    # ours passes a closure on by position, whichever way it came
+    assert seen[:4] == [((), {}), optimizer, ((closure,), {}), optimizer]
+    assert len(seen) == 6
+
+
+def test_hooks_run_once_where_a_subclass_has_a_step_of_its_own() -> None:
+    class Mine(sf.StackelbergAdamW):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    optimizer = Mine([nn.Parameter(normal(3, 1))])
+    seen: list[int] = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append(1))
+    optimizer.step()
+    assert seen == [1]
+
+
+def test_a_profiler_sees_the_step_under_torchs_name() -> None:
+    ours, torchs = both(ADAM, "cpu")
+    for optimizer in (ours, torchs):
+        step(optimizer)
+        with torch.profiler.profile() as profiled:
+            step(optimizer)
+        name = type(optimizer).__name__
+        assert f"Optimizer.step#{name}.step" in {event.key for event in profiled.key_averages()}
 
 
 @pytest.mark.parametrize("overflow", [False, True])
