@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import chart, host, machine, pools, report
-from .alone import Alone
+from .apart import Apart
 from .harness import BROKEN, RED, Settings, first_line, run_row
 from .peers import TORCH_FUSED, Contestant, contestants
 from .workloads import Workload, quick_workloads, workloads
@@ -85,12 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     # `timeout` sends SIGTERM: leave the chart of what there is, as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Alone() as alone:
+        with Apart() as apart:
             for name, measure in rows.items():
                 if arguments.budget and time.monotonic() - began > arguments.budget:
                     row: dict[str, Any] = {"name": name, "reason": "time budget spent"}
                 else:
-                    row = _measured(name, measure, alone)
+                    row = _measured(name, measure, apart)
                 result["rows"].append(row)
                 result["seconds"] = round(time.monotonic() - began, 1)
                 report.write(result, arguments.out / JSON_NAME)
@@ -106,7 +106,7 @@ def _failed(row: dict[str, Any]) -> bool:
     return "traceback" in row or any(e["status"] in (RED, BROKEN) for e in row.get("entries", []))
 
 
-def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Alone], dict[str, Any]]]:
+def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Apart], dict[str, Any]]]:
     quick = arguments.quick
     settings = Settings(
         device=arguments.device,
@@ -118,18 +118,18 @@ def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Alone], d
     )
     field = contestants()
 
-    def step_row(workload: Workload) -> Callable[[Alone], dict[str, Any]]:
-        return lambda alone: run_row(workload, field, settings, alone)
+    def step_row(workload: Workload) -> Callable[[Apart], dict[str, Any]]:
+        return lambda apart: run_row(workload, field, settings, apart)
 
-    rows: dict[str, Callable[[Alone], dict[str, Any]]] = {
+    rows: dict[str, Callable[[Apart], dict[str, Any]]] = {
         w.name: step_row(w)
         for w in (quick_workloads() if quick else workloads())
         if arguments.device in w.devices
     }
     counts = QUICK_HOST_COUNTS if quick else host.COUNTS
-    rows[host.NAME] = lambda _alone: host.run(*_host_pair(field, settings), settings, counts)
+    rows[host.NAME] = lambda _apart: host.run(*_host_pair(field, settings), settings, counts)
     if arguments.device == "cpu" and not quick:
-        rows[pools.NAME] = lambda _alone: pools.run(5, 30, settings.patience)
+        rows[pools.NAME] = lambda _apart: pools.run(5, 30, settings.patience)
     wanted = [word.lower() for word in arguments.only or [""]]
     return {n: m for n, m in rows.items() if any(word in n.lower() for word in wanted)}
 
@@ -141,10 +141,10 @@ def _host_pair(field: list[Contestant], settings: Settings) -> tuple[Contestant,
 
 
 def _measured(
-    name: str, measure: Callable[[Alone], dict[str, Any]], alone: Alone
+    name: str, measure: Callable[[Apart], dict[str, Any]], apart: Apart
 ) -> dict[str, Any]:
     try:
-        return measure(alone)
+        return measure(apart)
     # one row that cannot run must not cost the others theirs
     except Exception as error:
         return {

@@ -21,10 +21,13 @@ def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
     timed = [e for e in row["entries"] if e["status"] == TIMED and e["name"] != "ours reference"]
     bars = [e | {"colour": COLOURS[e["family"]], "label": e["name"]} for e in timed]
     bars.sort(key=lambda bar: bar["p50_ns"])
-    alone = row["torch_alone"]
-    if "p50_ns" in alone:
-        after = next((i for i, b in enumerate(bars) if b["name"] == "torch fused"), len(bars) - 1)
-        bars.insert(after + 1, alone | {"colour": TORCH, "label": "torch fused, alone"})
+    for name, found in row["apart"].items():
+        after = next((i for i, b in enumerate(bars) if b["name"] == name), None)
+        if "p50_ns" in found and after is not None:
+            bars.insert(
+                after + 1,
+                found | {"colour": bars[after]["colour"], "label": f"{name}, apart", "name": ""},
+            )
     stream = row["probes"][bandwidth.STREAM]
     return [*bars, stream | {"colour": FLOOR, "label": "memory alone, 28 B/parameter"}]
 

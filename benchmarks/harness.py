@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import bandwidth, machine
-from .alone import Alone, AloneFailed
+from .apart import Apart
 from .parity import Expected, expect, parity_error
 from .peers import TORCH_FUSED, Contestant, Step, TimeBoxExpired, time_box
 from .timing import Action, interleave, median_ratio, quantiles, rounded
@@ -161,31 +161,17 @@ def launches(entry: Entry, device: str) -> int | None:
     return None
 
 
-def _torch_alone(alone: Alone | None, workload: Workload, settings: Settings) -> dict[str, Any]:
-    if alone is None:
-        return {"reason": "not asked for"}
-    request = {
-        "row": workload.name,
-        "device": settings.device,
-        "rounds": settings.rounds,
-        "seconds": settings.seconds / 4,
-        "threads": torch.get_num_threads(),
-        "patience": settings.patience,
-    }
-    try:
-        found = alone.ask(request, settings.patience)
-    except AloneFailed as error:
-        return {"reason": str(error)}
-    return quantiles(found["samples_ns"]) | found
-
-
 def run_row(
-    workload: Workload, field: list[Contestant], settings: Settings, alone: Alone | None
+    workload: Workload,
+    field: list[Contestant],
+    settings: Settings,
+    apart: Apart | None = None,
 ) -> dict[str, Any]:
     """Measure one workload; `field` lists the contestants, our reference among them.
 
     Returns the row as it goes into the JSON: entries with status, quantiles, every sample and
-    ratios; torch's figure from a process of its own; the targets, met or missed.
+    ratios; what torch's fused step and ours take in processes of their own; the targets, met or
+    missed.
     """
     row: dict[str, Any] = {
         "name": workload.name,
@@ -206,7 +192,10 @@ def run_row(
     if need > 0.9 * have:
         row["reason"] = f"needs {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB available"
         return row
-    row["torch_alone"] = _torch_alone(alone, workload, settings)
+    able = [c for c in field if not _refused(c, workload, settings)]
+    mine = next((c.name for c in able if c.family == "ours"), None)
+    names = [c.name for c in able if c.name in (TORCH_FUSED, mine)]
+    row["apart"] = apart.measure(names, workload, settings) if apart else {}
 
     start = workload.tensors(settings.device, SEED, 1.0)
     gradients = gradient_sets(workload, settings.device, SEED)
@@ -260,7 +249,8 @@ def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
 def _targets(row: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
     """Each target with the value of the first of our backends that can run here.
 
-    The faster of torch's two figures is the denominator; "met" is None where nothing can be said.
+    Against torch, both are timed interleaved and both apart, and the lower ratio counts; "met" is
+    None where nothing can be said.
     """
     mine = next(
         (e for e in row["entries"] if e["family"] == "ours" and e["status"] != SKIPPED), None
@@ -276,17 +266,17 @@ def _targets(row: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
             continue
         if target.quantity == TORCH_FUSED:
             value = mine.get("times_torch_fused")
-            if value is not None and "p50_ns" in row["torch_alone"]:
+            ours, torchs = (row["apart"].get(name, {}) for name in (mine["name"], TORCH_FUSED))
+            if value is not None and "p50_ns" in ours and "p50_ns" in torchs:
                 record["interleaved"] = value
-                record["against_torch_alone"] = round(
-                    row["torch_alone"]["p50_ns"] / mine["p50_ns"], 4
-                )
-                value = min(value, record["against_torch_alone"])
+                record["apart"] = round(torchs["p50_ns"] / ours["p50_ns"], 4)
+                value = min(value, record["apart"])
         elif target.quantity == "launches":
             value = mine.get("launches")
         else:
             value = mine[f"share_of_{target.quantity}"]
         record["value"] = value
-        if value is not None and row["load"]["quiet"]:
+        loads = [row["load"], *(a["load"] for a in row["apart"].values() if "load" in a)]
+        if value is not None and all(load["quiet"] for load in loads):
             record["met"] = target.met_by(value)
     return found

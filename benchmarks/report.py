@@ -68,7 +68,7 @@ def _line(cells: Cells) -> str:
     return "  " + "".join(padded).rstrip()
 
 
-def _verdict(target: dict[str, Any], torch_alone: dict[str, Any]) -> str:
+def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
     bound, value = target["bound"], target["value"]
     what, sign, form = {
         "torch fused": ("times torch fused", ">=", "{:.2f}"),
@@ -82,12 +82,10 @@ def _verdict(target: dict[str, Any], torch_alone: dict[str, Any]) -> str:
     text += f"{form.format(value)} by {target['backend']}, {judged(target['met'])}"
     if target["quantity"] != "torch fused":
         return text
-    if "against_torch_alone" in target:
-        return text + (
-            f" ({target['interleaved']:.2f} interleaved,"
-            f" {target['against_torch_alone']:.2f} against torch alone)"
-        )
-    return text + f" (interleaved only: {torch_alone.get('reason', 'no second figure')})"
+    if "apart" in target:
+        return text + f" ({target['interleaved']:.2f} interleaved, {target['apart']:.2f} apart)"
+    reasons = [found["reason"] for found in apart.values() if "reason" in found]
+    return text + f" (interleaved only: {next(iter(reasons), 'no second figure')})"
 
 
 def _load_line(load: dict[str, float]) -> str:
@@ -108,10 +106,10 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     for entry in row["entries"]:
         if entry["status"] == TIMED:
             yield _line(_cells(entry))
-    alone = row["torch_alone"]
-    if "p50_ns" in alone:
-        noise = "" if alone["load"]["quiet"] else " (!)"
-        yield _line(_cells(alone | {"name": f"torch fused, alone{noise}"}))
+    for name, found in row["apart"].items():
+        if "p50_ns" in found:
+            noise = "" if found["load"]["quiet"] else " (!)"
+            yield _line(_cells(found | {"name": f"{name}, apart{noise}"}))
     for name, probe in row["probes"].items():
         label = f"stream ({row['stream_is']})" if name == bandwidth.STREAM else name
         yield _line(_cells(probe | {"name": label}))
@@ -125,9 +123,10 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
         if entry["status"] not in (TIMED, SKIPPED):
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
     for target in row["targets"]:
-        yield "  " + _verdict(target, row["torch_alone"])
-    if "load" in alone and not alone["load"]["quiet"]:
-        yield f"  (!) {_load_line(alone['load'])}"
+        yield "  " + _verdict(target, row["apart"])
+    for found in row["apart"].values():
+        if "load" in found and not found["load"]["quiet"]:
+            yield f"  (!) {_load_line(found['load'])}"
     yield f"  {row['rounds']} rounds; {_load_line(row['load'])}"
 
 

@@ -35,16 +35,16 @@ class Action:
     warm: int = field(default=0, init=False)
 
     def calibrate(self) -> None:
-        """Choose the burst's length; short steps also get an untimed one in front of each burst.
+        """Choose the burst's length; all but very long steps get an untimed one in front of each burst.
 
-        That one brings the data back into the cache and this contestant's threads awake after
+        That one brings code and data back into the cache and this contestant's threads awake after
         another's turn.
         """
         cost = max(1, self.sample())
         if cost < SLOW_NS:
             cost = max(1, min(self.sample(), self.sample()))
         self.inner = int(min(MAX_BURST, max(1, BURST_NS // cost)))
-        self.warm = 1 if cost < BURST_NS else 0
+        self.warm = 1 if cost < SLOW_NS else 0
 
     def sample(self) -> float:
         """Nanoseconds per call, the mean over one burst."""

@@ -19,8 +19,8 @@ from .workloads import quick_workloads, workloads
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request.
 
-    {"row", "device", "rounds", "seconds", "threads", "patience"} times torch's fused AdamW on a
-    row's workload: {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each
+    {"row", "contestant", "device", "rounds", "seconds", "threads", "patience"} times a contestant on
+    a row's workload: {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each
     after a step of "ours cpu" or "torch fused".
     """
     torch.set_num_threads(request["threads"])
@@ -28,8 +28,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         found = time_operators(request["pools"], request["repeats"])
         alone = request["pools"] == TORCH_FUSED
     else:
-        found = _torch_row(request)
-        alone = True
+        found = _row(request)
+        alone = request["contestant"] == TORCH_FUSED
         if request["device"] == "cuda":
             # nothing is kept while the other process measures
             gc.collect()
@@ -39,16 +39,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _torch_row(request: dict[str, Any]) -> dict[str, Any]:
+def _row(request: dict[str, Any]) -> dict[str, Any]:
     workload = next(w for w in [*workloads(), *quick_workloads()] if w.name == request["row"])
     device = request["device"]
-    fused = next(c for c in contestants() if c.name == TORCH_FUSED)
+    contestant = next(c for c in contestants() if c.name == request["contestant"])
     start = workload.tensors(device, SEED, 1.0)
-    entry = Entry.build(fused, workload, start)
+    entry = Entry.build(contestant, workload, start)
     del start
     action = entry.action(device, *gradient_sets(workload, device, SEED))
     samples, load = quietly(
-        lambda: interleave({TORCH_FUSED: action}, request["rounds"], request["seconds"]),
+        lambda: interleave({contestant.name: action}, request["rounds"], request["seconds"]),
         request["patience"],
     )
-    return {"samples_ns": rounded(samples[TORCH_FUSED]), "load": load}
+    return {"samples_ns": rounded(samples[contestant.name]), "load": load}

@@ -186,8 +186,9 @@ def test_rounds_are_interleaved_and_preparation_is_not_timed():
     }
     samples = timing.interleave(actions, rounds=4, seconds=10)
     assert {len(s) for s in samples.values()} == {4}
-    rounds = [calls[-12:][i : i + 3] for i in range(0, 12, 3)]
-    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    # an untimed call in front of each timed one
+    rounds = [calls[-24:][i : i + 6] for i in range(0, 24, 6)]
+    assert all(r[::2] == r[1::2] and sorted(r[::2]) == ["a", "b", "c"] for r in rounds)
     # the sleep before each call would make it seven
     assert all(timing.quantile(s, 0.0) < 6e6 for s in samples.values())
 
@@ -198,11 +199,15 @@ def test_quantiles_and_ratios():
     assert timing.median_ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == 3.0
 
 
-@pytest.mark.parametrize(("alone_ns", "value"), [(900.0, 9.0), (1100.0, 10.0)])
-def test_the_faster_of_torchs_two_figures_is_the_denominator(alone_ns, value):
+@pytest.mark.parametrize(("apart_ns", "value"), [(720.0, 9.0), (1100.0, 10.0)])
+def test_the_lower_of_both_ratios_counts(apart_ns, value):
+    quiet = {"quiet": True}
     row = {
-        "torch_alone": {"p50_ns": alone_ns},
-        "load": {"quiet": True},
+        "apart": {
+            "torch fused": {"p50_ns": apart_ns, "load": quiet},
+            "ours cpu": {"p50_ns": 80.0, "load": quiet},
+        },
+        "load": quiet,
         "entries": [
             {
                 "name": "ours cpu",
@@ -251,7 +256,14 @@ def test_the_process_alone_answers_and_says_what_went_wrong():
         assert len(found) == 3
         assert all(ns > 0 for (ns,) in found.values())
         with pytest.raises(AloneFailed, match="StopIteration"):
-            alone.ask({"row": "no such row", "device": "cpu", "threads": 1})
+            alone.ask(
+                {
+                    "row": "no such row",
+                    "contestant": peers.TORCH_FUSED,
+                    "device": "cpu",
+                    "threads": 1,
+                }
+            )
         # the next request would start another process
         assert alone._process is None
 
@@ -290,11 +302,12 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
         assert mine["p20_ns"] <= mine["p50_ns"] <= mine["p80_ns"]
         assert len(mine["samples_ns"]) == row["rounds"]
         assert mine["launches"] == 1
-        assert row["torch_alone"]["p50_ns"] > 0
+        assert set(row["apart"]) == {"torch fused", "ours cpu"}
+        assert all(found["p50_ns"] > 0 for found in row["apart"].values())
         assert entry_of(row, "ours cuda")["reason"]
         assert entry_of(row, "torch compiled")["reason"] == "--no-compile"
         assert all(probe["gb_per_s"] > 0 for probe in row["probes"].values())
-    assert "against_torch_alone" in kept["targets"][0]
+    assert "apart" in kept["targets"][0]
     assert len(around["cases"]) == 4
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
