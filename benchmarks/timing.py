@@ -14,6 +14,9 @@ now = time.perf_counter_ns
 # a sample is the mean over a burst of about this length, so that short steps are not lost in the
 # clock's own noise
 BURST_NS = 2_000_000
+# after another's turn it takes some milliseconds until caches, page tables and threads are settled,
+# whatever a step costs: everyone gets as many untimed calls as fit, and one at least
+SETTLE_NS = 5_000_000
 MAX_BURST = 50
 SLOW_NS = 100_000_000
 
@@ -35,16 +38,13 @@ class Action:
     warm: int = field(default=0, init=False)
 
     def calibrate(self) -> None:
-        """Choose the burst's length; all but very long steps get an untimed one in front of each burst.
-
-        That one brings code and data back into the cache and this contestant's threads awake after
-        another's turn.
-        """
+        """Choose the burst's length and the untimed calls in front of it; very long steps get none."""
         cost = max(1, self.sample())
         if cost < SLOW_NS:
             cost = max(1, min(self.sample(), self.sample()))
         self.inner = int(min(MAX_BURST, max(1, BURST_NS // cost)))
-        self.warm = 1 if cost < SLOW_NS else 0
+        settling = min(MAX_BURST, max(1, round(SETTLE_NS / cost)))
+        self.warm = settling if cost < SLOW_NS else 0
 
     def sample(self) -> float:
         """Nanoseconds per call, the mean over one burst."""
