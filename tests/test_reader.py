@@ -1,0 +1,198 @@
+"""Both readers say the same of whatever parameters and gradients may become, and write the same addresses."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import normal
+from torch import Tensor, nn
+
+import stackelberg_fused as sf
+from stackelberg_fused import reader
+from stackelberg_fused.layout import RECORD
+from stackelberg_fused.reader import NativeReader, PythonReader, make_reader
+
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+needs_native = pytest.mark.skipif(
+    NativeReader is None or EXCHANGE is None,
+    reason="needs the extension, and a torch that offers DLPack's C exchange API (2.10)",
+)
+SHAPES: tuple[tuple[int, ...], ...] = ((4, 4), (), (1,), (0, 3), (2, 1, 3), (7,))
+
+
+class Sides:
+    """The same parameters in front of both readers."""
+
+    def __init__(self, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> None:
+        self.params = [nn.Parameter(normal(shape, i)) for i, shape in enumerate(shapes)]
+        count = len(self.params)
+        self.records = [np.zeros(count, RECORD) for _ in range(2)]
+        self.active = [np.zeros(count, bool) for _ in range(2)]
+        self.readers = [
+            PythonReader(self.params, self.params, self.records[0], self.active[0]),
+            make_reader(self.params, self.params, self.records[1], self.active[1]),
+        ]
+        assert type(self.readers[1]) is NativeReader
+        for records in self.records:
+            records["param"] = [p.data_ptr() for p in self.params]
+
+    def read(self, first: int = 0, last: int | None = None) -> tuple[Any, ...]:
+        last = len(self.params) if last is None else last
+        python, native = (side.read(first, last) for side in self.readers)
+        assert python == native
+        assert self.records[0].tobytes() == self.records[1].tobytes()
+        assert self.active[0].tolist() == self.active[1].tolist()
+        return native
+
+
+@needs_native
+def test_gradients_that_come_stay_and_go() -> None:
+    sides = Sides()
+    count = len(sides.params)
+    assert sides.read() == ([], [], False, False)
+    for p in sides.params:
+        p.grad = torch.zeros_like(p)
+    assert sides.read() == ([], [], True, True)
+    assert sides.records[1]["grad"].tolist() == [p.grad.data_ptr() for p in sides.params]
+    assert sides.read() == ([], [], False, False)
+    kept = [p.grad for p in sides.params]  # or the new ones might take the old ones' places
+    for p in sides.params[:2]:
+        p.grad = torch.ones_like(p)
+    assert sides.read() == ([], [], True, False)
+    sides.params[0].grad = None
+    assert sides.read(1, count) == ([], [], False, False)
+    assert sides.read() == ([], [], True, True)
+    assert sides.active[1].tolist() == [False] + [True] * (count - 1)
+    del kept
+
+
+GRADIENTS: dict[str, tuple[int, Callable[[Tensor], Tensor], bool]] = {
+    # slot, gradient, whether it is to be looked at more closely
+    "transposed": (0, lambda p: torch.zeros(4, 4).t(), True),
+    "gaps": (0, lambda p: torch.zeros(4, 8)[:, ::2], True),
+    "expanded": (0, lambda p: torch.zeros(1).expand(4, 4), True),
+    "other shape, same size": (4, lambda p: torch.zeros(2, 3, 1), True),
+    "other dtype": (5, lambda p: torch.zeros(7, dtype=torch.float64), True),
+    "sparse": (0, lambda p: torch.zeros(4, 4).to_sparse(), True),
+    "negated scalar": (1, lambda p: torch.tensor(1j).conj().imag, True),
+    "negated element": (2, lambda p: torch.ones(1, dtype=torch.complex64).conj().imag, True),
+    "stride never taken": (4, lambda p: torch.zeros(2, 3).as_strided((2, 1, 3), (3, 5, 1)), False),
+    "slice": (5, lambda p: torch.zeros(9)[1:8], False),
+    "empty with other strides": (3, lambda p: torch.zeros(3, 0).t(), False),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_odd_gradients(name: str) -> None:
+    sides = Sides()
+    slot, make, odd = GRADIENTS[name]
+    param = sides.params[slot]
+    with torch.no_grad():
+        grad = make(param)
+    if grad.shape == param.shape and grad.dtype == param.dtype:
+        param.grad = grad
+    else:  # torch lets nobody assign it, but data can be rebound
+        param.grad = torch.zeros_like(param)
+        param.grad.data = grad
+    moved, found, changed, switched = sides.read()
+    assert (moved, found) == ([], [slot] if odd else [])
+    assert switched
+    if not odd and grad.numel():
+        assert changed
+        assert sides.records[1]["grad"][slot] == grad.data_ptr()
+
+
+REBOUND: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "other memory": (lambda p: p.clone(), True),
+    "same memory, other strides": (lambda p: p.t(), True),
+    "other dtype": (lambda p: p.double(), True),
+    "other shape": (lambda p: p[:2], True),
+    "itself": (lambda p: p, False),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", REBOUND)
+def test_rebound_parameters(name: str) -> None:
+    sides = Sides()
+    make, moved = REBOUND[name]
+    sides.params[0].data = make(sides.params[0].data)
+    before = sides.records[1].copy()
+    assert sides.read()[0] == ([0] if moved else [])
+    assert (sides.records[1]["param"] == before["param"]).all()  # for the caller to write
+
+
+@needs_native
+def test_a_type_with_a_grad_of_its_own_is_asked() -> None:
+    class Mine(nn.Parameter):
+        given = torch.ones(3)
+
+        @property
+        def grad(self) -> Tensor:
+            return self.given
+
+    param = Mine(torch.zeros(3))
+    records, active = np.zeros(1, RECORD), np.zeros(1, bool)
+    made = make_reader([param], [param], records, active)
+    assert type(made) is NativeReader
+    made.read(0, 1)
+    assert active[0]
+    assert records["grad"][0] == Mine.given.data_ptr()
+
+
+@needs_native
+def test_slots_out_of_range_raise() -> None:
+    with pytest.raises(IndexError):
+        Sides().readers[1].read(0, 7)
+
+
+def test_without_the_exchange_api_python_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [nn.Parameter(normal(3, i)) for i in range(2)]
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    expected = sf.StackelbergAdamW(twins, backend="cpu")
+    monkeypatch.setattr(reader, "NativeReader", None)
+    ours = sf.StackelbergAdamW(params, backend="cpu")
+    assert type(ours._engine.units[0].gradients._reader) is PythonReader
+    for optimizer, of in ((ours, params), (expected, twins)):
+        for seed in range(3):
+            for p in of:
+                p.grad = normal(3, seed)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+
+
+@pytest.mark.parametrize("cls", [sf.StackelbergAdamW, torch.optim.AdamW])
+def test_no_gradient_is_kept_alive(cls: type) -> None:
+    """A strong reference would hold the old gradients through the next backward."""
+    param = nn.Parameter(normal(3, 1))
+    optimizer = cls([param])
+    param.grad = normal(3, 2)
+    gone = weakref.ref(param.grad)
+    optimizer.step()
+    param.grad = None
+    assert gone() is None
+
+
+@pytest.mark.parametrize("cls", [sf.StackelbergAdamW, torch.optim.AdamW])
+def test_a_parameter_that_reaches_its_optimizer_is_collected_with_it(cls: type) -> None:
+    """As a hook that steps in the backward pass does. Native objects must not hide the cycle from the collector."""
+
+    def build() -> weakref.ref[Any]:
+        param = nn.Parameter(normal(3, 1))
+        optimizer = cls([param])
+        param.grad = normal(3, 2)
+        optimizer.step()
+        param.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+        param.optimizer = optimizer
+        return weakref.ref(optimizer)
+
+    gone = build()
+    gc.collect()
+    assert gone() is None
