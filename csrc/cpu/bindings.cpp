@@ -61,8 +61,8 @@ bool is_constructed(PyObject* self) {
   return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().holder_constructed();
 }
 
-// Both classes hold Python objects that may, by way of a hook on a parameter, hold the optimizer: the garbage collector
-// has to see through them.
+// Both classes hold Python objects that may in turn hold the optimizer, as an attribute of a parameter can: the garbage
+// collector has to see through them.
 template <typename T>
 pybind11::custom_type_setup collected() {
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
