@@ -15,7 +15,7 @@ from .timing import quantiles
 from .workloads import Workload
 
 if TYPE_CHECKING:
-    from .harness import Settings
+    from .entries import Settings
 
 # so that a slow minute of the machine hits all of them
 TURNS = 3

@@ -18,7 +18,8 @@ import torch
 
 from . import chart, host, machine, pools, report
 from .apart import Apart
-from .harness import BROKEN, RED, Settings, first_line, run_row
+from .entries import BROKEN, RED, Settings, first_line
+from .harness import run_row
 from .peers import TORCH_FUSED, Contestant, contestants
 from .workloads import Workload, quick_workloads, workloads
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bandwidth
-from .harness import TIMED
+from .entries import TIMED
 from .report import duration, heading, judged
 
 OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"

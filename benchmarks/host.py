@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import machine
-from .harness import SEED, Entry, Settings, gradient_sets
+from .entries import SEED, Entry, Settings, gradient_sets
 from .peers import TORCH_FUSED, Contestant
 from .timing import Action, interleave, now, quantiles, rounded
 from .workloads import Workload

@@ -9,7 +9,7 @@ import torch
 
 from . import machine
 from .alone import Alone
-from .harness import SEED, Entry, gradient_sets
+from .entries import SEED, Entry, gradient_sets
 from .peers import TORCH_FUSED, contestants
 from .timing import now, quantile, quantiles
 from .workloads import workloads

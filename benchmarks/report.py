@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bandwidth, host, pools
-from .harness import SKIPPED, TIMED
+from .entries import SKIPPED, TIMED
 
 WIDTH = 118
 Cells = tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .harness import SEED, Entry, gradient_sets
+from .entries import SEED, Entry, gradient_sets
 from .peers import TORCH_FUSED, Contestant, contestants
 from .workloads import Workload
 

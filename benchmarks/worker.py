@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .harness import SEED, Entry, gradient_sets
+from .entries import SEED, Entry, gradient_sets
 from .machine import quietly
 from .peers import TORCH_FUSED, contestants
 from .pools import time_operators
