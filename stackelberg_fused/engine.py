@@ -94,7 +94,8 @@ class Engine:
         for unit in self.units:
             attach_state(unit.table, state, previous)
         self._params = [group["params"] for group in groups]
-        self._note()
+        self._held = Watch([*groups, groups, *self._params])
+        self._note_state()
         self.watch = watch or RatioWatch()
         self.watch.look(groups)
 
@@ -120,7 +121,7 @@ class Engine:
         if any(work.changed_groups or work.changed_rates for work in pending):
             self.watch.look(self.groups)
         if any(unit.has_new_state for unit in self.units):
-            self._note()
+            self._note_state()
         for index in edited:
             self._held.note(index)
         return launches
@@ -139,26 +140,21 @@ class Engine:
         Raises:
             LayoutChanged: a parameter or its state was replaced.
         """
-        changed = self._held.changed()
-        if not changed:
-            return changed
-        count = len(self._params)
-        edited = [i for i in changed if i < count]
-        replaced = any(self.groups[i].get("params") is not self._params[i] for i in edited)
-        if replaced or any(count <= i < self._first_entry for i in changed):
+        edited = self._held.changed()
+        if edited and edited[-1] >= len(self._params):
             raise LayoutChanged("parameters were replaced")
-        if changed[-1] >= self._first_entry:
+        if any(self.groups[i].get("params") is not self._params[i] for i in edited):
+            raise LayoutChanged("parameters were replaced")
+        if self._held_state.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
-            self._note()  # entries that no rule knows
+            self._note_state()  # entries that no rule knows
         return edited
 
-    def _note(self) -> None:
-        """Take what groups and state hold now for what they should hold."""
-        fixed = [*self.groups, self.groups, *self._params]
-        self._first_entry = len(fixed)
+    def _note_state(self) -> None:
+        """Take what the state holds now for what it should hold."""
         entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
-        self._held = Watch([*fixed, self.state, *entries])
+        self._held_state = Watch([self.state, *entries])
         for unit in self.units:
             unit.has_new_state = False
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import Span, Table
 from .reader import make_reader, same_layout
-from .sharding import is_sharded, local_tensor
+from .sharding import local_gradient, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -87,9 +87,7 @@ class Gradients:
         """The gradient of a slot, or its local shard; checked as far as shards go."""
         param = self._table.slots[i].param
         grad = param.grad
-        if grad is None or not is_sharded(param):
-            return grad
-        return local_tensor(grad, like=param, label=self._label(i))
+        return None if grad is None else local_gradient(grad, param, self._label(i))
 
     def stage(self, gathered: Gathered, span: Span) -> None:
         """Put dense copies in the place of parameters whose memory has gaps."""

@@ -14,21 +14,27 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local_tensor(tensor: Tensor, like: Tensor | None = None, label: str = "") -> Tensor:
-    """The local shard of a DTensor, or the tensor itself.
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The local shard of a DTensor, or the tensor itself."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor
+
+
+def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
+    """The local shard of a gradient.
 
     Raises:
-        ValueError: a gradient is laid out over the mesh otherwise than its parameter `like`.
+        TypeError, ValueError: one of the two is a DTensor and the other is not, or they lie over the mesh differently.
     """
-    if not is_sharded(tensor):
-        if like is not None:
-            raise TypeError(f"{label}: the parameter is a DTensor, its gradient is not")
-        return tensor
-    if like is not None and tensor.placements != like.placements:
+    if is_sharded(grad) != is_sharded(param):
+        which = "the parameter is a DTensor, its gradient is not"
+        if is_sharded(grad):
+            which = "the gradient is a DTensor, its parameter is not"
+        raise TypeError(f"{label}: {which}")
+    if is_sharded(grad) and grad.placements != param.placements:
         raise ValueError(
-            f"{label}: gradient placements {tensor.placements} differ from the parameter's {like.placements}"
+            f"{label}: gradient placements {grad.placements} differ from the parameter's {param.placements}"
         )
-    return tensor._local_tensor
+    return local_tensor(grad)
 
 
 def shard_like(local: Tensor, param: Tensor) -> Tensor:

@@ -177,6 +177,17 @@ def test_step_refuses(name: str, backend: str) -> None:
     assert_same_optimizers(ours, twin)
 
 
+def test_a_refused_setting_stays_refused_whatever_else_changes() -> None:
+    """Foreign state makes what the state holds be noted anew, which must not cover for the group."""
+    ours = _build("auto")
+    set_gradients(ours.param_groups, 1)
+    ours.param_groups[0]["lr"] = -1.0
+    for number in range(3):
+        ours.state["mine"] = {"number": number}
+        with pytest.raises(ValueError, match="lr"):
+            ours.step()
+
+
 @pytest.mark.parametrize("role", ["tail", "", "Body", 3])
 def test_step_refuses_an_unknown_role(role: Any) -> None:
     ours = _build("auto")

@@ -70,9 +70,15 @@ def _distributed(model: nn.Module, mesh: Any) -> nn.Module:
     return model
 
 
+def _like(value: torch.Tensor, param: Any) -> torch.Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, param.device_mesh, param.placements)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_dtensor(mesh: Any, backend: str) -> None:
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     model, twin = _distributed(_model(), mesh), _model()
     optimizer = ADAM.ours(model.parameters(), backend=backend)
@@ -80,7 +86,7 @@ def test_dtensor(mesh: Any, backend: str) -> None:
     for step in range(3):
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             q.grad = normal(tuple(q.shape), step)
-            p.grad = distribute_tensor(q.grad, mesh, p.placements)
+            p.grad = _like(q.grad, p)
         optimizer.step()
         plain.step()
     assert_same_optimizers(optimizer, plain)
@@ -106,13 +112,44 @@ def test_dtensor_gradients_that_do_not_fit(mesh: Any) -> None:
     optimizer = ADAM.ours(model.named_parameters(), backend="cpu")
     weight = model[0].weight
     for p in model.parameters():
-        p.grad = distribute_tensor(normal(tuple(p.shape), 1), mesh, p.placements)
+        p.grad = _like(normal(tuple(p.shape), 1), p)
     optimizer.step()
     before = Snapshot(optimizer)
     weight.grad = distribute_tensor(normal((7, 5), 1), mesh, [Replicate()])
     with pytest.raises(ValueError, match=r"'0\.weight' of param group 0 .*placements"):
         optimizer.step()
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("sharded", ["parameter", "gradient"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_dtensor_on_one_side_only(mesh: Any, sharded: str, backend: str) -> None:
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    def place(value: torch.Tensor, side: str) -> torch.Tensor:
+        return distribute_tensor(value, mesh, [Replicate()]) if sharded == side else value
+
+    param = nn.Parameter(place(normal(6, 1), "parameter"))
+    optimizer = ADAM.ours([("weight", param)], backend=backend)
+    before = Snapshot(optimizer)
+    param.grad = place(normal(6, 2), "gradient")
+    with pytest.raises(TypeError, match=r"'weight' of param group 0 .*DTensor"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_shard_that_moves_is_followed(mesh: Any) -> None:
+    model, twin = _distributed(_model(), mesh), _model()
+    optimizer = ADAM.ours(model.parameters(), backend="cpu")
+    plain = ADAM.ours(twin.parameters(), backend="cpu")
+    for step in range(3):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p._local_tensor = p._local_tensor.clone()
+            q.grad = normal(tuple(q.shape), step)
+            p.grad = _like(q.grad, p)
+        optimizer.step()
+        plain.step()
+    assert_same_optimizers(optimizer, plain)
 
 
 def test_fsdp(mesh: Any, tmp_path: Path) -> None:

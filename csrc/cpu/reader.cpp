@@ -62,7 +62,7 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
 }
 
 bool Reader::look(PyObject* object, dlpack::Tensor* out) const {
-  if (exchange_->tensor_from_py_object_no_sync(object, out) == 0) return true;
+  if (exchange_->tensor_from_py_object_no_sync(object, out) == 0) return out->strides || !out->ndim;
   PyErr_Clear();  // sparse, on no device, ...: for the caller to say
   return false;
 }
