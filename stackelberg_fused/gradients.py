@@ -154,6 +154,10 @@ class Gradients:
             raise ValueError(
                 f"{label}: gradient has shape {tuple(grad.shape)}, the parameter {tuple(self._shapes[i])}"
             )
+        if self._reads_memory and grad.numel() and not grad.data_ptr():
+            raise TypeError(
+                f"{label}: gradient of type {type(grad).__name__} has no memory to read"
+            )
 
     def _check_shards(self, span: Span) -> None:
         for i in self._sharded:

@@ -103,7 +103,8 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     int64_t grad_address = 0;
     if (present) {
-      if (!slot.readable || !look(grad.ptr(), &tensor) || !fits(slot, tensor)) {
+      // a wrapper without memory of its own looks like a tensor at address 0
+      if (!slot.readable || !look(grad.ptr(), &tensor) || !fits(slot, tensor) || (slot.numel && !tensor.data)) {
         odd.append(i);
         continue;
       }
