@@ -110,17 +110,21 @@ class Engine:
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
         edited = self._edited_groups()
-        if any(param.grad is not None for param in self._frozen):
-            raise LayoutChanged("a parameter that was frozen has a gradient")
+        for param in self._frozen:
+            if param.grad is not None:
+                raise LayoutChanged("a parameter that was frozen has a gradient")
         pending = [unit.prepare(role, edited) for unit in self.units]
         if self.unplaced and self._place_late():
             pending = [unit.prepare(role, edited) for unit in self.units]
         launches = 0
+        changed = has_new_state = False
         for unit, work in zip(self.units, pending, strict=True):
             launches += unit.launch(work)
-        if any(work.changed_groups or work.changed_rates for work in pending):
+            changed |= bool(work.changed_groups or work.changed_rates)
+            has_new_state |= unit.has_new_state
+        if changed:
             self.watch.look(self.groups)
-        if any(unit.has_new_state for unit in self.units):
+        if has_new_state:
             self._note_state()
         for index in edited:
             self._held.note(index)
@@ -143,8 +147,9 @@ class Engine:
         edited = self._held.changed()
         if edited and edited[-1] >= len(self._params):
             raise LayoutChanged("parameters were replaced")
-        if any(self.groups[i].get("params") is not self._params[i] for i in edited):
-            raise LayoutChanged("parameters were replaced")
+        for i in edited:
+            if self.groups[i].get("params") is not self._params[i]:
+                raise LayoutChanged("parameters were replaced")
         if self._held_state.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
