@@ -30,8 +30,12 @@ class Apart:
     def measure(
         self, names: list[str], workload: Workload, settings: Settings
     ) -> dict[str, dict[str, Any]]:
-        """Time the contestants in turns; for each its quantiles, samples and load, or the reason why not."""
-        found: dict[str, dict[str, Any]] = {name: {"samples_ns": [], "loads": []} for name in names}
+        """Time the contestants in turns; for each its quantiles, samples and load, or the reason why not.
+
+        Turns in which others used the machine do not count, unless all were like that.
+        """
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        failed: dict[str, dict[str, Any]] = {}
         request = {
             "row": workload.name,
             "device": settings.device,
@@ -42,18 +46,16 @@ class Apart:
         }
         for _ in range(TURNS):
             for name in names:
-                mine = found[name]
-                if "reason" in mine:
+                if name in failed:
                     continue
                 process = self._processes.setdefault(name, Alone())
                 try:
-                    turn = process.ask(request | {"contestant": name}, request["patience"])
+                    turns[name].append(
+                        process.ask(request | {"contestant": name}, request["patience"])
+                    )
                 except AloneFailed as error:
-                    found[name] = {"reason": str(error)}
-                    continue
-                mine["samples_ns"] += turn["samples_ns"]
-                mine["loads"].append(turn["load"])
-        return {name: _summary(mine) for name, mine in found.items()}
+                    failed[name] = {"reason": str(error)}
+        return {name: failed.get(name) or _summary(turns[name]) for name in names}
 
     def close(self) -> None:
         """End every process and wait for it."""
@@ -68,11 +70,9 @@ class Apart:
         self.close()
 
 
-def _summary(mine: dict[str, Any]) -> dict[str, Any]:
-    if "reason" in mine:
-        return mine
-    loads = mine["loads"]
-    load = {key: max(load[key] for load in loads) for key in loads[0]} | {
-        "quiet": all(load["quiet"] for load in loads)
-    }
-    return quantiles(mine["samples_ns"]) | {"samples_ns": mine["samples_ns"], "load": load}
+def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    counted = [turn for turn in turns if turn["load"]["quiet"]] or turns
+    samples = [ns for turn in counted for ns in turn["samples_ns"]]
+    load = {key: max(turn["load"][key] for turn in counted) for key in counted[0]["load"]}
+    load["quiet"] = all(turn["load"]["quiet"] for turn in counted)
+    return quantiles(samples) | {"samples_ns": samples, "load": load, "turns": len(counted)}

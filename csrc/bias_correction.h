@@ -1,4 +1,5 @@
-// Adam's bias corrections in double precision; stackelberg_fused/bias_correction.py is the same, operation by operation.
+// Adam's bias corrections in double precision; stackelberg_fused/bias_correction.py is the same, operation by
+// operation.
 #pragma once
 
 #include <cmath>

@@ -12,6 +12,7 @@ import pytest
 import torch
 from bench_rows import FIELD, HASTE, TINY
 from stackelberg_fused.benchmarks import (
+    apart,
     entries,
     harness,
     host,
@@ -80,6 +81,19 @@ def test_the_lower_of_both_ratios_counts(apart_ns, value):
     (found,) = harness._targets(row, dataclasses.replace(TINY, targets=(target,)))
     assert found["value"] == value
     assert found["met"] == (value >= 9.5)
+
+
+def test_turns_in_a_noisy_moment_count_only_if_all_were():
+    def turn(ns: float, quiet: bool) -> dict:
+        load = {"other_processes_cpus": 0.0 if quiet else 0.5, "stolen_cpus": 0.0, "quiet": quiet}
+        return {"samples_ns": [ns], "load": load}
+
+    found = apart._summary([turn(1.0, True), turn(9.0, False), turn(3.0, True)])
+    assert (found["samples_ns"], found["p50_ns"], found["turns"]) == ([1.0, 3.0], 2.0, 2)
+    assert found["load"]["quiet"]
+    noisy = apart._summary([turn(1.0, False), turn(9.0, False)])
+    assert noisy["p50_ns"] == 5.0
+    assert noisy["load"] == {"other_processes_cpus": 0.5, "stolen_cpus": 0.0, "quiet": False}
 
 
 def test_new_gradients_are_other_objects_at_other_addresses():

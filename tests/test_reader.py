@@ -148,6 +148,29 @@ def test_a_type_with_a_grad_of_its_own_is_asked() -> None:
 
 
 @needs_native
+def test_what_a_failed_read_wrote_is_reported_by_the_next() -> None:
+    class Failing(nn.Parameter):
+        @property
+        def grad(self) -> Tensor:
+            if fails:
+                raise RuntimeError("no gradient today")
+            return torch.ones(3)
+
+    params = [nn.Parameter(torch.zeros(3)), Failing(torch.zeros(3))]
+    params[0].grad = torch.ones(3)
+    records, active = np.zeros(2, RECORD), np.zeros(2, bool)
+    made = make_reader(params, params, records, active)
+    assert type(made) is NativeReader
+    fails = True
+    with pytest.raises(RuntimeError, match="today"):
+        made.read(0, 2)
+    assert active.tolist() == [True, False]
+    fails = False
+    assert made.read(0, 1)[2:] == (True, True)
+    assert made.read(0, 1)[2:] == (False, False)
+
+
+@needs_native
 def test_slots_out_of_range_raise() -> None:
     with pytest.raises(IndexError):
         Sides().readers[1].read(0, 7)

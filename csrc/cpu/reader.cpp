@@ -87,7 +87,6 @@ bool Reader::fits(const Slot& slot, const dlpack::Tensor& tensor) const {
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
   py::list moved, odd;
-  bool changed = false, switched = false;
   for (int64_t i = first; i < last; ++i) {
     const Slot& slot = slots_[i];
     Record& record = records_[i];
@@ -99,7 +98,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     const bool present = !grad.is_none();
     if (present != static_cast<bool>(active_[i])) {
       active_[i] = present;
-      switched = true;
+      switched_ = true;
     }
     int64_t grad_address = 0;
     if (present) {
@@ -121,10 +120,11 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     if (grad_address != record.grad) {
       record.grad = grad_address;
-      changed = true;
+      changed_ = true;
     }
   }
-  return py::make_tuple(std::move(moved), std::move(odd), changed, switched);
+  return py::make_tuple(std::move(moved), std::move(odd), std::exchange(changed_, false),
+                        std::exchange(switched_, false));
 }
 
 int Reader::traverse(visitproc visit, void* arg) const {

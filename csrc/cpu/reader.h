@@ -55,6 +55,7 @@ class Reader {
   dlpack::DataType dtype_{};
   Record* records_;
   uint8_t* active_;
+  bool changed_ = false, switched_ = false;  // since the last read() that returned: one may end in an exception
 };
 
 }  // namespace sf

@@ -5,8 +5,8 @@
 
 namespace sf {
 
-// Everything update_rows() reads; the host builds it (stackelberg_fused/hyperparameters.py) as an array of addresses and
-// counts in this order.
+// Everything update_rows() reads; the host builds it (stackelberg_fused/hyperparameters.py) as an array of addresses
+// and counts in this order.
 struct RowTable {
   Row* rows;
   const GroupScalars* groups;
