@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 from bench_rows import FIELD, HASTE, TINY
 from stackelberg_fused.benchmarks import (
     apart,
@@ -21,15 +20,6 @@ from stackelberg_fused.benchmarks import (
     workloads,
 )
 from stackelberg_fused.benchmarks.alone import Alone, AloneFailed
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # --- timing
 

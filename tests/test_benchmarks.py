@@ -26,14 +26,6 @@ from stackelberg_fused.benchmarks import (
 ROWS = {w.name: w for w in workloads.workloads()}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- workloads
 
 

@@ -22,14 +22,6 @@ pytest.importorskip("sklearn")
 TIMES = ("step_us", "iteration_us")
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    """The command sets the number of threads for its whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def train(out: Path, *options: object) -> int:
     return main(["train", "--out", str(out), *map(str, options)])
 

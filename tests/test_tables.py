@@ -31,28 +31,13 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
     return dtype.fields[field][1] // word
 
 
+@pytest.mark.parametrize("name, dtype", [("RECORD", RECORD), ("ROW", ROW), ("GROUP", GROUP)])
 @pytest.mark.parametrize("module", NATIVE)
-def test_records(module: str) -> None:
+def test_tables(module: str, name: str, dtype: np.dtype) -> None:
     native = _native(module)
-    assert RECORD.itemsize == native.RECORD_BYTES
-    offsets = {name: RECORD.fields[name][1] for name in RECORD.names if name != "reserved"}
-    assert offsets == native.RECORD_OFFSETS
-
-
-@pytest.mark.parametrize("module", NATIVE)
-def test_rows(module: str) -> None:
-    native = _native(module)
-    assert ROW.itemsize == native.ROW_BYTES
-    offsets = {name: ROW.fields[name][1] for name in ROW.names if name != "reserved"}
-    assert offsets == native.ROW_OFFSETS
-
-
-@pytest.mark.parametrize("module", NATIVE)
-def test_groups(module: str) -> None:
-    native = _native(module)
-    assert GROUP.itemsize == native.GROUP_BYTES
-    offsets = {name: GROUP.fields[name][1] for name in GROUP.names if name != "reserved"}
-    assert offsets == native.GROUP_OFFSETS
+    assert dtype.itemsize == getattr(native, f"{name}_BYTES")
+    offsets = {field: dtype.fields[field][1] for field in dtype.names if field != "reserved"}
+    assert offsets == getattr(native, f"{name}_OFFSETS")
 
 
 @pytest.mark.parametrize("module", NATIVE)
