@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..cli import positive
 from . import chart, host, machine, pools, report
 from .apart import Apart
 from .entries import BROKEN, RED, Settings, first_line
@@ -31,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.png")
+    add("--out", type=Path, help="folder for bench.json and bench.png (default runs/bench)")
     add("--only", metavar="ROW", action="append", help="rows whose name contains ROW; repeatable")
     add(
         "--quick", action="store_true", help="small rows and few rounds: does it work, not how fast"
     )
-    add("--rounds", type=int, help="interleaved rounds per row, at most (default 60)")
-    add("--seconds", type=float, help="timed part of one row, at most (default 20)")
-    add("--budget", type=float, metavar="S", help="begin no further row after S seconds")
+    add("--rounds", type=positive(int), help="interleaved rounds per row, at most (default 60)")
+    add("--seconds", type=positive(float), help="timed part of one row, at most (default 20)")
+    add("--budget", type=positive(float), metavar="S", help="begin no further row after S seconds")
     add(
         "--wait",
         type=float,
@@ -46,9 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="per measurement: wait and repeat until the machine was quiet, at most so long",
     )
-    add("--threads", type=int, help="torch.set_num_threads (default: as torch chooses)")
+    add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
     add("--no-compile", action="store_true", help="leave out contestants that compile first")
-    add("--compile-seconds", type=float, default=60.0, help="time box of one warm-up (default 60)")
+    add(
+        "--compile-seconds",
+        type=positive(float),
+        default=60.0,
+        help="time box of one warm-up (default 60)",
+    )
     add("--redraw", type=Path, metavar="JSON", help="only print and draw an earlier run")
 
 
@@ -59,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     target is a result, not a failure.
     """
     if arguments.redraw:
-        return _redraw(arguments.redraw, arguments.out)
+        return _redraw(arguments.redraw, arguments.out or Path("runs/redraw"))
+    arguments.out = arguments.out or Path("runs/bench")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("bench: torch sees no GPU; leave out --device cuda", file=sys.stderr)
         return 2
@@ -166,7 +173,11 @@ def _draw(result: dict[str, Any], folder: Path) -> None:
 
 
 def _redraw(source: Path, folder: Path) -> int:
-    result = json.loads(source.read_text())
+    try:
+        result = json.loads(source.read_text())
+    except (OSError, ValueError) as error:
+        print(f"bench: cannot read {source}: {first_line(error)}", file=sys.stderr)
+        return 2
     folder.mkdir(parents=True, exist_ok=True)
     print(report.heading(result))
     for row in result["rows"]:

@@ -1,10 +1,11 @@
 """Any number of learning rates, one launch: fused two-time-scale and multi-rate optimizers for PyTorch."""
 
 from ._version import __version__
-from .adam import StackelbergAdam, StackelbergAdamW
-from .backends import BackendStatus, backends
-from .partition import split_body_head
-from .sgd import StackelbergSGD
+
+try:
+    import torch as _torch
+except (ImportError, OSError) as error:  # missing or broken: `doctor` has to run and say so
+    _torch, _error = None, error
 
 __all__ = [
     "BackendStatus",
@@ -15,3 +16,17 @@ __all__ = [
     "backends",
     "split_body_head",
 ]
+
+if _torch is not None:
+    from .adam import StackelbergAdam, StackelbergAdamW
+    from .backends import BackendStatus, backends
+    from .partition import split_body_head
+    from .sgd import StackelbergSGD
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            raise ImportError(
+                f"stackelberg_fused.{name} needs torch, which cannot be imported: {_error}"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

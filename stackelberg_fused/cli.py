@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._version import __version__
 
 COMMANDS = {
     "doctor": ("stackelberg_fused.doctor", "what is here, what is missing and what to do about it"),
@@ -24,16 +28,41 @@ COMMANDS = {
 }
 
 
+def positive(kind: type) -> Callable[[str], Any]:
+    """An argparse type: a number above zero."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return parse
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; only its own module is imported, so that `doctor` works where others cannot."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m stackelberg_fused")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=help_text, description=help_text)
         if argv[:1] == [name]:
-            implementation = importlib.import_module(module)
+            try:
+                implementation = importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                print(
+                    f"error: {name} needs {error.name}, which is not installed for {sys.executable}; "
+                    "`doctor` says what is missing",
+                    file=sys.stderr,
+                )
+                return 2
             implementation.add_arguments(sub)
             sub.set_defaults(run=implementation.run)
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 2
     return args.run(args)

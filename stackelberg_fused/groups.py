@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
@@ -234,17 +235,29 @@ class RatioWatch:
             self._warn(
                 "order",
                 f"the body's learning rate ({max(body):g}) is above the head's ({min(head):g}): "
-                "the leader is the faster player",
+                "the body is meant to be the slow part",
             )
         elif max(body) == min(head) == max(head) != 0.0 and self._was_two_scale:
             self._warn(
                 "collapse",
-                f"body and head now share one learning rate ({max(body):g}); a scheduler that sets every "
-                "group alike, as OneCycleLR with a scalar max_lr does, needs one value per group",
+                f"body and head now share one learning rate ({max(body):g}), as after a scheduler that sets every "
+                "group alike (OneCycleLR with a scalar max_lr: give it one value per group) or after loading the "
+                "state of an optimizer with a single rate",
             )
         self._was_two_scale |= max(body) < min(head)
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=_levels_to_user())
+
+
+def _levels_to_user() -> int:
+    """For `warnings.warn`: the line of the caller's code, not of ours or torch's, that led here."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("stackelberg_fused", "torch"):
+            break
+        level, frame = level + 1, frame.f_back
+    return level

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-# Last layers by their usual names, most specific first (transformers, torchvision, timm, and plain habit).
+log = logging.getLogger("stackelberg_fused")
+
+# Last layers by their usual names (transformers, torchvision, timm, and plain habit).
 USUAL_HEADS = (
     "lm_head",
     "embed_out",
@@ -39,7 +42,7 @@ def detect_head(model: nn.Module) -> nn.Module:
     """The last layer: `get_output_embeddings()` where the model has it, else a direct child with a usual name.
 
     Raises:
-        ValueError: nothing was found; lists the candidates.
+        ValueError: nothing was found, or several; lists the candidates.
     """
     getter = getattr(model, "get_output_embeddings", None)
     if callable(getter):
@@ -47,13 +50,14 @@ def detect_head(model: nn.Module) -> nn.Module:
         if isinstance(head, nn.Module):
             return head
     children = dict(model.named_children())
-    for name in USUAL_HEADS:
-        head = children.get(name)
-        if head is not None and list(head.parameters()):
-            return head
+    found = [n for n in USUAL_HEADS if n in children and list(children[n].parameters())]
+    if len(found) == 1:
+        log.info("head: %r, by its name", found[0])
+        return children[found[0]]
+    why = f"{', '.join(map(repr, found))} all have a usual name" if found else "no usual name"
     raise ValueError(
-        "the head (last layer) could not be detected; pass head= a name, a module, a list of either, or a predicate. "
-        f"Last layers with parameters: {_candidates(model)}"
+        f"the head (last layer) could not be detected ({why}); pass head= a name, a module, a list of either, or a "
+        f"predicate. Last layers with parameters: {_candidates(model)}"
     )
 
 
@@ -75,7 +79,7 @@ def _names_of(model: nn.Module, part: Any) -> set[str]:
             raise ValueError(f"the head {type(part).__name__} is not a module of the model")
     else:
         raise TypeError(
-            f"head must be a name, a module, a list of either or a predicate, got {part!r}"
+            f"head must be a name, a module, a list of either or a predicate, got {type(part).__name__}"
         )
     return {
         f"{path}.{name}" if path else name
@@ -89,9 +93,8 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
         return {n for n, p in model.named_parameters(remove_duplicate=False) if head(n, p)}
     if head is None:
         head = detect_head(model)
-    parts = (
-        head if isinstance(head, Iterable) and not isinstance(head, (str, nn.Module)) else [head]
-    )
+    single = isinstance(head, (str, nn.Module, Tensor)) or not isinstance(head, Iterable)
+    parts = [head] if single else head
     return {name for part in parts for name in _names_of(model, part)}
 
 
@@ -126,7 +129,7 @@ def split_body_head(
     Args:
         model: all its parameters are dealt out, each once, with names.
         head: a module's or parameter's name, a module, a list of either, a predicate `(name, parameter) -> bool`, or
-            None to detect the last layer.
+            None to detect the last layer by its name (`detect_head`).
         no_decay: put biases and norm scales (at most one dimension) in groups of their own with `weight_decay=0`.
         tied: what becomes of a weight that the head shares with another layer (GPT-2's embedding): "head", "body", or
             "error".
@@ -136,8 +139,12 @@ def split_body_head(
 
     Raises:
         ValueError: no head found, an unknown name, an empty head or body, or tied weights without a decision.
-        TypeError: `head` is something else.
+        TypeError: `model` or `head` is something else.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"split_body_head needs the model, an nn.Module, got {type(model).__name__}"
+        )
     if tied not in ("error", "head", "body"):
         raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
     head_ids = _head_ids(model, _head_names(model, head), tied)
@@ -148,7 +155,7 @@ def split_body_head(
         ]
         if not named:
             raise ValueError(
-                f"the {role} is empty: every parameter of the model is in the other role"
+                f"the {role} is empty: no parameter of the model belongs to it, given this head"
             )
         if no_decay:
             decayed = [(n, p) for n, p in named if not is_no_decay(p)]

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from stackelberg_fused.benchmarks import (
     workloads,
 )
 
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 ROWS = {w.name: w for w in workloads.workloads()}
 
 
@@ -190,3 +192,14 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert bench.run(parser.parse_args(redraw)) == 0
     assert (tmp_path / "bench.png").exists()
     assert capsys.readouterr().out.strip() in done.stdout
+
+
+@pytest.mark.parametrize("committed", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_can_be_printed_and_drawn(committed, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    redraw = ["--redraw", str(committed), "--out", str(tmp_path)]
+    assert bench.run(parser.parse_args(redraw)) == 0
+    assert "465 groups" in capsys.readouterr().out
+    assert (tmp_path / "bench.png").exists()

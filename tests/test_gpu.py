@@ -280,7 +280,7 @@ def test_more_than_2_to_the_31_elements(backend: str) -> None:
     assert bool((param.detach() == 0.75).all())
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_parameters_on_a_device_that_is_not_the_current_one(backend: str) -> None:
     here = torch.cuda.current_device()
     param = torch.nn.Parameter(torch.ones(5000, device="cuda:1"))

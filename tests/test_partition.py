@@ -87,6 +87,22 @@ def test_nothing_detected_lists_the_candidates() -> None:
         sf.split_body_head(nn.ReLU())
 
 
+def test_several_usual_names_are_not_guessed_between() -> None:
+    model = nn.ModuleDict(
+        {name: nn.Linear(2, 2) for name in ("trunk", "policy_head", "value_head")}
+    )
+    with pytest.raises(ValueError, match=r"\('policy_head', 'value_head' all have a usual name\)"):
+        sf.split_body_head(model)
+    assert len(sf.split_body_head(model, ["policy_head", "value_head"])[1]["params"]) == 4
+
+
+def test_what_is_no_model_or_no_head_is_named_by_its_type() -> None:
+    with pytest.raises(TypeError, match=r"needs the model, .* got generator"):
+        sf.split_body_head(Net().parameters())
+    with pytest.raises(TypeError, match="got Parameter"):
+        sf.split_body_head(Net(), Net().lm_head.weight)
+
+
 def test_no_decay() -> None:
     groups = sf.split_body_head(Net(), no_decay=True)
     assert _names(groups) == [["embed.weight", "block.0.weight"], BODY[2:], ["lm_head.weight"]]
@@ -147,8 +163,8 @@ def test_frozen_parameters_are_dealt_out_too() -> None:
         (nn.Linear(1, 1), ValueError, "Linear is not a module of the model"),
         (lambda name, p: False, ValueError, "the head is empty"),
         (lambda name, p: True, ValueError, "the body is empty"),
-        ([3], TypeError, "got 3"),
-        (3, TypeError, "3"),
+        ([3], TypeError, "got int"),
+        (3, TypeError, "got int"),
     ],
 )
 def test_heads_that_cannot_be(head: Any, error: type[Exception], match: str) -> None:

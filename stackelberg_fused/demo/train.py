@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from ..cli import positive
 from . import checkpoint
 from .plot import draw
 from .report import final_loss, print_report, write_result
@@ -31,17 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options without a default here: `--resume` has to know which ones were given."""
     add = parser.add_argument
     add("--task", choices=TASKS, help="what to train (default: language)")
-    add("--steps", type=_positive(int), help="steps of each run")
-    add("--ratios", type=_positive(float), nargs="+", metavar="R", help="head/body ratios")
-    add("--lr", type=_positive(float), help="peak rate of the control, and of every body")
-    add("--body-lr", type=_positive(float), help="peak rate of every body but the control's")
+    add("--steps", type=positive(int), help="steps of each run")
+    add("--ratios", type=positive(float), nargs="+", metavar="R", help="head/body ratios")
+    add("--lr", type=positive(float), help="peak rate of the control, and of every body")
+    add("--body-lr", type=positive(float), help="peak rate of every body but the control's")
     add("--head-scale", type=_number, metavar="S", help="start with S times the head (default: 1)")
     add("--seed", type=int, help="of weights and batches (default: 0)")
     add("--out", type=Path, metavar="DIR", help="where the files go (default: runs/TASK)")
     add("--resume", action="store_true", help="go on from DIR/checkpoint.pt, exactly")
     add("--backend", help="of StackelbergAdamW (default: auto)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add("--threads", type=_positive(int), help="torch's (default: 1; 2 are faster on idle cores)")
+    add("--threads", type=positive(int), help="torch's (default: 1; 2 are faster on idle cores)")
     add("--quick", action="store_true", default=None, help="a tiny model and few steps: seconds")
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     try:
         demo = _resumed(args, path) if args.resume else _fresh(args, path)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _announce(demo, console)
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         stop.signal = signal.SIGINT
     if stop:
         console.print(f"Stopped by {stop.signal.name}. To go on exactly where {path} ends:")
-        console.print(f"  python -m stackelberg_fused train --out {out} --resume", soft_wrap=True)
+        again = shlex.join([sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)])
+        console.print(f"  {again} --resume", soft_wrap=True)
         return 128 + stop.signal
     _report(demo, out, console)
     return 0
@@ -166,14 +168,3 @@ def _number(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
     return value
-
-
-def _positive(kind: type) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
-    return parse
