@@ -154,6 +154,9 @@ class Engine:
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
             self._note_state()  # entries that no rule knows
+        for unit in self.units:
+            if unit.state_moved():
+                raise LayoutChanged("state was moved")
         return edited
 
     def _note_state(self) -> None:
@@ -161,7 +164,7 @@ class Engine:
         entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
         self._held_state = Watch([self.state, *entries])
         for unit in self.units:
-            unit.has_new_state = False
+            unit.note_state()
 
     def _place_late(self) -> bool:
         """Move parameters that were frozen at construction and now have a gradient. Returns whether any moved."""

@@ -15,7 +15,9 @@ from .backends import Backend, Work
 from .gradients import Gathered, Gradients, LayoutChanged
 from .groups import check_rate, check_settings
 from .layout import Slot, Span, Table
+from .reader import make_places
 from .rules import Rule
+from .sharding import local_tensor
 from .state import allocate_state
 
 
@@ -58,6 +60,21 @@ class LaunchUnit:
         self._active: dict[Span, _Active] = {}
         self._roles = {slot.group: slot.role for slot in slots}
         self.has_new_state = False
+        self._places = make_places([])
+
+    def note_state(self) -> None:
+        """Take where the state lies now for where it should lie."""
+        self.has_new_state = False
+        # one that a step count alone stands for is looked at by its step count
+        entries = [
+            [t for name, t in tensors.items() if name != "step"] or list(tensors.values())
+            for tensors in self.table.state_tensors
+        ]
+        self._places = make_places([local_tensor(t) for tensors in entries for t in tensors])
+
+    def state_moved(self) -> bool:
+        """Whether somebody exchanged the memory of a state tensor (`state.data = ...`)."""
+        return self._places.moved()
 
     def prepare(self, role: str | None, edited: Sequence[int]) -> Pending:
         """Read gradients, and settings of the groups `edited`, and raise if any of them is not acceptable.

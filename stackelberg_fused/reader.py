@@ -7,16 +7,17 @@ same class without a Python call per tensor: this is the part of a step whose co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 try:
+    from ._cpu import Places as NativePlaces
     from ._cpu import Reader as NativeReader
 except ImportError:
-    NativeReader = None
+    NativeReader = NativePlaces = None
 
 
 class Reader(Protocol):
@@ -121,3 +122,23 @@ def make_reader(
     if NativeReader is None or exchange is None or not plain:
         return PythonReader(owners, local_tensors, records, active)
     return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, exchange)
+
+
+class PythonPlaces:
+    """Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`)."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+
+    def moved(self) -> bool:
+        """Whether any of them lies elsewhere now."""
+        return [tensor.data_ptr() for tensor in self._tensors] != self._addresses
+
+
+def make_places(tensors: list[Tensor]) -> Any:
+    """The native `Places` where there is one, else the one above."""
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if NativePlaces is None or exchange is None:
+        return PythonPlaces(tensors)
+    return NativePlaces(tensors, exchange)

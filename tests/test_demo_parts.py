@@ -147,7 +147,7 @@ def test_runs_differ_in_nothing_but_the_optimizer(task):
 
 
 def _record(name: str, ratio: float | None, *losses: float) -> dict:
-    points = [(0, 3.0, 0.1), (5, losses[0], 0.3), (10, losses[-1], 0.5)]
+    points = [(0, 3.0, 0.1), (50, losses[0], 0.3), (100, losses[-1], 0.5)]
     return {"name": name, "ratio": ratio, "body_lr": 0.1, "validation": points}
 
 
@@ -156,7 +156,7 @@ def test_verdict_claims_no_more_than_one_seed_shows():
     better, worse = _record("ratio 3", 3.0, 2.5, 0.9), _record("ratio 10", 10.0, 1.5, 1.2)
     first, second = verdict([control, better, worse])
     assert "ratio 3, 0.9000, 10.0% below one rate. One seed" in first
-    assert second == "Did not help: ratio 10 (+20.0% after leading up to step 5)."
+    assert second == "Did not help: ratio 10 (+20.0% after leading up to step 50)."
 
     first, second = verdict([control, worse])
     assert "torch AdamW, 1.0000. One seed" in first
@@ -167,3 +167,10 @@ def test_verdict_claims_no_more_than_one_seed_shows():
     assert "torch AdamW, 1.0000. One seed" in first
     assert second.startswith("No ratio helped")
     assert "rounding alone made -0.10%" in third
+
+
+def test_a_trial_run_draws_no_conclusion():
+    records = [_record("torch AdamW", None, 2.0, 1.0), _record("ratio 3", 3.0, 2.5, 0.9)]
+    for record in records:
+        record["validation"] = [(step // 5, *rest) for step, *rest in record["validation"]]
+    assert verdict(records)[-1] == "20 steps show that it runs: too few to compare anything."

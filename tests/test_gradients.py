@@ -159,3 +159,17 @@ def test_the_negative_bit_of_a_view_is_resolved() -> None:
     grad = torch.complex(normal(1, 1), normal(1, 2)).conj().imag
     assert grad.is_neg()
     _compare([nn.Parameter(normal(1, 3))], [[grad]])
+
+
+def test_the_records_count_their_changes() -> None:
+    """What a GPU holds is uploaded again when this number changes."""
+    param = nn.Parameter(normal(5, 1))
+    optimizer = ADAM.ours([param], backend="cpu")
+    versions = []
+    kept = [gradient(5, i).clone() for i in range(2)]
+    for grad in (kept[0], kept[0], kept[1], kept[1], None, None):
+        param.grad = grad
+        optimizer.step()
+        versions.append(optimizer._engine.units[0].table.version)
+    same = [now == then for then, now in zip(versions, versions[1:], strict=False)]
+    assert same == [True, False, True, False, True]

@@ -11,7 +11,10 @@ from cases import OURS, TORCHS, Options, both, kernel_options, normal, set_gradi
 from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
 from tolerances import SEVERAL_STEPS
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import stackelberg_fused as sf
 
@@ -213,6 +216,17 @@ def test_step_hooks_see_what_the_caller_gave(cls: type) -> None:
     # ours passes a closure on by position, whichever way it came
     assert seen[:4] == [((), {}), optimizer, ((closure,), {}), optimizer]
     assert len(seen) == 6
+
+
+def test_a_global_hook_before_the_step_is_enough_to_be_called() -> None:
+    optimizer = sf.StackelbergAdamW([nn.Parameter(normal(3, 1))])
+    seen: list[Any] = []
+    handle = register_optimizer_step_pre_hook(lambda o, args, kwargs: seen.append(o))
+    try:
+        optimizer.step()
+    finally:
+        handle.remove()
+    assert seen == [optimizer]
 
 
 def test_hooks_run_once_where_a_subclass_has_a_step_of_its_own() -> None:

@@ -167,6 +167,32 @@ def test_state_edited_by_hand(edit: Any, backend: str) -> None:
         assert ours.state[p]["step"] == torchs.state[q]["step"]
 
 
+@pytest.mark.parametrize("options", [ADAM, Options("sgd", {"momentum": 0.9, "lr": 0.1})], ids=str)
+@BACKENDS
+def test_state_moved_through_data(backend: str, options: Options) -> None:
+    """As the usual snippet that carries an optimizer to a device does: same objects, other memory."""
+    ours, plain = pair(options, [5, 4097, ()], backend)
+    for seed in range(4):
+        step(ours, plain, seed=seed)
+        for entry in ours.state.values():
+            for value in entry.values():
+                value.data = value.data.clone()
+    assert_same_optimizers(ours, plain)
+    assert all(
+        float(ours.state[p]["step"]) == 4 for p in all_params(ours) if "step" in ours.state[p]
+    )
+
+
+def test_state_of_another_dtype_is_taken_back() -> None:
+    ours, plain = pair(ADAM, [6], "cpu")
+    step(ours, plain)
+    (p,) = all_params(ours)
+    ours.state[p]["exp_avg"].data = ours.state[p]["exp_avg"].data.double()
+    step(ours, plain, seed=1)
+    assert ours.state[p]["exp_avg"].dtype == torch.float32
+    assert_same_optimizers(ours, plain)
+
+
 def test_foreign_entries_in_the_state_cost_no_rebuild() -> None:
     ours, _ = pair(ADAM, [5], "cpu")
     (p,) = all_params(ours)

@@ -61,8 +61,8 @@ bool is_constructed(PyObject* self) {
   return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().holder_constructed();
 }
 
-// Both classes hold Python objects that may in turn hold the optimizer, as an attribute of a parameter can: the garbage
-// collector has to see through them.
+// These classes hold Python objects that may in turn hold the optimizer, as an attribute of a parameter can: the
+// garbage collector has to see through them.
 template <typename T>
 pybind11::custom_type_setup collected() {
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
@@ -101,6 +101,10 @@ PYBIND11_MODULE(_cpu, m) {
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
            pybind11::arg("exchange"))
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
+  pybind11::class_<sf::Places>(m, "Places", collected<sf::Places>(),
+                               "Whether tensors lie where they lay; see stackelberg_fused/reader.py.")
+      .def(pybind11::init<pybind11::list, pybind11::capsule>(), pybind11::arg("tensors"), pybind11::arg("exchange"))
+      .def("moved", &sf::Places::moved);
   pybind11::class_<sf::Watch>(m, "Watch", collected<sf::Watch>(),
                               "Whether dicts and lists hold what they held; see stackelberg_fused/watch.py.")
       .def(pybind11::init<pybind11::list>(), pybind11::arg("containers"))

@@ -141,4 +141,34 @@ void Reader::clear() {
   getters_ = py::list();
 }
 
+Places::Places(const py::list& tensors, const py::capsule& exchange) : exchange_(open(exchange)), tensors_(tensors) {
+  for (py::handle object : tensors) {
+    dlpack::Tensor tensor;
+    if (exchange_->tensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
+    addresses_.push_back(address(tensor));
+  }
+}
+
+bool Places::moved() const {
+  for (size_t i = 0; i < addresses_.size(); ++i) {
+    dlpack::Tensor tensor;
+    if (exchange_->tensor_from_py_object_no_sync(PyList_GET_ITEM(tensors_.ptr(), i), &tensor)) {
+      PyErr_Clear();  // it can no longer be read at all
+      return true;
+    }
+    if (address(tensor) != addresses_[i]) return true;
+  }
+  return false;
+}
+
+int Places::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(tensors_.ptr());
+  return 0;
+}
+
+void Places::clear() {
+  addresses_.clear();
+  tensors_ = py::list();
+}
+
 }  // namespace sf

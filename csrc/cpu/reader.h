@@ -12,7 +12,7 @@
 
 namespace sf {
 
-// stackelberg_fused/reader.py has the same class in Python, for frameworks without the exchange ABI; a test holds one
+// stackelberg_fused/reader.py has the same classes in Python, for frameworks without the exchange ABI; a test holds one
 // against the other.
 class Reader {
  public:
@@ -56,6 +56,22 @@ class Reader {
   Record* records_;
   uint8_t* active_;
   bool changed_ = false, switched_ = false;  // since the last read() that returned: one may end in an exception
+};
+
+// Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`).
+class Places {
+ public:
+  Places(const pybind11::list& tensors, const pybind11::capsule& exchange);
+
+  bool moved() const;
+
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
+
+ private:
+  const dlpack::Exchange* exchange_;
+  pybind11::list tensors_;
+  std::vector<int64_t> addresses_;
 };
 
 }  // namespace sf

@@ -73,6 +73,10 @@ def led_until(record: Record, control: Record) -> int:
     return led
 
 
+# fewer are a trial run
+FEWEST_STEPS = 100
+
+
 def verdict(records: list[Record]) -> list[str]:
     """What the numbers allow to say, and no more."""
     control, *others = records
@@ -92,6 +96,9 @@ def verdict(records: list[Record]) -> list[str]:
         for r in others
         if is_control_again(r, control)
     )
+    last_step = control["validation"][-1][0]
+    if last_step < FEWEST_STEPS:
+        lines.append(f"{last_step} steps show that it runs: too few to compare anything.")
     return lines
 
 
@@ -113,7 +120,7 @@ def print_report(console: Console, records: list[Record], loss_unit: str) -> Non
         step, _ = loss_at(control, fraction)
         losses.add_column(f"{fraction:.0%}\n{step}", justify="right")
         best[fraction] = min(loss_at(record, fraction)[1] for record in records)
-    losses.add_column("to one\nrate", justify="right")
+    losses.add_column("vs one\nrate", justify="right")
     for record in records:
         row = [record["name"], f"{record['body_lr']:g}", f"{record['head_lr']:g}"]
         for fraction in FRACTIONS:
