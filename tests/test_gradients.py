@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -171,5 +172,5 @@ def test_the_records_count_their_changes() -> None:
         param.grad = grad
         optimizer.step()
         versions.append(optimizer._engine.units[0].table.version)
-    same = [now == then for then, now in zip(versions, versions[1:], strict=False)]
+    same = [now == then for then, now in pairwise(versions)]
     assert same == [True, False, True, False, True]
