@@ -40,6 +40,17 @@ GROUP = np.dtype(
 )
 
 
+LARGEST_COUNT = 2**53  # beyond it float64 skips numbers
+
+
+class NoStepCount(ValueError):
+    """A slot's step count is negative, too large or no number."""
+
+    def __init__(self, slot: int) -> None:
+        super().__init__(f"slot {slot}")
+        self.slot = slot
+
+
 class HyperparameterRows:
     """The rows of one table: one per group, and per distinct step count within a group.
 
@@ -89,16 +100,16 @@ class HyperparameterRows:
         for index in sorted(self._open.union(edited).intersection(self._place)):
             place = self._place[index]
             known = self._settings[place]
-            is_open = index in self._open
+            only_rate = False
             try:
-                now = SETTINGS_OF[known[0]](self._groups[place]) if known else None
-                if now == known and not is_open:
-                    continue
-                only_rate = not is_open and now[:-1] == known[:-1]
+                # an equal value in an object that can change in place is no equal setting
+                if known and index not in self._open and not is_volatile(self._groups[place]):
+                    now = SETTINGS_OF[known[0]](self._groups[place])
+                    if now == known:
+                        continue
+                    only_rate = now[:-1] == known[:-1]
             except (KeyError, RuntimeError, ValueError):
-                only_rate = (
-                    False  # a setting is gone, or has several elements: the check says where
-                )
+                pass  # a setting is gone, or has several elements: the check says where
             (rates if only_rate else changed).append(index)
         return changed, rates
 
@@ -147,9 +158,15 @@ class HyperparameterRows:
 
         Returns:
             Whether `slot_row` changed (then the records have to follow).
+
+        Raises:
+            NoStepCount: a step count was set to what cannot be one.
         """
         if self._update():
             return False
+        valid = (self._step_counts >= 0) & (self._step_counts < LARGEST_COUNT)
+        if not valid.all():
+            raise NoStepCount(int(np.argmin(valid)))
         self._regroup()
         self._update()
         return True
@@ -160,6 +177,8 @@ class HyperparameterRows:
             return update_rows(self._table_address)
         counts, slot_row = self._step_counts[self._representative], self.slot_row
         if not np.array_equal(counts[slot_row], self._step_counts):
+            return False
+        if not ((counts >= 0) & (counts < LARGEST_COUNT)).all():
             return False
         if not np.array_equal(self._row_ready[slot_row], self._momentum_ready):
             return False

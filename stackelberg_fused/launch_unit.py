@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 from .backends import Backend, Work
 from .gradients import Gathered, Gradients, LayoutChanged
 from .groups import check_rate, check_settings
+from .hyperparameters import NoStepCount
 from .layout import Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
@@ -104,9 +105,7 @@ class LaunchUnit:
             active = self._activate(span)
         if not active.params:
             return 0
-        if table.rows.update():
-            table.records["row"] = table.rows.slot_row
-            table.version += 1
+        self._update_rows()
         self.gradients.stage(pending.gathered, span)
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
@@ -125,6 +124,19 @@ class LaunchUnit:
             table.step_counts[active.mask] += 1
             table.momentum_ready[active.mask] = True
         return launches
+
+    def _update_rows(self) -> None:
+        table = self.table
+        try:
+            regrouped = table.rows.update()
+        except NoStepCount as error:
+            count = table.step_counts[error.slot]
+            raise ValueError(
+                f"{table.slots[error.slot].name}: its state's step is {count}"
+            ) from None
+        if regrouped:
+            table.records["row"] = table.rows.slot_row
+            table.version += 1
 
     def _activate(self, span: Span) -> _Active:
         """Note which slots step, and allocate the state that any of them lacks."""

@@ -103,6 +103,40 @@ def test_a_setting_that_becomes_a_tensor_and_is_filled_in_place(setting: str, ba
     assert_agree(ours, torchs)
 
 
+@BACKENDS
+@pytest.mark.parametrize("setting", ["lr", "weight_decay", "betas"])
+def test_a_tensor_of_the_same_value_may_be_filled_later(setting: str, backend: str) -> None:
+    values = {"lr": 0.5, "weight_decay": 0.25, "betas": (0.5, 0.75)}
+    ours, torchs = both(Options("adamw", values), backend, num_groups=2)
+    for seed in range(6):
+        for optimizer in (ours, torchs):
+            group = optimizer.param_groups[1]
+            if seed == 2 and setting == "betas":
+                group["betas"] = (torch.tensor(0.5), torch.tensor(0.75))
+            elif seed == 2:
+                group[setting] = torch.tensor(values[setting])
+            elif seed == 4:
+                (group["betas"][0] if setting == "betas" else group[setting]).fill_(0.125)
+        step(ours, torchs, seed=seed)
+    assert_agree(ours, torchs)
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), -1.0, 1e30])
+def test_a_step_count_that_is_none_is_refused(count: float) -> None:
+    ours, twin = (both(ADAM, "cpu")[0] for _ in range(2))
+    step(ours, twin)
+    state = ours.state[all_params(ours)[0]]
+    state["step"].fill_(count)
+    set_gradients(ours.param_groups, 1)
+    before = [p.detach().clone() for p in all_params(ours)]
+    with pytest.raises(ValueError, match=r"parameter 0 of param group 0 .*step is"):
+        ours.step()
+    assert all(torch.equal(p, q) for p, q in zip(all_params(ours), before, strict=True))
+    state["step"].fill_(1)
+    step(ours, twin, seed=2)
+    assert_same_optimizers(ours, twin)
+
+
 def test_amsgrad_switched_on_starts_from_zero() -> None:
     """torch raises a KeyError; a maximum that starts here is what it means."""
     (ours, _), (fresh, _) = (

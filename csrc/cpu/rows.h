@@ -21,7 +21,7 @@ struct RowTable {
 };
 
 // Writes what depends on step counts and rates. False, and nothing is written, where the slots of a row no longer agree
-// in step count and readiness: the host has to group them again.
+// in step count and readiness, or a count is none: the host has to look, and to group them again.
 bool update_rows(const RowTable& table);
 
 }  // namespace sf
