@@ -5,18 +5,12 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SF_SCALAR static __host__ __device__ __forceinline__
-#else
-#define SF_SCALAR static inline
-#endif
-
 namespace sf {
 
 // base ** exponent by binary exponentiation: multiplications only, in this order in every language.
-SF_SCALAR double integer_power(double base, int64_t exponent) {
+inline double integer_power(double base, int64_t exponent) {
   double result = 1.0;
-  while (exponent) {
+  while (exponent > 0) {
     if (exponent & 1) result *= base;
     exponent >>= 1;
     if (exponent) base *= base;
@@ -30,7 +24,7 @@ struct BiasCorrections {
 };
 
 // Kingma & Ba 2015, end of section 2.
-SF_SCALAR BiasCorrections bias_corrections(double beta1, double beta2, int64_t step) {
+inline BiasCorrections bias_corrections(double beta1, double beta2, int64_t step) {
   const double bias_correction2_sqrt = sqrt(1.0 - integer_power(beta2, step));
   return {bias_correction2_sqrt / (1.0 - integer_power(beta1, step)), bias_correction2_sqrt};
 }

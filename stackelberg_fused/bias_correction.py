@@ -8,7 +8,7 @@ import math
 def integer_power(base: float, exponent: int) -> float:
     """`base ** exponent` by binary exponentiation: float64 multiplications only, in this order in every language."""
     result = 1.0
-    while exponent:
+    while exponent > 0:
         if exponent & 1:
             result *= base
         exponent >>= 1

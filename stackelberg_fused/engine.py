@@ -38,9 +38,9 @@ def collect_slots(
                     continue
                 seen.add(id(param))
                 local = local_tensor(param)
-                slot = Slot(
-                    param, param_label(index, group, position), index, role, local, is_dense(local)
-                )
+                label = param_label(index, group, position)
+                dense = is_dense(local) and not local.is_neg()
+                slot = Slot(param, label, index, role, local, dense)
                 slots[local.device, local.dtype].append(slot)
     return slots
 
@@ -94,7 +94,8 @@ class Engine:
         for unit in self.units:
             attach_state(unit.table, state, previous)
         self._params = [group["params"] for group in groups]
-        self._held = Watch([*groups, groups, *self._params])
+        lists = [p if isinstance(p, list) else list(p) for p in self._params]
+        self._held = Watch([*groups, groups, *lists])
         self._note_state()
         self.watch = watch or RatioWatch()
         self.watch.look(groups)
@@ -109,37 +110,36 @@ class Engine:
 
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
-        edited = self._edited_groups()
+        self._look_at_edits()
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
-        pending = [unit.prepare(role, edited) for unit in self.units]
+        pending = [unit.prepare(role) for unit in self.units]
         if self.unplaced and self._place_late():
-            pending = [unit.prepare(role, edited) for unit in self.units]
+            pending = [unit.prepare(role) for unit in self.units]
+        for work in pending:
+            if work.changed_groups or work.changed_rates:
+                self.watch.look(self.groups)  # a warning may be an error
+                break
         launches = 0
-        changed = has_new_state = False
+        has_new_state = False
         for unit, work in zip(self.units, pending, strict=True):
             launches += unit.launch(work)
-            changed |= bool(work.changed_groups or work.changed_rates)
             has_new_state |= unit.has_new_state
-        if changed:
-            self.watch.look(self.groups)
         if has_new_state:
             self._note_state()
-        for index in edited:
-            self._held.note(index)
         return launches
 
     def was_edited(self) -> bool:
         """Whether somebody replaced parameters of the groups, or their state, since the last step."""
         try:
-            self._edited_groups()
+            self._look_at_edits()
         except LayoutChanged:
             return True
         return False
 
-    def _edited_groups(self) -> list[int]:
-        """Groups that hold anything else than after the last step.
+    def _look_at_edits(self) -> None:
+        """Have groups looked at that hold anything else than the last time.
 
         Raises:
             LayoutChanged: a parameter or its state was replaced.
@@ -150,6 +150,11 @@ class Engine:
         for i in edited:
             if self.groups[i].get("params") is not self._params[i]:
                 raise LayoutChanged("parameters were replaced")
+        if edited:
+            for unit in self.units:
+                unit.table.rows.look_at(edited)
+            for i in edited:  # before they are read: an edit made meanwhile is seen the next time
+                self._held.note(i)
         if self._held_state.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
@@ -157,7 +162,6 @@ class Engine:
         for unit in self.units:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
-        return edited
 
     def _note_state(self) -> None:
         """Take what the state holds now for what it should hold."""

@@ -25,11 +25,11 @@ class Gathered:
     """What one step keeps alive until its launch.
 
     Attributes:
-        copies: gradients that had to be copied into their parameter's layout.
+        grads: the gradients that were read, and the copies of those that had to take their parameter's layout.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
-    copies: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor]
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -67,19 +67,20 @@ class Gradients:
             LayoutChanged: a parameter was rebound to memory with other strides.
         """
         self._check_shards(span)
-        moved, odd, changed, switched = self._reader.read(span.first_slot, span.last_slot)
+        moved, odd, changed, switched, grads = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
         self._table.version += changed
-        gathered = Gathered()
+        gathered = Gathered(grads)
         for i in moved:
             self._follow(i)
         for i in odd:
             grad = self.gradient(i)
+            gathered.grads.append(grad)
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:
                 if self._needs_copy(i, grad):
                     grad = self._in_parameter_layout(i, grad)
-                    gathered.copies.append(grad)
+                    gathered.grads.append(grad)
                 self._write("grad", i, grad)
         return gathered
 
@@ -98,9 +99,9 @@ class Gradients:
                 continue
             local = self._table.slots[i].local
             with torch.no_grad():
-                copy = local.contiguous()
+                copy = local.resolve_neg().contiguous()
                 grad = self.gradient(i).resolve_neg().contiguous()
-            gathered.copies.append(grad)
+            gathered.grads.append(grad)
             gathered.write_back.append((local, copy))
             self._write("param", i, copy)
             self._write("grad", i, grad)
@@ -182,4 +183,6 @@ class Gradients:
                 )
         if not same_layout(local, self._shapes[i], self._strides[i]):
             raise LayoutChanged(slot.name)
+        if self._reads_memory and self.active[i] and local.numel() and not local.data_ptr():
+            raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
         self._write("param", i, local)

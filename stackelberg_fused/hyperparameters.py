@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .bias_correction import bias_corrections
 from .rules import MIXED_RULES, SETTINGS_OF, as_number, is_volatile, rule_of
@@ -43,14 +42,6 @@ GROUP = np.dtype(
 LARGEST_COUNT = 2**53  # beyond it float64 skips numbers
 
 
-class NoStepCount(ValueError):
-    """A slot's step count is negative, too large or no number."""
-
-    def __init__(self, slot: int) -> None:
-        super().__init__(f"slot {slot}")
-        self.slot = slot
-
-
 class HyperparameterRows:
     """The rows of one table: one per group, and per distinct step count within a group.
 
@@ -81,31 +72,31 @@ class HyperparameterRows:
         self._settings: list[Any] = [None] * len(used)
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open: set[int] = set(used)
+        self._edited: set[int] = set()  # those to look at until they are accepted
         self._static = np.zeros(len(groups), ROW)
         self._scalars = np.zeros(len(groups), GROUP)
         self._lr = self._scalars["lr"]
         self._one_minus_dampening = np.ones(len(groups))
         self._regroup()
 
-    def changed_groups(self, edited: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Groups whose settings were edited since they were last accepted, and those where only the rate was.
+    def look_at(self, edited: Iterable[int]) -> None:
+        """Have `changed_groups` look at groups in which anything may have been replaced."""
+        self._edited.update(self._place.keys() & edited)
 
-        Args:
-            edited: groups in which anything may have been replaced.
-        """
+    def changed_groups(self) -> tuple[list[int], list[int]]:
+        """Groups whose settings were edited since they were last accepted, and those where only the rate was."""
         changed: list[int] = []
         rates: list[int] = []
-        if not self._open and not edited:
-            return changed, rates
-        for index in sorted(self._open.union(edited).intersection(self._place)):
-            place = self._place[index]
-            known = self._settings[place]
+        for index in sorted(self._open | self._edited):
+            known = self._settings[self._place[index]]
+            group = self._groups[self._place[index]]
             only_rate = False
             try:
                 # an equal value in an object that can change in place is no equal setting
-                if known and index not in self._open and not is_volatile(self._groups[place]):
-                    now = SETTINGS_OF[known[0]](self._groups[place])
+                if known and index not in self._open and not is_volatile(group):
+                    now = SETTINGS_OF[known[0]](group)
                     if now == known:
+                        self._edited.discard(index)
                         continue
                     only_rate = now[:-1] == known[:-1]
             except (KeyError, RuntimeError, ValueError):
@@ -124,8 +115,7 @@ class HyperparameterRows:
             group = self._groups[place]
             self._settings[place] = settings = SETTINGS_OF[group["rule"]](group)
             self._lr[index] = as_number(settings[-1])
-            if isinstance(settings[-1], Tensor):
-                self._open.add(index)
+        self._edited.difference_update(changed, rates)
         if changed:
             self._fill()
 
@@ -158,17 +148,12 @@ class HyperparameterRows:
 
         Returns:
             Whether `slot_row` changed (then the records have to follow).
-
-        Raises:
-            NoStepCount: a step count was set to what cannot be one.
         """
         if self._update():
             return False
-        valid = (self._step_counts >= 0) & (self._step_counts < LARGEST_COUNT)
-        if not valid.all():
-            raise NoStepCount(int(np.argmin(valid)))
         self._regroup()
-        self._update()
+        if not self._update():
+            raise RuntimeError("a step count is none: they were to be checked before")
         return True
 
     def _update(self) -> bool:
@@ -195,9 +180,10 @@ class HyperparameterRows:
     def _regroup(self) -> None:
         """One row per group, step count and readiness."""
         ready = self._momentum_ready
-        key = np.stack(
-            [self.slot_group, self._step_counts.astype(np.int64), ready.astype(np.int64)]
-        )
+        counts = self._step_counts.view(np.int32).astype(
+            np.int64
+        )  # by their bits, as they are compared
+        key = np.stack([self.slot_group, counts, ready.astype(np.int64)])
         _, self._representative, slot_row = np.unique(
             key, axis=1, return_index=True, return_inverse=True
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 from .backends import Backend, Work
 from .gradients import Gathered, Gradients, LayoutChanged
 from .groups import check_rate, check_settings
-from .hyperparameters import NoStepCount
+from .hyperparameters import LARGEST_COUNT
 from .layout import Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
@@ -77,19 +77,23 @@ class LaunchUnit:
         """Whether somebody exchanged the memory of a state tensor (`state.data = ...`)."""
         return self._places.moved()
 
-    def prepare(self, role: str | None, edited: Sequence[int]) -> Pending:
-        """Read gradients, and settings of the groups `edited`, and raise if any of them is not acceptable.
+    def prepare(self, role: str | None) -> Pending:
+        """Read gradients, step counts and what was edited, and raise if any of them is not acceptable.
 
         Modifies nothing.
         """
         table = self.table
-        changed, rates = table.rows.changed_groups(edited)
+        changed, rates = table.rows.changed_groups()
         for index in rates:
             check_rate(table.groups[index], index)
         for index in changed:
             check_settings(table.groups[index], index)
             if table.groups[index]["role"] != self._roles[index]:
                 raise LayoutChanged(f"param group {index} changed its role")
+        counts = table.step_counts
+        if not (counts.min() >= 0 and counts.max() < LARGEST_COUNT):
+            i = int(np.argmin((counts >= 0) & (counts < LARGEST_COUNT)))
+            raise ValueError(f"{table.slots[i].name}: its state's step is {counts[i]}")
         span = table.spans[role]
         return Pending(changed, rates, span, self.gradients.gather(span))
 
@@ -105,7 +109,9 @@ class LaunchUnit:
             active = self._activate(span)
         if not active.params:
             return 0
-        self._update_rows()
+        if table.rows.update():
+            table.records["row"] = table.rows.slot_row
+            table.version += 1
         self.gradients.stage(pending.gathered, span)
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
@@ -124,19 +130,6 @@ class LaunchUnit:
             table.step_counts[active.mask] += 1
             table.momentum_ready[active.mask] = True
         return launches
-
-    def _update_rows(self) -> None:
-        table = self.table
-        try:
-            regrouped = table.rows.update()
-        except NoStepCount as error:
-            count = table.step_counts[error.slot]
-            raise ValueError(
-                f"{table.slots[error.slot].name}: its state's step is {count}"
-            ) from None
-        if regrouped:
-            table.records["row"] = table.rows.slot_row
-            table.version += 1
 
     def _activate(self, span: Span) -> _Active:
         """Note which slots step, and allocate the state that any of them lacks."""

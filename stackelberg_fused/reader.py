@@ -1,7 +1,8 @@
 """Where parameters and their gradients lie: read at every step and afresh, because anyone may rebind either.
 
-Nothing is remembered of a gradient, so none is kept alive and none can change unnoticed. `csrc/cpu/reader.cpp` is the
-same class without a Python call per tensor: this is the part of a step whose cost grows with the number of parameters.
+Nothing is remembered of a gradient beyond its step, so none is kept alive for long and none can change unnoticed.
+`csrc/cpu/reader.cpp` is the same without a Python call per tensor: this is the part of a step whose cost grows with the
+number of parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Reader(Protocol):
         active: bool array [n], written: which slots have a gradient.
     """
 
-    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool]:
+    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, list[Tensor]]:
         """Bring the slots `[first, last)` up to date.
 
         Returns:
@@ -39,6 +40,7 @@ class Reader(Protocol):
                 as they are: the caller looks closer.
             changed: whether a record was written.
             switched: whether a gradient appeared or disappeared.
+            grads: the gradients: whatever becomes of `.grad`, their memory has to last until the launch is over.
         """
         ...
 
@@ -66,7 +68,7 @@ class PythonReader:
             (tensor.stride(), tensor.shape, tensor.dtype, tensor.device) for tensor in local_tensors
         ]
 
-    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool]:
+    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, list[Tensor]]:
         slots, here = range(first, last), slice(first, last)
         params, grads = self._records["param"], self._records["grad"]
         found = [owner.grad for owner in self._owners[here]]
@@ -94,7 +96,7 @@ class PythonReader:
         present = np.array([grad is not None for grad in found], bool)
         switched = not np.array_equal(present, self._active[here])
         self._active[here] = present
-        return moved, odd, changed, switched
+        return moved, odd, changed, switched, [grad for grad in found if grad is not None]
 
     def _fits(self, i: int, tensor: Tensor) -> bool:
         stride, shape, dtype, device = self._layouts[i]
@@ -106,6 +108,8 @@ class PythonReader:
             or not same_layout(tensor, shape, stride)
         ):
             return False
+        if tensor.numel() and not tensor.data_ptr():
+            return False  # a wrapper without memory of its own
         # a view that negates what it shows has other strides, except where there is only one element
         return tensor.numel() != 1 or not tensor.is_neg()
 

@@ -6,6 +6,7 @@ from enum import IntFlag
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -37,6 +38,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "sgd": _SGD_SETTINGS,
 }
 # everything of a group that its rows depend on, cheap enough to read and compare at every step; the rate comes last
+_IMMUTABLE = (int, float, str, tuple, np.generic)
 SETTINGS_OF = {rule: itemgetter("rule", "role", *names) for rule, names in SETTINGS.items()}
 
 
@@ -49,7 +51,7 @@ def is_volatile(group: dict[str, Any]) -> bool:
     """Whether a setting can change while the object that holds it stays the same."""
     values = SETTINGS_OF[group["rule"]](group)
     betas = group["betas"] if group["rule"] != "sgd" else ()
-    return any(isinstance(value, (Tensor, list)) for value in (*values, *betas))
+    return not all(isinstance(value, _IMMUTABLE) for value in (*values, *betas))
 
 
 def rule_of(group: dict[str, Any]) -> Rule:

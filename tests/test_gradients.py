@@ -174,3 +174,33 @@ def test_the_records_count_their_changes() -> None:
         versions.append(optimizer._engine.units[0].table.version)
     same = [now == then for then, now in pairwise(versions)]
     assert same == [True, False, True, False, True]
+
+
+def test_a_parameter_with_the_negative_bit() -> None:
+    param = nn.Parameter(torch.tensor(1 + 2j).conj().imag)
+    assert param.is_neg()
+    _compare([param], [[torch.tensor(float(i + 1))] for i in range(3)])
+
+
+def test_a_parameter_without_memory_is_refused() -> None:
+    class Wrapper(Tensor):
+        @staticmethod
+        def __new__(cls, inner: Tensor) -> Any:
+            return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        def __init__(self, inner: Tensor) -> None:
+            self.inner = inner
+
+        @classmethod
+        def __torch_dispatch__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten.detach.default:
+                return cls(args[0].inner)
+            raise NotImplementedError(func)
+
+    param = nn.Parameter(Wrapper(normal(3, 1)))
+    optimizer = ADAM.ours([param], backend="cpu", flatten=False)
+    param.grad = Wrapper(normal(3, 2))
+    with pytest.raises(TypeError, match=r"parameter 0 of param group 0 .*no memory"):
+        optimizer.step()

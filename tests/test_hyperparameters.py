@@ -49,10 +49,11 @@ class Rows:
         self.of = HyperparameterRows(
             groups, np.array(slot_group, np.int64), self.counts, self.ready
         )
-        self.of.accept(*self.of.changed_groups([]))
+        self.of.accept(*self.of.changed_groups())
 
     def changed(self) -> tuple[list[int], list[int]]:
-        return self.of.changed_groups(range(len(self.counts)))
+        self.of.look_at(range(len(self.counts)))
+        return self.of.changed_groups()
 
     def at(
         self, counts: list[float] | np.ndarray, ready: list[bool] | np.ndarray | None = None

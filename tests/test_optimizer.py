@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import OURS, TORCHS, Options, both, kernel_options, normal, set_gradients, step
@@ -135,6 +139,80 @@ def test_a_step_count_that_is_none_is_refused(count: float) -> None:
     state["step"].fill_(1)
     step(ours, twin, seed=2)
     assert_same_optimizers(ours, twin)
+
+
+def test_an_edit_made_during_a_step_is_followed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, torchs = both(ADAM, "cpu")
+    for optimizer in (ours, torchs):
+        optimizer.param_groups[0]["lr"] = 0.05
+    unit = ours._engine.units[0]
+    launch = unit.launch
+
+    def launch_and_edit(pending: Any) -> int:
+        launches = launch(pending)
+        ours.param_groups[0]["lr"] = 0.0
+        return launches
+
+    monkeypatch.setattr(unit, "launch", launch_and_edit)
+    step(ours, torchs)
+    monkeypatch.undo()
+    torchs.param_groups[0]["lr"] = 0.0
+    step(ours, torchs, seed=1)
+    assert_agree(ours, torchs)
+
+
+def test_a_fractional_step_count_from_a_state_dict_steps_as_its_whole_part() -> None:
+    ours, whole = both(ADAM, "cpu")[0], both(ADAM, "cpu")[0]
+    step(ours, whole)
+    saved = copy.deepcopy(ours.state_dict())
+    saved["state"][1]["step"] = torch.tensor(1.5)
+    ours.load_state_dict(saved)
+    step(ours, whole, seed=1)
+    for p, q in zip(all_params(ours), all_params(whole), strict=True):
+        assert_same_bits(p, q)
+
+
+@BACKENDS
+def test_a_numpy_rate_may_be_filled_in_place(backend: str) -> None:
+    ours, torchs = both(Options("sgd", {"lr": 0.5}), backend)
+    rates = [np.array(0.5), np.array(0.5)]
+    for seed in range(4):
+        for optimizer, rate in zip((ours, torchs), rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            if seed == 2:
+                rate.fill(0.125)
+        step(ours, torchs, seed=seed)
+    assert_agree(ours, torchs)
+
+
+@BACKENDS
+def test_parameters_of_a_group_may_be_in_a_tuple(backend: str) -> None:
+    ours, torchs = both(ADAM, backend)
+    for optimizer in (ours, torchs):
+        optimizer.param_groups[0]["params"] = tuple(optimizer.param_groups[0]["params"])
+    for seed in range(2):
+        step(ours, torchs, seed=seed)
+    assert_agree(ours, torchs)
+
+
+def test_a_warning_that_is_an_error_leaves_everything_as_it_was() -> None:
+    body, head = (nn.Parameter(normal(3, i)) for i in range(2))
+    ours = sf.StackelbergAdamW([{"params": [body]}, {"params": [head], "role": "head"}], lr=0.1)
+    step(ours)
+    ours.param_groups[0]["lr"] = 100.0
+    set_gradients(ours.param_groups, 1)
+    before = body.detach().clone(), head.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="body's learning rate"):
+            ours.step()
+    assert torch.equal(body, before[0])
+    assert torch.equal(head, before[1])
+    assert ours.state[head]["step"] == 1
+    ours.step()
+    assert ours.state[head]["step"] == 2
 
 
 def test_amsgrad_switched_on_starts_from_zero() -> None:
@@ -271,6 +349,29 @@ def test_hooks_run_once_where_a_subclass_has_a_step_of_its_own() -> None:
     optimizer = Mine([nn.Parameter(normal(3, 1))])
     seen: list[int] = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append(1))
+    optimizer.step()
+    assert seen == [1]
+
+
+def test_hooks_run_where_a_subclass_wraps_the_step() -> None:
+    class Mine(sf.StackelbergAdamW):
+        @functools.wraps(sf.StackelbergAdamW.step)
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            return super().step(*args, **kwargs)
+
+    optimizer = Mine([nn.Parameter(normal(3, 1))])
+    seen: list[int] = []
+    optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append(1))
+    optimizer.step()
+    assert seen == [1]
+
+
+def test_hooks_run_where_the_class_is_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = sf.StackelbergAdamW([nn.Parameter(normal(3, 1))])
+    original = sf.StackelbergAdamW.step
+    monkeypatch.setattr(sf.StackelbergAdamW, "step", lambda o, *a, **k: original(o, *a, **k))
+    seen: list[int] = []
+    optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append(1))
     optimizer.step()
     assert seen == [1]
 

@@ -27,21 +27,27 @@ const dlpack::Exchange* open(const py::capsule& capsule) {
   return exchange;
 }
 
+py::list copied(const py::list& list) {
+  return py::reinterpret_steal<py::list>(PyList_GetSlice(list.ptr(), 0, PyList_GET_SIZE(list.ptr())));
+}
+
 }  // namespace
 
 Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, int64_t active,
                const py::capsule& exchange)
     : exchange_(open(exchange)),
-      owners_(owners),
-      locals_(locals),
+      owners_(copied(owners)),
+      locals_(copied(locals)),
       records_(reinterpret_cast<Record*>(records)),
       active_(reinterpret_cast<uint8_t*>(active)) {
   PyUnicode_InternInPlace(&grad_.ptr());
   PyUnicode_InternInPlace(&is_neg_.ptr());
-  for (size_t i = 0; i < py::len(owners); ++i) {
-    Slot slot{PyList_GET_ITEM(owners.ptr(), i), PyList_GET_ITEM(locals.ptr(), i), nullptr, 1, 0, false, shapes_.size()};
+  if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
+  for (size_t i = 0; i < py::len(owners_); ++i) {
+    Slot slot{
+        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), nullptr, 1, 0, false, shapes_.size()};
     // a type's own getter, without the search through instance and bases; a type that overrides `grad` is asked
-    py::object attribute = py::type::of(owners[i]).attr(grad_);
+    py::object attribute = py::type::of(owners_[i]).attr(grad_);
     if (Py_IS_TYPE(attribute.ptr(), &PyGetSetDescr_Type)) {
       slot.get_grad = attribute.ptr();
       getters_.append(std::move(attribute));
@@ -76,7 +82,7 @@ py::object Reader::gradient(const Slot& slot) const {
 
 bool Reader::fits(const Slot& slot, const dlpack::Tensor& tensor) const {
   if (tensor.ndim != slot.ndim || !same(tensor.device, device_) || !same(tensor.dtype, dtype_)) return false;
-  const int64_t *shape = &shapes_[slot.dims], *strides = &strides_[slot.dims];
+  const int64_t *shape = shapes_.data() + slot.dims, *strides = strides_.data() + slot.dims;
   for (int32_t d = 0; d < slot.ndim; ++d) {
     if (tensor.shape[d] != shape[d]) return false;
     if (tensor.strides[d] != strides[d] && shape[d] > 1) return false;
@@ -86,12 +92,14 @@ bool Reader::fits(const Slot& slot, const dlpack::Tensor& tensor) const {
 
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
-  py::list moved, odd;
+  py::list moved, odd, grads;
   for (int64_t i = first; i < last; ++i) {
     const Slot& slot = slots_[i];
     Record& record = records_[i];
     dlpack::Tensor tensor;
-    if (!slot.readable || !look(slot.local, &tensor) || address(tensor) != record.param || !fits(slot, tensor)) {
+    // a wrapper without memory of its own looks like a tensor at address 0
+    if (!slot.readable || !look(slot.local, &tensor) || address(tensor) != record.param || !fits(slot, tensor) ||
+        (slot.numel && !tensor.data)) {
       moved.append(i);
     }
     const py::object grad = gradient(slot);
@@ -102,7 +110,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     int64_t grad_address = 0;
     if (present) {
-      // a wrapper without memory of its own looks like a tensor at address 0
+      grads.append(grad);  // whatever becomes of .grad, its memory has to last until the launch is over
       if (!slot.readable || !look(grad.ptr(), &tensor) || !fits(slot, tensor) || (slot.numel && !tensor.data)) {
         odd.append(i);
         continue;
@@ -124,7 +132,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
   }
   return py::make_tuple(std::move(moved), std::move(odd), std::exchange(changed_, false),
-                        std::exchange(switched_, false));
+                        std::exchange(switched_, false), std::move(grads));
 }
 
 int Reader::traverse(visitproc visit, void* arg) const {
@@ -141,8 +149,9 @@ void Reader::clear() {
   getters_ = py::list();
 }
 
-Places::Places(const py::list& tensors, const py::capsule& exchange) : exchange_(open(exchange)), tensors_(tensors) {
-  for (py::handle object : tensors) {
+Places::Places(const py::list& tensors, const py::capsule& exchange)
+    : exchange_(open(exchange)), tensors_(copied(tensors)) {
+  for (py::handle object : tensors_) {
     dlpack::Tensor tensor;
     if (exchange_->tensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
     addresses_.push_back(address(tensor));

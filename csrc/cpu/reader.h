@@ -25,7 +25,8 @@ class Reader {
   //   moved:    slots whose parameter is not where the record says, or not as it was; their records are left alone;
   //   odd:      slots whose gradient does not have the parameter's layout to the letter; likewise;
   //   changed:  whether a record changed;
-  //   switched: whether a gradient appeared or disappeared.
+  //   switched: whether a gradient appeared or disappeared;
+  //   grads:    the gradients, to be kept until the launch is over.
   pybind11::tuple read(int64_t first, int64_t last);
 
   int traverse(visitproc visit, void* arg) const;
@@ -47,7 +48,7 @@ class Reader {
   bool look(PyObject* object, dlpack::Tensor* out) const;
 
   const dlpack::Exchange* exchange_;
-  pybind11::list owners_, locals_, getters_;  // keep the slots' objects alive
+  pybind11::list owners_, locals_, getters_;  // copies: they keep the slots' objects alive
   pybind11::str grad_{"grad"}, is_neg_{"is_neg"};
   std::vector<Slot> slots_;
   std::vector<int64_t> shapes_, strides_;
