@@ -1,6 +1,6 @@
 #include "cpu/rows.h"
 
-#include "bias_correction.h"
+#include "cpu/bias_correction.h"
 
 namespace sf {
 
