@@ -50,7 +50,7 @@ def test_json_holds_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stackelberg_fused", "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "backend reference" in done.stdout
 
