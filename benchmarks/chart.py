@@ -29,7 +29,7 @@ def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
                 found | {"colour": bars[after]["colour"], "label": f"{name}, apart", "name": ""},
             )
     stream = row["probes"][bandwidth.STREAM]
-    return [*bars, stream | {"colour": FLOOR, "label": "memory alone, 28 B/parameter"}]
+    return [*bars, stream | {"colour": FLOOR, "label": "bare stream, 28 B/parameter"}]
 
 
 def _ratio(bar: dict[str, Any]) -> str:
@@ -54,11 +54,11 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
                 middle, place, xerr=spread, fmt="none", ecolor=FAINT, elinewidth=1, capsize=2
             )
         end = min(max(bar["p80_ns"], middle), longest)
-        cut = " >" if middle > longest else ""
+        cut = " (bar cut)" if middle > longest else ""
         axes.text(
             end + 0.015 * longest,
             place,
-            cut + " " + duration(middle) + _ratio(bar),
+            " " + duration(middle) + _ratio(bar) + cut,
             va="center",
             fontsize=8.5,
             color=OURS if ours else INK,
@@ -70,7 +70,7 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
             tick.set_fontweight("bold")
             tick.set_color(OURS)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.32 * longest)
+    axes.set_xlim(0, 1.4 * longest)
     axes.set_xticks([])
     axes.tick_params(length=0)
     for side in ("top", "right", "bottom"):
@@ -106,9 +106,8 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     heights = [
         max(len(_bars(row)) for row in rows[i : i + columns]) for i in range(0, len(rows), columns)
     ]
-    figure = Figure(
-        figsize=(6.6 * columns, 0.27 * sum(heights) + 0.95 * len(heights) + 0.9), dpi=150
-    )
+    height = 0.27 * sum(heights) + 0.95 * len(heights) + 0.9
+    figure = Figure(figsize=(6.6 * columns, height), dpi=150)
     figure.patch.set_facecolor("white")
     grid = figure.subplots(
         len(heights),
@@ -120,14 +119,19 @@ def draw(result: dict[str, Any], path: Path) -> bool:
         _panel(axes, row)
     for axes in grid.flat[len(rows) :]:
         axes.set_axis_off()
-    figure.suptitle(
+    title = figure.suptitle(
         "Time of one AdamW step: median, p20 to p80 (N x: so many times as fast as torch fused)",
         x=0.01,
+        y=1 - 0.1 / height,
         ha="left",
+        va="top",
         fontsize=11.5,
         color=INK,
     )
-    figure.text(0.01, 0.004, heading(result), fontsize=8, color=FAINT, ha="left", va="bottom")
-    figure.tight_layout(rect=(0, 0.02, 1, 0.985), w_pad=3, h_pad=2)
+    footer = figure.text(0.01, 0.06 / height, heading(result), fontsize=8, color=FAINT, va="bottom")
+    for text in (title, footer):
+        text.set_in_layout(False)
+    # what heading and footer take does not grow with the figure
+    figure.tight_layout(rect=(0, 0.25 / height, 1, 1 - 0.35 / height), w_pad=3, h_pad=2)
     figure.savefig(path)
     return True

@@ -39,7 +39,7 @@ def duration(ns: float) -> str:
 
 def judged(met: bool | None) -> str:
     """A target's verdict; none is given where the machine was not quiet."""
-    return {True: "met", False: "MISSED", None: "not judged"}[met]
+    return {True: "met", False: "MISSED", None: "not judged: noise"}[met]
 
 
 def _share(value: float | None) -> str:

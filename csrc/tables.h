@@ -1,8 +1,8 @@
 // The tables every native backend reads: records, tiles, hyperparameter rows.
 //
 // The host builds them once (stackelberg_fused/layout.py, hyperparameters.py) and the Triton kernel reads the same
-// bytes, so a field is added here, in the NumPy dtypes there, and in triton_kernels/; tests/test_tables.py
-// compares all three.
+// bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/tables.py, and in triton_kernels/;
+// tests/test_tables.py compares all three.
 #pragma once
 
 #include <cstddef>

@@ -16,9 +16,10 @@ from .gradients import LayoutChanged
 from .groups import RatioWatch, param_label
 from .launch_unit import LaunchUnit
 from .layout import Slot
+from .settings import GroupSettings
 from .sharding import is_sharded, local_tensor
 from .state import attach_state, is_attached
-from .watch import Watch
+from .watch import make_watch
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -90,15 +91,16 @@ class Engine:
                 self.unplaced.update(
                     {id(s.param): s for s in key_slots if not s.param.requires_grad}
                 )
-        self.units = [LaunchUnit(slots[key], groups, backends[key], state) for key in slots]
+        self.settings = GroupSettings(groups)
+        self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
         for unit in self.units:
             attach_state(unit.table, state, previous)
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
-        self._held = Watch([*groups, groups, *lists])
+        self._held = make_watch([groups, *lists])
         self._note_state()
         self.watch = watch or RatioWatch()
-        self.watch.look(groups)
+        self._look_at_rates(list(range(len(groups))))
 
     @property
     def backend(self) -> str:
@@ -111,16 +113,20 @@ class Engine:
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
         self._look_at_edits()
+        changed = self.settings.check()
+        if self.settings.changed_roles(changed):
+            raise LayoutChanged("a param group changed its role")
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
         pending = [unit.prepare(role) for unit in self.units]
         if self.unplaced and self._place_late():
             pending = [unit.prepare(role) for unit in self.units]
-        for work in pending:
-            if work.changed_groups or work.changed_rates:
-                self.watch.look(self.groups)  # a warning may be an error
-                break
+        self._look_at_rates(changed)  # a warning may be an error
+        if changed:
+            flipped = self.settings.accept(changed)
+            for unit in self.units:
+                unit.follow(flipped)
         launches = 0
         has_new_state = False
         for unit, work in zip(self.units, pending, strict=True):
@@ -144,17 +150,11 @@ class Engine:
         Raises:
             LayoutChanged: a parameter or its state was replaced.
         """
-        edited = self._held.changed()
-        if edited and edited[-1] >= len(self._params):
+        if self._held.changed():
             raise LayoutChanged("parameters were replaced")
-        for i in edited:
+        for i in self.settings.look():
             if self.groups[i].get("params") is not self._params[i]:
                 raise LayoutChanged("parameters were replaced")
-        if edited:
-            for unit in self.units:
-                unit.table.rows.look_at(edited)
-            for i in edited:  # before they are read: an edit made meanwhile is seen the next time
-                self._held.note(i)
         if self._held_state.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
@@ -163,10 +163,16 @@ class Engine:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
 
+    def _look_at_rates(self, changed: list[int]) -> None:
+        """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
+        rates = self.settings.new_rates(changed)
+        if rates is not None:
+            self.watch.look(*rates)
+
     def _note_state(self) -> None:
         """Take what the state holds now for what it should hold."""
         entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
-        self._held_state = Watch([self.state, *entries])
+        self._held_state = make_watch([self.state, *entries])
         for unit in self.units:
             unit.note_state()
 

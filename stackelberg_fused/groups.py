@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from .rules import SETTINGS, as_number
 from .sharding import local_tensor
+from .warning import warn_caller
 
 ROLES = ("body", "head")
 
@@ -81,27 +80,19 @@ def _at_least_zero(label: str, name: str, value: Any) -> float:
     return number
 
 
-def check_rate(group: dict[str, Any], index: int) -> None:
-    """Raise ValueError or TypeError, naming the group, for a rate that no rule accepts."""
-    lr = group["lr"]
-    if type(lr) is not float or not 0.0 <= lr < math.inf:
-        _at_least_zero(group_label(index, group), "lr", lr)
-    if group.get("capturable"):
-        label = group_label(index, group)
-        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
-
-
 def check_settings(group: dict[str, Any], index: int) -> None:
     """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
     label = group_label(index, group)
-    if group["role"] not in ROLES:
+    if group.get("role") not in ROLES:
         raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
-    if group["rule"] not in SETTINGS:
-        raise ValueError(f"{label}: unknown rule {group['rule']!r}")
+    if group.get("rule") not in SETTINGS:
+        raise ValueError(f"{label}: unknown rule {group.get('rule')!r}")
     missing = [name for name in SETTINGS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
-    check_rate(group, index)
+    if group.get("capturable"):
+        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
+    _at_least_zero(label, "lr", group["lr"])
     _at_least_zero(label, "weight_decay", group["weight_decay"])
     if group["rule"] == "sgd":
         momentum = _at_least_zero(label, "momentum", group["momentum"])
@@ -226,38 +217,27 @@ class RatioWatch:
         self._was_two_scale = False
         self._warned: set[str] = set()
 
-    def look(self, groups: Sequence[dict[str, Any]]) -> None:
-        body = [as_number(g["lr"]) for g in groups if g["role"] == "body" and g["params"]]
-        head = [as_number(g["lr"]) for g in groups if g["role"] == "head"]
-        if not body or not head:
+    def look(self, body: np.ndarray, head: np.ndarray) -> None:
+        """Rates of body and head groups, float64 arrays."""
+        if not (len(body) and len(head)):
             return
-        if max(body) > min(head):
+        fastest, slowest = body.max(), head.min()
+        if fastest > slowest:
             self._warn(
                 "order",
-                f"the body's learning rate ({max(body):g}) is above the head's ({min(head):g}): "
+                f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "
                 "the body is meant to be the slow part",
             )
-        elif max(body) == min(head) == max(head) != 0.0 and self._was_two_scale:
+        elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
             self._warn(
                 "collapse",
-                f"body and head now share one learning rate ({max(body):g}), as after a scheduler that sets every "
+                f"body and head now share one learning rate ({fastest:g}), as after a scheduler that sets every "
                 "group alike (OneCycleLR with a scalar max_lr: give it one value per group) or after loading the "
                 "state of an optimizer with a single rate",
             )
-        self._was_two_scale |= max(body) < min(head)
+        self._was_two_scale |= bool(fastest < slowest)
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, stacklevel=_levels_to_user())
-
-
-def _levels_to_user() -> int:
-    """For `warnings.warn`: the line of the caller's code, not of ours or torch's, that led here."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in ("stackelberg_fused", "torch"):
-            break
-        level, frame = level + 1, frame.f_back
-    return level
+            warn_caller(message)

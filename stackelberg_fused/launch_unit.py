@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .backends import Backend, Work
-from .gradients import Gathered, Gradients, LayoutChanged
-from .groups import check_rate, check_settings
-from .hyperparameters import LARGEST_COUNT
+from .gradients import Gathered, Gradients
 from .layout import Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
+from .settings import GroupSettings
 from .sharding import local_tensor
 from .state import allocate_state
 
@@ -26,8 +24,6 @@ from .state import allocate_state
 class Pending:
     """What was read and checked of one table before anything is modified."""
 
-    changed_groups: list[int]
-    changed_rates: list[int]
     span: Span
     gathered: Gathered
 
@@ -48,18 +44,18 @@ class LaunchUnit:
     def __init__(
         self,
         slots: list[Slot],
-        groups: list[dict[str, Any]],
+        settings: GroupSettings,
         backend: Backend,
         state: Mapping[Tensor, dict],
     ) -> None:
-        self.table = table = Table(slots, groups)
+        self.table = table = Table(slots, settings)
+        self.settings = settings
         self.backend = backend
         self.state = state
         self.gradients = Gradients(table, backend.reads_memory)
         self._params = [slot.param for slot in slots]
         self._has_state = np.zeros(len(slots), bool)
         self._active: dict[Span, _Active] = {}
-        self._roles = {slot.group: slot.role for slot in slots}
         self.has_new_state = False
         self._places = make_places([])
 
@@ -78,32 +74,21 @@ class LaunchUnit:
         return self._places.moved()
 
     def prepare(self, role: str | None) -> Pending:
-        """Read gradients, step counts and what was edited, and raise if any of them is not acceptable.
+        """Read gradients and step counts, and raise if any of them is not acceptable.
 
         Modifies nothing.
         """
         table = self.table
-        changed, rates = table.rows.changed_groups()
-        for index in rates:
-            check_rate(table.groups[index], index)
-        for index in changed:
-            check_settings(table.groups[index], index)
-            if table.groups[index]["role"] != self._roles[index]:
-                raise LayoutChanged(f"param group {index} changed its role")
-        counts = table.step_counts
-        if not (counts.min() >= 0 and counts.max() < LARGEST_COUNT):
-            i = int(np.argmin((counts >= 0) & (counts < LARGEST_COUNT)))
-            raise ValueError(f"{table.slots[i].name}: its state's step is {counts[i]}")
+        bad = table.rows.bad_count()
+        if bad is not None:
+            label, count = table.slots[bad].name, table.step_counts[bad]
+            raise ValueError(f"{label}: its state's step is {count}")
         span = table.spans[role]
-        return Pending(changed, rates, span, self.gradients.gather(span))
+        return Pending(span, self.gradients.gather(span))
 
     def launch(self, pending: Pending) -> int:
         """Update the parameters of a span that have gradients; returns the launches made."""
         table, span = self.table, pending.span
-        if pending.changed_groups:
-            self._accept(pending.changed_groups, pending.changed_rates)
-        elif pending.changed_rates:
-            table.rows.accept([], pending.changed_rates)
         active = self._active.get(span)
         if active is None or active.version != self.gradients.active_version:
             active = self._activate(span)
@@ -151,20 +136,20 @@ class LaunchUnit:
         self._active[span] = active
         return active
 
-    def _accept(self, changed: list[int], rates: list[int]) -> None:
-        table = self.table
-        before = {index: table.rows.group_rule(index) for index in changed}
-        table.rows.accept(changed, rates)
-        flipped = [index for index in changed if table.rows.group_rule(index) != before[index]]
-        if not flipped and self._has_state.any():
+    def follow(self, flipped: list[int]) -> None:
+        """Follow settings that were accepted; those of `flipped` groups with another rule than before."""
+        self.table.rows.refill()
+        if not flipped:
             return
         # a rule may need state now that it did not need before
         self._active.clear()
-        affected = np.isin(table.rows.slot_group, changed)
+        table = self.table
+        affected = np.isin(table.rows.slot_group, flipped)
         self._has_state[affected] = False
         for i in np.flatnonzero(affected).tolist():
-            rule = table.rows.group_rule(table.slots[i].group)
-            entry = self.state.get(table.slots[i].param) or {}
+            slot = table.slots[i]
+            entry = self.state.get(slot.param) or {}
             table.momentum_ready[i] = (
-                not (rule & Rule.MOMENTUM) or entry.get("momentum_buffer") is not None
+                not (self.settings.rule(slot.group) & Rule.MOMENTUM)
+                or entry.get("momentum_buffer") is not None
             )

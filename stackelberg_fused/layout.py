@@ -1,7 +1,7 @@
 """Tables: one row (record) per parameter and one entry (tile) per fixed run of its elements.
 
-`RECORD` is the memory layout of `struct Record` in csrc/tables.h, field for field; a tile is a pair of int64, (record,
-offset). Body comes first and head last, so that stepping one player is a sub-range of tiles.
+A tile is a pair of int64, (record, offset). Body comes first and head last, so that stepping one player is a sub-range
+of tiles.
 """
 
 from __future__ import annotations
@@ -15,19 +15,8 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import HyperparameterRows
-
-TILE_ELEMENTS = 4096
-RECORD_FIELDS = (
-    "param",
-    "grad",
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
-    "numel",
-    "row",
-    "reserved",
-)
-RECORD = np.dtype([(name, "<i8") for name in RECORD_FIELDS])
+from .settings import GroupSettings
+from .tables import RECORD, TILE_ELEMENTS
 
 # Where a record keeps the address of each of torch's state tensors.
 STATE_FIELD = {
@@ -82,12 +71,12 @@ class Table:
 
     Args:
         slots: body slots first, head slots last.
-        groups: the optimizer's param groups.
+        settings: of the optimizer's param groups.
     """
 
-    def __init__(self, slots: list[Slot], groups: list[dict[str, Any]]) -> None:
+    def __init__(self, slots: list[Slot], settings: GroupSettings) -> None:
         self.slots = slots
-        self.groups = groups
+        self.groups = settings.groups
         self.device = slots[0].local.device
         self.dtype = slots[0].local.dtype
         numel = [slot.local.numel() for slot in slots]
@@ -101,7 +90,7 @@ class Table:
         # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         slot_group = np.array([slot.group for slot in slots], np.int64)
-        self.rows = HyperparameterRows(groups, slot_group, self.step_counts, self.momentum_ready)
+        self.rows = HyperparameterRows(settings, slot_group, self.step_counts, self.momentum_ready)
         self.records["row"] = self.rows.slot_row
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data

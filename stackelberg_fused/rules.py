@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntFlag
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
-# everything of a group that its rows depend on, cheap enough to read and compare at every step; the rate comes last
-_IMMUTABLE = (int, float, str, tuple, np.generic)
-SETTINGS_OF = {rule: itemgetter("rule", "role", *names) for rule, names in SETTINGS.items()}
+_IMMUTABLE = (int, float, tuple, np.generic)
 
 
 def as_number(value: Any) -> float:
@@ -49,9 +46,10 @@ def as_number(value: Any) -> float:
 
 def is_volatile(group: dict[str, Any]) -> bool:
     """Whether a setting can change while the object that holds it stays the same."""
-    values = SETTINGS_OF[group["rule"]](group)
-    betas = group["betas"] if group["rule"] != "sgd" else ()
-    return not all(isinstance(value, _IMMUTABLE) for value in (*values, *betas))
+    values = [group[name] for name in SETTINGS[group["rule"]]]
+    if isinstance(group.get("betas"), tuple):
+        values.extend(group["betas"])
+    return not all(isinstance(value, _IMMUTABLE) for value in values)
 
 
 def rule_of(group: dict[str, Any]) -> Rule:

@@ -5,9 +5,17 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from operator import is_
 from typing import Any
+
+import numpy as np
+
+try:
+    from ._cpu import Watch as NativeWatch
+except ImportError:
+    NativeWatch = None
 
 
 def _objects(container: dict[Any, Any] | list[Any]) -> list[Any]:
@@ -23,33 +31,56 @@ class PythonWatch:
 
     Args:
         containers: dicts and lists.
+        rates: float64 array [containers]: where a dict's "lr" is written when it alone was replaced, by another finite
+            float >= 0; such a dict counts as unchanged.
 
     Raises:
         TypeError: a container is neither.
     """
 
-    def __init__(self, containers: list[Any]) -> None:
+    def __init__(self, containers: list[Any], rates: np.ndarray | None = None) -> None:
         if not all(isinstance(container, (dict, list)) for container in containers):
             raise TypeError("a watch is over dicts and lists")
         self._containers = list(containers)
         self._noted = [_objects(container) for container in containers]
+        self._rates = rates
+        self._took_over = False
 
     def changed(self) -> list[int]:
         """The containers that hold other objects than were noted, or in another order; dicts also other keys."""
-        return [
-            i
-            for i, (now, then) in enumerate(
-                zip(map(_objects, self._containers), self._noted, strict=True)
-            )
-            if len(now) != len(then) or not all(map(is_, now, then))
-        ]
+        return [i for i in range(len(self._containers)) if not self._same(i)]
 
     def note(self, index: int) -> None:
         """Take what a container holds now for what it should hold."""
         self._noted[index] = _objects(self._containers[index])
 
+    def took_over(self) -> bool:
+        """Whether a rate was written since this was last asked."""
+        took_over, self._took_over = self._took_over, False
+        return took_over
 
-try:
-    from ._cpu import Watch
-except ImportError:
-    Watch = PythonWatch
+    def _same(self, index: int) -> bool:
+        now, then = _objects(self._containers[index]), self._noted[index]
+        if len(now) != len(then):
+            return False
+        replaced = [i for i, same in enumerate(map(is_, now, then)) if not same]
+        if not replaced:
+            return True
+        at = replaced[0]
+        is_rate = isinstance(self._containers[index], dict) and at % 2 and now[at - 1] == "lr"
+        if self._rates is None or len(replaced) > 1 or not is_rate:
+            return False
+        if not (isinstance(now[at], float) and 0.0 <= now[at] < math.inf):
+            return False
+        self._rates[index] = then[at] = now[at]
+        self._took_over = True
+        return True
+
+
+def make_watch(containers: list[Any], rates: np.ndarray | None = None) -> Any:
+    """The native `Watch` where there is one, else the one above."""
+    if NativeWatch is None:
+        return PythonWatch(containers, rates)
+    if rates is None:
+        return NativeWatch(containers)
+    return NativeWatch(containers, rates.ctypes.data, rates.strides[0])

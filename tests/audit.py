@@ -6,8 +6,8 @@ import re
 
 import sass
 
-from stackelberg_fused.layout import TILE_ELEMENTS
 from stackelberg_fused.rules import RULES, Rule
+from stackelberg_fused.tables import TILE_ELEMENTS
 
 # Words of a tile, of a record and of a row that a thread may read; anything beyond would be elements.
 TABLE_WORDS = 2 + 7 + 11

@@ -6,9 +6,9 @@ import numpy as np
 from audit import buffers_moved
 
 from stackelberg_fused import _cpu
-from stackelberg_fused.hyperparameters import ROW
-from stackelberg_fused.layout import RECORD, TILE_ELEMENTS, build_tiles
+from stackelberg_fused.layout import build_tiles
 from stackelberg_fused.rules import MIXED_RULES
+from stackelberg_fused.tables import RECORD, ROW, TILE_ELEMENTS
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 9000)
 FIELDS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,25 @@ def test_every_backend_says_whether_it_can_run() -> None:
 def test_auto_on_the_host() -> None:
     assert sf.StackelbergSGD([_param()]).backend == "cpu"
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        assert sf.StackelbergSGD([_param(dtype)]).backend == "reference"
+        with pytest.warns(UserWarning, match=f"parameter 0 .*{dtype}.*reference") as caught:
+            assert sf.StackelbergSGD([_param(dtype)]).backend == "reference"
+        assert {w.filename for w in caught} == {__file__}
 
 
 def test_auto_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     _switch_off(monkeypatch, "cpu")
-    assert sf.StackelbergSGD([_param()]).backend == "reference"
+    with pytest.warns(UserWarning, match="cpu is not available: switched off"):
+        assert sf.StackelbergSGD([_param()]).backend == "reference"
+
+
+def test_what_is_asked_for_gets_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sf.StackelbergSGD([_param()])
+        sf.StackelbergSGD([_param(torch.bfloat16)], backend="reference")
+        # a frozen part in another dtype is not stepped
+        frozen = _param(torch.bfloat16).requires_grad_(False)
+        sf.StackelbergSGD([_param(), frozen])
 
 
 @pytest.mark.gpu

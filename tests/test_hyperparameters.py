@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tolerances import FLOAT32_SCALAR, HOST_SCALAR
 
 import stackelberg_fused as sf
-from stackelberg_fused import hyperparameters
+from stackelberg_fused import hyperparameters, watch
 from stackelberg_fused.bias_correction import bias_corrections, integer_power
 from stackelberg_fused.hyperparameters import HyperparameterRows
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule, rule_of
+from stackelberg_fused.settings import GroupSettings
 
 
 def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
@@ -35,6 +36,8 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Rows are computed in C++ where there is a compiler, else in Python: to the same bits."""
     if request.param == "python":
         monkeypatch.setattr(hyperparameters, "update_rows", None)
+        monkeypatch.setattr(hyperparameters, "find_bad_count", None)
+        monkeypatch.setattr(watch, "NativeWatch", None)
     elif hyperparameters.update_rows is None:
         pytest.skip("_cpu is not built here")
     return request.param
@@ -46,14 +49,11 @@ class Rows:
     def __init__(self, groups: list[dict[str, Any]], slot_group: list[int]) -> None:
         self.counts = np.zeros(len(slot_group), np.float32)
         self.ready = np.ones(len(slot_group), bool)
+        self.settings = GroupSettings(groups)
+        self.settings.accept(self.settings.check())
         self.of = HyperparameterRows(
-            groups, np.array(slot_group, np.int64), self.counts, self.ready
+            self.settings, np.array(slot_group, np.int64), self.counts, self.ready
         )
-        self.of.accept(*self.of.changed_groups())
-
-    def changed(self) -> tuple[list[int], list[int]]:
-        self.of.look_at(range(len(self.counts)))
-        return self.of.changed_groups()
 
     def at(
         self, counts: list[float] | np.ndarray, ready: list[bool] | np.ndarray | None = None
@@ -186,46 +186,12 @@ def test_kept_rows_equal_fresh_ones(history: list[list[bool]], slot_group: list[
         ready[stepped] = True
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda g: g.update(lr=0.5),
-        lambda g: g.update(betas=(0.5, 0.9)),
-        lambda g: g["betas"].__setitem__(0, 0.5),
-        lambda g: g["lr"].fill_(0.5),
-        lambda g: g["weight_decay"].fill_(0.5),
-        lambda g: g.update(maximize=True),
-        lambda g: g.update(eps=1e-3),
-        lambda g: g.update(amsgrad=True),
-        lambda g: g.update(role="head"),
-    ],
-)
-def test_edits_are_noticed(edit: Any) -> None:
-    groups = _groups(Options("adam"), Options("adam"))
-    groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
-    rows = Rows(groups, [0, 1])
-    # in place edits cannot be told from none, so 1 is always looked at
-    assert rows.changed() in (([], []), ([1], []))
-    edit(groups[1])
-    assert [1] in rows.changed()
-
-
-def test_an_edited_rate_is_told_from_other_edits() -> None:
-    groups = _groups(Options("adamw"), Options("adamw"), Options("sgd"))
-    rows = Rows(groups, [0, 1, 2])
-    groups[0]["lr"], groups[2]["lr"] = 0.5, 0.25
-    groups[1].update(lr=0.5, eps=1e-3)
-    assert rows.changed() == ([1], [0, 2])
-    rows.of.accept(*rows.changed())
-    assert rows.changed() == ([], [])
-    assert rows.at([3] * 3).tobytes() == Rows(groups, [0, 1, 2]).at([3] * 3).tobytes()
-
-
-def test_several_elements_where_one_belongs_are_left_to_the_check() -> None:
-    groups = _groups(Options("adam"), Options("adam"))
-    rows = Rows(groups, [0, 1])
-    groups[1]["lr"] = torch.tensor([0.1, 0.2])
-    assert 1 in rows.changed()[0]
+@pytest.mark.parametrize("count", [-1.0, math.nan, math.inf, 2.0**53])
+def test_a_count_that_is_none_is_found(count: float) -> None:
+    rows = Rows(_groups(Options("adam")), [0] * 3)
+    assert rows.of.bad_count() is None
+    rows.counts[:] = [2.0**52, count, count]
+    assert rows.of.bad_count() == 1
 
 
 @given(
@@ -247,3 +213,12 @@ def test_both_languages_compute_the_same_bits(
         expected = here.at(counts[: len(betas)]).tobytes()
     if native is not None:
         assert there.at(counts[: len(betas)]).tobytes() == expected
+
+
+def test_groups_that_differ_in_one_beta_share_no_correction() -> None:
+    """Corrections are carried from row to row while betas and count stay the same."""
+    pairs = [(0.9, 0.99), (0.9, 0.999), (0.8, 0.999), (0.8, 0.999)]
+    groups = _groups(*(Options("adam", {"betas": pair}) for pair in pairs))
+    together = _step(Rows(groups, [0, 1, 2, 3]), [1, 1, 1, 2])
+    for index, count in enumerate([1, 1, 1, 2]):
+        assert together[index] == _step(Rows(groups, [index]), [count])[0]

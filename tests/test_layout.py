@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 import stackelberg_fused as sf
 from stackelberg_fused.engine import collect_slots
-from stackelberg_fused.layout import TILE_ELEMENTS, Span, Table, build_tiles
+from stackelberg_fused.layout import Span, Table, build_tiles
+from stackelberg_fused.settings import GroupSettings
+from stackelberg_fused.tables import TILE_ELEMENTS
 
 
 def _table(groups: list[dict[str, Any]]) -> Table:
     optimizer = sf.StackelbergAdamW(groups, backend="reference")
     (slots,) = collect_slots(optimizer.param_groups).values()
-    return Table(slots, optimizer.param_groups)
+    return Table(slots, GroupSettings(optimizer.param_groups))
 
 
 @given(st.lists(st.integers(0, 3 * TILE_ELEMENTS + 1), min_size=1, max_size=30))

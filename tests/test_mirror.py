@@ -11,8 +11,7 @@ import torch
 
 from stackelberg_fused.backends import mirror as mirror_module
 from stackelberg_fused.backends.mirror import Mirror, tables_on_device
-from stackelberg_fused.hyperparameters import ROW
-from stackelberg_fused.layout import RECORD
+from stackelberg_fused.tables import RECORD, ROW
 
 
 class Stream:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import stackelberg_fused as sf
 from stackelberg_fused import reader
-from stackelberg_fused.layout import RECORD
 from stackelberg_fused.reader import NativeReader, PythonReader, make_reader
+from stackelberg_fused.tables import RECORD
 
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 needs_native = pytest.mark.skipif(

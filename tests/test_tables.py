@@ -8,9 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stackelberg_fused.hyperparameters import GROUP, ROW
-from stackelberg_fused.layout import RECORD, TILE_ELEMENTS
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.tables import GROUP, RECORD, ROW, TILE_ELEMENTS
 
 NATIVE = ["_cpu", "_cuda"]
 

@@ -6,17 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from stackelberg_fused.watch import PythonWatch, Watch
-
-WATCHES = [PythonWatch] if Watch is PythonWatch else [PythonWatch, Watch]
+from stackelberg_fused import watch as watches
 
 
-@pytest.fixture(params=WATCHES, ids=lambda cls: cls.__module__.rpartition(".")[2])
-def watch(request: pytest.FixtureRequest) -> Any:
-    return request.param
+@pytest.fixture(params=["native", "python"])
+def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "python":
+        monkeypatch.setattr(watches, "NativeWatch", None)
+    elif watches.NativeWatch is None:
+        pytest.skip("_cpu is not built here")
+    return watches.make_watch
 
 
 def _containers() -> list[Any]:
@@ -70,3 +73,54 @@ def test_only_dicts_and_lists(watch: Any) -> None:
 def test_no_such_container(watch: Any) -> None:
     with pytest.raises(IndexError):
         watch([{}]).note(1)
+
+
+def _rated() -> tuple[list[Any], np.ndarray]:
+    """Groups, and every second double of an array for their rates."""
+    groups = [{"params": [], "lr": 0.1, "eps": 1e-8}, {"lr": 0.2}, {"eps": 1e-8}]
+    return groups, np.zeros((3, 2))[:, 0]
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.0, np.float64(0.25)])
+def test_a_new_rate_is_written_and_no_change(watch: Any, rate: float) -> None:
+    groups, rates = _rated()
+    held = watch(groups, rates)
+    assert not held.took_over()
+    groups[1]["lr"] = rate
+    assert held.changed() == []
+    assert rates.tolist() == [0.0, rate, 0.0]
+    assert (held.took_over(), held.took_over()) == (True, False)
+    groups[1]["lr"] = groups[0]["lr"] = 0.75
+    assert held.changed() == []
+    assert rates.tolist() == [0.75, 0.75, 0.0]
+
+
+EDITED_RATES: dict[str, Callable[[Any], Any]] = {
+    "negative": lambda g: g.update(lr=-0.5),
+    "nan": lambda g: g.update(lr=float("nan")),
+    "infinite": lambda g: g.update(lr=float("inf")),
+    "an int": lambda g: g.update(lr=1),
+    "a tensor": lambda g: g.update(lr=torch.tensor(0.5)),
+    "with another": lambda g: g.update(lr=0.5, eps=1e-3),
+    "another": lambda g: g.update(eps=1e-3),
+    "gone": lambda g: g.pop("lr"),
+}
+
+
+@pytest.mark.parametrize("name", EDITED_RATES)
+def test_any_other_edit_of_a_rate_is_a_change(watch: Any, name: str) -> None:
+    groups, rates = _rated()
+    held = watch(groups, rates)
+    EDITED_RATES[name](groups[0])
+    assert held.changed() == held.changed() == [0]
+    assert not rates.any()
+    assert not held.took_over()
+    held.note(0)
+    assert held.changed() == []
+
+
+def test_without_rates_a_rate_is_a_value_like_any_other(watch: Any) -> None:
+    groups, _ = _rated()
+    held = watch(groups)
+    groups[0]["lr"] = 0.5
+    assert held.changed() == [0]

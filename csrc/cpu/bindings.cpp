@@ -88,6 +88,9 @@ PYBIND11_MODULE(_cpu, m) {
         pybind11::arg("tiles"), pybind11::arg("rows"), pybind11::arg("first_tile"), pybind11::arg("num_tiles"),
         pybind11::arg("rule"), pybind11::arg("threads"), pybind11::arg("isa") = "");
   m.def(
+      "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },
+      "The first slot of a table whose step count is none, or -1.", pybind11::arg("table"));
+  m.def(
       "update_rows", [](int64_t table) { return sf::update_rows(*reinterpret_cast<const sf::RowTable*>(table)); },
       "Bring the rows of a table to the coming step; False if its slots have to be grouped again.",
       pybind11::arg("table"));
@@ -107,8 +110,10 @@ PYBIND11_MODULE(_cpu, m) {
       .def("moved", &sf::Places::moved);
   pybind11::class_<sf::Watch>(m, "Watch", collected<sf::Watch>(),
                               "Whether dicts and lists hold what they held; see stackelberg_fused/watch.py.")
-      .def(pybind11::init<pybind11::list>(), pybind11::arg("containers"))
+      .def(pybind11::init<pybind11::list, int64_t, int64_t>(), pybind11::arg("containers"), pybind11::arg("rates") = 0,
+           pybind11::arg("stride") = 0)
       .def("changed", &sf::Watch::changed)
+      .def("took_over", &sf::Watch::took_over)
       .def("note", &sf::Watch::note, pybind11::arg("index"));
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

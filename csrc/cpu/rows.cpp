@@ -4,17 +4,18 @@
 
 namespace sf {
 
-constexpr float kLargestCount = 9007199254740992.0f;  // 2^53
+int64_t find_bad_count(const RowTable& t) {
+  for (int64_t i = 0; i < t.num_slots; ++i) {
+    if (!(t.step_counts[i] >= 0.0f && t.step_counts[i] < kLargestCount)) return i;  // NaN is neither
+  }
+  return -1;
+}
 
 bool update_rows(const RowTable& t) {
   for (int64_t i = 0; i < t.num_slots; ++i) {
     const int64_t row = t.slot_row[i];
     if (t.step_counts[i] != t.step_counts[t.representative[row]] || t.momentum_ready[i] != t.row_ready[row])
       return false;
-  }
-  for (int64_t i = 0; i < t.num_rows; ++i) {
-    const float count = t.step_counts[t.representative[i]];
-    if (!(count >= 0.0f && count < kLargestCount)) return false;
   }
   // groups mostly share their betas, and rows their step count
   double beta1 = -1.0, beta2 = -1.0;

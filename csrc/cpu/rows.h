@@ -20,8 +20,13 @@ struct RowTable {
   int64_t num_slots;
 };
 
-// Writes what depends on step counts and rates. False, and nothing is written, where the slots of a row no longer agree
-// in step count and readiness, or a count is none: the host has to look, and to group them again.
+constexpr float kLargestCount = 9007199254740992.0f;  // 2^53: beyond it double skips numbers
+
+// The first slot whose step count is negative, NaN or too large to count on from; -1 if there is none.
+int64_t find_bad_count(const RowTable& table);
+
+// Writes what depends on step counts, none of them bad, and rates. False, and nothing is written, where the slots of a
+// row no longer agree in step count and readiness: the host has to group them again.
 bool update_rows(const RowTable& table);
 
 }  // namespace sf

@@ -1,12 +1,15 @@
 #include "cpu/watch.h"
 
+#include <cmath>
 #include <stdexcept>
 
 namespace py = pybind11;
 
 namespace sf {
 
-Watch::Watch(const py::list& containers) : noted_(py::len(containers)) {
+Watch::Watch(const py::list& containers, int64_t rates, int64_t stride)
+    : rates_(rates), stride_(stride), noted_(py::len(containers)) {
+  PyUnicode_InternInPlace(&lr_.ptr());
   for (py::handle container : containers) {
     if (!PyDict_Check(container.ptr()) && !PyList_Check(container.ptr())) {
       throw py::type_error("a watch is over dicts and lists");
@@ -34,27 +37,49 @@ void Watch::note(size_t index) {
   noted_[index].swap(now);  // what was noted before is released when nothing here is in between
 }
 
-bool Watch::same(PyObject* container, const std::vector<py::object>& noted) const {
-  const py::object* next = noted.data();
-  if (PyDict_Check(container)) {
-    if (static_cast<size_t>(PyDict_GET_SIZE(container)) * 2 != noted.size()) return false;
-    PyObject *key, *value;
-    for (Py_ssize_t at = 0; PyDict_Next(container, &at, &key, &value); next += 2) {
-      if (key != next[0].ptr() || value != next[1].ptr()) return false;
-    }
-    return true;
+bool Watch::is_new_rate(PyObject* key, PyObject* value) const {
+  // a key of another string object with the same letters only takes the longer way
+  if (!rates_ || key != lr_.ptr() || !PyFloat_Check(value)) return false;
+  const double rate = PyFloat_AS_DOUBLE(value);
+  return rate >= 0.0 && std::isfinite(rate);
+}
+
+bool Watch::same_dict(PyObject* dict, size_t index) {
+  const std::vector<py::object>& noted = noted_[index];
+  if (static_cast<size_t>(PyDict_GET_SIZE(dict)) * 2 != noted.size()) return false;
+  PyObject *key, *value, *rate = nullptr;
+  size_t i = 0, rate_at = 0;
+  for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); i += 2) {
+    if (key != noted[i].ptr()) return false;
+    if (value == noted[i + 1].ptr()) continue;
+    if (!is_new_rate(key, value)) return false;
+    rate = value;
+    rate_at = i + 1;
   }
-  if (static_cast<size_t>(PyList_GET_SIZE(container)) != noted.size()) return false;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(container); ++i, ++next) {
-    if (PyList_GET_ITEM(container, i) != next->ptr()) return false;
+  if (rate) {
+    *reinterpret_cast<double*>(rates_ + static_cast<int64_t>(index) * stride_) = PyFloat_AS_DOUBLE(rate);
+    took_over_ = true;
+    auto before = py::reinterpret_borrow<py::object>(rate);
+    std::swap(noted_[index][rate_at], before);  // released, as in note(), when nothing here is in between
   }
   return true;
 }
 
-py::list Watch::changed() const {
+bool Watch::same(size_t index) {
+  PyObject* container = containers_[index].ptr();
+  if (PyDict_Check(container)) return same_dict(container, index);
+  const std::vector<py::object>& noted = noted_[index];
+  if (static_cast<size_t>(PyList_GET_SIZE(container)) != noted.size()) return false;
+  for (size_t i = 0; i < noted.size(); ++i) {
+    if (PyList_GET_ITEM(container, i) != noted[i].ptr()) return false;
+  }
+  return true;
+}
+
+py::list Watch::changed() {
   py::list found;
   for (size_t i = 0; i < containers_.size(); ++i) {
-    if (!same(containers_[i].ptr(), noted_[i])) found.append(i);
+    if (!same(i)) found.append(i);
   }
   return found;
 }

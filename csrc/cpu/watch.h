@@ -13,19 +13,29 @@ namespace sf {
 class Watch {
  public:
   // `containers` are dicts and lists; what they hold is noted as it is now.
-  explicit Watch(const pybind11::list& containers);
+  // Where `rates` is not 0, a dict of which "lr" alone was replaced, by another finite float >= 0, counts as unchanged:
+  // the new rate of container i is written, as a double, to the address rates + i * stride.
+  explicit Watch(const pybind11::list& containers, int64_t rates = 0, int64_t stride = 0);
 
   // The containers that hold other objects than were noted, or in another order; dicts also other keys.
-  pybind11::list changed() const;
+  pybind11::list changed();
 
   void note(size_t index);
+
+  // Whether a rate was written since this was last asked.
+  bool took_over() { return std::exchange(took_over_, false); }
 
   int traverse(visitproc visit, void* arg) const;
   void clear();
 
  private:
-  bool same(PyObject* container, const std::vector<pybind11::object>& noted) const;
+  bool same(size_t index);
+  bool same_dict(PyObject* dict, size_t index);
+  bool is_new_rate(PyObject* key, PyObject* value) const;
 
+  pybind11::str lr_{"lr"};
+  int64_t rates_, stride_;
+  bool took_over_ = false;
   std::vector<pybind11::object> containers_;
   std::vector<std::vector<pybind11::object>> noted_;
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..warning import warn_caller
 from .base import Backend, BackendStatus, Work
 from .cpu import CpuBackend
 from .cuda import CudaBackend
@@ -29,8 +30,8 @@ def resolve_backend(
     """The backend for parameters of one device and dtype.
 
     Args:
-        choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference for what these cannot update), a
-            backend's name, or a backend.
+        choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference, with a warning, for what these cannot
+            update), a backend's name, or a backend.
         label: how errors call a parameter of this device and dtype.
 
     Raises:
@@ -38,12 +39,22 @@ def resolve_backend(
         RuntimeError: an explicit choice cannot run on this machine.
     """
     if choice == "auto":
+        reasons = []
         for name in PREFERENCE.get(device.type, ()):
-            cls = BACKENDS[name]
-            if cls.status().available:
-                backend = cls()
-                if not backend.refusal(device, dtype):
-                    return backend
+            status = BACKENDS[name].status()
+            if not status.available:
+                reasons.append(f"{name} is not available: {status.reason}")
+                continue
+            backend = BACKENDS[name]()
+            refusal = backend.refusal(device, dtype)
+            if not refusal:
+                return backend
+            reasons.append(refusal)
+        warn_caller(
+            f"{label}, and others of {dtype} on {device.type}: stepped by the reference backend, which is slower than "
+            f"torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
+            "backend='reference' says that this is meant"
+        )
         return ReferenceBackend()
     if isinstance(choice, str):
         if choice not in BACKENDS:

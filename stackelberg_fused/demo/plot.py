@@ -22,6 +22,7 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     style = {
         "font.size": 11,
@@ -56,6 +57,7 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
         gaps.yaxis.set_major_formatter(lambda x, _: f"{x:+g} %" if x else "0 %")
         for axes in (curves, gaps):
             axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(color="#e6e6e6", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.margins(x=0.01)

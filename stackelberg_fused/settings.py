@@ -1,0 +1,115 @@
+"""The settings of param groups: what was accepted of them, and which were edited since."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .groups import ROLES, check_settings
+from .rules import as_number, is_volatile, rule_of
+from .tables import GROUP, ROW
+from .watch import make_watch
+
+
+class GroupSettings:
+    """One row of constants and scalars per param group, which the rows of every table are made from.
+
+    Schedulers replace the rate of every group at every step, so a rate that is a plain number is taken over on sight,
+    without a Python call per group; any other edit is checked first, and accepted when nothing can fail any more.
+
+    Args:
+        groups: the optimizer's param groups.
+
+    Attributes:
+        static: ROW array [groups]: what a row keeps while only rate and step count change.
+        scalars: GROUP array [groups]: what the rest of a row is computed from.
+        one_minus_dampening: float64 array [groups].
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self.groups = groups
+        self.static = np.zeros(len(groups), ROW)
+        self.scalars = np.zeros(len(groups), GROUP)
+        self.one_minus_dampening = np.ones(len(groups))
+        self._lr = self.scalars["lr"]
+        self._watch = make_watch(groups, self._lr)
+        self._rules: list[int | None] = [None] * len(groups)
+        # groups to look at in every step: not accepted yet, or with a setting that can change in place
+        self._open = set(range(len(groups)))
+        self._edited: set[int] = set()  # those to look at until they are accepted
+        self._rates_changed = False
+        self._roles = [group["role"] for group in groups]
+        self._players = [
+            np.array([bool(g["params"]) and g["role"] == role for g in groups], bool)
+            for role in ROLES
+        ]
+
+    def look(self) -> list[int]:
+        """Take over new rates, and note which groups were edited in any other way; returns those."""
+        edited = self._watch.changed()
+        for index in edited:  # before they are read: an edit made meanwhile is seen the next time
+            self._watch.note(index)
+        self._edited.update(edited)
+        self._rates_changed |= self._watch.took_over()
+        return edited
+
+    def check(self) -> list[int]:
+        """The groups to accept before the next launch.
+
+        Raises:
+            ValueError, TypeError: one of them holds a setting that no rule accepts; names the group.
+        """
+        changed = sorted(self._open | self._edited)
+        for index in changed:
+            check_settings(self.groups[index], index)
+        return changed
+
+    def changed_roles(self, changed: list[int]) -> bool:
+        """Whether any of these groups changed sides."""
+        return any(self.groups[index]["role"] != self._roles[index] for index in changed)
+
+    def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
+        if not (changed or self._rates_changed):
+            return None
+        self._rates_changed = False
+        rates = self._lr.copy()
+        rates[changed] = [as_number(self.groups[index]["lr"]) for index in changed]
+        body, head = self._players
+        return rates[body], rates[head]
+
+    def accept(self, changed: list[int]) -> list[int]:
+        """Take over groups that were checked; returns those that follow another rule than before."""
+        for index in changed:
+            (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
+            self._take_over(index, self.groups[index])
+        self._edited.clear()
+        flipped = [i for i in changed if self._rules[i] != self.rule(i)]
+        for index in flipped:
+            self._rules[index] = self.rule(index)
+        return flipped
+
+    def rule(self, index: int) -> int:
+        """The rule flags of a group."""
+        return int(self.static["rule"][index])
+
+    def _take_over(self, index: int, group: dict[str, Any]) -> None:
+        row, scalars = self.static[index], self.scalars[index]
+        weight_decay = as_number(group["weight_decay"])
+        row["rule"] = int(rule_of(group))
+        row["grad_sign"] = -1.0 if group["maximize"] else 1.0
+        row["weight_decay"] = weight_decay
+        scalars["lr"] = as_number(group["lr"])
+        scalars["decay"] = weight_decay if group["rule"] == "adamw" else 0.0
+        if group["rule"] == "sgd":
+            row["momentum"] = as_number(group["momentum"])
+            self.one_minus_dampening[index] = 1.0 - as_number(group["dampening"])
+            scalars["beta1"] = scalars["beta2"] = scalars["eps"] = 0.0  # its rate is not corrected
+        else:
+            beta1, beta2 = map(as_number, group["betas"])
+            row["lerp_weight"] = 1.0 - beta1 if beta1 > 0.5 else -beta1
+            row["beta2"] = beta2
+            row["one_minus_beta2"] = 1.0 - beta2
+            scalars["beta1"], scalars["beta2"] = beta1, beta2
+            scalars["eps"] = as_number(group["eps"])

@@ -1,0 +1,138 @@
+"""Settings of groups: which edits are noticed, which rates are taken over on sight, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import stackelberg_fused as sf
+from stackelberg_fused import watch
+from stackelberg_fused.settings import GroupSettings
+
+
+@pytest.fixture(params=["native", "python"], autouse=True)
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Groups are watched in C++ where there is a compiler, else in Python."""
+    if request.param == "python":
+        monkeypatch.setattr(watch, "NativeWatch", None)
+    elif watch.NativeWatch is None:
+        pytest.skip("_cpu is not built here")
+    return request.param
+
+
+def _groups(*rules: str, **settings: Any) -> list[dict[str, Any]]:
+    """Completed param groups, as an optimizer makes them."""
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "rule": r, **settings} for r in rules]
+    return sf.StackelbergAdamW(groups, lr=0.1, weight_decay=0.0, backend="reference").param_groups
+
+
+def _accepted(groups: list[dict[str, Any]]) -> GroupSettings:
+    settings = GroupSettings(groups)
+    assert settings.check() == list(range(len(groups)))
+    settings.accept(settings.check())
+    return settings
+
+
+def _edited(settings: GroupSettings) -> list[int]:
+    settings.look()
+    return settings.check()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda g: g.update(lr=torch.tensor(0.5)),
+        lambda g: g.update(lr=1),
+        lambda g: g.update(betas=(0.5, 0.9)),
+        lambda g: g.update(weight_decay=0.5),
+        lambda g: g.update(maximize=True),
+        lambda g: g.update(eps=1e-3),
+        lambda g: g.update(amsgrad=True),
+        lambda g: g.update(role="head"),
+        lambda g: g.update(lr=0.5, eps=1e-3),
+        lambda g: g.update(mine=3),
+    ],
+)
+def test_edits_are_noticed_until_they_are_accepted(edit: Any) -> None:
+    groups = _groups("adam", "adam")
+    settings = _accepted(groups)
+    assert _edited(settings) == []
+    edit(groups[1])
+    assert _edited(settings) == _edited(settings) == [1]
+    settings.accept([1])
+    assert settings.scalars["lr"][1] == float(groups[1]["lr"])
+    closed = not isinstance(groups[1]["lr"], torch.Tensor)
+    assert _edited(settings) == ([] if closed else [1])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda g: g["betas"].__setitem__(0, 0.5),
+        lambda g: g["lr"].fill_(0.5),
+        lambda g: g["weight_decay"].fill_(0.5),
+    ],
+)
+def test_what_can_change_in_place_is_always_looked_at(edit: Any) -> None:
+    groups = _groups("adam", "adam")
+    groups[1].update(betas=[0.9, 0.99], lr=torch.tensor(0.1), weight_decay=torch.tensor(0.1))
+    settings = _accepted(groups)
+    before = settings.static[1].tobytes() + settings.scalars[1].tobytes()
+    assert _edited(settings) == [1]
+    edit(groups[1])
+    settings.accept(_edited(settings))
+    assert settings.static[1].tobytes() + settings.scalars[1].tobytes() != before
+
+
+@pytest.mark.parametrize("number", [float, np.float64])
+def test_a_new_rate_is_taken_over_on_sight(number: type) -> None:
+    groups = _groups("adamw", "adamw", "sgd")
+    settings = _accepted(groups)
+    assert settings.new_rates([]) is None
+    groups[0]["lr"], groups[2]["lr"] = number(0.5), number(0.25)
+    groups[1].update(lr=number(0.125), eps=1e-3)
+    assert _edited(settings) == [1]
+    assert settings.scalars["lr"].tolist() == [0.5, 0.1, 0.25]
+    body, head = settings.new_rates([1])
+    assert (body.tolist(), head.tolist()) == ([0.5, 0.125, 0.25], [])
+    settings.accept([1])
+    assert settings.scalars["lr"].tolist() == [0.5, 0.125, 0.25]
+    assert _edited(settings) == []
+    assert settings.new_rates([]) is None
+
+
+@pytest.mark.parametrize("rate", [-0.5, float("nan"), float("inf"), "0.5", None])
+def test_a_rate_that_is_none_is_refused_until_it_is_mended(rate: Any) -> None:
+    groups = _groups("adamw", "adamw")
+    settings = _accepted(groups)
+    groups[1]["lr"] = rate
+    settings.look()
+    for _ in range(2):
+        with pytest.raises((ValueError, TypeError), match=r"param group 1 .*lr"):
+            settings.check()
+    groups[1]["lr"] = 0.5
+    settings.accept(_edited(settings))
+    assert settings.scalars["lr"].tolist() == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("name", ["role", "rule", "lr", "eps"])
+def test_a_setting_that_is_gone_is_named(name: str) -> None:
+    groups = _groups("adamw", "adamw")
+    settings = _accepted(groups)
+    del groups[1][name]
+    settings.look()
+    with pytest.raises(ValueError, match=rf"param group 1 .*{name}"):
+        settings.check()
+
+
+def test_groups_with_another_rule_than_before_are_told() -> None:
+    groups = _groups("adam", "adam", "sgd")
+    settings = _accepted(groups)
+    groups[0]["eps"] = 1e-3
+    groups[1]["amsgrad"] = True
+    groups[2]["momentum"] = 0.5
+    assert settings.accept(_edited(settings)) == [1, 2]
