@@ -63,6 +63,8 @@ def complete_group(
 
 
 def _number(label: str, name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{label}: {name} must have one element, got shape {tuple(value.shape)}")
     try:

@@ -110,7 +110,8 @@ class PythonReader:
             return False
         if tensor.numel() and not tensor.data_ptr():
             return False  # a wrapper without memory of its own
-        # a view that negates what it shows has other strides, except where there is only one element
+        # what autograd makes of conj().imag, a view that negates what it shows, has other strides unless it has one
+        # element; not seen: torch._neg_view(), and as_strided() of such a view with the parameter's strides
         return tensor.numel() != 1 or not tensor.is_neg()
 
 

@@ -36,11 +36,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
-_IMMUTABLE = (int, float, tuple, np.generic)
+_IMMUTABLE = {int, float, bool, tuple}
 
 
 def as_number(value: Any) -> float:
     """A number, or a tensor of one element, as float64."""
+    if (
+        type(value) is float
+    ):  # what nearly all are; asking whether something is a tensor takes longer
+        return value
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 
@@ -49,7 +53,7 @@ def is_volatile(group: dict[str, Any]) -> bool:
     values = [group[name] for name in SETTINGS[group["rule"]]]
     if isinstance(group.get("betas"), tuple):
         values.extend(group["betas"])
-    return not all(isinstance(value, _IMMUTABLE) for value in values)
+    return not all(type(value) in _IMMUTABLE or isinstance(value, np.generic) for value in values)
 
 
 def rule_of(group: dict[str, Any]) -> Rule:

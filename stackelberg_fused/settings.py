@@ -81,9 +81,17 @@ class GroupSettings:
 
     def accept(self, changed: list[int]) -> list[int]:
         """Take over groups that were checked; returns those that follow another rule than before."""
+        if not changed:
+            return []
         for index in changed:
             (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
-            self._take_over(index, self.groups[index])
+        # by columns: assigning to a record's fields one by one costs more than the rest of an edit
+        numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
+        for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
+            self.static[name][changed] = column
+        for name, column in zip(_DOUBLES, numbers[len(_CONSTANTS) : -1], strict=True):
+            self.scalars[name][changed] = column
+        self.one_minus_dampening[changed] = numbers[-1]
         self._edited.clear()
         flipped = [i for i in changed if self._rules[i] != self.rule(i)]
         for index in flipped:
@@ -94,22 +102,32 @@ class GroupSettings:
         """The rule flags of a group."""
         return int(self.static["rule"][index])
 
-    def _take_over(self, index: int, group: dict[str, Any]) -> None:
-        row, scalars = self.static[index], self.scalars[index]
-        weight_decay = as_number(group["weight_decay"])
-        row["rule"] = int(rule_of(group))
-        row["grad_sign"] = -1.0 if group["maximize"] else 1.0
-        row["weight_decay"] = weight_decay
-        scalars["lr"] = as_number(group["lr"])
-        scalars["decay"] = weight_decay if group["rule"] == "adamw" else 0.0
-        if group["rule"] == "sgd":
-            row["momentum"] = as_number(group["momentum"])
-            self.one_minus_dampening[index] = 1.0 - as_number(group["dampening"])
-            scalars["beta1"] = scalars["beta2"] = scalars["eps"] = 0.0  # its rate is not corrected
-        else:
-            beta1, beta2 = map(as_number, group["betas"])
-            row["lerp_weight"] = 1.0 - beta1 if beta1 > 0.5 else -beta1
-            row["beta2"] = beta2
-            row["one_minus_beta2"] = 1.0 - beta2
-            scalars["beta1"], scalars["beta2"] = beta1, beta2
-            scalars["eps"] = as_number(group["eps"])
+
+# the fields of a row that step count and rate do not change, and all that the others are computed from
+_CONSTANTS = (
+    "rule",
+    "grad_sign",
+    "weight_decay",
+    "lerp_weight",
+    "beta2",
+    "one_minus_beta2",
+    "momentum",
+)
+_DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
+
+
+def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
+    """The fields _CONSTANTS and _DOUBLES of a group, and one minus its dampening."""
+    sign = -1.0 if group["maximize"] else 1.0
+    lr, weight_decay = as_number(group["lr"]), as_number(group["weight_decay"])
+    row = (int(rule_of(group)), sign, weight_decay)
+    if group["rule"] == "sgd":
+        momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
+        # no betas: its rate is not corrected
+        return (*row, 0.0, 0.0, 0.0, momentum, lr, 0.0, 0.0, 0.0, 0.0, 1.0 - dampening)
+    beta1, beta2 = map(as_number, group["betas"])
+    # from the nearer end
+    lerp_weight = 1.0 - beta1 if beta1 > 0.5 else -beta1
+    decay = weight_decay if group["rule"] == "adamw" else 0.0
+    row = (*row, lerp_weight, beta2, 1.0 - beta2, 0.0)
+    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, 1.0)

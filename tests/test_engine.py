@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Options, gradient, normal, pair, step
+from cases import Options, gradient, normal, pair, set_gradients, step
 from checks import Snapshot, all_params, assert_same_bits, assert_same_optimizers
 from tolerances import SEVERAL_STEPS
 from torch import nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.backends import Work
+from stackelberg_fused.backends.cpu import CpuBackend
 
 ADAM = Options("adamw", {"lr": 0.1})
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -167,3 +169,29 @@ def test_what_stays_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "stackelberg_fused")
     sf.StackelbergAdamW([("w", nn.Parameter(torch.ones(4, 4)[:, ::2]))])
     assert "parameter 'w' of param group 0 (body) stays where it is" in caplog.text
+
+
+def test_records_never_change_without_a_new_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device backend uploads them only then."""
+    seen: dict[int, bytes] = {}
+
+    def launched(backend: Any, work: Work) -> int:
+        records = work.table.records.tobytes()
+        assert seen.setdefault(work.table.version, records) == records
+        return update(backend, work)
+
+    update = CpuBackend.step
+    monkeypatch.setattr(CpuBackend, "step", launched)
+    params = [nn.Parameter(normal(5, i)) for i in range(4)]
+    groups = [{"params": params[:2]}, {"params": params[2:], "role": "head"}]
+    optimizer = sf.StackelbergAdamW(groups, lr=0.1, backend="cpu")
+    set_gradients(groups, 1)  # the same tensors at every step: no new addresses
+    for role in (None, "head", None, "body"):
+        optimizer.step(role=role)
+    assert len(seen) == 1
+    optimizer.state[params[2]]["step"].fill_(7)  # the head's parameters need a row each now
+    optimizer.step()
+    assert len(seen) == 2
+    optimizer.param_groups[0]["amsgrad"] = True
+    optimizer.step()
+    assert len(seen) == 3

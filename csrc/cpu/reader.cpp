@@ -115,7 +115,8 @@ py::tuple Reader::read(int64_t first, int64_t last) {
         odd.append(i);
         continue;
       }
-      // a view that negates what it shows has other strides, except where there is only one element
+      // What autograd makes of conj().imag, a view that negates what it shows, has other strides unless it has one
+      // element. Not seen: torch._neg_view(), and as_strided() of such a view with the parameter's strides.
       if (slot.numel == 1) {
         const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad.ptr(), is_neg_.ptr()));
         if (!negative) throw py::error_already_set();
