@@ -7,15 +7,35 @@
 
 namespace sf {
 
+// Addresses and numbers in the order in which the host passes them.
 inline StepArgs step_args(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles,
-                          int32_t rule) {
+                          int64_t first_head_tile, int64_t signals, int32_t rule) {
   StepArgs args{};
   args.records = reinterpret_cast<const Record*>(records);
   args.tiles = reinterpret_cast<const Tile*>(tiles);
   args.rows = reinterpret_cast<const Row*>(rows);
   args.first_tile = first_tile;
   args.num_tiles = num_tiles;
+  args.first_head_tile = first_head_tile;
+  args.signals = reinterpret_cast<const Signals*>(signals);
   args.rule = rule;
+  return args;
+}
+
+inline StatisticsArgs statistics_args(int64_t records, int64_t tiles, int64_t first_tile, int64_t num_tiles,
+                                      int64_t first_head_tile, int64_t tile_sums, int64_t signals, double max_body,
+                                      double max_head, bool joint) {
+  StatisticsArgs args{};
+  args.records = reinterpret_cast<const Record*>(records);
+  args.tiles = reinterpret_cast<const Tile*>(tiles);
+  args.first_tile = first_tile;
+  args.num_tiles = num_tiles;
+  args.first_head_tile = first_head_tile;
+  args.tile_sums = reinterpret_cast<double*>(tile_sums);
+  args.signals = reinterpret_cast<Signals*>(signals);
+  args.max_norm[0] = max_body;
+  args.max_norm[1] = max_head;
+  args.joint = joint;
   return args;
 }
 
@@ -55,9 +75,18 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(group, GroupScalars, beta2);
   SF_FIELD(group, GroupScalars, eps);
   SF_FIELD(group, GroupScalars, decay);
-#undef SF_FIELD
   m.attr("GROUP_OFFSETS") = group;
   m.attr("GROUP_BYTES") = sizeof(GroupScalars);
+
+  pybind11::dict signals;
+  SF_FIELD(signals, Signals, sum_sq);
+  SF_FIELD(signals, Signals, norm);
+  SF_FIELD(signals, Signals, total_norm);
+  SF_FIELD(signals, Signals, factor);
+  SF_FIELD(signals, Signals, blocks_done);
+#undef SF_FIELD
+  m.attr("SIGNALS_OFFSETS") = signals;
+  m.attr("SIGNALS_BYTES") = sizeof(Signals);
 
   pybind11::dict rule;
   rule["SGD"] = static_cast<int>(kSgd);

@@ -69,6 +69,17 @@ struct GroupScalars {
   double reserved[3];
 };
 
+// What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
+struct Signals {
+  double sum_sq[2];     // of each player's gradients as they are
+  double norm[2];       // sqrt(sum_sq)
+  double total_norm;    // of both players
+  float factor[2];      // what each player's gradients are multiplied by
+  int32_t blocks_done;  // of the launch in progress; 0 between launches
+  int32_t reserved[3];
+};
+
+static_assert(sizeof(Signals) == 64);
 static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
@@ -92,7 +103,23 @@ struct StepArgs {
   const Row* rows;
   int64_t first_tile;
   int64_t num_tiles;
+  int64_t first_head_tile;  // tiles from here on are the head's
+  const Signals* signals;   // factors for the gradients, or null: all 1
   int32_t rule;
+};
+
+// The launch before it, where gradients are to be clipped: sums over the same sub-range of tiles.
+struct StatisticsArgs {
+  const Record* records;
+  const Tile* tiles;
+  int64_t first_tile;
+  int64_t num_tiles;
+  int64_t first_head_tile;
+  double* tile_sums;  // one per tile of the table
+  Signals* signals;
+  double
+      max_norm[2];  // of each player's gradients, or, where `joint`, max_norm[0] of both together; infinity: no limit
+  int32_t joint;
 };
 
 }  // namespace sf

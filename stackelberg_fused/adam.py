@@ -27,6 +27,9 @@ class StackelbergAdam(StackelbergOptimizer):
         head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; see `stackelberg_fused.backends()`.
         flatten: move parameters into arenas: their memory moves, the Parameter objects stay.
+        max_grad_norm: clip gradients as `torch.nn.utils.clip_grad_norm_` does, in the step: to a norm over all players
+            that are stepped, or `{"body": x, "head": y}`, one or both, each player on its own; `.grad` is not modified.
+            Infinity only measures; see `last_step`. An attribute, which may be set between steps.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
@@ -53,6 +56,7 @@ class StackelbergAdam(StackelbergOptimizer):
         head_lr_ratio: float = 10.0,
         backend: str | Backend = "auto",
         flatten: bool = True,
+        max_grad_norm: float | dict[str, float] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -69,7 +73,12 @@ class StackelbergAdam(StackelbergOptimizer):
             "rule": "adamw" if decoupled_weight_decay else self._rule,
         }
         super().__init__(
-            params, defaults, head_lr_ratio=head_lr_ratio, backend=backend, flatten=flatten
+            params,
+            defaults,
+            head_lr_ratio=head_lr_ratio,
+            backend=backend,
+            flatten=flatten,
+            max_grad_norm=max_grad_norm,
         )
 
 
@@ -98,6 +107,7 @@ class StackelbergAdamW(StackelbergAdam):
         head_lr_ratio: float = 10.0,
         backend: str | Backend = "auto",
         flatten: bool = True,
+        max_grad_norm: float | dict[str, float] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -115,4 +125,5 @@ class StackelbergAdamW(StackelbergAdam):
             head_lr_ratio=head_lr_ratio,
             backend=backend,
             flatten=flatten,
+            max_grad_norm=max_grad_norm,
         )

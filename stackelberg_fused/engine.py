@@ -14,11 +14,12 @@ from .arena import is_dense, move_into_arenas, owns_storage
 from .backends import Backend, resolve_backend
 from .gradients import LayoutChanged
 from .groups import RatioWatch, param_label
-from .launch_unit import LaunchUnit
+from .launch_unit import LaunchUnit, Staged
 from .layout import Slot
 from .settings import GroupSettings
 from .sharding import is_sharded, local_tensor
 from .state import attach_state, is_attached
+from .statistics import ClipLimits, Statistics, combine
 from .watch import make_watch
 
 log = logging.getLogger("stackelberg_fused")
@@ -107,8 +108,14 @@ class Engine:
         """Names of the backends in use, joined by "+"."""
         return "+".join(dict.fromkeys(unit.backend.name for unit in self.units)) or "none"
 
-    def step(self, role: str | None) -> int:
-        """Update the parameters of a role, or all; returns the launches made.
+    def step(
+        self, role: str | None, limits: ClipLimits | None = None
+    ) -> tuple[int, Statistics | None]:
+        """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
+
+        Args:
+            role: "body", "head" or None for both.
+            limits: what gradients are clipped to.
 
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
@@ -127,14 +134,30 @@ class Engine:
             flipped = self.settings.accept(changed)
             for unit in self.units:
                 unit.follow(flipped)
-        launches = 0
-        has_new_state = False
-        for unit, work in zip(self.units, pending, strict=True):
-            launches += unit.launch(work)
-            has_new_state |= unit.has_new_state
-        if has_new_state:
+        staged = [
+            (unit, unit.stage(work, limits is not None))
+            for unit, work in zip(self.units, pending, strict=True)
+        ]
+        running = [(unit, work) for unit, work in staged if work is not None]
+        launches, statistics = 0, None
+        if limits is not None and self.units:
+            launches, statistics = self._measure(running, limits)
+        launches += sum(unit.launch(work) for unit, work in running)
+        if any(unit.has_new_state for unit in self.units):
             self._note_state()
-        return launches
+        return launches, statistics
+
+    def _measure(
+        self, running: list[tuple[LaunchUnit, Staged]], limits: ClipLimits
+    ) -> tuple[int, Statistics]:
+        """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
+        launches = sum(unit.measure(work, limits) for unit, work in running)
+        parts = [unit.table.statistics for unit, _ in running] or [self.units[0].table.statistics]
+        if len(parts) > 1:
+            combine(parts, limits)
+        elif not running:
+            parts[0].conclude(torch.zeros(2, dtype=torch.float64), limits)
+        return launches, parts[0]
 
     def was_edited(self) -> bool:
         """Whether somebody replaced parameters of the groups, or their state, since the last step."""

@@ -75,7 +75,8 @@ def _number(label: str, name: str, value: Any) -> float:
         raise TypeError(f"{label}: {name} must be a number, got {value!r}") from None
 
 
-def _at_least_zero(label: str, name: str, value: Any) -> float:
+def at_least_zero(label: str, name: str, value: Any) -> float:
+    """A finite number >= 0, or ValueError or TypeError."""
     number = _number(label, name, value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{label}: invalid {name} {value!r}, must be finite and >= 0")
@@ -94,17 +95,17 @@ def check_settings(group: dict[str, Any], index: int) -> None:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
     if group.get("capturable"):
         raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
-    _at_least_zero(label, "lr", group["lr"])
-    _at_least_zero(label, "weight_decay", group["weight_decay"])
+    at_least_zero(label, "lr", group["lr"])
+    at_least_zero(label, "weight_decay", group["weight_decay"])
     if group["rule"] == "sgd":
-        momentum = _at_least_zero(label, "momentum", group["momentum"])
+        momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
         if not math.isfinite(dampening):
             raise ValueError(f"{label}: invalid dampening {dampening}")
         if group["nesterov"] and (momentum == 0 or dampening != 0):
             raise ValueError(f"{label}: nesterov requires a momentum and zero dampening")
         return
-    _at_least_zero(label, "eps", group["eps"])
+    at_least_zero(label, "eps", group["eps"])
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"{label}: betas must be a pair, got {betas!r}")

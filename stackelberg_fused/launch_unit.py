@@ -18,6 +18,7 @@ from .rules import Rule
 from .settings import GroupSettings
 from .sharding import local_tensor
 from .state import allocate_state
+from .statistics import ClipLimits
 
 
 @dataclass(slots=True)
@@ -36,6 +37,15 @@ class _Active:
     mask: np.ndarray
     params: list[Tensor]
     everyone: bool
+
+
+@dataclass(slots=True)
+class Staged:
+    """A step of one table that nothing can stop any more."""
+
+    gathered: Gathered
+    active: _Active
+    work: Work
 
 
 class LaunchUnit:
@@ -86,26 +96,41 @@ class LaunchUnit:
         span = table.spans[role]
         return Pending(span, self.gradients.gather(span))
 
-    def launch(self, pending: Pending) -> int:
-        """Update the parameters of a span that have gradients; returns the launches made."""
+    def stage(self, pending: Pending, clipped: bool) -> Staged | None:
+        """Bring tables and state to the coming step; None where no parameter of the span has a gradient."""
         table, span = self.table, pending.span
         active = self._active.get(span)
         if active is None or active.version != self.gradients.active_version:
             active = self._activate(span)
         if not active.params:
-            return 0
+            return None
         if table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
         self.gradients.stage(pending.gathered, span)
+        gradient, rule = self.gradients.gradient, table.rows.rule
+        return Staged(
+            pending.gathered, active, Work(table, span, gradient, rule, self.state, clipped)
+        )
+
+    def measure(self, staged: Staged, limits: ClipLimits) -> int:
+        """Gather the statistics of the gradients that are about to be stepped; returns the launches made."""
+        span = staged.work.span
+        if span.last_tile > span.first_tile:
+            return self.backend.statistics(staged.work, limits)
+        self.table.statistics.conclude(torch.zeros(2, dtype=torch.float64), limits)
+        return 0
+
+    def launch(self, staged: Staged) -> int:
+        """Update the parameters that have gradients; returns the launches made."""
+        table, active, span = self.table, staged.active, staged.work.span
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
             increment_version(active.params)
         launches = 0
         if span.last_tile > span.first_tile:
-            work = Work(table, span, self.gradients.gradient, table.rows.rule, self.state)
-            launches = self.backend.step(work)
-        for param, copy in pending.gathered.write_back:
+            launches = self.backend.step(staged.work)
+        for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
         if active.everyone:

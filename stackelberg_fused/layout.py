@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .hyperparameters import HyperparameterRows
 from .settings import GroupSettings
+from .statistics import Statistics
 from .tables import RECORD, TILE_ELEMENTS
 
 # Where a record keeps the address of each of torch's state tensors.
@@ -97,6 +98,18 @@ class Table:
         self.spans = self._build_spans()
         self.version = 0  # counts changes of the records: what a device mirror compares
         self.mirror: Any = None  # what a device backend keeps on its device
+        self._statistics: Statistics | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """Where a launch of gradient statistics writes; allocated when first asked for."""
+        if self._statistics is None:
+            self._statistics = Statistics(len(self.tiles), self.device)
+        return self._statistics
+
+    @property
+    def first_head_tile(self) -> int:
+        return self.spans["head"].first_tile
 
     def _build_spans(self) -> dict[str | None, Span]:
         bodies = sum(slot.role == "body" for slot in self.slots)

@@ -27,6 +27,7 @@ from .groups import (
     param_label,
 )
 from .state import check_loaded
+from .statistics import ClipLimits, LastStep, Statistics
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -45,12 +46,14 @@ class StackelbergOptimizer(Optimizer):
         head_lr_ratio: float,
         backend: str | Backend,
         flatten: bool,
+        max_grad_norm: Any,
     ) -> None:
         self._settings = {
             "head_lr_ratio": check_ratio(head_lr_ratio),
             "backend": backend,
             "flatten": bool(flatten) and not defaults["differentiable"],
         }
+        self.max_grad_norm = max_grad_norm
         if defaults["differentiable"]:
             if backend not in ("auto", "reference"):
                 raise ValueError("differentiable=True needs backend='reference'")
@@ -58,9 +61,14 @@ class StackelbergOptimizer(Optimizer):
         for name in ("foreach", "fused"):
             if defaults.get(name) is not None:
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
+        if defaults["differentiable"] and max_grad_norm is not None:
+            raise ValueError(
+                "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
+            )
         self._engine: Engine | None = None
         self._placed: set[int] = set()
         self.launches = 0
+        self._last: tuple[int, Statistics | None] = (0, None)
         super().__init__(params, {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
@@ -71,6 +79,25 @@ class StackelbergOptimizer(Optimizer):
         """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
         engine = self._ready()
         return (self._build_again() if engine.was_edited() else engine).backend
+
+    @property
+    def max_grad_norm(self) -> float | dict[str, float] | None:
+        """What gradients are clipped to; may be set between steps.
+
+        Raises:
+            ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
+        """
+        return self._settings["max_grad_norm"]
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
+        self._limits = ClipLimits.of(value)
+        self._settings["max_grad_norm"] = value
+
+    @property
+    def last_step(self) -> LastStep:
+        """What the last step did; nothing waits for the device until one of its tensors is read."""
+        return LastStep.of(*self._last)
 
     @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -159,9 +186,10 @@ class StackelbergOptimizer(Optimizer):
         if role is not None and not any(group["role"] == role for group in self.param_groups):
             raise ValueError(f"step(role={role!r}): no param group has this role")
         try:
-            self.launches += engine.step(role)
+            self._last = engine.step(role, self._limits)
         except LayoutChanged:
-            self.launches += self._build_again().step(role)
+            self._last = self._build_again().step(role, self._limits)
+        self.launches += self._last[0]
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)
@@ -226,7 +254,8 @@ class StackelbergOptimizer(Optimizer):
         if loading:
             self._engine = self._build(previous)
         else:
-            self._engine, self._placed = None, set()
+            self._engine, self._placed, self._last = None, set(), (0, None)
+            self._limits = ClipLimits.of(self._settings["max_grad_norm"])
 
     def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Loaded groups, completed with what a dict from torch's namesake does not know."""

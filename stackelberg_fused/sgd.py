@@ -17,7 +17,7 @@ class StackelbergSGD(StackelbergOptimizer):
         params: as in `StackelbergAdam`; the default rule is "sgd".
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
         foreach, fused: accepted for compatibility and ignored; every backend is one launch.
-        differentiable, head_lr_ratio, backend, flatten: as in `StackelbergAdam`.
+        differentiable, head_lr_ratio, backend, flatten, max_grad_norm: as in `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
@@ -39,6 +39,7 @@ class StackelbergSGD(StackelbergOptimizer):
         head_lr_ratio: float = 10.0,
         backend: str | Backend = "auto",
         flatten: bool = True,
+        max_grad_norm: float | dict[str, float] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -53,5 +54,10 @@ class StackelbergSGD(StackelbergOptimizer):
             "rule": "sgd",
         }
         super().__init__(
-            params, defaults, head_lr_ratio=head_lr_ratio, backend=backend, flatten=flatten
+            params,
+            defaults,
+            head_lr_ratio=head_lr_ratio,
+            backend=backend,
+            flatten=flatten,
+            max_grad_norm=max_grad_norm,
         )

@@ -34,3 +34,14 @@ ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserv
 
 _DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
 GROUP = np.dtype([*((name, "<f8") for name in _DOUBLES), ("reserved", "<f8", (3,))])
+
+SIGNALS = np.dtype(
+    [
+        ("sum_sq", "<f8", (2,)),
+        ("norm", "<f8", (2,)),
+        ("total_norm", "<f8"),
+        ("factor", "<f4", (2,)),
+        ("blocks_done", "<i4"),
+        ("reserved", "<i4", (3,)),
+    ]
+)

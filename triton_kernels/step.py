@@ -39,11 +39,11 @@ def _elements(address, index, FULL: tl.constexpr):
 
 
 @triton.jit
-def _update(row, addresses, index, mask, RULE: tl.constexpr, FULL: tl.constexpr):
+def _update(row, factor, addresses, index, mask, RULE: tl.constexpr, FULL: tl.constexpr):
     """Update the elements `index` of one parameter; `addresses` are the record's, in its order."""
     params = _elements(addresses[0], index, FULL)
     param = tl.load(params, mask=mask)
-    grad = tl.load(_elements(addresses[1], index, FULL), mask=mask)
+    grad = factor * tl.load(_elements(addresses[1], index, FULL), mask=mask)
     if SGD & RULE:
         if MOMENTUM & RULE:
             buffers = _elements(addresses[2], index, FULL)
@@ -74,7 +74,7 @@ def _update(row, addresses, index, mask, RULE: tl.constexpr, FULL: tl.constexpr)
 
 
 @triton.jit
-def _update_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr):
+def _update_tile(record, row, factor, offset, RULE: tl.constexpr, TILE: tl.constexpr):
     param = tl.load(record + PARAM)
     grad = tl.load(record + GRAD)
     exp_avg = tl.load(record + EXP_AVG)
@@ -88,54 +88,70 @@ def _update_tile(record, row, offset, RULE: tl.constexpr, TILE: tl.constexpr):
         # no mask here: one would have to be known to be uniform over 16 bytes to keep wide accesses
         for start in tl.static_range(0, TILE, VECTOR_PASS):
             index = offset + (start + tl.arange(0, VECTOR_PASS))
-            _update(row, addresses, index, None, RULE, True)
+            _update(row, factor, addresses, index, None, RULE, True)
     else:
         for start in range(0, tl.minimum(count, TILE), SCALAR_PASS):
             index = start + tl.arange(0, SCALAR_PASS)
-            _update(row, addresses, offset + index, index < count, RULE, False)
+            _update(row, factor, addresses, offset + index, index < count, RULE, False)
 
 
-@triton.jit(do_not_specialize=["first_tile"])
-def step_kernel(records, tiles, rows, first_tile: tl.int64, RULE: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
+def step_kernel(
+    records,
+    tiles,
+    rows,
+    factors,
+    first_tile: tl.int64,
+    first_head_tile: tl.int64,
+    RULE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Update one tile. RULE is one rule for all, or MIXED_RULES: then each program follows its row.
 
     Args:
         records: int64 pointer, RECORD_WORDS per parameter.
         tiles: int64 pointer, (record, offset) per tile.
         rows: float32 pointer, ROW_WORDS per row; word 0 is the rule, an int32.
-        first_tile: index of program 0's tile.
+        factors: float32 pointer: what the gradients of body and head are multiplied by, where CLIPPED.
+        first_tile: index of program 0's tile; those from first_head_tile on are the head's.
     """
-    tile = tiles + (first_tile + tl.program_id(0)) * TILE_WORDS
+    t = first_tile + tl.program_id(0)
+    tile = tiles + t * TILE_WORDS
     record = records + tl.load(tile) * RECORD_WORDS
     # the hint belongs here: on the argument of a function that is inlined later it would be lost
     offset = tl.multiple_of(tl.load(tile + 1), 16)
     if tl.load(record + GRAD) != 0:
         row = rows + tl.load(record + ROW) * ROW_WORDS
+        if CLIPPED:
+            factor = tl.load(factors + (t >= first_head_tile).to(tl.int32))
+        else:
+            factor = 1.0
         if RULE == MIXED_RULES:
             rule = tl.load(row.to(tl.pointer_type(tl.int32)))
             # every rule that exists: SF_FOR_EACH_RULE in csrc/tables.h
             if rule == 0:
-                _update_tile(record, row, offset, 0, TILE)
+                _update_tile(record, row, factor, offset, 0, TILE)
             elif rule == AMSGRAD:
-                _update_tile(record, row, offset, AMSGRAD, TILE)
+                _update_tile(record, row, factor, offset, AMSGRAD, TILE)
             elif rule == L2:
-                _update_tile(record, row, offset, L2, TILE)
+                _update_tile(record, row, factor, offset, L2, TILE)
             elif rule == (AMSGRAD | L2):
-                _update_tile(record, row, offset, AMSGRAD | L2, TILE)
+                _update_tile(record, row, factor, offset, AMSGRAD | L2, TILE)
             elif rule == SGD:
-                _update_tile(record, row, offset, SGD, TILE)
+                _update_tile(record, row, factor, offset, SGD, TILE)
             elif rule == (SGD | L2):
-                _update_tile(record, row, offset, SGD | L2, TILE)
+                _update_tile(record, row, factor, offset, SGD | L2, TILE)
             elif rule == (SGD | MOMENTUM):
-                _update_tile(record, row, offset, SGD | MOMENTUM, TILE)
+                _update_tile(record, row, factor, offset, SGD | MOMENTUM, TILE)
             elif rule == (SGD | MOMENTUM | L2):
-                _update_tile(record, row, offset, SGD | MOMENTUM | L2, TILE)
+                _update_tile(record, row, factor, offset, SGD | MOMENTUM | L2, TILE)
             elif rule == (SGD | MOMENTUM | NESTEROV):
-                _update_tile(record, row, offset, SGD | MOMENTUM | NESTEROV, TILE)
+                _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV, TILE)
             elif rule == (SGD | MOMENTUM | NESTEROV | L2):
-                _update_tile(record, row, offset, SGD | MOMENTUM | NESTEROV | L2, TILE)
+                _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV | L2, TILE)
         else:
-            _update_tile(record, row, offset, RULE, TILE)
+            _update_tile(record, row, factor, offset, RULE, TILE)
 
 
 def launch_step(
@@ -144,19 +160,25 @@ def launch_step(
     rows: torch.Tensor,
     first_tile: int,
     num_tiles: int,
+    first_head_tile: int,
+    factors: torch.Tensor | None,
     rule: int,
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 8], tiles: int64 [tiles * 2], rows: float32 [rows * 16], on one device.
+        records: int64 [parameters * 8], tiles: int64 [tiles * 2], rows: float32 [rows * 16], factors:
+            float32 [2] of body and head, or None: 1; on one device.
     """
     step_kernel[(num_tiles,)](
         records,
         tiles,
         rows,
+        rows if factors is None else factors,
         first_tile,
+        first_head_tile,
         RULE=rule,
+        CLIPPED=factors is not None,
         TILE=TILE_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

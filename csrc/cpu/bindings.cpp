@@ -9,6 +9,7 @@
 #include "cpu/parallel.h"
 #include "cpu/reader.h"
 #include "cpu/rows.h"
+#include "cpu/statistics.h"
 #include "cpu/watch.h"
 
 namespace {
@@ -19,12 +20,13 @@ const sf::Kernel& require_kernel(const std::string& isa) {
   return *kernel;
 }
 
-void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles, int32_t rule,
-          int threads, const std::string& isa) {
+void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
+          int64_t signals, int32_t rule, int threads, const std::string& isa) {
   struct Context {
     sf::StepArgs args;
     sf::UpdateTiles update_tiles;
-  } context{sf::step_args(records, tiles, rows, first_tile, num_tiles, rule), require_kernel(isa).update_tiles};
+  } context{sf::step_args(records, tiles, rows, first_tile, num_tiles, first_head_tile, signals, rule),
+            require_kernel(isa).update_tiles};
   pybind11::gil_scoped_release release;
   sf::parallel_for(
       num_tiles, threads,
@@ -33,6 +35,16 @@ void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int6
         c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
       },
       &context);
+}
+
+void statistics(int64_t records, int64_t tiles, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
+                int64_t tile_sums, int64_t signals, double max_body, double max_head, bool joint, int threads,
+                const std::string& isa) {
+  const sf::StatisticsArgs args = sf::statistics_args(records, tiles, first_tile, num_tiles, first_head_tile, tile_sums,
+                                                      signals, max_body, max_head, joint);
+  const sf::Kernel& kernel = require_kernel(isa);
+  pybind11::gil_scoped_release release;
+  sf::gather_statistics(args, kernel.tile_sum, threads);
 }
 
 void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {
@@ -84,9 +96,13 @@ pybind11::custom_type_setup collected() {
 
 PYBIND11_MODULE(_cpu, m) {
   sf::register_tables(m);
-  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles).", pybind11::arg("records"),
-        pybind11::arg("tiles"), pybind11::arg("rows"), pybind11::arg("first_tile"), pybind11::arg("num_tiles"),
-        pybind11::arg("rule"), pybind11::arg("threads"), pybind11::arg("isa") = "");
+  using pybind11::arg;
+  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles).", arg("records"), arg("tiles"),
+        arg("rows"), arg("first_tile"), arg("num_tiles"), arg("first_head_tile"), arg("signals"), arg("rule"),
+        arg("threads"), arg("isa") = "");
+  m.def("statistics", &statistics, "Sum up the squares of the tiles' gradients, and what follows from the sums.",
+        arg("records"), arg("tiles"), arg("first_tile"), arg("num_tiles"), arg("first_head_tile"), arg("tile_sums"),
+        arg("signals"), arg("max_body"), arg("max_head"), arg("joint"), arg("threads"), arg("isa") = "");
   m.def(
       "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },
       "The first slot of a table whose step count is none, or -1.", pybind11::arg("table"));

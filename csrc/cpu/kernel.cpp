@@ -1,6 +1,7 @@
 // One pass over each tile. Compiled once per instruction set with -DSF_ISA=avx512 | avx2 | baseline; the compiler
 // vectorises the scalar rule, so no rule is written twice.
 #include "cpu/kernel.h"
+#include "summation.h"
 #include "update_rule.h"
 
 #define SF_CONCAT_(a, b) a##b
@@ -23,7 +24,7 @@ void update_tile(const Record& record, const Row& row, int64_t offset, int64_t c
   float* __restrict exp_avg = pointer<float>(record.exp_avg, offset);
   float* __restrict exp_avg_sq = pointer<float>(record.exp_avg_sq, offset);
   float* __restrict max_exp_avg_sq = pointer<float>(record.max_exp_avg_sq, offset);
-  const Row scalars = row;  // a local copy, so that stores through float* cannot alias it
+  const Row scalars = row;  // a copy of its own, so that stores through float* cannot alias it
   for (int64_t i = 0; i < count; ++i) {
     float p = param[i], m = 0, v = 0, v_max = 0;
     if constexpr (uses_exp_avg<RULE>) m = exp_avg[i];
@@ -42,7 +43,8 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const Tile tile = args.tiles[t];
     const Record& record = args.records[tile.record];
     if (!record.grad) continue;
-    const Row& row = args.rows[record.row];
+    Row row = args.rows[record.row];
+    if (args.signals) row.grad_sign *= args.signals->factor[t >= args.first_head_tile];
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
     switch (row.rule) {
@@ -54,6 +56,29 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
 #undef SF_CASE
     }
   }
+}
+
+double tile_sum(const Record& record, int64_t offset) {
+  constexpr int row = 4 * kLanes;  // elements that the lanes take at a time
+  const float* grad = pointer<const float>(record.grad, offset);
+  if (!grad) return 0;
+  const int64_t count = record.numel - offset;
+  float padded[kTileElements];
+  if (count < kTileElements) {
+    for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? grad[i] : 0.0f;
+    grad = padded;
+  }
+  double parts[row], lanes[kLanes];
+  for (int i = 0; i < row; ++i) {
+    double sum = square(grad[i]);
+    for (int k = 1; k < kLaneEntries; ++k) sum += square(grad[k * row + i]);
+    parts[i] = sum;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
+  for (int half = kLanes / 2; half; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
 }
 
 void stream_adam(float* __restrict param, const float* __restrict grad, float* __restrict exp_avg,
@@ -68,6 +93,6 @@ void stream_adam(float* __restrict param, const float* __restrict grad, float* _
 
 }  // namespace
 
-extern const Kernel SF_CONCAT(kernel_, SF_ISA) = {SF_STRING(SF_ISA), update_tiles, stream_adam};
+extern const Kernel SF_CONCAT(kernel_, SF_ISA) = {SF_STRING(SF_ISA), update_tiles, tile_sum, stream_adam};
 
 }  // namespace sf

@@ -1,11 +1,5 @@
 // One launch for any number of groups: block b updates tile first_tile + b, whatever parameter it belongs to.
-//
-// The same file is compiled by g++ in tests/host_cuda, where SF_LAUNCH and the CUDA built-ins come from a shim.
-#ifndef SF_LAUNCH
-#include <cuda_runtime.h>
-#define SF_LAUNCH(kernel, grid, block, stream, ...) \
-  kernel<<<grid, block, 0, reinterpret_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
-#endif
+#include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
 #include "cuda/step.h"
@@ -101,10 +95,13 @@ __device__ __forceinline__ void update_tile(const Record& record, const Row& row
 // RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
 template <int RULE>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kernel(StepArgs args) {
-  const Tile tile = args.tiles[args.first_tile + blockIdx.x];
+  const int64_t t = args.first_tile + blockIdx.x;
+  const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   if (!record.grad) return;
-  const Row row = args.rows[record.row];
+  Row row = args.rows[record.row];
+  // one sign for all elements anyway: clipping costs them nothing
+  if (args.signals) row.grad_sign *= args.signals->factor[t >= args.first_head_tile];
   if constexpr (RULE != kMixedRules) {
     update_tile<RULE>(record, row, tile.offset);
   } else {
@@ -132,8 +129,7 @@ const char* launch_step(const StepArgs& args, int device, int64_t stream) {
     default:
       SF_LAUNCH((step_kernel<kMixedRules>), grid, kThreads, stream, args);
   }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_error();
 }
 
 int runtime_version() {

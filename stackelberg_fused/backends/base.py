@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Span, Table
+from ..statistics import ClipLimits
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Work:
         gradient: the gradient of a slot, or None, which skips it; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
+        clipped: whether gradients are to be multiplied by the factors in `table.statistics`.
     """
 
     table: Table
@@ -39,6 +41,12 @@ class Work:
     gradient: Callable[[int], Tensor | None]
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
+    clipped: bool = False
+
+    @property
+    def signals_address(self) -> int:
+        """What native kernels take: 0 where gradients are taken as they are."""
+        return self.table.statistics.signals.data_ptr() if self.clipped else 0
 
 
 class Backend(ABC):
@@ -55,6 +63,10 @@ class Backend(ABC):
     @abstractmethod
     def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
         """Why parameters of this device and dtype cannot be updated; empty when they can."""
+
+    @abstractmethod
+    def statistics(self, work: Work, limits: ClipLimits) -> int:
+        """Fill `work.table.statistics` for the gradients of the span; returns the number of kernel launches made."""
 
     @abstractmethod
     def step(self, work: Work) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
 
 try:
@@ -46,6 +47,24 @@ class CpuBackend(Backend):
             )
         return ""
 
+    def statistics(self, work: Work, limits: ClipLimits) -> int:
+        table, span = work.table, work.span
+        _cpu.statistics(
+            table.records_address,
+            table.tiles_address,
+            span.first_tile,
+            span.last_tile - span.first_tile,
+            table.first_head_tile,
+            table.statistics.tile_sums.data_ptr(),
+            table.statistics.signals.data_ptr(),
+            limits.body,
+            limits.head,
+            limits.joint,
+            torch.get_num_threads(),
+            self._isa,
+        )
+        return 1
+
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
         _cpu.step(
@@ -54,6 +73,8 @@ class CpuBackend(Backend):
             table.rows.address,
             span.first_tile,
             span.last_tile - span.first_tile,
+            table.first_head_tile,
+            work.signals_address,
             work.rule,
             torch.get_num_threads(),
             self._isa,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..build_info import build_info, covers, driver_runs
+from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
-from .mirror import tables_on_device
+from .mirror import gradients_on_device, tables_on_device
 
 try:
     from .. import _cuda
@@ -48,6 +49,27 @@ class CudaBackend(Backend):
             return f"the cuda backend updates float32 parameters, not {dtype}; backend='reference' does"
         return ""
 
+    def statistics(self, work: Work, limits: ClipLimits) -> int:
+        table, span = work.table, work.span
+        index = table.device.index
+        with torch.cuda.device(index):
+            records, tiles = gradients_on_device(table)
+            _cuda.statistics(
+                records.data_ptr(),
+                tiles.data_ptr(),
+                span.first_tile,
+                span.last_tile - span.first_tile,
+                table.first_head_tile,
+                table.statistics.tile_sums.data_ptr(),
+                table.statistics.signals.data_ptr(),
+                limits.body,
+                limits.head,
+                limits.joint,
+                index,
+                torch.cuda.current_stream(index).cuda_stream,
+            )
+        return 1
+
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
         index = table.device.index
@@ -59,6 +81,8 @@ class CudaBackend(Backend):
                 rows.data_ptr(),
                 span.first_tile,
                 span.last_tile - span.first_tile,
+                table.first_head_tile,
+                work.signals_address,
                 work.rule,
                 index,
                 torch.cuda.current_stream(index).cuda_stream,

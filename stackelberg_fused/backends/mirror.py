@@ -51,8 +51,8 @@ class Mirror:
         self._copies: dict[str, _Copy] = {}
         self._stream: torch.cuda.Stream | None = None
 
-    def upload(self, table: Table) -> tuple[Tensor, Tensor, Tensor]:
-        """Records, tiles and rows as uint8 tensors, ready for a kernel on the current stream.
+    def upload(self, table: Table, rows: bool = True) -> tuple[Tensor, ...]:
+        """Records, tiles and, if asked for, rows as uint8 tensors, ready for a kernel on the current stream.
 
         Raises:
             RuntimeError: the stream is being captured; a replay would repeat the bias corrections of one step.
@@ -65,11 +65,11 @@ class Mirror:
         if self._stream is not None and stream != self._stream:
             self._move_to(stream)
         self._stream = stream
-        return (
+        uploaded = (
             self._get("records", table.records, table.version, stream),
             self._get("tiles", table.tiles, 0, stream),
-            self._get("rows", table.rows.rows, None, stream),
         )
+        return (*uploaded, self._get("rows", table.rows.rows, None, stream)) if rows else uploaded
 
     def _get(
         self, name: str, source: np.ndarray, version: int | None, stream: torch.cuda.Stream
@@ -100,8 +100,18 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
 def tables_on_device(table: Table) -> tuple[Tensor, Tensor, Tensor]:
     """Records, tiles and rows as uint8 tensors on the device; on the CPU (interpreted Triton) the host's own."""
     if table.device.type == "cpu":
-        host = (table.records, table.tiles, table.rows.rows)
-        return tuple(torch.from_numpy(_as_bytes(part)) for part in host)
+        return (*gradients_on_device(table), torch.from_numpy(_as_bytes(table.rows.rows)))
+    return _mirror(table).upload(table)
+
+
+def gradients_on_device(table: Table) -> tuple[Tensor, Tensor]:
+    """Records and tiles likewise: what reading gradients takes."""
+    if table.device.type == "cpu":
+        return tuple(torch.from_numpy(_as_bytes(part)) for part in (table.records, table.tiles))
+    return _mirror(table).upload(table, rows=False)
+
+
+def _mirror(table: Table) -> Mirror:
     if table.mirror is None:
         table.mirror = Mirror(table.device)
-    return table.mirror.upload(table)
+    return table.mirror

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
+from ..layout import Table
+from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
-from .mirror import tables_on_device
+from .mirror import gradients_on_device, tables_on_device
 
 try:
+    from ..triton_kernels.statistics import launch_statistics
     from ..triton_kernels.step import launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:
-    launch_step = None
+    launch_step = launch_statistics = None
     _IMPORT_ERROR = str(error)
 
 
@@ -46,10 +50,30 @@ class TritonBackend(Backend):
             return f"the triton backend updates float32 parameters, not {dtype}; backend='reference' does"
         return ""
 
+    @staticmethod
+    def _on_device(table: Table) -> AbstractContextManager[Any]:
+        return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
+
+    def statistics(self, work: Work, limits: ClipLimits) -> int:
+        table, span = work.table, work.span
+        with self._on_device(table):
+            records, tiles = gradients_on_device(table)
+            launch_statistics(
+                records.view(torch.int64),
+                tiles.view(torch.int64),
+                span.first_tile,
+                span.last_tile - span.first_tile,
+                table.first_head_tile,
+                table.statistics.tile_sums,
+                table.statistics.signals.view(torch.float64),
+                table.statistics.limits_on_device(limits),
+                limits.joint,
+            )
+        return 1
+
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
-        on_device = nullcontext() if is_interpreting() else torch.cuda.device(table.device)
-        with on_device:
+        with self._on_device(table):
             records, tiles, rows = tables_on_device(table)
             launch_step(
                 records.view(torch.int64),
@@ -57,6 +81,8 @@ class TritonBackend(Backend):
                 rows.view(torch.float32),
                 span.first_tile,
                 span.last_tile - span.first_tile,
+                table.first_head_tile,
+                table.statistics.factors if work.clipped else None,
                 work.rule,
             )
         return 1

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from stackelberg_fused.backends import Backend, BackendStatus, Work
+from stackelberg_fused.statistics import ClipLimits
 
 from .build import CSRC, HERE, build, unavailable
 
@@ -35,10 +36,14 @@ class Counters(NamedTuple):
 @cache
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
-    sources = [CSRC / "cuda" / "step.cu", HERE / "entry.cpp", HERE / "fibers.cpp"]
+    kernels = [CSRC / "cuda" / name for name in ("step.cu", "statistics.cu")]
+    sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
-    loaded.sf_host_step.restype = ctypes.c_char_p
-    loaded.sf_host_step.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_int32]
+    loaded.sf_host_step.restype = loaded.sf_host_statistics.restype = ctypes.c_char_p
+    loaded.sf_host_step.argtypes = [ctypes.c_int64] * 7 + [ctypes.c_int32]
+    loaded.sf_host_statistics.argtypes = (
+        [ctypes.c_int64] * 7 + [ctypes.c_double] * 2 + [ctypes.c_int]
+    )
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
     return loaded
@@ -77,6 +82,24 @@ class HostCudaBackend(Backend):
             return f"{self.name} updates float32 parameters on the CPU, not {dtype} on {device}"
         return ""
 
+    def statistics(self, work: Work, limits: ClipLimits) -> int:
+        table, span = work.table, work.span
+        library().sf_host_set_order(self._order, self._seed)
+        error = library().sf_host_statistics(
+            table.records_address,
+            table.tiles_address,
+            span.first_tile,
+            span.last_tile - span.first_tile,
+            table.first_head_tile,
+            table.statistics.tile_sums.data_ptr(),
+            table.statistics.signals.data_ptr(),
+            limits.body,
+            limits.head,
+            limits.joint,
+        )
+        _check(error)
+        return 1
+
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
         library().sf_host_set_order(self._order, self._seed)
@@ -86,8 +109,14 @@ class HostCudaBackend(Backend):
             table.rows.address,
             span.first_tile,
             span.last_tile - span.first_tile,
+            table.first_head_tile,
+            work.signals_address,
             work.rule,
         )
-        if error:
-            raise RuntimeError(f"CUDA launch failed: {error.decode()}")
+        _check(error)
         return 1
+
+
+def _check(error: bytes | None) -> None:
+    if error:
+        raise RuntimeError(f"CUDA launch failed: {error.decode()}")

@@ -101,6 +101,19 @@ inline unsigned broadcast_lane(unsigned source, unsigned width = 32) { return la
 #define __shfl_sync(mask, value, ...) \
   ::sf_host::shuffle(mask, value, ::sf_host::broadcast_lane(__VA_ARGS__), __FILE__, __LINE__)
 
+// blocks run one after another, and a thread runs until it waits: nothing is ever halfway or out of date
+#define __threadfence() static_cast<void>(0)
+template <typename T>
+inline T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address += value;
+  return before;
+}
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+
 struct alignas(16) float4 {
   float x, y, z, w;
 };

@@ -1,0 +1,11 @@
+// Gradient statistics on the CPU: see csrc/summation.h.
+#pragma once
+
+#include "cpu/kernel.h"
+
+namespace sf {
+
+// Fills args.tile_sums for the tiles of the launch, and args.signals.
+void gather_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads);
+
+}  // namespace sf

@@ -1,0 +1,71 @@
+// Sums of squares of gradients in an order that every backend keeps, and what follows from them: the same bits
+// everywhere and in every run. docs/numerics.md draws the order; stackelberg_fused/statistics.py is the same in
+// PyTorch.
+//
+// A float32 squared is exact in double, and sums of them neither overflow nor lose small ones, so only the order of the
+// additions matters. It is the same within a tile and over tiles: kLanes lanes that each add up every kLanes-th entry,
+// and then the upper half of the lanes onto the lower until one is left.
+#pragma once
+
+#include "tables.h"
+
+#if defined(__CUDACC__)
+#define SF_SHARED static __host__ __device__ __forceinline__
+#else
+#define SF_SHARED static inline __attribute__((always_inline))
+#endif
+
+namespace sf {
+
+// In a tile an entry is 4 consecutive elements, what a thread loads at once: element 4 * (kLanes * k + lane) + j adds
+// to part j of the lane, in the order of k; then the parts are added as (0 + 2) + (1 + 3).
+constexpr int kLanes = 256;
+constexpr int kLaneEntries = kTileElements / (4 * kLanes);
+static_assert(kTileElements % (4 * kLanes) == 0);
+
+constexpr double kNoLimit = __builtin_huge_val();
+
+SF_SHARED double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
+
+SF_SHARED double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
+
+// torch.nn.utils.clip_grad_norm_'s, in double: 1 where nothing is to be clipped, NaN where the norm is.
+SF_SHARED float clip_factor(double norm, double max_norm) {
+  if (max_norm == kNoLimit) return 1.0f;
+  const double factor = max_norm / (norm + 1e-6);
+  return factor < 1.0 || factor != factor ? static_cast<float>(factor) : 1.0f;
+}
+
+SF_SHARED double root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+// Everything that follows from the two sums.
+SF_SHARED void conclude(const StatisticsArgs& args, double body, double head) {
+  Signals& s = *args.signals;
+  s.sum_sq[0] = body;
+  s.sum_sq[1] = head;
+  s.norm[0] = root(body);
+  s.norm[1] = root(head);
+  s.total_norm = root(body + head);
+  for (int player = 0; player < 2; ++player) {
+    s.factor[player] =
+        args.joint ? clip_factor(s.total_norm, args.max_norm[0]) : clip_factor(s.norm[player], args.max_norm[player]);
+  }
+}
+
+// The tiles [begin, end) of a player within those of the launch, for player 0 or 1.
+SF_SHARED void player_tiles(const StatisticsArgs& args, int player, int64_t& begin, int64_t& end) {
+  const int64_t last = args.first_tile + args.num_tiles;
+  const int64_t split = args.first_head_tile < args.first_tile ? args.first_tile
+                        : args.first_head_tile > last          ? last
+                                                               : args.first_head_tile;
+  begin = player ? split : args.first_tile;
+  end = player ? last : split;
+}
+
+}  // namespace sf

@@ -1,0 +1,152 @@
+"""Gradient statistics: the norm of each player's gradients, and the factors that clip them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .groups import ROLES, at_least_zero
+from .tables import SIGNALS
+
+_FACTOR = SIGNALS.fields["factor"][1] // 4  # in words of float32
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """Largest norms of gradients; infinity is no limit.
+
+    Attributes:
+        body, head: of each player's gradients; where `joint`, `body` is that of both together.
+    """
+
+    body: float
+    head: float
+    joint: bool
+
+    @classmethod
+    def of(cls, value: Any) -> ClipLimits | None:
+        """`max_grad_norm` as users give it: None, a number over everything, or a dict with one per player.
+
+        Raises:
+            ValueError, TypeError: it is none of these, negative or NaN.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            limit = _limit("max_grad_norm", value)
+            return cls(limit, limit, True)
+        unknown = [key for key in value if key not in ROLES]
+        if unknown or not value:
+            raise ValueError(
+                f"max_grad_norm: unknown role {unknown[0]!r}, expected 'body' or 'head'"
+                if unknown
+                else "max_grad_norm: an empty dict limits nothing, give 'body', 'head' or both"
+            )
+        limits = {role: _limit(f"max_grad_norm[{role!r}]", value[role]) for role in value}
+        return cls(limits.get("body", math.inf), limits.get("head", math.inf), False)
+
+
+def _limit(name: str, value: Any) -> float:
+    return math.inf if value == math.inf else at_least_zero("optimizer", name, value)
+
+
+class Statistics:
+    """What the statistics launch of one table writes, on the table's device.
+
+    Attributes:
+        signals: uint8 [64]: `struct Signals` of csrc/tables.h.
+        tile_sums: float64 [tiles]: of each tile's gradients, squared.
+    """
+
+    def __init__(self, tiles: int, device: torch.device) -> None:
+        self.signals = torch.zeros(SIGNALS.itemsize, dtype=torch.uint8, device=device)
+        self.tile_sums = torch.zeros(tiles, dtype=torch.float64, device=device)
+        self._limits: tuple[ClipLimits, Tensor] | None = None
+
+    def limits_on_device(self, limits: ClipLimits) -> Tensor:
+        """float64 [2]: body and head; uploaded when they change."""
+        if self._limits is None or self._limits[0] != limits:
+            values = torch.tensor([limits.body, limits.head], dtype=torch.float64)
+            self._limits = limits, values.to(self.signals.device)
+        return self._limits[1]
+
+    @property
+    def sum_sq(self) -> Tensor:
+        """float64 [2]: of body and head."""
+        return self.signals.view(torch.float64)[:2]
+
+    @property
+    def norms(self) -> Tensor:
+        """float64 [3]: of body, head and both."""
+        return self.signals.view(torch.float64)[2:5]
+
+    @property
+    def factors(self) -> Tensor:
+        """float32 [2]: what the gradients of body and head are multiplied by."""
+        return self.signals.view(torch.float32)[_FACTOR : _FACTOR + 2]
+
+    def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
+        """Everything that follows from the sums of both players: `conclude` of csrc/summation.h.
+
+        Args:
+            sum_sq: float64 [2], on any device.
+        """
+        sum_sq = sum_sq.to(self.signals.device, non_blocking=True)
+        self.sum_sq.copy_(sum_sq)
+        norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
+        self.norms.copy_(norms)
+        clipped = norms[2:] if limits.joint else norms[:2]
+        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)))
+
+
+def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
+    """What clips to the norms `most`: float64, where both players are clipped together to the first of them.
+
+    As `torch.nn.utils.clip_grad_norm_`: 1 where nothing is to be clipped, NaN where the norm is.
+
+    Args:
+        norms: float64 [2] of body and head, or [1] of both together.
+        most: float64 [2].
+    """
+    factors = most / (norms + 1e-6)
+    return torch.where((most < math.inf) & ~(factors >= 1), factors, 1.0)
+
+
+def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
+    """Give several tables the factors that follow from all of them together."""
+    total = parts[0].sum_sq.clone()
+    for part in parts[1:]:
+        total += part.sum_sq.to(total.device, non_blocking=True)
+    for part in parts:
+        part.conclude(total, limits)
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What the last step did. Tensors stay on the device until somebody reads them; they are copies.
+
+    Attributes:
+        launches: kernels launched.
+        grad_norm: float64 [] by "body", "head" and "total": the norms before clipping; None without `max_grad_norm`.
+        clip_factor: float32 [] by "body" and "head"; None without `max_grad_norm`.
+    """
+
+    launches: int
+    grad_norm: dict[str, Tensor] | None = None
+    clip_factor: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, launches: int, statistics: Statistics | None) -> LastStep:
+        if statistics is None:
+            return cls(launches)
+        norms, factors = statistics.norms.clone(), statistics.factors.clone()
+        return cls(
+            launches,
+            dict(zip((*ROLES, "total"), norms.unbind(), strict=True)),
+            dict(zip(ROLES, factors.unbind(), strict=True)),
+        )
