@@ -52,7 +52,8 @@ class ClipLimits:
 
 
 def _limit(name: str, value: Any) -> float:
-    return math.inf if value == math.inf else at_least_zero("optimizer", name, value)
+    unlimited = isinstance(value, float) and value == math.inf
+    return math.inf if unlimited else at_least_zero("optimizer", name, value)
 
 
 class Statistics:

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .step import GRAD, NUMEL, RECORD_WORDS, TILE_ELEMENTS, TILE_WORDS
+from .step import GRAD, NUMEL, RECORD_WORDS, TILE_ELEMENTS, TILE_WORDS, _elements
 
 NUM_WARPS = 8
 LANE_BITS: tl.constexpr = tl.constexpr(8)
@@ -30,22 +30,22 @@ def _fold(lanes):
 
 
 @triton.jit
-def _parts(grad, offset, count, k, FULL: tl.constexpr):
-    """Squares of 4 * LANES elements, float64."""
-    within = k * 4 * LANES + tl.arange(0, 4 * LANES)
+def _parts(address, offset, count, start, FULL: tl.constexpr):
+    """Squares of the 4 * LANES elements from `start` on, float64."""
+    within = start + tl.arange(0, 4 * LANES)
     if FULL:
-        x = tl.load(tl.multiple_of(grad, 16) + (offset + within))
+        x = tl.load(_elements(address, offset + within, True))
     else:
-        x = tl.load(grad + (offset + within), mask=within < count, other=0.0)
+        x = tl.load(_elements(address, offset + within, False), mask=within < count, other=0.0)
     wide = x.to(tl.float64)
     return wide * wide
 
 
 @triton.jit
-def _tile_sum(grad, offset, count, FULL: tl.constexpr, TILE: tl.constexpr):
-    parts = _parts(grad, offset, count, 0, FULL)
-    for k in tl.static_range(1, TILE // (4 * LANES)):
-        parts += _parts(grad, offset, count, k, FULL)
+def _tile_sum(address, offset, count, FULL: tl.constexpr, TILE: tl.constexpr):
+    parts = _parts(address, offset, count, 0, FULL)
+    for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
+        parts += _parts(address, offset, count, start, FULL)
     # (0 + 2) + (1 + 3)
     pairs = tl.sum(tl.reshape(parts, (LANES, 2, 2)), 1)
     return _fold(tl.sum(pairs, 1))
@@ -96,14 +96,13 @@ def statistics_kernel(
     offset = tl.multiple_of(tl.load(tiles + t * TILE_WORDS + 1), 16)
     address = tl.load(record + GRAD)
     count = tl.load(record + NUMEL) - offset
-    grad = address.to(tl.pointer_type(tl.float32))
     if address == 0:
         # absent: adds nothing, and its program still counts as done
         tl.store(tile_sums + t, 0.0)
     elif (count >= TILE) & ((address & 15) == 0):
-        tl.store(tile_sums + t, _tile_sum(grad, offset, count, True, TILE))
+        tl.store(tile_sums + t, _tile_sum(address, offset, count, True, TILE))
     else:
-        tl.store(tile_sums + t, _tile_sum(grad, offset, count, False, TILE))
+        tl.store(tile_sums + t, _tile_sum(address, offset, count, False, TILE))
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = signals.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
