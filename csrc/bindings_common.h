@@ -7,38 +7,6 @@
 
 namespace sf {
 
-// Addresses and numbers in the order in which the host passes them.
-inline StepArgs step_args(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles,
-                          int64_t first_head_tile, int64_t signals, int32_t rule) {
-  StepArgs args{};
-  args.records = reinterpret_cast<const Record*>(records);
-  args.tiles = reinterpret_cast<const Tile*>(tiles);
-  args.rows = reinterpret_cast<const Row*>(rows);
-  args.first_tile = first_tile;
-  args.num_tiles = num_tiles;
-  args.first_head_tile = first_head_tile;
-  args.signals = reinterpret_cast<const Signals*>(signals);
-  args.rule = rule;
-  return args;
-}
-
-inline StatisticsArgs statistics_args(int64_t records, int64_t tiles, int64_t first_tile, int64_t num_tiles,
-                                      int64_t first_head_tile, int64_t tile_sums, int64_t signals, double max_body,
-                                      double max_head, bool joint) {
-  StatisticsArgs args{};
-  args.records = reinterpret_cast<const Record*>(records);
-  args.tiles = reinterpret_cast<const Tile*>(tiles);
-  args.first_tile = first_tile;
-  args.num_tiles = num_tiles;
-  args.first_head_tile = first_head_tile;
-  args.tile_sums = reinterpret_cast<double*>(tile_sums);
-  args.signals = reinterpret_cast<Signals*>(signals);
-  args.max_norm[0] = max_body;
-  args.max_norm[1] = max_head;
-  args.joint = joint;
-  return args;
-}
-
 inline void register_tables(pybind11::module_& m) {
   m.attr("TILE_ELEMENTS") = kTileElements;
 
@@ -75,6 +43,8 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(group, GroupScalars, beta2);
   SF_FIELD(group, GroupScalars, eps);
   SF_FIELD(group, GroupScalars, decay);
+  SF_FIELD(group, GroupScalars, lr_address);
+  SF_FIELD(group, GroupScalars, lr_is_double);
   m.attr("GROUP_OFFSETS") = group;
   m.attr("GROUP_BYTES") = sizeof(GroupScalars);
 
@@ -84,9 +54,41 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(signals, Signals, total_norm);
   SF_FIELD(signals, Signals, factor);
   SF_FIELD(signals, Signals, blocks_done);
-#undef SF_FIELD
   m.attr("SIGNALS_OFFSETS") = signals;
   m.attr("SIGNALS_BYTES") = sizeof(Signals);
+
+  pybind11::dict step;
+  SF_FIELD(step, StepArgs, records);
+  SF_FIELD(step, StepArgs, tiles);
+  SF_FIELD(step, StepArgs, rows);
+  SF_FIELD(step, StepArgs, first_tile);
+  SF_FIELD(step, StepArgs, num_tiles);
+  SF_FIELD(step, StepArgs, first_head_tile);
+  SF_FIELD(step, StepArgs, rule);
+  SF_FIELD(step, StepArgs, signals);
+  SF_FIELD(step, StepArgs, grad_scale);
+  SF_FIELD(step, StepArgs, found_inf);
+  SF_FIELD(step, StepArgs, groups);
+  SF_FIELD(step, StepArgs, steps);
+  SF_FIELD(step, StepArgs, ready);
+  SF_FIELD(step, StepArgs, arrived);
+  m.attr("STEP_ARGS_OFFSETS") = step;
+  m.attr("STEP_ARGS_BYTES") = sizeof(StepArgs);
+
+  pybind11::dict statistics;
+  SF_FIELD(statistics, StatisticsArgs, records);
+  SF_FIELD(statistics, StatisticsArgs, tiles);
+  SF_FIELD(statistics, StatisticsArgs, first_tile);
+  SF_FIELD(statistics, StatisticsArgs, num_tiles);
+  SF_FIELD(statistics, StatisticsArgs, first_head_tile);
+  SF_FIELD(statistics, StatisticsArgs, tile_sums);
+  SF_FIELD(statistics, StatisticsArgs, signals);
+  SF_FIELD(statistics, StatisticsArgs, max_norm);
+  SF_FIELD(statistics, StatisticsArgs, joint);
+  SF_FIELD(statistics, StatisticsArgs, grad_scale);
+#undef SF_FIELD
+  m.attr("STATISTICS_ARGS_OFFSETS") = statistics;
+  m.attr("STATISTICS_ARGS_BYTES") = sizeof(StatisticsArgs);
 
   pybind11::dict rule;
   rule["SGD"] = static_cast<int>(kSgd);

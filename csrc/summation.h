@@ -7,13 +7,8 @@
 // and then the upper half of the lanes onto the lower until one is left.
 #pragma once
 
+#include "shared.h"
 #include "tables.h"
-
-#if defined(__CUDACC__)
-#define SF_SHARED static __host__ __device__ __forceinline__
-#else
-#define SF_SHARED static inline __attribute__((always_inline))
-#endif
 
 namespace sf {
 
@@ -30,18 +25,10 @@ SF_SHARED double square(float x) { return static_cast<double>(x) * static_cast<d
 SF_SHARED double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
 // torch.nn.utils.clip_grad_norm_'s, in double: 1 where nothing is to be clipped, NaN where the norm is.
-SF_SHARED float clip_factor(double norm, double max_norm) {
-  if (max_norm == kNoLimit) return 1.0f;
+SF_SHARED double clip_factor(double norm, double max_norm) {
+  if (max_norm == kNoLimit) return 1.0;
   const double factor = max_norm / (norm + 1e-6);
-  return factor < 1.0 || factor != factor ? static_cast<float>(factor) : 1.0f;
-}
-
-SF_SHARED double root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
+  return factor < 1.0 || factor != factor ? factor : 1.0;
 }
 
 // Everything that follows from the two sums.
@@ -49,13 +36,21 @@ SF_SHARED void conclude(const StatisticsArgs& args, double body, double head) {
   Signals& s = *args.signals;
   s.sum_sq[0] = body;
   s.sum_sq[1] = head;
-  s.norm[0] = root(body);
-  s.norm[1] = root(head);
-  s.total_norm = root(body + head);
+  // a scaled loss has scaled gradients: norms, and what is clipped, are those without the scale
+  const double unscale = args.grad_scale ? 1.0 / static_cast<double>(*args.grad_scale) : 1.0;
+  s.norm[0] = root(body) * unscale;
+  s.norm[1] = root(head) * unscale;
+  s.total_norm = root(body + head) * unscale;
   for (int player = 0; player < 2; ++player) {
-    s.factor[player] =
-        args.joint ? clip_factor(s.total_norm, args.max_norm[0]) : clip_factor(s.norm[player], args.max_norm[player]);
+    const double norm = args.joint ? s.total_norm : s.norm[player];
+    s.factor[player] = static_cast<float>(clip_factor(norm, args.max_norm[player]) * unscale);
   }
+}
+
+// What the gradients of a tile are multiplied by.
+SF_SHARED float gradient_factor(const StepArgs& args, int64_t tile) {
+  if (args.signals) return args.signals->factor[tile >= args.first_head_tile];
+  return args.grad_scale ? 1.0f / *args.grad_scale : 1.0f;
 }
 
 // The tiles [begin, end) of a player within those of the launch, for player 0 or 1.

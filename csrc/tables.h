@@ -65,8 +65,10 @@ struct GroupScalars {
   double beta1;  // both 0 for SGD: its rate is not corrected
   double beta2;
   double eps;
-  double decay;  // decoupled weight decay (AdamW), else 0
-  double reserved[3];
+  double decay;        // decoupled weight decay (AdamW), else 0
+  int64_t lr_address;  // of a tensor on the device that holds the rate instead, or 0
+  int64_t lr_is_double;
+  int64_t reserved;
 };
 
 // What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
@@ -104,8 +106,18 @@ struct StepArgs {
   int64_t first_tile;
   int64_t num_tiles;
   int64_t first_head_tile;  // tiles from here on are the head's
-  const Signals* signals;   // factors for the gradients, or null: all 1
   int32_t rule;
+  // What the gradients are multiplied by: the factors of a launch of statistics, else one over the scale of the loss,
+  // else 1.
+  const Signals* signals;
+  const float* grad_scale;
+  const float* found_inf;  // not 0: nothing moves
+  // Where step counts live on the device, `rows` holds one row per group, of which each block completes a copy by the
+  // count of its parameter, and the last block of a parameter to have read the count advances it.
+  const GroupScalars* groups;  // null: rows are complete
+  float* steps;                // [records]: steps taken
+  int32_t* ready;              // [records]: 0 where the coming step creates the momentum buffer
+  int32_t* arrived;            // [records]: blocks of this launch that have read the count; 0 between launches
 };
 
 // The launch before it, where gradients are to be clipped: sums over the same sub-range of tiles.
@@ -120,6 +132,7 @@ struct StatisticsArgs {
   double
       max_norm[2];  // of each player's gradients, or, where `joint`, max_norm[0] of both together; infinity: no limit
   int32_t joint;
+  const float* grad_scale;  // of the loss, or null: 1
 };
 
 }  // namespace sf

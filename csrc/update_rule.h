@@ -5,19 +5,12 @@
 // explicit, and division and square root are IEEE, so host and device produce the same bits.
 #pragma once
 
+#include "shared.h"
 #include "tables.h"
-
-#if defined(__CUDACC__)
-#define SF_RULE static __host__ __device__ __forceinline__
-#else
-#define SF_RULE static inline __attribute__((always_inline))
-#endif
 
 namespace sf {
 
-// Internal linkage on purpose: the CPU kernel is compiled once per instruction set, and a shared inline symbol would
-// let the linker hand AVX-512 code to a machine without it.
-SF_RULE float fused_multiply_add(float a, float b, float c) {
+SF_SHARED float fused_multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
 #else
@@ -25,7 +18,7 @@ SF_RULE float fused_multiply_add(float a, float b, float c) {
 #endif
 }
 
-SF_RULE float square_root(float x) {
+SF_SHARED float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(x);
 #else
@@ -36,7 +29,7 @@ SF_RULE float square_root(float x) {
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
 template <int RULE>
-SF_RULE void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
+SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
                          float& max_exp_avg_sq) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
@@ -60,7 +53,7 @@ SF_RULE void adam_update(const Row& row, float& param, float grad, float& exp_av
 
 // SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it).
 template <int RULE>
-SF_RULE void sgd_update(const Row& row, float& param, float grad, float& momentum_buffer) {
+SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momentum_buffer) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
   // l2 weight decay
@@ -84,7 +77,7 @@ template <int RULE>
 constexpr bool uses_max_exp_avg_sq = !(RULE & kSgd) && (RULE & kAmsgrad);
 
 template <int RULE>
-SF_RULE void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
+SF_SHARED void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
                             float& max_exp_avg_sq) {
   if constexpr (RULE & kSgd) {
     sgd_update<RULE>(row, param, grad, exp_avg);

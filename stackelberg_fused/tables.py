@@ -32,8 +32,13 @@ _SCALARS = (
 )
 ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))])
 
-_DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
-GROUP = np.dtype([*((name, "<f8") for name in _DOUBLES), ("reserved", "<f8", (3,))])
+DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
+GROUP = np.dtype(
+    [
+        *((name, "<f8") for name in DOUBLES),
+        *((name, "<i8") for name in ("lr_address", "lr_is_double", "reserved")),
+    ]
+)
 
 SIGNALS = np.dtype(
     [
@@ -43,5 +48,28 @@ SIGNALS = np.dtype(
         ("factor", "<f4", (2,)),
         ("blocks_done", "<i4"),
         ("reserved", "<i4", (3,)),
+    ]
+)
+
+# one launch: `first_tile` and `num_tiles` of the tiles, those from `first_head_tile` on the head's
+STEP_ARGS = np.dtype(
+    [
+        *((name, "<i8") for name in ("records", "tiles", "rows")),
+        *((name, "<i8") for name in ("first_tile", "num_tiles", "first_head_tile")),
+        ("rule", "<i4"),
+        ("padding", "<i4"),
+        *((name, "<i8") for name in ("signals", "grad_scale", "found_inf")),
+        *((name, "<i8") for name in ("groups", "steps", "ready", "arrived")),
+    ]
+)
+STATISTICS_ARGS = np.dtype(
+    [
+        *((name, "<i8") for name in ("records", "tiles")),
+        *((name, "<i8") for name in ("first_tile", "num_tiles", "first_head_tile")),
+        *((name, "<i8") for name in ("tile_sums", "signals")),
+        ("max_norm", "<f8", (2,)),
+        ("joint", "<i4"),
+        ("padding", "<i4"),
+        ("grad_scale", "<i8"),
     ]
 )

@@ -20,16 +20,14 @@ const sf::Kernel& require_kernel(const std::string& isa) {
   return *kernel;
 }
 
-void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
-          int64_t signals, int32_t rule, int threads, const std::string& isa) {
+void step(int64_t args, int threads, const std::string& isa) {
   struct Context {
-    sf::StepArgs args;
+    const sf::StepArgs& args;
     sf::UpdateTiles update_tiles;
-  } context{sf::step_args(records, tiles, rows, first_tile, num_tiles, first_head_tile, signals, rule),
-            require_kernel(isa).update_tiles};
+  } context{*reinterpret_cast<const sf::StepArgs*>(args), require_kernel(isa).update_tiles};
   pybind11::gil_scoped_release release;
   sf::parallel_for(
-      num_tiles, threads,
+      context.args.num_tiles, threads,
       [](void* opaque, int64_t begin, int64_t end) {
         const Context& c = *static_cast<Context*>(opaque);
         c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
@@ -37,14 +35,10 @@ void step(int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int6
       &context);
 }
 
-void statistics(int64_t records, int64_t tiles, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
-                int64_t tile_sums, int64_t signals, double max_body, double max_head, bool joint, int threads,
-                const std::string& isa) {
-  const sf::StatisticsArgs args = sf::statistics_args(records, tiles, first_tile, num_tiles, first_head_tile, tile_sums,
-                                                      signals, max_body, max_head, joint);
+void statistics(int64_t args, int threads, const std::string& isa) {
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::gather_statistics(args, kernel.tile_sum, threads);
+  sf::gather_statistics(*reinterpret_cast<const sf::StatisticsArgs*>(args), kernel.tile_sum, threads);
 }
 
 void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {
@@ -97,12 +91,10 @@ pybind11::custom_type_setup collected() {
 PYBIND11_MODULE(_cpu, m) {
   sf::register_tables(m);
   using pybind11::arg;
-  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles).", arg("records"), arg("tiles"),
-        arg("rows"), arg("first_tile"), arg("num_tiles"), arg("first_head_tile"), arg("signals"), arg("rule"),
+  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles); `args` is the address of STEP_ARGS.",
+        arg("args"), arg("threads"), arg("isa") = "");
+  m.def("statistics", &statistics, "Sum up squares of gradients, and what follows; of STATISTICS_ARGS.", arg("args"),
         arg("threads"), arg("isa") = "");
-  m.def("statistics", &statistics, "Sum up the squares of the tiles' gradients, and what follows from the sums.",
-        arg("records"), arg("tiles"), arg("first_tile"), arg("num_tiles"), arg("first_head_tile"), arg("tile_sums"),
-        arg("signals"), arg("max_body"), arg("max_head"), arg("joint"), arg("threads"), arg("isa") = "");
   m.def(
       "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },
       "The first slot of a table whose step count is none, or -1.", pybind11::arg("table"));

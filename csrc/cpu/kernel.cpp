@@ -44,7 +44,7 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const Record& record = args.records[tile.record];
     if (!record.grad) continue;
     Row row = args.rows[record.row];
-    if (args.signals) row.grad_sign *= args.signals->factor[t >= args.first_head_tile];
+    row.grad_sign *= gradient_factor(args, t);
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
     switch (row.rule) {

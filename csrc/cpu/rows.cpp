@@ -1,6 +1,6 @@
 #include "cpu/rows.h"
 
-#include "cpu/bias_correction.h"
+#include "row.h"
 
 namespace sf {
 
@@ -28,10 +28,7 @@ bool update_rows(const RowTable& t) {
       beta1 = group.beta1, beta2 = group.beta2, step = next;
       corrections = bias_corrections(beta1, beta2, step);
     }
-    Row& row = t.rows[i];
-    row.param_decay = static_cast<float>(1.0 - group.lr * group.decay);
-    row.step_size = static_cast<float>(group.lr * corrections.factor);
-    row.eps = static_cast<float>(group.eps * corrections.bias_correction2_sqrt);
+    complete_row(t.rows[i], group, group.lr, corrections);
   }
   return true;
 }

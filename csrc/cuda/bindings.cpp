@@ -20,26 +20,17 @@ PYBIND11_MODULE(_cuda, m) {
   using pybind11::arg;
   m.def(
       "step",
-      [](int64_t records, int64_t tiles, int64_t rows, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
-         int64_t signals, int32_t rule, int device, int64_t stream) {
-        check(
-            sf::launch_step(sf::step_args(records, tiles, rows, first_tile, num_tiles, first_head_tile, signals, rule),
-                            device, stream));
+      [](int64_t args, int device, int64_t stream) {
+        check(sf::launch_step(*reinterpret_cast<const sf::StepArgs*>(args), device, stream));
       },
-      "Enqueue the update of the tiles [first_tile, first_tile + num_tiles) on a stream.", arg("records"), arg("tiles"),
-      arg("rows"), arg("first_tile"), arg("num_tiles"), arg("first_head_tile"), arg("signals"), arg("rule"),
-      arg("device"), arg("stream"));
+      "Enqueue the update of the tiles [first_tile, first_tile + num_tiles); `args` is the address of STEP_ARGS.",
+      arg("args"), arg("device"), arg("stream"));
   m.def(
       "statistics",
-      [](int64_t records, int64_t tiles, int64_t first_tile, int64_t num_tiles, int64_t first_head_tile,
-         int64_t tile_sums, int64_t signals, double max_body, double max_head, bool joint, int device, int64_t stream) {
-        check(sf::launch_statistics(sf::statistics_args(records, tiles, first_tile, num_tiles, first_head_tile,
-                                                        tile_sums, signals, max_body, max_head, joint),
-                                    device, stream));
+      [](int64_t args, int device, int64_t stream) {
+        check(sf::launch_statistics(*reinterpret_cast<const sf::StatisticsArgs*>(args), device, stream));
       },
-      "Enqueue the statistics of the tiles' gradients on a stream.", arg("records"), arg("tiles"), arg("first_tile"),
-      arg("num_tiles"), arg("first_head_tile"), arg("tile_sums"), arg("signals"), arg("max_body"), arg("max_head"),
-      arg("joint"), arg("device"), arg("stream"));
+      "Enqueue the statistics of the tiles' gradients; of STATISTICS_ARGS.", arg("args"), arg("device"), arg("stream"));
   m.def("runtime_version", &sf::runtime_version);
   m.def("driver_version", &sf::driver_version);
 }

@@ -3,6 +3,8 @@
 
 #include "cuda/access.cuh"
 #include "cuda/step.h"
+#include "row.h"
+#include "summation.h"
 #include "update_rule.h"
 
 namespace sf {
@@ -92,16 +94,49 @@ __device__ __forceinline__ void update_tile(const Record& record, const Row& row
   }
 }
 
+__device__ __forceinline__ double rate(const GroupScalars& group) {
+  if (!group.lr_address) return group.lr;
+  return group.lr_is_double ? *reinterpret_cast<const double*>(group.lr_address)
+                            : static_cast<double>(*reinterpret_cast<const float*>(group.lr_address));
+}
+
+// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old count is in
+// a block that has read it by then.
+__device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, float count) {
+  const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
+  __threadfence();
+  if (atomicAdd(&args.arrived[index], 1) < tiles - 1) return;
+  args.arrived[index] = 0;
+  args.steps[index] = count + 1.0f;
+  args.ready[index] = 1;
+}
+
+// The scalars of a parameter's step. Every thread of the block calls it.
+__device__ __forceinline__ Row row_of(const StepArgs& args, int64_t index, const Record& record) {
+  if (!args.groups) return args.rows[record.row];
+  __shared__ Row row;
+  if (threadIdx.x == 0) {
+    const GroupScalars& group = args.groups[record.row];
+    const float count = args.steps[index];
+    row = args.rows[record.row];
+    if (!args.ready[index]) row.one_minus_dampening = 1.0f;
+    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, static_cast<int64_t>(count) + 1));
+    arrive(args, index, record, count);
+  }
+  __syncthreads();
+  return row;
+}
+
 // RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
 template <int RULE>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kernel(StepArgs args) {
+  if (args.found_inf && *args.found_inf != 0.0f) return;
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   if (!record.grad) return;
-  Row row = args.rows[record.row];
-  // one sign for all elements anyway: clipping costs them nothing
-  if (args.signals) row.grad_sign *= args.signals->factor[t >= args.first_head_tile];
+  Row row = row_of(args, tile.record, record);
+  row.grad_sign *= gradient_factor(args, t);  // one sign for all elements anyway: clipping costs them nothing
   if constexpr (RULE != kMixedRules) {
     update_tile<RULE>(record, row, tile.offset);
   } else {

@@ -1,0 +1,39 @@
+// What a hyperparameter row is computed from at each step, in double precision and rounded once: on the host, or in the
+// kernel where step counts live on the device. stackelberg_fused/bias_correction.py is the same, operation by operation.
+#pragma once
+
+#include "shared.h"
+#include "tables.h"
+
+namespace sf {
+
+// base ** exponent by binary exponentiation: multiplications only, in this order in every language.
+SF_SHARED double integer_power(double base, int64_t exponent) {
+  double result = 1.0;
+  while (exponent > 0) {
+    if (exponent & 1) result *= base;
+    exponent >>= 1;
+    if (exponent) base *= base;
+  }
+  return result;
+}
+
+struct BiasCorrections {
+  double factor;  // of the rate: sqrt(1 - beta2^t) / (1 - beta1^t)
+  double bias_correction2_sqrt;
+};
+
+// Kingma & Ba 2015, end of section 2.
+SF_SHARED BiasCorrections bias_corrections(double beta1, double beta2, int64_t step) {
+  const double bias_correction2_sqrt = root(1.0 - integer_power(beta2, step));
+  return {bias_correction2_sqrt / (1.0 - integer_power(beta1, step)), bias_correction2_sqrt};
+}
+
+// The fields of a row that step count and rate change.
+SF_SHARED void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections) {
+  row.param_decay = static_cast<float>(1.0 - lr * group.decay);
+  row.step_size = static_cast<float>(lr * corrections.factor);
+  row.eps = static_cast<float>(group.eps * corrections.bias_correction2_sqrt);
+}
+
+}  // namespace sf

@@ -1,0 +1,22 @@
+// Functions that host and device share to the bit: contraction is off in both compilers, and roots and quotients are
+// IEEE's. Internal linkage on purpose: the CPU kernel is compiled once per instruction set, and a shared inline symbol
+// would let the linker hand AVX-512 code to a machine without it.
+#pragma once
+
+#if defined(__CUDACC__)
+#define SF_SHARED static __host__ __device__ __forceinline__
+#else
+#define SF_SHARED static inline __attribute__((always_inline))
+#endif
+
+namespace sf {
+
+SF_SHARED double root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+}  // namespace sf
