@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 TILE_ELEMENTS = 4096
+LARGEST_FLOAT = float(np.finfo(np.float32).max)  # what a scalar of a row can hold
 
 _ADDRESSES_AND_INDICES = (
     "param",
@@ -32,5 +33,5 @@ _SCALARS = (
 )
 ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))])
 
-_DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
-GROUP = np.dtype([*((name, "<f8") for name in _DOUBLES), ("reserved", "<f8", (3,))])
+DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
+GROUP = np.dtype([*((name, "<f8") for name in DOUBLES), ("reserved", "<f8", (3,))])
