@@ -243,9 +243,9 @@ class RatioWatch:
         elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
             self._warn(
                 "collapse",
-                f"body and head now share one learning rate ({fastest:g}), as after a scheduler that sets every "
-                "group alike (OneCycleLR with a scalar max_lr: give it one value per group) or after loading the "
-                "state of an optimizer with a single rate",
+                f"body and head now share one learning rate ({fastest:g}): a scheduler set every group alike "
+                "(OneCycleLR does with a scalar max_lr; give it one value per group), or the state of an optimizer "
+                "with a single rate was loaded",
             )
         self._was_two_scale |= bool(fastest < slowest)
 

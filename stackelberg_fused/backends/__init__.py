@@ -60,7 +60,7 @@ def resolve_backend(
             warn_caller(
                 f"{label}, and others of {dtype} on {device.type}: stepped by the reference backend, which is slower "
                 f"than torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
-                "backend='reference' says that this is meant"
+                "where that is meant, pass backend='reference'"
             )
         return ReferenceBackend()
     if isinstance(choice, str):
