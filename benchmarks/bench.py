@@ -31,7 +31,7 @@ QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 4, 0.4, (2, 40)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     add("--out", type=Path, help="folder for bench.json and bench.png (default runs/bench)")
     add("--only", metavar="ROW", action="append", help="rows whose name contains ROW; repeatable")
     add(
@@ -166,7 +166,7 @@ def _draw(result: dict[str, Any], folder: Path) -> None:
     try:
         drawn = chart.draw(result, folder / CHART_NAME)
     except ImportError as error:
-        print(f"\nno {CHART_NAME}: {error}")
+        print(f"\nno {CHART_NAME}: {error}; pip install matplotlib")
         return
     if drawn:
         print(f"\nwrote {folder / JSON_NAME} and {folder / CHART_NAME}")

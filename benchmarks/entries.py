@@ -85,7 +85,7 @@ def refused(contestant: Contestant, workload: Workload, settings: Settings) -> s
     if not ok:
         return reason
     if contestant.compiled and not settings.compile:
-        return "--no-compile"
+        return "--no-compile or --quick"
     if contestant.max_numel is not None and workload.numel > contestant.max_numel:
         return f"only up to {contestant.max_numel:,} parameters"
     # p, m, v of its own, and as much again for temporaries

@@ -57,7 +57,7 @@ def _cells(entry: dict[str, Any]) -> Cells:
         f"{entry['gb_per_s']:.1f}" if "gb_per_s" in entry else "",
         _share(entry.get("share_of_copy")),
         _share(entry.get("share_of_stream")),
-        "" if count is None else str(count),
+        str(count or ""),
     )
 
 
@@ -72,8 +72,8 @@ def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
     bound, value = target["bound"], target["value"]
     what, sign, form = {
         "torch fused": ("times torch fused", ">=", "{:.2f}"),
-        "copy": ("of the copy's bandwidth", ">=", "{:.0%}"),
-        "stream": ("of the bare stream's bandwidth", ">=", "{:.0%}"),
+        "copy": ("of the copy's bandwidth", ">=", "{:.1%}"),
+        "stream": ("of the bare stream's bandwidth", ">=", "{:.1%}"),
         "launches": ("launches per step", "<=", "{:.0f}"),
     }[target["quantity"]]
     text = f"target {sign} {form.format(bound)} {what}: "
@@ -124,9 +124,9 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
     for target in row["targets"]:
         yield "  " + _verdict(target, row["apart"])
-    for found in row["apart"].values():
+    for name, found in row["apart"].items():
         if "load" in found and not found["load"]["quiet"]:
-            yield f"  (!) {_load_line(found['load'])}"
+            yield f"  (!) {name}, apart: {_load_line(found['load'])}"
     yield f"  {row['rounds']} rounds; {_load_line(row['load'])}"
 
 
@@ -135,13 +135,13 @@ def _host_row(row: dict[str, Any]) -> Iterator[str]:
     yield f"  {row['backend']}, parameters of 16 elements"
     yield (
         f"  {'parameters':>10}  {'gradients':<14}{'host, median':>14}{'p20 .. p80':>22}"
-        f"{'allowed':>10}{'':>12}{'kernel':>10}{'torch fused, all':>18}"
+        f"{'allowed':>10}{'':>18}{'kernel':>10}{'torch fused, all':>18}"
     )
     for case in row["cases"]:
         yield (
             f"  {case['parameters']:>10}  {case['gradients']:<14}{duration(case['p50_ns']):>14}"
             f"{duration(case['p20_ns']) + ' .. ' + duration(case['p80_ns']):>22}"
-            f"{case['allowed_us']:>7.0f} us{judged(case['met']):>12}"
+            f"{case['allowed_us']:>7.0f} us{judged(case['met']):>18}"
             f"{duration(case['kernel_p50_ns']):>10}"
             f"{duration(case['torch_fused_whole_step']['p50_ns']):>18}"
         )

@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:
+                package = {"sklearn": "scikit-learn"}.get(error.name, error.name)
                 print(
-                    f"error: {name} needs {error.name}, which is not installed for {sys.executable}; "
-                    "`doctor` says what is missing",
+                    f"error: {name} needs {error.name}, which is not installed for {sys.executable}: "
+                    f"pip install {package}",
                     file=sys.stderr,
                 )
                 return 2

@@ -153,7 +153,7 @@ def _device_rows(info: dict) -> Iterator[Row]:
     found, why_none = gpus()
     archs = info.get("archs", [])
     if not found:
-        yield Row("GPU", False, why_none, "nothing, unless this machine should have one")
+        yield Row("GPU", False, why_none, "nothing to do, unless this machine should have one")
     for gpu in found:
         major, minor = gpu.capability
         detail = f"{gpu.name}, sm_{major}{minor}, {gpu.memory / 2**30:.0f} GiB"
@@ -164,8 +164,8 @@ def _device_rows(info: dict) -> Iterator[Row]:
             yield Row("GPU", True, detail)
     driver, cudart = driver_version(), int(info.get("cudart", 0))
     if not driver:
-        yield Row("driver", False, why_none, "nothing, unless this machine should have one")
-    elif driver_runs(cudart, driver):
+        return  # the row of the GPU said so
+    if driver_runs(cudart, driver):
         yield Row("driver", True, f"CUDA {_dotted(driver)}; the build needs {_dotted(cudart)}")
     else:
         detail = f"CUDA {_dotted(driver)}, too old for the build's cudart {_dotted(cudart)}"

@@ -63,6 +63,7 @@ class Engine:
         previous: state before a state dict was loaded, see `attach_state`.
         watch: that of the engine before this one.
         placed: ids of parameters that were moved before; they are not moved again, and new ones are added.
+        warned: devices and dtypes of which it was said that the reference steps them; new ones are added.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Engine:
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
         watch: RatioWatch | None = None,
         placed: set[int] | None = None,
+        warned: set[Any] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
@@ -84,7 +86,8 @@ class Engine:
         updated = [key for key in slots if any(map(_is_trained, slots[key]))] or list(slots)
         self._frozen = [slot.param for key in slots if key not in updated for slot in slots[key]]
         slots = {key: slots[key] for key in updated}
-        backends = {key: resolve_backend(choice, *key, label=slots[key][0].name) for key in slots}
+        warned = set() if warned is None else warned
+        backends = {key: resolve_backend(choice, *key, slots[key][0].name, warned) for key in slots}
         self.unplaced: dict[int, Slot] = {}
         for key_slots in slots.values():
             self._place([slot for slot in key_slots if slot.param.requires_grad])
@@ -98,7 +101,7 @@ class Engine:
             attach_state(unit.table, state, previous)
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
-        self._held = make_watch([groups, *lists])
+        self._held = make_watch([groups if isinstance(groups, list) else [*groups], *lists])
         self._note_state()
         self.watch = watch or RatioWatch()
         self._look_at_rates(list(range(len(groups))))
@@ -123,6 +126,7 @@ class Engine:
         changed = self.settings.check()
         if self.settings.changed_roles(changed):
             raise LayoutChanged("a param group changed its role")
+        self._check_family(changed)
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
@@ -185,6 +189,17 @@ class Engine:
         for unit in self.units:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
+
+    def _check_family(self, changed: list[int]) -> None:
+        """Raise for a group that would go from Adam to SGD or back with the state of the other."""
+        for index in self.settings.changed_families(changed):
+            group = self.groups[index]
+            for position, param in enumerate(group["params"]):
+                if self.state.get(param):
+                    raise ValueError(
+                        f"{param_label(index, group, position)}: its state is not that of rule {group['rule']!r}; "
+                        "for a change between Adam and SGD, remove it from the optimizer's state first"
+                    )
 
     def _look_at_rates(self, changed: list[int]) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .rules import SETTINGS, as_number
 from .sharding import local_tensor
+from .tables import LARGEST_FLOAT
 from .warning import warn_caller
 
 ROLES = ("body", "head")
@@ -48,8 +50,8 @@ def complete_group(
     if role not in ROLES:
         raise ValueError(f"param group {index}: unknown role {role!r}, expected 'body' or 'head'")
     rule = group.get("rule", defaults["rule"])
-    if rule == "adam" and group.get("decoupled_weight_decay"):
-        rule = "adamw"
+    if "rule" not in group and rule != "sgd" and "decoupled_weight_decay" in group:
+        rule = "adamw" if group["decoupled_weight_decay"] else "adam"
     if rule not in SETTINGS:
         known = ", ".join(map(repr, SETTINGS))
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
@@ -57,7 +59,7 @@ def complete_group(
     if "lr" not in group and role == "head":
         _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio
-    if rule != "sgd":
+    if rule != "sgd" and "decoupled_weight_decay" not in group:
         completed["decoupled_weight_decay"] = rule == "adamw"
     return completed
 
@@ -68,18 +70,19 @@ def _number(label: str, name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{label}: {name} must have one element, got shape {tuple(value.shape)}")
     try:
-        if isinstance(value, str):  # float() would take it, the rules would not
+        # float() would take a string or a Decimal, the rules would not
+        if not isinstance(value, (Real, np.ndarray, Tensor)):
             raise TypeError
         return as_number(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{label}: {name} must be a number, got {value!r}") from None
 
 
 def at_least_zero(label: str, name: str, value: Any) -> float:
     """A finite number >= 0, or ValueError or TypeError."""
     number = _number(label, name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{label}: invalid {name} {value!r}, must be finite and >= 0")
+    if not 0.0 <= number <= LARGEST_FLOAT:
+        raise ValueError(f"{label}: invalid {name} {value!r}, must be >= 0 and finite in float32")
     return number
 
 
@@ -100,11 +103,18 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
-        if not math.isfinite(dampening):
+        if not abs(dampening) <= LARGEST_FLOAT:
             raise ValueError(f"{label}: invalid dampening {dampening}")
         if group["nesterov"] and (momentum == 0 or dampening != 0):
             raise ValueError(f"{label}: nesterov requires a momentum and zero dampening")
         return
+    if bool(group.get("decoupled_weight_decay", group["rule"] == "adamw")) != (
+        group["rule"] == "adamw"
+    ):
+        raise ValueError(
+            f"{label}: rule {group['rule']!r} and decoupled_weight_decay={group['decoupled_weight_decay']!r} "
+            "contradict each other"
+        )
     at_least_zero(label, "eps", group["eps"])
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
@@ -234,9 +244,9 @@ class RatioWatch:
         elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
             self._warn(
                 "collapse",
-                f"body and head now share one learning rate ({fastest:g}), as after a scheduler that sets every "
-                "group alike (OneCycleLR with a scalar max_lr: give it one value per group) or after loading the "
-                "state of an optimizer with a single rate",
+                f"body and head now share one learning rate ({fastest:g}): a scheduler set every group alike "
+                "(OneCycleLR does with a scalar max_lr; give it one value per group), or the state of an optimizer "
+                "with a single rate was loaded",
             )
         self._was_two_scale |= bool(fastest < slowest)
 

@@ -66,7 +66,9 @@ class StackelbergOptimizer(Optimizer):
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
             )
         self._engine: Engine | None = None
+        self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._placed: set[int] = set()
+        self._warned: set[Any] = set()
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
         super().__init__(params, {"role": "body", **defaults})
@@ -133,7 +135,7 @@ class StackelbergOptimizer(Optimizer):
         super().add_param_group(param_group)
         if self._engine is not None:
             try:
-                self._engine = self._build()
+                self._build_again()
             except Exception:
                 self.param_groups.pop()
                 raise
@@ -217,16 +219,18 @@ class StackelbergOptimizer(Optimizer):
             previous,
             watch,
             self._placed,
+            self._warned,
         )
 
     def _build_again(self) -> Engine:
         """The engine for groups or state that were edited behind its back, which may be anything."""
+        self._is_stale = True  # until there is one: whoever edited hears of it at every step
         for index, group in enumerate(self.param_groups):
             check_settings(group, index)
             check_params(group, index)
         check_overlap(self._labelled(self.param_groups))
         check_loaded(self.state, self.param_groups)
-        self._engine = self._build()
+        self._engine, self._is_stale = self._build(), False
         return self._engine
 
     def _ready(self) -> Engine:
@@ -234,6 +238,7 @@ class StackelbergOptimizer(Optimizer):
         engine = self._engine
         if (
             engine is None
+            or self._is_stale
             or engine.state is not self.state
             or engine.groups is not self.param_groups
         ):
@@ -241,7 +246,8 @@ class StackelbergOptimizer(Optimizer):
         return engine
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_settings": self._settings, "launches": self.launches}
+        own = {name: self.__dict__[name] for name in ("_settings", "_warned", "launches")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = "param_groups" in self.__dict__  # else unpickling or copying
@@ -252,9 +258,10 @@ class StackelbergOptimizer(Optimizer):
             state["state"] = defaultdict(dict, {k: _copied(v) for k, v in state["state"].items()})
         super().__setstate__(state)
         if loading:
-            self._engine = self._build(previous)
+            self._engine, self._is_stale = self._build(previous), False
         else:
-            self._engine, self._placed, self._last = None, set(), (0, None)
+            self._engine, self._is_stale, self._placed = None, False, set()
+            self._last = (0, None)
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
 
     def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,7 +269,8 @@ class StackelbergOptimizer(Optimizer):
         merged = []
         for index, (new, old) in enumerate(zip(loaded, self.param_groups, strict=True)):
             own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
-            if "rule" in new:
+            # Adam's and AdamW's dicts of torch tell themselves apart by this
+            if "rule" in new or ("decoupled_weight_decay" in new and old["rule"] != "sgd"):
                 own.pop("rule")
             if "role" in new:
                 own.pop("role")

@@ -117,7 +117,7 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
 
 
 def is_no_decay(param: nn.Parameter) -> bool:
-    """Whether custom exempts a parameter from weight decay: biases, norm scales."""
+    """Whether it is customary to exempt a parameter from weight decay: biases, norm scales."""
     return param.dim() <= 1
 
 

@@ -41,9 +41,8 @@ _IMMUTABLE = {int, float, bool, tuple}
 
 def as_number(value: Any) -> float:
     """A number, or a tensor of one element, as float64."""
-    if (
-        type(value) is float
-    ):  # what nearly all are; asking whether something is a tensor takes longer
+    # what nearly all are, and asking whether something is a tensor takes longer
+    if type(value) is float:
         return value
     return float(value.detach() if isinstance(value, Tensor) else value)
 

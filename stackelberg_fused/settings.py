@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .groups import ROLES, check_settings
-from .rules import as_number, is_volatile, rule_of
-from .tables import GROUP, ROW
+from .rules import Rule, as_number, is_volatile, rule_of
+from .tables import DOUBLES, GROUP, ROW
 from .watch import make_watch
 
 
@@ -33,7 +33,7 @@ class GroupSettings:
         self.scalars = np.zeros(len(groups), GROUP)
         self.one_minus_dampening = np.ones(len(groups))
         self._lr = self.scalars["lr"]
-        self._watch = make_watch(groups, self._lr)
+        self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open = set(range(len(groups)))
@@ -69,6 +69,15 @@ class GroupSettings:
         """Whether any of these groups changed sides."""
         return any(self.groups[index]["role"] != self._roles[index] for index in changed)
 
+    def changed_families(self, changed: list[int]) -> list[int]:
+        """Those of these groups that were accepted with a rule of Adam's and now have SGD's, or the other way round."""
+        return [
+            index
+            for index in changed
+            if self._rules[index] is not None
+            and bool(self._rules[index] & Rule.SGD) != (self.groups[index]["rule"] == "sgd")
+        ]
+
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
         if not (changed or self._rates_changed):
@@ -89,7 +98,7 @@ class GroupSettings:
         numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
         for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
             self.static[name][changed] = column
-        for name, column in zip(_DOUBLES, numbers[len(_CONSTANTS) : -1], strict=True):
+        for name, column in zip(DOUBLES, numbers[len(_CONSTANTS) : -1], strict=True):
             self.scalars[name][changed] = column
         self.one_minus_dampening[changed] = numbers[-1]
         self._edited.clear()
@@ -103,7 +112,7 @@ class GroupSettings:
         return int(self.static["rule"][index])
 
 
-# the fields of a row that step count and rate do not change, and all that the others are computed from
+# the fields of a row that step count and rate do not change
 _CONSTANTS = (
     "rule",
     "grad_sign",
@@ -113,11 +122,10 @@ _CONSTANTS = (
     "one_minus_beta2",
     "momentum",
 )
-_DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
 
 
 def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
-    """The fields _CONSTANTS and _DOUBLES of a group, and one minus its dampening."""
+    """The fields _CONSTANTS and DOUBLES of a group, and one minus its dampening."""
     sign = -1.0 if group["maximize"] else 1.0
     lr, weight_decay = as_number(group["lr"]), as_number(group["weight_decay"])
     row = (int(rule_of(group)), sign, weight_decay)

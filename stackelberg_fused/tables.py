@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 TILE_ELEMENTS = 4096
+LARGEST_FLOAT = float(np.finfo(np.float32).max)  # what a scalar of a row can hold
 
 _ADDRESSES_AND_INDICES = (
     "param",

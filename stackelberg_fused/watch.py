@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 from operator import is_
 from typing import Any
 
 import numpy as np
+
+from .tables import LARGEST_FLOAT
 
 try:
     from ._cpu import Watch as NativeWatch
@@ -31,8 +32,8 @@ class PythonWatch:
 
     Args:
         containers: dicts and lists.
-        rates: float64 array [containers]: where a dict's "lr" is written when it alone was replaced, by another finite
-            float >= 0; such a dict counts as unchanged.
+        rates: float64 array [containers]: where a dict's "lr" is written when it alone was replaced, by another float
+            (of that very type) >= 0 that is finite in float32; such a dict counts as unchanged.
 
     Raises:
         TypeError: a container is neither.
@@ -47,7 +48,10 @@ class PythonWatch:
         self._took_over = False
 
     def changed(self) -> list[int]:
-        """The containers that hold other objects than were noted, or in another order; dicts also other keys."""
+        """The containers that hold other objects than were noted, or in another order; dicts also other keys.
+
+        New rates are taken over on the way.
+        """
         return [i for i in range(len(self._containers)) if not self._same(i)]
 
     def note(self, index: int) -> None:
@@ -70,7 +74,7 @@ class PythonWatch:
         is_rate = isinstance(self._containers[index], dict) and at % 2 and now[at - 1] == "lr"
         if self._rates is None or len(replaced) > 1 or not is_rate:
             return False
-        if not (isinstance(now[at], float) and 0.0 <= now[at] < math.inf):
+        if not (type(now[at]) is float and 0.0 <= now[at] <= LARGEST_FLOAT):
             return False
         self._rates[index] = then[at] = now[at]
         self._took_over = True

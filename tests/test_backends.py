@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_auto_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     _switch_off(monkeypatch, "cpu")
     with pytest.warns(UserWarning, match="cpu is not available: switched off"):
         assert sf.StackelbergSGD([_param()]).backend == "reference"
+
+
+def test_the_warning_comes_once_for_a_dtype() -> None:
+    with pytest.warns(UserWarning, match="reference"):
+        optimizer = sf.StackelbergSGD([_param(torch.float64)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(optimizer)
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.param_groups[0]["role"] = "head"
+        step(optimizer)
+        step(copy.deepcopy(optimizer))
+        optimizer.add_param_group({"params": [_param(torch.float64)]})
+    with pytest.warns(UserWarning, match="bfloat16"):
+        optimizer.add_param_group({"params": [_param(torch.bfloat16)]})
 
 
 def test_what_is_asked_for_gets_no_warning() -> None:

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from cases import Options, both, normal, set_gradients, step
-from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
+from checks import (
+    Snapshot,
+    all_params,
+    assert_agree,
+    assert_same_bits,
+    assert_same_optimizers,
+)
 from torch import nn
 
 import stackelberg_fused as sf
@@ -184,6 +190,32 @@ def test_a_warning_that_is_an_error_leaves_everything_as_it_was() -> None:
     assert ours.state[head]["step"] == 1
     ours.step()
     assert ours.state[head]["step"] == 2
+
+
+def test_a_warning_that_is_an_error_comes_before_any_edit_is_accepted() -> None:
+    body, head = (nn.Parameter(normal(3, i)) for i in range(2))
+    ours = sf.StackelbergAdamW([{"params": [body]}, {"params": [head], "role": "head"}], lr=0.1)
+    step(ours)
+    ours.param_groups[0].update(lr=100.0, amsgrad=True)
+    set_gradients(ours.param_groups, 1)
+    before = Snapshot(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="body's learning rate"):
+            ours.step()
+    before.assert_unchanged()
+    ours.step()
+    assert "max_exp_avg_sq" in ours.state[body]
+
+
+def test_a_new_rate_is_still_news_after_a_look_at_the_backend() -> None:
+    body, head = (nn.Parameter(normal(3, i)) for i in range(2))
+    ours = sf.StackelbergAdamW([{"params": [body]}, {"params": [head], "role": "head"}], lr=0.1)
+    step(ours)
+    ours.param_groups[0]["lr"] = 100.0
+    assert ours.backend == "cpu"
+    with pytest.warns(UserWarning, match="body's learning rate"):
+        step(ours)
 
 
 def test_amsgrad_switched_on_starts_from_zero() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import OURS, TORCHS
+from cases import OURS, TORCHS, normal, step
+from checks import assert_same_bits
 from tolerances import FLOAT32_SCALAR, HOST_SCALAR
 from torch import nn
 from torch.optim import lr_scheduler
@@ -95,6 +96,27 @@ def test_rules_of_one_optimizer() -> None:
         sf.StackelbergAdam([_param()], decoupled_weight_decay=True).param_groups[0]["rule"]
         == "adamw"
     )
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("cls", [sf.StackelbergAdam, sf.StackelbergAdamW])
+def test_a_group_may_decouple_its_decay_as_in_torch(cls: type, decoupled: bool) -> None:
+    p, q = (nn.Parameter(normal(5, 1)) for _ in range(2))
+    group = {"decoupled_weight_decay": decoupled, "weight_decay": 0.1}
+    ours = cls([{"params": [p], **group}], lr=0.1, backend="reference")
+    theirs = getattr(torch.optim, cls.__name__.removeprefix("Stackelberg"))(
+        [{"params": [q], **group}], lr=0.1, foreach=False
+    )
+    assert ours.param_groups[0]["rule"] == ("adamw" if decoupled else "adam")
+    for seed in range(3):
+        step(ours, theirs, seed=seed)
+    assert_same_bits(p, q)
+
+
+def test_a_rule_contradicted_by_its_group_is_refused() -> None:
+    group = {"params": [_param()], "rule": "adamw", "decoupled_weight_decay": False}
+    with pytest.raises(ValueError, match=r"param group 0 .*contradict"):
+        sf.StackelbergAdam([group])
 
 
 def test_names_are_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -88,13 +89,12 @@ def test_what_can_change_in_place_is_always_looked_at(edit: Any) -> None:
     assert settings.static[1].tobytes() + settings.scalars[1].tobytes() != before
 
 
-@pytest.mark.parametrize("number", [float, np.float64])
-def test_a_new_rate_is_taken_over_on_sight(number: type) -> None:
+def test_a_new_rate_is_taken_over_on_sight() -> None:
     groups = _groups("adamw", "adamw", "sgd")
     settings = _accepted(groups)
     assert settings.new_rates([]) is None
-    groups[0]["lr"], groups[2]["lr"] = number(0.5), number(0.25)
-    groups[1].update(lr=number(0.125), eps=1e-3)
+    groups[0]["lr"], groups[2]["lr"] = 0.5, 0.25
+    groups[1].update(lr=0.125, eps=1e-3)
     assert _edited(settings) == [1]
     assert settings.scalars["lr"].tolist() == [0.5, 0.1, 0.25]
     body, head = settings.new_rates([1])
@@ -105,7 +105,7 @@ def test_a_new_rate_is_taken_over_on_sight(number: type) -> None:
     assert settings.new_rates([]) is None
 
 
-@pytest.mark.parametrize("rate", [-0.5, float("nan"), float("inf"), "0.5", None])
+@pytest.mark.parametrize("rate", [-0.5, float("nan"), float("inf"), 1e39, 10**400, "0.5", None])
 def test_a_rate_that_is_none_is_refused_until_it_is_mended(rate: Any) -> None:
     groups = _groups("adamw", "adamw")
     settings = _accepted(groups)
@@ -126,6 +126,33 @@ def test_a_setting_that_is_gone_is_named(name: str) -> None:
     del groups[1][name]
     settings.look()
     with pytest.raises(ValueError, match=rf"param group 1 .*{name}"):
+        settings.check()
+
+
+class Odd(float):
+    """Takes itself for another number."""
+
+    def __float__(self) -> float:
+        return 0.25
+
+
+@pytest.mark.parametrize("rate", [np.float64(0.25), np.float32(0.25), Odd(0.5), Fraction(1, 4)])
+def test_other_numbers_are_read_as_they_read_themselves(rate: Any) -> None:
+    groups = _groups("adamw")
+    settings = _accepted(groups)
+    groups[0]["lr"] = rate
+    settings.accept(_edited(settings))
+    assert settings.scalars["lr"].tolist() == [0.25]
+    assert _edited(settings) in ([], [0])
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "momentum", "dampening"])
+def test_what_float32_cannot_hold_is_refused(name: str) -> None:
+    groups = _groups("sgd" if name in ("momentum", "dampening") else "adamw")
+    settings = _accepted(groups)
+    groups[0][name] = 1e39
+    settings.look()
+    with pytest.raises(ValueError, match=rf"param group 0 .*{name}"):
         settings.check()
 
 

@@ -81,7 +81,7 @@ def _rated() -> tuple[list[Any], np.ndarray]:
     return groups, np.zeros((3, 2))[:, 0]
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.0, np.float64(0.25)])
+@pytest.mark.parametrize("rate", [0.5, 0.0, 3e38])
 def test_a_new_rate_is_written_and_no_change(watch: Any, rate: float) -> None:
     groups, rates = _rated()
     held = watch(groups, rates)
@@ -99,6 +99,8 @@ EDITED_RATES: dict[str, Callable[[Any], Any]] = {
     "negative": lambda g: g.update(lr=-0.5),
     "nan": lambda g: g.update(lr=float("nan")),
     "infinite": lambda g: g.update(lr=float("inf")),
+    "beyond float32": lambda g: g.update(lr=1e39),
+    "a float of another type": lambda g: g.update(lr=np.float64(0.5)),
     "an int": lambda g: g.update(lr=1),
     "a tensor": lambda g: g.update(lr=torch.tensor(0.5)),
     "with another": lambda g: g.update(lr=0.5, eps=1e-3),

@@ -1,6 +1,6 @@
 #include "cpu/watch.h"
 
-#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace py = pybind11;
@@ -39,9 +39,9 @@ void Watch::note(size_t index) {
 
 bool Watch::is_new_rate(PyObject* key, PyObject* value) const {
   // a key of another string object with the same letters only takes the longer way
-  if (!rates_ || key != lr_.ptr() || !PyFloat_Check(value)) return false;
+  if (!rates_ || key != lr_.ptr() || !PyFloat_CheckExact(value)) return false;
   const double rate = PyFloat_AS_DOUBLE(value);
-  return rate >= 0.0 && std::isfinite(rate);
+  return rate >= 0.0 && rate <= std::numeric_limits<float>::max();
 }
 
 bool Watch::same_dict(PyObject* dict, size_t index) {

@@ -1,4 +1,4 @@
-"""Which backend runs: chosen once, when the optimizer is built; nothing falls back silently."""
+"""Which backend runs: chosen when the optimizer is built, or built again; nothing falls back silently."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def backends() -> list[BackendStatus]:
 
 
 def resolve_backend(
-    choice: str | Backend, device: torch.device, dtype: torch.dtype, label: str
+    choice: str | Backend,
+    device: torch.device,
+    dtype: torch.dtype,
+    label: str,
+    warned: set[tuple[torch.device, torch.dtype]],
 ) -> Backend:
     """The backend for parameters of one device and dtype.
 
@@ -33,6 +37,7 @@ def resolve_backend(
         choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference, with a warning, for what these cannot
             update), a backend's name, or a backend.
         label: how errors call a parameter of this device and dtype.
+        warned: devices and dtypes of which the warning was given; this one is added.
 
     Raises:
         ValueError: the name is unknown, or an explicit choice cannot update such parameters.
@@ -50,11 +55,13 @@ def resolve_backend(
             if not refusal:
                 return backend
             reasons.append(refusal)
-        warn_caller(
-            f"{label}, and others of {dtype} on {device.type}: stepped by the reference backend, which is slower than "
-            f"torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
-            "backend='reference' says that this is meant"
-        )
+        if (device, dtype) not in warned:
+            warned.add((device, dtype))
+            warn_caller(
+                f"{label}, and others of {dtype} on {device.type}: stepped by the reference backend, which is slower "
+                f"than torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
+                "where that is meant, pass backend='reference'"
+            )
         return ReferenceBackend()
     if isinstance(choice, str):
         if choice not in BACKENDS:

@@ -42,9 +42,7 @@ class CpuBackend(Backend):
         if device.type != "cpu":
             return f"the cpu backend cannot update parameters on {device}"
         if dtype is not torch.float32:
-            return (
-                f"the cpu backend updates float32 parameters, not {dtype}; backend='reference' does"
-            )
+            return f"the cpu backend updates float32 parameters, not {dtype}"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

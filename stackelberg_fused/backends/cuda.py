@@ -46,7 +46,7 @@ class CudaBackend(Backend):
         if device.type != "cuda":
             return f"the cuda backend cannot update parameters on {device}"
         if dtype is not torch.float32:
-            return f"the cuda backend updates float32 parameters, not {dtype}; backend='reference' does"
+            return f"the cuda backend updates float32 parameters, not {dtype}"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

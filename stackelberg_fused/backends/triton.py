@@ -47,7 +47,7 @@ class TritonBackend(Backend):
         if device.type != ("cpu" if is_interpreting() else "cuda"):
             return f"the triton backend cannot update parameters on {device}"
         if dtype is not torch.float32:
-            return f"the triton backend updates float32 parameters, not {dtype}; backend='reference' does"
+            return f"the triton backend updates float32 parameters, not {dtype}"
         return ""
 
     @staticmethod

@@ -35,11 +35,13 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
             1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained"
         )
         control = records[0]["validation"]
-        # The first tenth falls from the loss of a guess: shown whole, it would flatten the rest.
+        # The first tenth falls from the loss of a guess, at step 0: shown whole, it would flatten the rest.
         first = next(i for i, point in enumerate(control) if point[0] >= 0.1 * control[-1][0])
         for index, record in enumerate(records):
             steps, losses, _ = zip(*record["validation"], strict=True)
-            curves.plot(steps, losses, label=f"{record['name']}: {losses[-1]:.4f}", **_look(index))
+            curves.plot(
+                steps[1:], losses[1:], label=f"{record['name']}: {losses[-1]:.4f}", **_look(index)
+            )
             if index:
                 gap = [
                     100 * (loss / point[1] - 1) for loss, point in zip(losses, control, strict=True)
@@ -57,7 +59,7 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
         gaps.yaxis.set_major_formatter(lambda x, _: f"{x:+g} %" if x else "0 %")
         for axes in (curves, gaps):
             axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.grid(color="#e6e6e6", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.margins(x=0.01)

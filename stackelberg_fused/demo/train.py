@@ -32,10 +32,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options without a default here: `--resume` has to know which ones were given."""
     add = parser.add_argument
     add("--task", choices=TASKS, help="what to train (default: language)")
-    add("--steps", type=positive(int), help="steps of each run")
-    add("--ratios", type=positive(float), nargs="+", metavar="R", help="head/body ratios")
-    add("--lr", type=positive(float), help="peak rate of the control, and of every body")
-    add("--body-lr", type=positive(float), help="peak rate of every body but the control's")
+    add("--steps", type=positive(int), help="steps of each run (default: language 800, digits 400)")
+    add(
+        "--ratios",
+        type=positive(float),
+        nargs="+",
+        metavar="R",
+        help="head/body ratios (default: 3 10 30)",
+    )
+    add(
+        "--lr",
+        type=positive(float),
+        help="peak rate of the control, and without --body-lr of all (default: tuned)",
+    )
+    add(
+        "--body-lr",
+        type=positive(float),
+        help="peak rate of the bodies but the control's (default: tuned)",
+    )
     add("--head-scale", type=_number, metavar="S", help="start with S times the head (default: 1)")
     add("--seed", type=int, help="of weights and batches (default: 0)")
     add("--out", type=Path, metavar="DIR", help="where the files go (default: runs/TASK)")
@@ -134,11 +148,16 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 def _announce(demo: Demo, console: Console) -> None:
     settings, first = demo.settings, demo.runs[0]
     size = sum(parameter.numel() for parameter in first.model.parameters())
+    finished = all(run.step_count >= settings.steps for run in demo.runs)
     console.print(
         f"{demo.task.data['model']}, {size:,} parameters, on {demo.task.data['source']}\n"
         f"{len(demo.runs)} runs from step {first.step_count} to {settings.steps}, "
         f"seed {settings.seed}, {settings.device}, threads: {settings.threads}\n"
-        "Ctrl-C stops and keeps everything; --resume goes on from there.",
+        + (
+            "They are finished: only the report is made again."
+            if finished
+            else "Ctrl-C stops and keeps everything; --resume goes on from there."
+        ),
         highlight=False,
     )
 
