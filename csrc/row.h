@@ -1,5 +1,6 @@
 // What a hyperparameter row is computed from at each step, in double precision and rounded once: on the host, or in the
-// kernel where step counts live on the device. stackelberg_fused/bias_correction.py is the same, operation by operation.
+// kernel where step counts live on the device. stackelberg_fused/bias_correction.py is the same, operation by
+// operation.
 #pragma once
 
 #include "shared.h"

@@ -30,7 +30,7 @@ SF_SHARED float square_root(float x) {
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
 template <int RULE>
 SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                         float& max_exp_avg_sq) {
+                           float& max_exp_avg_sq) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
   // l2 weight decay
@@ -78,7 +78,7 @@ constexpr bool uses_max_exp_avg_sq = !(RULE & kSgd) && (RULE & kAmsgrad);
 
 template <int RULE>
 SF_SHARED void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                            float& max_exp_avg_sq) {
+                              float& max_exp_avg_sq) {
   if constexpr (RULE & kSgd) {
     sgd_update<RULE>(row, param, grad, exp_avg);
   } else {

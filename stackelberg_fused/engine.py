@@ -16,6 +16,7 @@ from .gradients import LayoutChanged
 from .groups import RatioWatch, param_label
 from .launch_unit import LaunchUnit, Staged
 from .layout import Slot
+from .scaling import Scaling
 from .settings import GroupSettings
 from .sharding import is_sharded, local_tensor
 from .state import attach_state, is_attached
@@ -112,13 +113,17 @@ class Engine:
         return "+".join(dict.fromkeys(unit.backend.name for unit in self.units)) or "none"
 
     def step(
-        self, role: str | None, limits: ClipLimits | None = None
+        self,
+        role: str | None,
+        limits: ClipLimits | None = None,
+        scaling: Scaling | None = None,
     ) -> tuple[int, Statistics | None]:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
         Args:
             role: "body", "head" or None for both.
             limits: what gradients are clipped to.
+            scaling: what a gradient scaler says.
 
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
@@ -139,28 +144,31 @@ class Engine:
             for unit in self.units:
                 unit.follow(flipped)
         staged = [
-            (unit, unit.stage(work, limits is not None))
+            (unit, unit.stage(work, limits is not None, scaling))
             for unit, work in zip(self.units, pending, strict=True)
         ]
         running = [(unit, work) for unit, work in staged if work is not None]
         launches, statistics = 0, None
         if limits is not None and self.units:
-            launches, statistics = self._measure(running, limits)
+            launches, statistics = self._measure(running, limits, scaling)
         launches += sum(unit.launch(work) for unit, work in running)
         if any(unit.has_new_state for unit in self.units):
             self._note_state()
         return launches, statistics
 
     def _measure(
-        self, running: list[tuple[LaunchUnit, Staged]], limits: ClipLimits
+        self,
+        running: list[tuple[LaunchUnit, Staged]],
+        limits: ClipLimits,
+        scaling: Scaling | None,
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
         launches = sum(unit.measure(work, limits) for unit, work in running)
         parts = [unit.table.statistics for unit, _ in running] or [self.units[0].table.statistics]
         if len(parts) > 1:
-            combine(parts, limits)
+            combine(parts, limits, scaling and scaling.grad_scale)
         elif not running:
-            parts[0].conclude(torch.zeros(2, dtype=torch.float64), limits)
+            parts[0].nothing(limits)
         return launches, parts[0]
 
     def was_edited(self) -> bool:

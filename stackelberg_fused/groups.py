@@ -86,6 +86,17 @@ def at_least_zero(label: str, name: str, value: Any) -> float:
     return number
 
 
+def _check_rate(label: str, lr: Any) -> None:
+    if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+        at_least_zero(label, "lr", lr)
+        return
+    # its value is left where it is: reading it would wait for the device
+    if lr.numel() != 1:
+        raise ValueError(f"{label}: lr must have one element, got shape {tuple(lr.shape)}")
+    if lr.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{label}: lr on {lr.device} must be float32 or float64, got {lr.dtype}")
+
+
 def check_settings(group: dict[str, Any], index: int) -> None:
     """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
     label = group_label(index, group)
@@ -96,9 +107,7 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     missing = [name for name in SETTINGS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
-    if group.get("capturable"):
-        raise ValueError(f"{label}: capturable=True is not supported: step counts live on the host")
-    at_least_zero(label, "lr", group["lr"])
+    _check_rate(label, group["lr"])
     at_least_zero(label, "weight_decay", group["weight_decay"])
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])

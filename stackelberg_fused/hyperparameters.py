@@ -67,9 +67,7 @@ class HyperparameterRows:
     def refill(self) -> None:
         """Take over from the settings what step count and rate do not change."""
         self.rows[:] = self._settings.static[self._row_group]
-        self.rows["one_minus_dampening"] = np.where(
-            self._row_ready, self._settings.one_minus_dampening[self._row_group], 1.0
-        )
+        self.rows["one_minus_dampening"][~self._row_ready] = 1.0
         rules = set(self.rows["rule"].tolist())
         self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
 

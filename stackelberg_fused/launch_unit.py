@@ -15,6 +15,7 @@ from .gradients import Gathered, Gradients
 from .layout import Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
+from .scaling import Scaling
 from .settings import GroupSettings
 from .sharding import local_tensor
 from .state import allocate_state
@@ -89,28 +90,37 @@ class LaunchUnit:
         Modifies nothing.
         """
         table = self.table
-        bad = table.rows.bad_count()
+        bad = table.rows.bad_count() if table.counts is None else None
         if bad is not None:
             label, count = table.slots[bad].name, table.step_counts[bad]
             raise ValueError(f"{label}: its state's step is {count}")
         span = table.spans[role]
         return Pending(span, self.gradients.gather(span))
 
-    def stage(self, pending: Pending, clipped: bool) -> Staged | None:
-        """Bring tables and state to the coming step; None where no parameter of the span has a gradient."""
+    def stage(self, pending: Pending, clipped: bool, scaling: Scaling | None) -> Staged | None:
+        """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move."""
         table, span = self.table, pending.span
+        if scaling is not None:
+            scaling = scaling.on(table.device)
+        if table.counts is None:
+            if self._has_to_count(scaling):
+                self._count_on_device()
+            elif scaling is not None and scaling.says_skip():
+                return None
         active = self._active.get(span)
         if active is None or active.version != self.gradients.active_version:
             active = self._activate(span)
         if not active.params:
             return None
-        if table.rows.update():
+        if table.counts is None and table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
         self.gradients.stage(pending.gathered, span)
         gradient, rule = self.gradients.gradient, table.rows.rule
         return Staged(
-            pending.gathered, active, Work(table, span, gradient, rule, self.state, clipped)
+            pending.gathered,
+            active,
+            Work(table, span, gradient, rule, self.state, clipped, scaling),
         )
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
@@ -118,7 +128,7 @@ class LaunchUnit:
         span = staged.work.span
         if span.last_tile > span.first_tile:
             return self.backend.statistics(staged.work, limits)
-        self.table.statistics.conclude(torch.zeros(2, dtype=torch.float64), limits)
+        self.table.statistics.nothing(limits)
         return 0
 
     def launch(self, staged: Staged) -> int:
@@ -133,13 +143,45 @@ class LaunchUnit:
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
-        if active.everyone:
+        if table.counts is not None:
+            self._count_empty(staged)
+        elif active.everyone:
             table.step_counts += 1
             table.momentum_ready.fill(True)
         else:
             table.step_counts[active.mask] += 1
             table.momentum_ready[active.mask] = True
         return launches
+
+    def _has_to_count(self, scaling: Scaling | None) -> bool:
+        """Whether kernels have to count steps from now on, because the host does not know if one is taken, or when."""
+        if not self.backend.counts_on_device:
+            return False
+        unknown = scaling is not None and scaling.found_inf is not None
+        here = {slot.group for slot in self.table.slots}
+        captured = any(self.table.groups[index].get("capturable") for index in here)
+        return unknown or captured or self.settings.rates_live_on(self.table.device)
+
+    def _count_on_device(self) -> None:
+        table = self.table
+        table.count_on_device()
+        for i, tensors in enumerate(table.state_tensors):
+            if "step" in tensors:
+                param = table.slots[i].param
+                self.state[param]["step"] = tensors["step"] = table.steps[i]
+        empty = [i for i, slot in enumerate(table.slots) if not slot.local.numel()]
+        self._empty = torch.tensor(empty, dtype=torch.int64, device=table.device)
+        self.has_new_state = True
+
+    def _count_empty(self, staged: Staged) -> None:
+        """Advance the counts of parameters without elements: no block comes by them."""
+        if not len(self._empty):
+            return
+        taken = torch.from_numpy(staged.active.mask).to(self._empty.device)[self._empty].float()
+        scaling = staged.work.scaling
+        if scaling is not None and scaling.found_inf is not None:
+            taken *= scaling.found_inf == 0
+        self.table.steps.index_add_(0, self._empty, taken)
 
     def _activate(self, span: Span) -> _Active:
         """Note which slots step, and allocate the state that any of them lacks."""
@@ -178,3 +220,7 @@ class LaunchUnit:
                 not (self.settings.rule(slot.group) & Rule.MOMENTUM)
                 or entry.get("momentum_buffer") is not None
             )
+        if table.counts is not None:
+            ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)
+            mask = torch.from_numpy(affected).to(table.device)
+            table.counts.ready.copy_(torch.where(mask, ready, table.counts.ready))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .counting import DeviceCounts
 from .hyperparameters import HyperparameterRows
 from .settings import GroupSettings
 from .statistics import Statistics
@@ -77,6 +78,7 @@ class Table:
 
     def __init__(self, slots: list[Slot], settings: GroupSettings) -> None:
         self.slots = slots
+        self.settings = settings
         self.groups = settings.groups
         self.device = slots[0].local.device
         self.dtype = slots[0].local.dtype
@@ -99,6 +101,14 @@ class Table:
         self.version = 0  # counts changes of the records: what a device mirror compares
         self.mirror: Any = None  # what a device backend keeps on its device
         self._statistics: Statistics | None = None
+        self.counts: DeviceCounts | None = None  # where step counts live on the device
+
+    def count_on_device(self) -> None:
+        """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""
+        self.counts = DeviceCounts(self.steps, self.momentum_ready, self.device)
+        self.steps = self.counts.steps
+        self.records["row"] = self.rows.slot_group
+        self.version += 1
 
     @property
     def statistics(self) -> Statistics:

@@ -26,6 +26,7 @@ from .groups import (
     complete_group,
     param_label,
 )
+from .scaling import Scaling
 from .state import check_loaded
 from .statistics import ClipLimits, LastStep, Statistics
 
@@ -37,6 +38,9 @@ _EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 
 class StackelbergOptimizer(Optimizer):
     """What the three optimizers share; not meant to be constructed."""
+
+    # torch.amp.GradScaler: the step unscales and skips itself
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class StackelbergOptimizer(Optimizer):
         self._warned: set[Any] = set()
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
+        self._found_inf: Tensor | None = None
         super().__init__(params, {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
@@ -99,7 +104,7 @@ class StackelbergOptimizer(Optimizer):
     @property
     def last_step(self) -> LastStep:
         """What the last step did; nothing waits for the device until one of its tensors is read."""
-        return LastStep.of(*self._last)
+        return LastStep.of(*self._last, self._found_inf)
 
     @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -187,10 +192,12 @@ class StackelbergOptimizer(Optimizer):
         engine = self._ready()
         if role is not None and not any(group["role"] == role for group in self.param_groups):
             raise ValueError(f"step(role={role!r}): no param group has this role")
+        scaling = Scaling.of(self.__dict__)
         try:
-            self._last = engine.step(role, self._limits)
+            self._last = engine.step(role, self._limits, scaling)
         except LayoutChanged:
-            self._last = self._build_again().step(role, self._limits)
+            self._last = self._build_again().step(role, self._limits, scaling)
+        self._found_inf = scaling and scaling.found_inf
         self.launches += self._last[0]
         return loss
 
@@ -261,7 +268,7 @@ class StackelbergOptimizer(Optimizer):
             self._engine, self._is_stale = self._build(previous), False
         else:
             self._engine, self._is_stale, self._placed = None, False, set()
-            self._last = (0, None)
+            self._last, self._found_inf = (0, None), None
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
 
     def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:

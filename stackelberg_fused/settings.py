@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .groups import ROLES, check_settings
 from .rules import Rule, as_number, is_volatile, rule_of
@@ -24,15 +27,14 @@ class GroupSettings:
     Attributes:
         static: ROW array [groups]: what a row keeps while only rate and step count change.
         scalars: GROUP array [groups]: what the rest of a row is computed from.
-        one_minus_dampening: float64 array [groups].
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.groups = groups
         self.static = np.zeros(len(groups), ROW)
         self.scalars = np.zeros(len(groups), GROUP)
-        self.one_minus_dampening = np.ones(len(groups))
         self._lr = self.scalars["lr"]
+        self._tensors: dict[int, Tensor] = {}  # rates that are
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
@@ -84,9 +86,10 @@ class GroupSettings:
             return None
         self._rates_changed = False
         rates = self._lr.copy()
-        rates[changed] = [as_number(self.groups[index]["lr"]) for index in changed]
+        rates[changed] = [_rate(self.groups[index]) for index in changed]
+        known = ~np.isnan(rates)
         body, head = self._players
-        return rates[body], rates[head]
+        return rates[body & known], rates[head & known]
 
     def accept(self, changed: list[int]) -> list[int]:
         """Take over groups that were checked; returns those that follow another rule than before."""
@@ -98,14 +101,32 @@ class GroupSettings:
         numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
         for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
             self.static[name][changed] = column
-        for name, column in zip(DOUBLES, numbers[len(_CONSTANTS) : -1], strict=True):
+        for name, column in zip(DOUBLES, numbers[len(_CONSTANTS) :], strict=True):
             self.scalars[name][changed] = column
-        self.one_minus_dampening[changed] = numbers[-1]
+        for index in changed:
+            lr = self.groups[index]["lr"]
+            if isinstance(lr, Tensor):
+                self._tensors[index] = lr.detach()
+            else:
+                self._tensors.pop(index, None)
         self._edited.clear()
         flipped = [i for i in changed if self._rules[i] != self.rule(i)]
         for index in flipped:
             self._rules[index] = self.rule(index)
         return flipped
+
+    def scalars_for(self, device: torch.device) -> np.ndarray:
+        """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
+        scalars = self.scalars.copy()
+        for index, lr in self._tensors.items():
+            if lr.device == device:
+                scalars["lr_address"][index] = lr.data_ptr()
+                scalars["lr_is_double"][index] = lr.dtype is torch.float64
+        return scalars
+
+    def rates_live_on(self, device: torch.device) -> bool:
+        """Whether a rate is in a tensor on this device, and the device is not the host."""
+        return device.type != "cpu" and any(lr.device == device for lr in self._tensors.values())
 
     def rule(self, index: int) -> int:
         """The rule flags of a group."""
@@ -121,21 +142,28 @@ _CONSTANTS = (
     "beta2",
     "one_minus_beta2",
     "momentum",
+    "one_minus_dampening",
 )
 
 
 def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
-    """The fields _CONSTANTS and DOUBLES of a group, and one minus its dampening."""
+    """The fields _CONSTANTS and DOUBLES of a group."""
     sign = -1.0 if group["maximize"] else 1.0
-    lr, weight_decay = as_number(group["lr"]), as_number(group["weight_decay"])
+    lr, weight_decay = _rate(group), as_number(group["weight_decay"])
     row = (int(rule_of(group)), sign, weight_decay)
     if group["rule"] == "sgd":
         momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
         # no betas: its rate is not corrected
-        return (*row, 0.0, 0.0, 0.0, momentum, lr, 0.0, 0.0, 0.0, 0.0, 1.0 - dampening)
+        return (*row, 0.0, 0.0, 0.0, momentum, 1.0 - dampening, lr, 0.0, 0.0, 0.0, 0.0)
     beta1, beta2 = map(as_number, group["betas"])
     # from the nearer end
     lerp_weight = 1.0 - beta1 if beta1 > 0.5 else -beta1
     decay = weight_decay if group["rule"] == "adamw" else 0.0
-    row = (*row, lerp_weight, beta2, 1.0 - beta2, 0.0)
-    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, 1.0)
+    row = (*row, lerp_weight, beta2, 1.0 - beta2, 0.0, 1.0)
+    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay)
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """A rate as float64; NaN where only the device knows it."""
+    lr = group["lr"]
+    return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else as_number(lr)

@@ -91,18 +91,29 @@ class Statistics:
         """float32 [2]: what the gradients of body and head are multiplied by."""
         return self.signals.view(torch.float32)[_FACTOR : _FACTOR + 2]
 
-    def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
+    def nothing(self, limits: ClipLimits) -> None:
+        """What there is to say where no gradient is."""
+        self.conclude(torch.zeros(2, dtype=torch.float64), limits)
+
+    def conclude(
+        self, sum_sq: Tensor, limits: ClipLimits, grad_scale: Tensor | None = None
+    ) -> None:
         """Everything that follows from the sums of both players: `conclude` of csrc/summation.h.
 
         Args:
             sum_sq: float64 [2], on any device.
+            grad_scale: of the loss, one element; None: 1.
         """
         sum_sq = sum_sq.to(self.signals.device, non_blocking=True)
         self.sum_sq.copy_(sum_sq)
         norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
+        unscale = 1.0
+        if grad_scale is not None:
+            unscale = 1.0 / grad_scale.to(sum_sq.device, torch.float64, non_blocking=True).view(())
+        norms *= unscale
         self.norms.copy_(norms)
         clipped = norms[2:] if limits.joint else norms[:2]
-        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)))
+        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)) * unscale)
 
 
 def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
@@ -118,13 +129,15 @@ def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
     return torch.where((most < math.inf) & ~(factors >= 1), factors, 1.0)
 
 
-def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
+def combine(
+    parts: Sequence[Statistics], limits: ClipLimits, grad_scale: Tensor | None = None
+) -> None:
     """Give several tables the factors that follow from all of them together."""
     total = parts[0].sum_sq.clone()
     for part in parts[1:]:
         total += part.sum_sq.to(total.device, non_blocking=True)
     for part in parts:
-        part.conclude(total, limits)
+        part.conclude(total, limits, grad_scale)
 
 
 @dataclass(frozen=True)
@@ -134,20 +147,27 @@ class LastStep:
     Attributes:
         launches: kernels launched.
         grad_norm: float64 [] by "body", "head" and "total": the norms before clipping; None without `max_grad_norm`.
-        clip_factor: float32 [] by "body" and "head"; None without `max_grad_norm`.
+        clip_factor: float32 [] by "body" and "head": what gradients were multiplied by, a scaler's unscaling included;
+            None without `max_grad_norm`.
+        skipped: bool []: whether a gradient scaler said that nothing may move; None without one.
     """
 
     launches: int
     grad_norm: dict[str, Tensor] | None = None
     clip_factor: dict[str, Tensor] | None = None
+    skipped: Tensor | None = None
 
     @classmethod
-    def of(cls, launches: int, statistics: Statistics | None) -> LastStep:
+    def of(
+        cls, launches: int, statistics: Statistics | None, found_inf: Tensor | None = None
+    ) -> LastStep:
+        skipped = None if found_inf is None else found_inf.view(()) != 0
         if statistics is None:
-            return cls(launches)
+            return cls(launches, skipped=skipped)
         norms, factors = statistics.norms.clone(), statistics.factors.clone()
         return cls(
             launches,
             dict(zip((*ROLES, "total"), norms.unbind(), strict=True)),
             dict(zip(ROLES, factors.unbind(), strict=True)),
+            skipped,
         )

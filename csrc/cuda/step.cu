@@ -100,8 +100,8 @@ __device__ __forceinline__ double rate(const GroupScalars& group) {
                             : static_cast<double>(*reinterpret_cast<const float*>(group.lr_address));
 }
 
-// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old count is in
-// a block that has read it by then.
+// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old count is
+// in a block that has read it by then.
 __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, float count) {
   const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
   __threadfence();

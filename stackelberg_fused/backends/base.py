@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Span, Table
+from ..scaling import Scaling
 from ..statistics import ClipLimits
 
 
@@ -34,6 +35,7 @@ class Work:
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
         clipped: whether gradients are to be multiplied by the factors in `table.statistics`.
+        scaling: what a gradient scaler says, on the table's device.
     """
 
     table: Table
@@ -42,11 +44,7 @@ class Work:
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
     clipped: bool = False
-
-    @property
-    def signals_address(self) -> int:
-        """What native kernels take: 0 where gradients are taken as they are."""
-        return self.table.statistics.signals.data_ptr() if self.clipped else 0
+    scaling: Scaling | None = None
 
 
 class Backend(ABC):
@@ -54,6 +52,9 @@ class Backend(ABC):
 
     name: ClassVar[str]
     reads_memory: ClassVar[bool] = True  # goes by the addresses in the records, not by tensors
+    counts_on_device: bool = (
+        False  # can count steps where the host does not know whether they are taken
+    )
 
     @classmethod
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..statistics import ClipLimits
+from .arguments import statistics_args, step_args
 from .base import Backend, BackendStatus, Work
 
 try:
@@ -46,35 +47,13 @@ class CpuBackend(Backend):
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table, span = work.table, work.span
-        _cpu.statistics(
-            table.records_address,
-            table.tiles_address,
-            span.first_tile,
-            span.last_tile - span.first_tile,
-            table.first_head_tile,
-            table.statistics.tile_sums.data_ptr(),
-            table.statistics.signals.data_ptr(),
-            limits.body,
-            limits.head,
-            limits.joint,
-            torch.get_num_threads(),
-            self._isa,
-        )
+        table = work.table
+        args = statistics_args(work, limits, table.records_address, table.tiles_address)
+        _cpu.statistics(args.ctypes.data, torch.get_num_threads(), self._isa)
         return 1
 
     def step(self, work: Work) -> int:
-        table, span = work.table, work.span
-        _cpu.step(
-            table.records_address,
-            table.tiles_address,
-            table.rows.address,
-            span.first_tile,
-            span.last_tile - span.first_tile,
-            table.first_head_tile,
-            work.signals_address,
-            work.rule,
-            torch.get_num_threads(),
-            self._isa,
-        )
+        table = work.table
+        args = step_args(work, table.records_address, table.tiles_address, table.rows.address)
+        _cpu.step(args.ctypes.data, torch.get_num_threads(), self._isa)
         return 1

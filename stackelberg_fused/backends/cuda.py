@@ -6,6 +6,7 @@ import torch
 
 from ..build_info import build_info, covers, driver_runs
 from ..statistics import ClipLimits
+from .arguments import statistics_args, step_args
 from .base import Backend, BackendStatus, Work
 from .mirror import gradients_on_device, tables_on_device
 
@@ -22,6 +23,7 @@ class CudaBackend(Backend):
     """One kernel on the current stream for all groups; NVIDIA sm_80 and newer."""
 
     name = "cuda"
+    counts_on_device = True
 
     @classmethod
     def status(cls) -> BackendStatus:
@@ -50,43 +52,19 @@ class CudaBackend(Backend):
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table, span = work.table, work.span
-        index = table.device.index
+        index = work.table.device.index
         with torch.cuda.device(index):
-            records, tiles = gradients_on_device(table)
-            _cuda.statistics(
-                records.data_ptr(),
-                tiles.data_ptr(),
-                span.first_tile,
-                span.last_tile - span.first_tile,
-                table.first_head_tile,
-                table.statistics.tile_sums.data_ptr(),
-                table.statistics.signals.data_ptr(),
-                limits.body,
-                limits.head,
-                limits.joint,
-                index,
-                torch.cuda.current_stream(index).cuda_stream,
-            )
+            records, tiles = gradients_on_device(work.table)
+            args = statistics_args(work, limits, records.data_ptr(), tiles.data_ptr())
+            _cuda.statistics(args.ctypes.data, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def step(self, work: Work) -> int:
-        table, span = work.table, work.span
-        index = table.device.index
+        index = work.table.device.index
         with torch.cuda.device(index):
-            records, tiles, rows = tables_on_device(table)
-            _cuda.step(
-                records.data_ptr(),
-                tiles.data_ptr(),
-                rows.data_ptr(),
-                span.first_tile,
-                span.last_tile - span.first_tile,
-                table.first_head_tile,
-                work.signals_address,
-                work.rule,
-                index,
-                torch.cuda.current_stream(index).cuda_stream,
-            )
+            tables = tables_on_device(work.table)
+            args = step_args(work, *(table.data_ptr() for table in tables))
+            _cuda.step(args.ctypes.data, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class _Copy:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self.ring = PinnedRing(nbytes)
-        self.version: int | None = None
+        self.version: int | bytes | None = None
 
 
 class Mirror:
@@ -51,28 +52,30 @@ class Mirror:
         self._copies: dict[str, _Copy] = {}
         self._stream: torch.cuda.Stream | None = None
 
-    def upload(self, table: Table, rows: bool = True) -> tuple[Tensor, ...]:
-        """Records, tiles and, if asked for, rows as uint8 tensors, ready for a kernel on the current stream.
+    def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
+        """These of the host's tables as uint8 tensors, ready for a kernel on the current stream.
 
         Raises:
-            RuntimeError: the stream is being captured; a replay would repeat the bias corrections of one step.
+            RuntimeError: the stream is being captured, and the table's step counts and rates live on the host: a replay
+                would repeat the bias corrections of one step.
         """
-        if torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing() and table.counts is None:
             raise RuntimeError(
-                "step() cannot be captured in a CUDA graph: step counts and rates live on the host"
+                "step() can be captured in a CUDA graph only with capturable=True: step counts and rates live on the "
+                "host"
             )
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
             self._move_to(stream)
         self._stream = stream
-        uploaded = (
-            self._get("records", table.records, table.version, stream),
-            self._get("tiles", table.tiles, 0, stream),
-        )
-        return (*uploaded, self._get("rows", table.rows.rows, None, stream)) if rows else uploaded
+        return tuple(self._get(name, *_source(table, name), stream) for name in names)
 
     def _get(
-        self, name: str, source: np.ndarray, version: int | None, stream: torch.cuda.Stream
+        self,
+        name: str,
+        source: np.ndarray,
+        version: int | bytes | None,
+        stream: torch.cuda.Stream,
     ) -> Tensor:
         """The copy of a host table, uploaded if `version` differs from the last one seen; None always uploads."""
         copy = self._copies.get(name)
@@ -97,21 +100,35 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
     return table.reshape(-1).view(np.uint8)
 
 
-def tables_on_device(table: Table) -> tuple[Tensor, Tensor, Tensor]:
-    """Records, tiles and rows as uint8 tensors on the device; on the CPU (interpreted Triton) the host's own."""
-    if table.device.type == "cpu":
-        return (*gradients_on_device(table), torch.from_numpy(_as_bytes(table.rows.rows)))
-    return _mirror(table).upload(table)
+def tables_on_device(table: Table) -> tuple[Tensor, ...]:
+    """Records, tiles and rows as uint8 tensors on the device, and the groups of a table that counts there.
+
+    On the CPU (interpreted Triton) the host's own.
+    """
+    counted = () if table.counts is None else ("groups",)
+    return _on_device(table, ("records", "tiles", "rows", *counted))
 
 
 def gradients_on_device(table: Table) -> tuple[Tensor, Tensor]:
     """Records and tiles likewise: what reading gradients takes."""
+    return _on_device(table, ("records", "tiles"))
+
+
+def _on_device(table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
     if table.device.type == "cpu":
-        return tuple(torch.from_numpy(_as_bytes(part)) for part in (table.records, table.tiles))
-    return _mirror(table).upload(table, rows=False)
-
-
-def _mirror(table: Table) -> Mirror:
+        return tuple(torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names)
     if table.mirror is None:
         table.mirror = Mirror(table.device)
-    return table.mirror
+    return table.mirror.upload(table, names)
+
+
+def _source(table: Table, name: str) -> tuple[np.ndarray, int | bytes | None]:
+    """A host table, and what changes with its content; None where that is not known."""
+    if name == "records":
+        return table.records, table.version
+    if name == "tiles":
+        return table.tiles, 0
+    if table.counts is None:
+        return table.rows.rows, None
+    source = table.settings.static if name == "rows" else table.settings.scalars_for(table.device)
+    return source, source.tobytes()

@@ -41,7 +41,8 @@ class ReferenceBackend(Backend):
             at += tiles
         split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
         body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        table.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
+        grad_scale = work.scaling and work.scaling.grad_scale
+        table.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits, grad_scale)
         return 0
 
     def step(self, work: Work) -> int:
@@ -53,6 +54,8 @@ class ReferenceBackend(Backend):
             slot = table.slots[i]
             if work.clipped:
                 grad = grad * table.statistics.factors[ROLES.index(slot.role)]
+            elif work.scaling is not None and work.scaling.grad_scale is not None:
+                grad = grad * (1 / work.scaling.grad_scale.view(()))
             group = table.groups[slot.group]
             state = {name: local_tensor(value) for name, value in work.state[slot.param].items()}
             with torch.set_grad_enabled(bool(group.get("differentiable"))):

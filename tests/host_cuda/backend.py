@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 
 from stackelberg_fused.backends import Backend, BackendStatus, Work
+from stackelberg_fused.backends.arguments import statistics_args, step_args
+from stackelberg_fused.backends.mirror import tables_on_device
 from stackelberg_fused.statistics import ClipLimits
 
 from .build import CSRC, HERE, build, unavailable
@@ -40,10 +42,7 @@ def library() -> ctypes.PyDLL:
     sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
     loaded.sf_host_step.restype = loaded.sf_host_statistics.restype = ctypes.c_char_p
-    loaded.sf_host_step.argtypes = [ctypes.c_int64] * 7 + [ctypes.c_int32]
-    loaded.sf_host_statistics.argtypes = (
-        [ctypes.c_int64] * 7 + [ctypes.c_double] * 2 + [ctypes.c_int]
-    )
+    loaded.sf_host_step.argtypes = loaded.sf_host_statistics.argtypes = [ctypes.c_int64]
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
     return loaded
@@ -66,6 +65,7 @@ class HostCudaBackend(Backend):
     """
 
     name = "cuda-on-host"
+    counts_on_device = True
 
     def __init__(self, order: str = "forward", seed: int = 0) -> None:
         if unavailable():
@@ -83,37 +83,17 @@ class HostCudaBackend(Backend):
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table, span = work.table, work.span
         library().sf_host_set_order(self._order, self._seed)
-        error = library().sf_host_statistics(
-            table.records_address,
-            table.tiles_address,
-            span.first_tile,
-            span.last_tile - span.first_tile,
-            table.first_head_tile,
-            table.statistics.tile_sums.data_ptr(),
-            table.statistics.signals.data_ptr(),
-            limits.body,
-            limits.head,
-            limits.joint,
-        )
-        _check(error)
+        table = work.table
+        args = statistics_args(work, limits, table.records_address, table.tiles_address)
+        _check(library().sf_host_statistics(args.ctypes.data))
         return 1
 
     def step(self, work: Work) -> int:
-        table, span = work.table, work.span
         library().sf_host_set_order(self._order, self._seed)
-        error = library().sf_host_step(
-            table.records_address,
-            table.tiles_address,
-            table.rows.address,
-            span.first_tile,
-            span.last_tile - span.first_tile,
-            table.first_head_tile,
-            work.signals_address,
-            work.rule,
-        )
-        _check(error)
+        tables = tables_on_device(work.table)
+        args = step_args(work, *(t.data_ptr() for t in tables))
+        _check(library().sf_host_step(args.ctypes.data))
         return 1
 
 

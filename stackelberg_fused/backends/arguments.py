@@ -1,0 +1,64 @@
+"""The arguments of a launch, as csrc/tables.h lays them out."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ..statistics import ClipLimits
+from ..tables import STATISTICS_ARGS, STEP_ARGS
+from .base import Work
+
+
+def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) -> np.ndarray:
+    """`struct StepArgs`.
+
+    Args:
+        records, tiles, rows, groups: addresses of the tables where the kernel runs; `groups` only for a table that
+            counts on its device.
+    """
+    table, span, scaling = work.table, work.span, work.scaling
+    counts = table.counts
+    values = (
+        records,
+        tiles,
+        rows,
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        table.first_head_tile,
+        work.rule,
+        0,
+        table.statistics.signals.data_ptr() if work.clipped else 0,
+        _address(scaling and scaling.grad_scale),
+        _address(scaling and scaling.found_inf),
+        groups,
+        *(
+            (0, 0, 0)
+            if counts is None
+            else map(_address, (counts.steps, counts.ready, counts.arrived))
+        ),
+    )
+    return np.array(values, STEP_ARGS)
+
+
+def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) -> np.ndarray:
+    """`struct StatisticsArgs`."""
+    table, span = work.table, work.span
+    values = (
+        records,
+        tiles,
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        table.first_head_tile,
+        table.statistics.tile_sums.data_ptr(),
+        table.statistics.signals.data_ptr(),
+        (limits.body, limits.head),
+        limits.joint,
+        0,
+        _address(work.scaling and work.scaling.grad_scale),
+    )
+    return np.array(values, STATISTICS_ARGS)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

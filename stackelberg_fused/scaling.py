@@ -1,0 +1,50 @@
+"""What a gradient scaler hands to a step: torch.amp.GradScaler's protocol for optimizers that unscale themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One-element float32 tensors, set on the optimizer around `step()`.
+
+    Attributes:
+        grad_scale: what the loss was multiplied by; None where the gradients were unscaled already.
+        found_inf: not 0 where a gradient is not finite: then nothing moves.
+    """
+
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    @classmethod
+    def of(cls, attributes: dict[str, Any]) -> Scaling | None:
+        """What is set on an optimizer, by its attributes; None where no scaler is at work."""
+        grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
+        if grad_scale is None and found_inf is None:
+            return None
+        return cls(_scalar("grad_scale", grad_scale), _scalar("found_inf", found_inf))
+
+    def on(self, device: torch.device) -> Scaling:
+        """The same on another device, without waiting for it."""
+        return Scaling(_to(self.grad_scale, device), _to(self.found_inf, device))
+
+    def says_skip(self) -> bool:
+        """Whether nothing may move; waits for the device."""
+        return self.found_inf is not None and bool(self.found_inf)
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def _scalar(name: str, value: Any) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise TypeError(f"optimizer: {name} must be a tensor of one element, got {value!r}")
+    return value.detach().to(torch.float32)
