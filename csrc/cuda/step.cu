@@ -32,36 +32,42 @@ __device__ __forceinline__ bool is_aligned(const Record& r) {
 
 template <int RULE>
 __device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at) {
-  float4 param[kVectorsPerThread], grad[kVectorsPerThread], exp_avg[kVectorsPerThread];
-  float4 exp_avg_sq[kVectorsPerThread], max_exp_avg_sq[kVectorsPerThread];
-  // All loads before the first use: what hides the latency of memory here is bytes in flight.
+  // vectors of every buffer that a thread has in flight: as many as its registers hold
+  constexpr int kInFlight = uses_max_exp_avg_sq<RULE> ? 1 : kVectorsPerThread;
+#pragma unroll 1
+  for (int first = 0; first < kVectorsPerThread; first += kInFlight) {
+    float4 param[kInFlight], grad[kInFlight], exp_avg[kInFlight], exp_avg_sq[kInFlight], max_exp_avg_sq[kInFlight];
+    // All loads before the first use: what hides the latency of memory here is bytes in flight.
 #pragma unroll
-  for (int k = 0; k < kVectorsPerThread; ++k) {
-    const int i = (k * kThreads + static_cast<int>(threadIdx.x)) * kVector;
-    param[k] = load4(at.param + i);
-    grad[k] = load4(at.grad + i);
-    if constexpr (uses_exp_avg<RULE>) exp_avg[k] = load4(at.exp_avg + i);
-    if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[k] = load4(at.exp_avg_sq + i);
-    if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[k] = load4(at.max_exp_avg_sq + i);
-  }
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = ((first + k) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+      param[k] = load4(at.param + i);
+      grad[k] = load4(at.grad + i);
+      if constexpr (uses_exp_avg<RULE>) exp_avg[k] = load4(at.exp_avg + i);
+      if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[k] = load4(at.exp_avg_sq + i);
+      if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[k] = load4(at.max_exp_avg_sq + i);
+    }
+    if (first == 0) __syncthreads();  // now the row is there
 #pragma unroll
-  for (int k = 0; k < kVectorsPerThread; ++k) {
-    const int i = (k * kThreads + static_cast<int>(threadIdx.x)) * kVector;
-    float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k];
-    update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x);
-    update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y);
-    update_element<RULE>(row, p.z, g.z, m.z, v.z, v_max.z);
-    update_element<RULE>(row, p.w, g.w, m.w, v.w, v_max.w);
-    store4(at.param + i, p);
-    if constexpr (uses_exp_avg<RULE>) store4(at.exp_avg + i, m);
-    if constexpr (uses_exp_avg_sq<RULE>) store4(at.exp_avg_sq + i, v);
-    if constexpr (uses_max_exp_avg_sq<RULE>) store4(at.max_exp_avg_sq + i, v_max);
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = ((first + k) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+      float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k];
+      update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x);
+      update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y);
+      update_element<RULE>(row, p.z, g.z, m.z, v.z, v_max.z);
+      update_element<RULE>(row, p.w, g.w, m.w, v.w, v_max.w);
+      store4(at.param + i, p);
+      if constexpr (uses_exp_avg<RULE>) store4(at.exp_avg + i, m);
+      if constexpr (uses_exp_avg_sq<RULE>) store4(at.exp_avg_sq + i, v);
+      if constexpr (uses_max_exp_avg_sq<RULE>) store4(at.max_exp_avg_sq + i, v_max);
+    }
   }
 }
 
 // The ragged end of a parameter, and every tile of a record that is not aligned.
 template <int RULE>
 __device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, int count) {
+  __syncthreads();  // now the row is there
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
     float p = load1(at.param + i), m = 0, v = 0, v_max = 0;
     const float g = load1(at.grad + i);
@@ -111,20 +117,18 @@ __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, cons
   args.ready[index] = 1;
 }
 
-// The scalars of a parameter's step. Every thread of the block calls it.
-__device__ __forceinline__ Row row_of(const StepArgs& args, int64_t index, const Record& record) {
-  if (!args.groups) return args.rows[record.row];
-  __shared__ Row row;
-  if (threadIdx.x == 0) {
+// The scalars of a parameter's step, for the block to share: one thread's work, while the others load.
+__device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, int64_t index, const Record& record,
+                                            Row& row) {
+  row = args.rows[record.row];
+  if (args.groups) {
     const GroupScalars& group = args.groups[record.row];
     const float count = args.steps[index];
-    row = args.rows[record.row];
     if (!args.ready[index]) row.one_minus_dampening = 1.0f;
     complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, static_cast<int64_t>(count) + 1));
     arrive(args, index, record, count);
   }
-  __syncthreads();
-  return row;
+  row.grad_sign *= gradient_factor(args, tile);  // one sign for all elements anyway: clipping costs them nothing
 }
 
 // RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
@@ -135,12 +139,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   if (!record.grad) return;
-  Row row = row_of(args, tile.record, record);
-  row.grad_sign *= gradient_factor(args, t);  // one sign for all elements anyway: clipping costs them nothing
+  __shared__ Row row;
+  if (threadIdx.x == 0) prepare_row(args, t, tile.record, record, row);
   if constexpr (RULE != kMixedRules) {
     update_tile<RULE>(record, row, tile.offset);
   } else {
-    switch (row.rule) {
+    switch (args.rows[record.row].rule) {
 #define SF_CASE(rule)                              \
   case (rule):                                     \
     update_tile<(rule)>(record, row, tile.offset); \
