@@ -9,8 +9,10 @@ import sass
 from stackelberg_fused.rules import RULES, Rule
 from stackelberg_fused.tables import TILE_ELEMENTS
 
-# Words of a tile, of a record and of a row that a thread may read; anything beyond would be elements.
-TABLE_WORDS = 2 + 7 + 11
+# What a thread may read beside elements, in loads: a tile, a record, a row, its group, count and readiness, a rate in a
+# tensor, the factors of clipping and unscaling, found_inf. And what it may write: the count, readiness, the arrivals.
+TABLE_LOADS = 2 + 7 + 16 + 8 + 2 + 1 + 2 + 1
+COUNT_STORES = 3
 REGISTERS = 65536  # of a multiprocessor
 
 _ROUNDED = ("add", "sub", "mul", "fma", "mad", "div", "sqrt", "rcp")
@@ -56,8 +58,10 @@ def audit(
         (4.0 * reads, 4.0 * writes) for reads, writes in map(buffers_moved, rules)
     }, name
     for path in paths:
-        assert path.narrow_stores == 0, f"{name}: narrow stores on the full-tile path"
-        assert path.narrow_loads <= passes * TABLE_WORDS, f"{name}: {path}"
+        assert path.narrow_stores in (0, COUNT_STORES), (
+            f"{name}: narrow stores on the full-tile path"
+        )
+        assert path.narrow_loads <= passes * TABLE_LOADS, f"{name}: {path}"
 
 
 def inexact_arithmetic(ptx: str) -> set[str]:

@@ -8,7 +8,7 @@ from audit import buffers_moved
 from stackelberg_fused import _cpu
 from stackelberg_fused.layout import build_tiles
 from stackelberg_fused.rules import MIXED_RULES
-from stackelberg_fused.tables import RECORD, ROW, TILE_ELEMENTS
+from stackelberg_fused.tables import RECORD, ROW, STEP_ARGS, TILE_ELEMENTS
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 9000)
 FIELDS = (
@@ -106,8 +106,15 @@ class Problem:
             present = np.array(used) & ((self.records[field] != 0) | (old == 0))
             self.records[field][present] += new - old
 
-    def addresses(self) -> list[int]:
-        return [table.ctypes.data for table in (self.records, self.tiles, self.rows)]
+    def args(self, records: int = 0, tiles: int = 0, rows: int = 0) -> np.ndarray:
+        """STEP_ARGS over all tiles, with the tables at these addresses or where they are."""
+        args = np.zeros((), STEP_ARGS)
+        args["records"] = records or self.records.ctypes.data
+        args["tiles"] = tiles or self.tiles.ctypes.data
+        args["rows"] = rows or self.rows.ctypes.data
+        args["num_tiles"] = len(self.tiles)
+        args["rule"] = self.rule
+        return args
 
     def bytes(self, per_vector: int = 1) -> int:
         """What the launch has to move; of each buffer, as much as is a multiple of `per_vector` elements."""
@@ -122,7 +129,7 @@ class Problem:
     def updated_by_cpu(self) -> np.ndarray:
         """What the CPU kernel makes of the memory, which itself stays as it is."""
         before = self.memory.copy()
-        _cpu.step(*self.addresses(), 0, len(self.tiles), self.rule, 1)
+        _cpu.step(self.args().ctypes.data, 1)
         updated = self.memory.copy()
         self.memory[:] = before
         return updated

@@ -35,7 +35,6 @@ _UNMODELLED = (
     "LDGSTS",
     "UBLKCP",
     "ATOM",
-    "ATOMG",
     "RED",
 )
 

@@ -45,18 +45,17 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
     tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
     records, tiles, rows = (torch.from_numpy(table.view(np.uint8)).cuda() for table in tables)
     problem.move(memory.data_ptr(), host)
-    arguments = (0, len(problem.tiles), problem.rule)
     if backend == "cuda":
         from stackelberg_fused import _cuda
 
-        addresses = [table.data_ptr() for table in (records, tiles, rows)]
+        args = problem.args(*(table.data_ptr() for table in (records, tiles, rows)))
         stream = torch.cuda.current_stream()
-        _cuda.step(*addresses, *arguments, stream.device_index, stream.cuda_stream)
+        _cuda.step(args.ctypes.data, stream.device_index, stream.cuda_stream)
     else:
         from stackelberg_fused.triton_kernels.step import launch_step
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
-        launch_step(*words, *arguments)
+        launch_step(*words, 0, len(problem.tiles), 0, None, problem.rule)
     return memory.cpu().numpy()
 
 

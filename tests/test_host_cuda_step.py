@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
 def _launch(problem: Problem, order: str = "forward") -> None:
     library().sf_host_set_order(ORDERS.index(order), 3)
-    error = library().sf_host_step(*problem.addresses(), 0, len(problem.tiles), problem.rule)
+    error = library().sf_host_step(problem.args().ctypes.data)
     assert error is None, error
 
 

@@ -10,6 +10,8 @@ import sass
 from audit import audit, inexact_arithmetic
 
 from stackelberg_fused.rules import MIXED_RULES, RULES
+from stackelberg_fused.summation import LANES
+from stackelberg_fused.tables import TILE_ELEMENTS
 
 _cuda = pytest.importorskip(
     "stackelberg_fused._cuda", reason="the CUDA extension is not built here (no nvcc)"
@@ -40,12 +42,36 @@ def _rule(kernel: str) -> int:
     return -int(digits) if sign else int(digits)
 
 
-def test_full_tiles_move_each_element_once_in_128_bit_accesses(extracted: Path) -> None:
+@pytest.fixture(scope="module")
+def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
+    """Kernels by the source file that they are from, one list per architecture."""
+    found: dict[str, list[list[sass.Kernel]]] = {"step": [], "statistics": []}
     for cubin in sorted(extracted.glob("*.cubin")):
-        kernels = {_rule(kernel.name): kernel for kernel in sass.disassemble(cubin)}
-        assert set(kernels) == {*RULES, MIXED_RULES}, cubin.name
+        kernels = sass.disassemble(cubin)
+        (source,) = {re.search(r"(step|statistics)_kernel", kernel.name)[1] for kernel in kernels}
+        found[source].append(kernels)
+    assert len(found["step"]) == len(found["statistics"]) > 0
+    return found
+
+
+def test_full_tiles_move_each_element_once_in_128_bit_accesses(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for found in cubins["step"]:
+        kernels = {_rule(kernel.name): kernel for kernel in found}
+        assert set(kernels) == {*RULES, MIXED_RULES}
         for rule, kernel in kernels.items():
             audit(kernel, RULES if rule == MIXED_RULES else (rule,), THREADS, BLOCKS)
+
+
+def test_statistics_read_each_gradient_once_in_128_bit_accesses(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["statistics"]:
+        assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0
+        assert kernel.count("LDL", "STL", "LD", "ST") == 0
+        assert {path.load_bytes for path in kernel.paths()} == {0, 4 * TILE_ELEMENTS // LANES}
+        assert {path.store_bytes for path in kernel.paths()} == {0}
 
 
 def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
@@ -55,6 +81,6 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
     for file in files:
         ptx = file.read_text()
         assert inexact_arithmetic(ptx) == set(), file.name
-        assert "fma.rn.f32" in ptx
-        assert "div.rn.f32" in ptx
-        assert "sqrt.rn.f32" in ptx
+        wanted = "add mul div sqrt" if "statistics_kernel" in ptx else "fma div sqrt"
+        kind = "f64" if "statistics_kernel" in ptx else "f32"
+        assert all(f"{name}.rn.{kind}" in ptx for name in wanted.split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from audit import audit, inexact_arithmetic
+from audit import TABLE_LOADS, audit, inexact_arithmetic
 from sass import Accesses, Kernel, parse
 
 RESOURCES = {"REG": 32, "STACK": 0, "LOCAL": 0}
@@ -76,7 +76,7 @@ def test_audit_accepts_the_floor() -> None:
     [
         ((FULL_TILE[0], *FULL_TILE), "step"),  # a buffer read twice
         (FULL_TILE[1:], "step"),
-        (("LDG.E R8, [R4.64]",) * 21 + FULL_TILE, "narrow_loads=21"),
+        (("LDG.E R8, [R4.64]",) * (TABLE_LOADS + 1) + FULL_TILE, f"narrow_loads={TABLE_LOADS + 1}"),
         (("STG.E [R4.64], R8", *FULL_TILE), "narrow stores"),
         (("STL [R1], R8", *FULL_TILE), "spills"),
         (("LD.E R8, [R4.64]", *FULL_TILE), "generic"),

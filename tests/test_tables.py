@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from stackelberg_fused import tables
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
-from stackelberg_fused.tables import GROUP, RECORD, ROW, TILE_ELEMENTS
+from stackelberg_fused.tables import RECORD, ROW, SIGNALS, TILE_ELEMENTS
 
 NATIVE = ["_cpu", "_cuda"]
 
@@ -30,12 +31,18 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
     return dtype.fields[field][1] // word
 
 
-@pytest.mark.parametrize("name, dtype", [("RECORD", RECORD), ("ROW", ROW), ("GROUP", GROUP)])
+@pytest.mark.parametrize(
+    "name", ["RECORD", "ROW", "GROUP", "SIGNALS", "STEP_ARGS", "STATISTICS_ARGS"]
+)
 @pytest.mark.parametrize("module", NATIVE)
-def test_tables(module: str, name: str, dtype: np.dtype) -> None:
-    native = _native(module)
+def test_tables(module: str, name: str) -> None:
+    native, dtype = _native(module), getattr(tables, name)
     assert dtype.itemsize == getattr(native, f"{name}_BYTES")
-    offsets = {field: dtype.fields[field][1] for field in dtype.names if field != "reserved"}
+    offsets = {
+        field: dtype.fields[field][1]
+        for field in dtype.names
+        if field not in ("reserved", "padding")
+    }
     assert offsets == getattr(native, f"{name}_OFFSETS")
 
 
@@ -71,6 +78,13 @@ def test_triton_rows() -> None:
     names["momentum"] = "MOMENTUM_COEFFICIENT"
     for field, constant in names.items():
         assert getattr(rule, constant).value == _word(ROW, field, 4), field
+
+
+def test_triton_signals() -> None:
+    statistics = _triton("statistics")
+    words = {"sum_sq": 8, "norm": 8, "total_norm": 8, "factor": 4, "blocks_done": 4}
+    for field, word in words.items():
+        assert getattr(statistics, field.upper()).value == _word(SIGNALS, field, word), field
 
 
 def test_triton_rules() -> None:

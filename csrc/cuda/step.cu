@@ -34,7 +34,7 @@ template <int RULE>
 __device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at) {
   // vectors of every buffer that a thread has in flight: as many as its registers hold
   constexpr int kInFlight = uses_max_exp_avg_sq<RULE> ? 1 : kVectorsPerThread;
-#pragma unroll 1
+#pragma unroll
   for (int first = 0; first < kVectorsPerThread; first += kInFlight) {
     float4 param[kInFlight], grad[kInFlight], exp_avg[kInFlight], exp_avg_sq[kInFlight], max_exp_avg_sq[kInFlight];
     // All loads before the first use: what hides the latency of memory here is bytes in flight.
@@ -102,8 +102,9 @@ __device__ __forceinline__ void update_tile(const Record& record, const Row& row
 
 __device__ __forceinline__ double rate(const GroupScalars& group) {
   if (!group.lr_address) return group.lr;
-  return group.lr_is_double ? *reinterpret_cast<const double*>(group.lr_address)
-                            : static_cast<double>(*reinterpret_cast<const float*>(group.lr_address));
+  // an access that says that it is to global memory, which an address out of a table does not
+  return group.lr_is_double ? __ldcg(reinterpret_cast<const double*>(group.lr_address))
+                            : __ldcg(reinterpret_cast<const float*>(group.lr_address));
 }
 
 // Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old count is
