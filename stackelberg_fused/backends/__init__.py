@@ -73,5 +73,5 @@ def resolve_backend(
         choice = BACKENDS[choice]()
     refusal = choice.refusal(device, dtype)
     if refusal:
-        raise ValueError(f"{label}: {refusal}")
+        raise ValueError(f"{label}: {refusal}; backend='reference' does")
     return choice
