@@ -38,6 +38,9 @@ class _Active:
     mask: np.ndarray
     params: list[Tensor]
     everyone: bool
+    empty: Tensor | None = (
+        None  # of those without elements, where counts live on the device: 1 if they step
+    )
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ class LaunchUnit:
             scaling = scaling.on(table.device)
         if table.counts is None:
             if self._has_to_count(scaling):
+                self._refuse_in_capture("its step counts")
                 self._count_on_device()
             elif scaling is not None and scaling.says_skip():
                 return None
@@ -162,6 +166,13 @@ class LaunchUnit:
         captured = any(self.table.groups[index].get("capturable") for index in here)
         return unknown or captured or self.settings.rates_live_on(self.table.device)
 
+    def _refuse_in_capture(self, what: str) -> None:
+        """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
+        if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"step() is being captured in a CUDA graph, but {what} is not on the device yet: take a step before"
+            )
+
     def _count_on_device(self) -> None:
         table = self.table
         table.count_on_device()
@@ -177,10 +188,13 @@ class LaunchUnit:
         """Advance the counts of parameters without elements: no block comes by them."""
         if not len(self._empty):
             return
-        taken = torch.from_numpy(staged.active.mask).to(self._empty.device)[self._empty].float()
-        scaling = staged.work.scaling
+        active, scaling = staged.active, staged.work.scaling
+        if active.empty is None:
+            here = torch.from_numpy(active.mask).to(self._empty.device)
+            active.empty = here[self._empty].float()
+        taken = active.empty
         if scaling is not None and scaling.found_inf is not None:
-            taken *= scaling.found_inf == 0
+            taken = taken * (scaling.found_inf.view(()) == 0)
         self.table.steps.index_add_(0, self._empty, taken)
 
     def _activate(self, span: Span) -> _Active:
@@ -191,6 +205,7 @@ class LaunchUnit:
         indices = np.flatnonzero(mask).tolist()
         missing = [i for i in indices if not self._has_state[i]]
         if missing:
+            self._refuse_in_capture(f"the state of {self.table.slots[missing[0]].name}")
             allocate_state(self.table, missing, self.state)
             self.has_new_state = True
             self._has_state[missing] = True

@@ -11,7 +11,9 @@ import torch
 
 from stackelberg_fused.backends import mirror as mirror_module
 from stackelberg_fused.backends.mirror import Mirror, tables_on_device
-from stackelberg_fused.tables import RECORD, ROW
+from stackelberg_fused.tables import GROUP, RECORD, ROW
+
+TABLES = ("records", "tiles", "rows")
 
 
 class Stream:
@@ -73,6 +75,10 @@ def _table(rows: int = 2) -> SimpleNamespace:
         tiles=np.arange(8, dtype=np.int64).reshape(4, 2),
         rows=SimpleNamespace(rows=np.ones(rows, ROW)),
         version=0,
+        counts=None,
+        settings=SimpleNamespace(
+            static=np.ones(rows, ROW), scalars_for=lambda device: np.ones(rows, GROUP)
+        ),
         device=torch.device("cpu"),
         mirror=None,
     )
@@ -85,42 +91,42 @@ def _same(copies: tuple[torch.Tensor, ...], table: SimpleNamespace) -> bool:
 
 def test_only_what_changed_is_uploaded(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
-    assert _same(mirror.upload(table), table)
+    assert _same(mirror.upload(table, TABLES), table)
     assert gpu.recorded == 3
     table.rows.rows["step_size"] = 2
-    assert _same(mirror.upload(table), table)
+    assert _same(mirror.upload(table, TABLES), table)
     assert gpu.recorded == 4  # rows: new at every step
     table.records["grad"] = 48
     table.version += 1
-    assert _same(mirror.upload(table), table)
+    assert _same(mirror.upload(table, TABLES), table)
     assert gpu.recorded == 6
 
 
 def test_tables_that_grow(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
-    mirror.upload(table)
+    mirror.upload(table, TABLES)
     table.rows.rows = np.ones(9, ROW)
-    assert _same(mirror.upload(table), table)
+    assert _same(mirror.upload(table, TABLES), table)
 
 
 def test_a_block_is_written_again_only_when_its_copy_is_over(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
     for _ in range(4):
-        mirror.upload(table)
+        mirror.upload(table, TABLES)
     assert gpu.blocks == 2 + 4  # records, tiles; rows for each step in flight
     gpu.finish()
     for _ in range(4):
-        mirror.upload(table)
+        mirror.upload(table, TABLES)
         gpu.finish()
     assert gpu.blocks == 2 + 4
 
 
 def test_another_stream_waits_for_the_last_one(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
-    mirror.upload(table)
+    mirror.upload(table, TABLES)
     first, gpu.stream = gpu.stream, Stream()
-    mirror.upload(table)
-    mirror.upload(table)
+    mirror.upload(table, TABLES)
+    mirror.upload(table, TABLES)
     assert gpu.stream.waited_for == [first]
     assert first.waited_for == []
 
@@ -128,8 +134,51 @@ def test_another_stream_waits_for_the_last_one(gpu: Gpu) -> None:
 def test_capture_is_refused_before_anything_is_uploaded(gpu: Gpu) -> None:
     gpu.is_capturing = True
     with pytest.raises(RuntimeError, match="CUDA graph"):
-        Mirror(torch.device("cpu")).upload(_table())
+        Mirror(torch.device("cpu")).upload(_table(), TABLES)
     assert gpu.recorded == 0
+
+
+def _captured(gpu: Gpu, mirror: Mirror, table: SimpleNamespace) -> list[bytes]:
+    """Contents of the copies that a capture made."""
+    gpu.is_capturing = True
+    copies = mirror.upload(table, (*TABLES, "groups"))
+    gpu.is_capturing = False
+    return [copy.numpy().tobytes() for copy in copies]
+
+
+def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
+    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table.counts = object()
+    mirror.upload(table, TABLES)
+    provided = gpu.blocks
+    seen = _captured(gpu, mirror, table)
+    assert gpu.blocks == provided  # nothing is allocated while a stream is captured
+    host = (table.records, table.tiles, table.settings.static, table.settings.scalars_for(None))
+    assert seen == [part.tobytes() for part in host]
+    ((pinned, copy),) = mirror._captured._used
+    before = pinned.clone()
+    for number in range(100):
+        table.records["grad"] = number
+        table.version += 1
+        mirror.upload(table, TABLES)
+        gpu.finish()
+    assert torch.equal(pinned, before)
+    assert torch.equal(copy, before)  # nobody but a replay writes there
+    table.records["grad"] = 0
+    assert _captured(gpu, mirror, table) == seen
+    assert len({block.data_ptr() for block, _ in mirror._captured._used}) == 2
+
+
+def test_a_capture_of_a_larger_table_gets_larger_blocks(gpu: Gpu) -> None:
+    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table.counts = object()
+    mirror.upload(table, TABLES)
+    table.records = np.zeros(900, RECORD)
+    table.version += 1
+    mirror.upload(table, TABLES)
+    provided = gpu.blocks
+    assert _captured(gpu, mirror, table)[0] == table.records.tobytes()
+    assert gpu.blocks == provided
 
 
 def test_on_the_cpu_the_tables_are_the_hosts_own() -> None:

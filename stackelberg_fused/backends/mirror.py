@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..layout import Table
 
+LAUNCHES_PER_STEP = 2  # statistics, and the step
+
 
 class PinnedRing:
     """Pinned blocks for the uploads of one table: one is used again only after its copy is known to be over.
@@ -27,7 +29,7 @@ class PinnedRing:
         if self._blocks and self._blocks[0][2].query():
             pinned, view, event = self._blocks.popleft()
         else:
-            pinned = torch.empty(self._nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+            pinned = _pinned(self._nbytes)
             view, event = pinned.numpy(), torch.cuda.Event()
         view[:] = _as_bytes(source)
         destination.copy_(pinned, non_blocking=True)
@@ -44,6 +46,51 @@ class _Copy:
         self.version: int | bytes | None = None
 
 
+class CapturedUploads:
+    """Uploads that a CUDA graph repeats at every replay, each from a pinned block and to memory that nothing else uses.
+
+    Both are kept for as long as the table is, since nobody tells when a graph is gone. Pinned memory is provided before
+    a capture begins, in which it could not be allocated.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spare: list[Tensor] = []
+        self._used: list[tuple[Tensor, Tensor]] = []
+
+    def provide(self, table: Table) -> None:
+        """Have pinned blocks for the launches of one step, of a table of this size."""
+        names = ("records", "tiles", "rows", "groups")
+        nbytes = sum(_padded(_source(table, name)[0].nbytes) for name in names)
+        self._spare = [block for block in self._spare if block.numel() >= nbytes]
+        while len(self._spare) < LAUNCHES_PER_STEP:
+            self._spare.append(_pinned(nbytes))
+
+    def upload(self, sources: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+        """Copies on the device as uint8 tensors, made by the capture's stream."""
+        nbytes = sum(_padded(source.nbytes) for source in sources)
+        fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
+        pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
+        copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
+        self._used.append((pinned, copy))
+        parts, at = [], 0
+        for source in sources:
+            pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
+            parts.append(copy[at : at + source.nbytes])
+            at += _padded(source.nbytes)
+        copy.copy_(pinned, non_blocking=True)
+        return tuple(parts)
+
+
+def _pinned(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+
+def _padded(nbytes: int) -> int:
+    """To whole cache lines, which kernels may rely on."""
+    return -(-nbytes // 256) * 256
+
+
 class Mirror:
     """Records, tiles and rows of one table on its GPU."""
 
@@ -51,6 +98,7 @@ class Mirror:
         self._device = device
         self._copies: dict[str, _Copy] = {}
         self._stream: torch.cuda.Stream | None = None
+        self._captured = CapturedUploads(device)
 
     def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
         """These of the host's tables as uint8 tensors, ready for a kernel on the current stream.
@@ -59,11 +107,15 @@ class Mirror:
             RuntimeError: the stream is being captured, and the table's step counts and rates live on the host: a replay
                 would repeat the bias corrections of one step.
         """
-        if torch.cuda.is_current_stream_capturing() and table.counts is None:
-            raise RuntimeError(
-                "step() can be captured in a CUDA graph only with capturable=True: step counts and rates live on the "
-                "host"
-            )
+        if torch.cuda.is_current_stream_capturing():
+            if table.counts is None:
+                raise RuntimeError(
+                    "step() can be captured in a CUDA graph only with capturable=True: step counts and rates live on "
+                    "the host"
+                )
+            return self._captured.upload([_source(table, name)[0] for name in names])
+        if table.counts is not None:
+            self._captured.provide(table)
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
             self._move_to(stream)
