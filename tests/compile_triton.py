@@ -53,7 +53,7 @@ def compile_arch(kernel: CompileOnly, folder: Path, arch: int, rules: list[int])
     words = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
 
     def compile_rule(rule: int, first_tile: int = 0) -> Any:
-        step.launch_step(words, words, words.view(torch.float32), first_tile, 1, 0, None, rule)
+        step.launch_step(words, words, words.view(torch.float32), first_tile, 1, 0, rule)
         return kernel.compiled[-1]
 
     for rule in rules:

@@ -21,8 +21,8 @@ def check(problem: Problem) -> None:
         for t, n in zip(tables, (np.int64, np.int64, np.float32), strict=True)
     ]
     half = len(problem.tiles) // 2
-    launch_step(*words, 0, half, 0, None, problem.rule)
-    launch_step(*words, half, len(problem.tiles) - half, 0, None, problem.rule)
+    launch_step(*words, 0, half, 0, problem.rule)
+    launch_step(*words, half, len(problem.tiles) - half, 0, problem.rule)
     updated = problem.memory
     close = np.isclose(updated, expected, rtol=2e-5, atol=2e-6, equal_nan=True)
     problem.memory = before

@@ -55,7 +55,7 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
         from stackelberg_fused.triton_kernels.step import launch_step
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
-        launch_step(*words, 0, len(problem.tiles), 0, None, problem.rule)
+        launch_step(*words, 0, len(problem.tiles), 0, problem.rule)
     return memory.cpu().numpy()
 
 

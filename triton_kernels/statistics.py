@@ -66,7 +66,7 @@ def _player_sum(sums, begin, end):
 def _clip_factor(norm, max_norm):
     factor = max_norm / (norm + 1e-6)
     clips = ((factor < 1.0) | (factor != factor)) & (max_norm != float("inf"))
-    return tl.where(clips, factor, 1.0).to(tl.float32)
+    return tl.where(clips, factor, 1.0)
 
 
 @triton.jit(do_not_specialize=["first_tile", "num_tiles", "first_head_tile"])
@@ -79,7 +79,9 @@ def statistics_kernel(
     tile_sums,
     signals,
     limits,
+    grad_scale,
     JOINT: tl.constexpr,
+    SCALED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Sum up one tile.
@@ -89,7 +91,8 @@ def statistics_kernel(
         first_tile, num_tiles: the tiles of the launch; those from first_head_tile on are the head's.
         tile_sums: float64 pointer, one per tile of the table.
         signals: float64 pointer to struct Signals.
-        limits: float64 pointer: largest norms of body and head, the first of both together where JOINT.
+        limits: float64 pointer: largest norms of body and head, where JOINT of both together.
+        grad_scale: float32 pointer: of the loss, where SCALED.
     """
     t = first_tile + tl.program_id(0)
     record = records + tl.load(tiles + t * TILE_WORDS) * RECORD_WORDS
@@ -111,21 +114,23 @@ def statistics_kernel(
         split = tl.minimum(tl.maximum(first_head_tile, first_tile), end)
         body = _player_sum(tile_sums, first_tile, split)
         head = _player_sum(tile_sums, split, end)
-        body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
-        total_norm = tl.sqrt(body + head)
+        unscale = tl.full((), 1.0, tl.float64)
+        if SCALED:
+            unscale = unscale / tl.load(grad_scale).to(tl.float64)
+        body_norm, head_norm = tl.sqrt(body) * unscale, tl.sqrt(head) * unscale
+        total_norm = tl.sqrt(body + head) * unscale
         tl.store(signals + SUM_SQ, body)
         tl.store(signals + SUM_SQ + 1, head)
         tl.store(signals + NORM, body_norm)
         tl.store(signals + NORM + 1, head_norm)
         tl.store(signals + TOTAL_NORM, total_norm)
-        factors = signals.to(tl.pointer_type(tl.float32)) + FACTOR
         if JOINT:
-            factor = _clip_factor(total_norm, tl.load(limits))
-            tl.store(factors, factor)
-            tl.store(factors + 1, factor)
-        else:
-            tl.store(factors, _clip_factor(body_norm, tl.load(limits)))
-            tl.store(factors + 1, _clip_factor(head_norm, tl.load(limits + 1)))
+            body_norm, head_norm = total_norm, total_norm
+        factors = signals.to(tl.pointer_type(tl.float32)) + FACTOR
+        body_factor = _clip_factor(body_norm, tl.load(limits)) * unscale
+        head_factor = _clip_factor(head_norm, tl.load(limits + 1)) * unscale
+        tl.store(factors, body_factor.to(tl.float32))
+        tl.store(factors + 1, head_factor.to(tl.float32))
         tl.store(blocks_done, 0)
 
 
@@ -139,12 +144,13 @@ def launch_statistics(
     signals: torch.Tensor,
     limits: torch.Tensor,
     joint: bool,
+    grad_scale: torch.Tensor | None = None,
 ) -> None:
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
         records: int64 [parameters * 8], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
-            limits: float64 [2], on one device.
+            limits: float64 [2], grad_scale: float32 [1]; on one device.
     """
     statistics_kernel[(num_tiles,)](
         records,
@@ -155,7 +161,9 @@ def launch_statistics(
         tile_sums,
         signals,
         limits,
+        limits if grad_scale is None else grad_scale,
         JOINT=joint,
+        SCALED=grad_scale is not None,
         TILE=TILE_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

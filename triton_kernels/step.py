@@ -1,9 +1,12 @@
 """One launch for any number of groups: program i updates tile first_tile + i, whatever parameter it belongs to."""
 
+from dataclasses import dataclass, fields
+
 import torch
 import triton
 import triton.language as tl
 
+from .row import GROUP_WORDS, arrive, complete_row, load_row
 from .update_rule import AMSGRAD, L2, MOMENTUM, NESTEROV, SGD, adam_update, sgd_update
 
 TILE_ELEMENTS = 4096
@@ -14,6 +17,12 @@ VECTOR_PASS: tl.constexpr = tl.constexpr(2048)
 SCALAR_PASS: tl.constexpr = tl.constexpr(512)
 
 MIXED_RULES: tl.constexpr = tl.constexpr(-1)
+
+# what a launch does beside the update
+CLIPPED: tl.constexpr = tl.constexpr(1)
+SCALED: tl.constexpr = tl.constexpr(2)
+SKIPPABLE: tl.constexpr = tl.constexpr(4)
+COUNTED: tl.constexpr = tl.constexpr(8)
 
 # words of struct Record, struct Tile and struct Row in csrc/tables.h
 RECORD_WORDS: tl.constexpr = tl.constexpr(8)
@@ -95,16 +104,47 @@ def _update_tile(record, row, factor, offset, RULE: tl.constexpr, TILE: tl.const
             _update(row, factor, addresses, offset + index, index < count, RULE, False)
 
 
+@triton.jit
+def _update_by_rule(record, row, factor, offset, rule, TILE: tl.constexpr):
+    """Every rule that exists: SF_FOR_EACH_RULE in csrc/tables.h."""
+    if rule == 0:
+        _update_tile(record, row, factor, offset, 0, TILE)
+    elif rule == AMSGRAD:
+        _update_tile(record, row, factor, offset, AMSGRAD, TILE)
+    elif rule == L2:
+        _update_tile(record, row, factor, offset, L2, TILE)
+    elif rule == (AMSGRAD | L2):
+        _update_tile(record, row, factor, offset, AMSGRAD | L2, TILE)
+    elif rule == SGD:
+        _update_tile(record, row, factor, offset, SGD, TILE)
+    elif rule == (SGD | L2):
+        _update_tile(record, row, factor, offset, SGD | L2, TILE)
+    elif rule == (SGD | MOMENTUM):
+        _update_tile(record, row, factor, offset, SGD | MOMENTUM, TILE)
+    elif rule == (SGD | MOMENTUM | L2):
+        _update_tile(record, row, factor, offset, SGD | MOMENTUM | L2, TILE)
+    elif rule == (SGD | MOMENTUM | NESTEROV):
+        _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV, TILE)
+    elif rule == (SGD | MOMENTUM | NESTEROV | L2):
+        _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV | L2, TILE)
+
+
 @triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
 def step_kernel(
     records,
     tiles,
     rows,
-    factors,
     first_tile: tl.int64,
     first_head_tile: tl.int64,
+    factors,
+    grad_scale,
+    found_inf,
+    groups,
+    steps,
+    readiness,
+    arrived,
     RULE: tl.constexpr,
-    CLIPPED: tl.constexpr,
+    MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Update one tile. RULE is one rule for all, or MIXED_RULES: then each program follows its row.
@@ -113,45 +153,73 @@ def step_kernel(
         records: int64 pointer, RECORD_WORDS per parameter.
         tiles: int64 pointer, (record, offset) per tile.
         rows: float32 pointer, ROW_WORDS per row; word 0 is the rule, an int32.
-        factors: float32 pointer: what the gradients of body and head are multiplied by, where CLIPPED.
         first_tile: index of program 0's tile; those from first_head_tile on are the head's.
+        factors: float32 pointer: what the gradients of body and head are multiplied by, in MODE CLIPPED.
+        grad_scale: float32 pointer: what they are divided by, in MODE SCALED.
+        found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
+        groups, steps, readiness, arrived: as in struct StepArgs, in MODE COUNTED.
     """
     t = first_tile + tl.program_id(0)
     tile = tiles + t * TILE_WORDS
-    record = records + tl.load(tile) * RECORD_WORDS
+    index = tl.load(tile)
+    record = records + index * RECORD_WORDS
     # the hint belongs here: on the argument of a function that is inlined later it would be lost
     offset = tl.multiple_of(tl.load(tile + 1), 16)
-    if tl.load(record + GRAD) != 0:
-        row = rows + tl.load(record + ROW) * ROW_WORDS
-        if CLIPPED:
+    moves = tl.load(record + GRAD) != 0
+    if SKIPPABLE & MODE:
+        moves = moves & (tl.load(found_inf) == 0)
+    if moves:
+        at = tl.load(record + ROW)
+        words = rows + at * ROW_WORDS
+        if COUNTED & MODE:
+            count = tl.load(steps + index)
+            ready = tl.load(readiness + index)
+            row = complete_row(words, groups + at * GROUP_WORDS, count, ready)
+            tiles_of_it = (tl.load(record + NUMEL) + TILE - 1) // TILE
+            arrive(steps, readiness, arrived, index, tiles_of_it, count)
+        else:
+            row = load_row(words)
+        if CLIPPED & MODE:
             factor = tl.load(factors + (t >= first_head_tile).to(tl.int32))
+        elif SCALED & MODE:
+            factor = tl.div_rn(1.0, tl.load(grad_scale))
         else:
             factor = 1.0
         if RULE == MIXED_RULES:
-            rule = tl.load(row.to(tl.pointer_type(tl.int32)))
-            # every rule that exists: SF_FOR_EACH_RULE in csrc/tables.h
-            if rule == 0:
-                _update_tile(record, row, factor, offset, 0, TILE)
-            elif rule == AMSGRAD:
-                _update_tile(record, row, factor, offset, AMSGRAD, TILE)
-            elif rule == L2:
-                _update_tile(record, row, factor, offset, L2, TILE)
-            elif rule == (AMSGRAD | L2):
-                _update_tile(record, row, factor, offset, AMSGRAD | L2, TILE)
-            elif rule == SGD:
-                _update_tile(record, row, factor, offset, SGD, TILE)
-            elif rule == (SGD | L2):
-                _update_tile(record, row, factor, offset, SGD | L2, TILE)
-            elif rule == (SGD | MOMENTUM):
-                _update_tile(record, row, factor, offset, SGD | MOMENTUM, TILE)
-            elif rule == (SGD | MOMENTUM | L2):
-                _update_tile(record, row, factor, offset, SGD | MOMENTUM | L2, TILE)
-            elif rule == (SGD | MOMENTUM | NESTEROV):
-                _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV, TILE)
-            elif rule == (SGD | MOMENTUM | NESTEROV | L2):
-                _update_tile(record, row, factor, offset, SGD | MOMENTUM | NESTEROV | L2, TILE)
+            rule = tl.load(words.to(tl.pointer_type(tl.int32)))
+            _update_by_rule(record, row, factor, offset, rule, TILE)
         else:
             _update_tile(record, row, factor, offset, RULE, TILE)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a launch takes beside its tables; all on their device, None where there is none.
+
+    Attributes:
+        factors: float32 [2]: what the gradients of body and head are multiplied by.
+        grad_scale: float32 [1]: else, what they are divided by.
+        found_inf: float32 [1]: where it is not 0 nothing moves.
+        groups: float64 [groups * 8], of a table that counts steps on its device; then `rows` holds one row per group.
+        steps, ready, arrived: float32, int32, int32 [parameters], likewise.
+    """
+
+    factors: torch.Tensor | None = None
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
+    steps: torch.Tensor | None = None
+    ready: torch.Tensor | None = None
+    arrived: torch.Tensor | None = None
+
+    @property
+    def mode(self) -> int:
+        mode = CLIPPED.value if self.factors is not None else 0
+        if self.factors is None and self.grad_scale is not None:
+            mode |= SCALED.value
+        if self.found_inf is not None:
+            mode |= SKIPPABLE.value
+        return mode | (COUNTED.value if self.groups is not None else 0)
 
 
 def launch_step(
@@ -161,24 +229,25 @@ def launch_step(
     first_tile: int,
     num_tiles: int,
     first_head_tile: int,
-    factors: torch.Tensor | None,
     rule: int,
+    extras: Extras = Extras(),
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 8], tiles: int64 [tiles * 2], rows: float32 [rows * 16], factors:
-            float32 [2] of body and head, or None: 1; on one device.
+        records: int64 [parameters * 8], tiles: int64 [tiles * 2], rows: float32 [rows * 16], on one device.
     """
+    given = (getattr(extras, field.name) for field in fields(extras))
     step_kernel[(num_tiles,)](
         records,
         tiles,
         rows,
-        rows if factors is None else factors,
         first_tile,
         first_head_tile,
+        # a pointer that the mode does not use may be any
+        *(rows if tensor is None else tensor for tensor in given),
         RULE=rule,
-        CLIPPED=factors is not None,
+        MODE=extras.mode,
         TILE=TILE_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

@@ -15,7 +15,7 @@ L2: tl.constexpr = tl.constexpr(4)
 MOMENTUM: tl.constexpr = tl.constexpr(8)
 NESTEROV: tl.constexpr = tl.constexpr(16)
 
-# words of struct Row in csrc/tables.h
+# words of struct Row in csrc/tables.h, and places in the tuple of its scalars that rules get
 GRAD_SIGN: tl.constexpr = tl.constexpr(1)
 WEIGHT_DECAY: tl.constexpr = tl.constexpr(2)
 PARAM_DECAY: tl.constexpr = tl.constexpr(3)
@@ -30,18 +30,18 @@ ONE_MINUS_DAMPENING: tl.constexpr = tl.constexpr(10)
 
 @triton.jit
 def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.constexpr):
-    """Adam and AdamW on a block. `row` points at the scalars; returns (param, exp_avg, exp_avg_sq, max_exp_avg_sq)."""
+    """Adam and AdamW on a block. `row`: its scalars, by word; returns (param, exp_avg, exp_avg_sq, max_exp_avg_sq)."""
     # maximize: ascend by negating the gradient
-    grad = tl.load(row + GRAD_SIGN) * grad
+    grad = row[GRAD_SIGN] * grad
     # l2 weight decay
     if L2 & RULE:
-        grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
+        grad = tl.fma(row[WEIGHT_DECAY], param, grad)
     # first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
-    lerp_weight = tl.load(row + LERP_WEIGHT)
+    lerp_weight = row[LERP_WEIGHT]
     exp_avg = tl.fma(lerp_weight, grad - exp_avg, tl.where(lerp_weight > 0, exp_avg, grad))
     # second moment
-    decayed = tl.load(row + BETA2) * exp_avg_sq
-    exp_avg_sq = tl.fma(tl.load(row + ONE_MINUS_BETA2) * grad, grad, decayed)
+    decayed = row[BETA2] * exp_avg_sq
+    exp_avg_sq = tl.fma(row[ONE_MINUS_BETA2] * grad, grad, decayed)
     # amsgrad: running maximum; NaN stays NaN
     second_moment = exp_avg_sq
     if AMSGRAD & RULE:
@@ -49,32 +49,30 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
         max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
         second_moment = max_exp_avg_sq
     # update, with decoupled weight decay
-    denom = tl.sqrt_rn(second_moment) + tl.load(row + EPS)
-    update = tl.load(row + STEP_SIZE) * tl.div_rn(exp_avg, denom)
+    denom = tl.sqrt_rn(second_moment) + row[EPS]
+    update = row[STEP_SIZE] * tl.div_rn(exp_avg, denom)
     # times -1.0: Triton's unary minus is 0 - x, which loses the sign of zero
-    param = tl.fma(tl.load(row + PARAM_DECAY), param, -1.0 * update)
+    param = tl.fma(row[PARAM_DECAY], param, -1.0 * update)
     return param, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
 @triton.jit
 def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
-    """SGD on a block. `row` points at the scalars; returns (param, momentum_buffer)."""
+    """SGD on a block. `row`: its scalars, by word; returns (param, momentum_buffer)."""
     # maximize: ascend by negating the gradient
-    grad = tl.load(row + GRAD_SIGN) * grad
+    grad = row[GRAD_SIGN] * grad
     # l2 weight decay
     if L2 & RULE:
-        grad = tl.fma(tl.load(row + WEIGHT_DECAY), param, grad)
+        grad = tl.fma(row[WEIGHT_DECAY], param, grad)
     # momentum
     if MOMENTUM & RULE:
-        momentum = tl.load(row + MOMENTUM_COEFFICIENT)
-        momentum_buffer = tl.fma(
-            tl.load(row + ONE_MINUS_DAMPENING), grad, momentum * momentum_buffer
-        )
+        momentum = row[MOMENTUM_COEFFICIENT]
+        momentum_buffer = tl.fma(row[ONE_MINUS_DAMPENING], grad, momentum * momentum_buffer)
         # nesterov: look ahead along the momentum
         if NESTEROV & RULE:
             grad = tl.fma(momentum, momentum_buffer, grad)
         else:
             grad = momentum_buffer
     # update
-    param = tl.fma(-1.0 * tl.load(row + STEP_SIZE), grad, param)
+    param = tl.fma(-1.0 * row[STEP_SIZE], grad, param)
     return param, momentum_buffer

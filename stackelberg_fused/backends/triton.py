@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..layout import Table
 from ..statistics import ClipLimits
@@ -15,11 +16,11 @@ from .mirror import gradients_on_device, tables_on_device
 
 try:
     from ..triton_kernels.statistics import launch_statistics
-    from ..triton_kernels.step import launch_step
+    from ..triton_kernels.step import Extras, launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:
-    launch_step = launch_statistics = None
+    launch_step = launch_statistics = Extras = None
     _IMPORT_ERROR = str(error)
 
 
@@ -32,6 +33,7 @@ class TritonBackend(Backend):
     """One Triton kernel for all groups, from the same tables as `cuda`."""
 
     name = "triton"
+    counts_on_device = True
 
     @classmethod
     def status(cls) -> BackendStatus:
@@ -68,13 +70,14 @@ class TritonBackend(Backend):
                 table.statistics.signals.view(torch.float64),
                 table.statistics.limits_on_device(limits),
                 limits.joint,
+                work.scaling and work.scaling.grad_scale,
             )
         return 1
 
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
         with self._on_device(table):
-            records, tiles, rows = tables_on_device(table)
+            records, tiles, rows, *groups = tables_on_device(table)
             launch_step(
                 records.view(torch.int64),
                 tiles.view(torch.int64),
@@ -82,7 +85,20 @@ class TritonBackend(Backend):
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                table.statistics.factors if work.clipped else None,
                 work.rule,
+                _extras(work, *groups),
             )
         return 1
+
+
+def _extras(work: Work, groups: Tensor | None = None) -> Extras:
+    counts, scaling = work.table.counts, work.scaling
+    return Extras(
+        factors=work.table.statistics.factors if work.clipped else None,
+        grad_scale=scaling and scaling.grad_scale,
+        found_inf=scaling and scaling.found_inf,
+        groups=None if groups is None else groups.view(torch.float64),
+        steps=counts and counts.steps,
+        ready=counts and counts.ready,
+        arrived=counts and counts.arrived,
+    )

@@ -1,0 +1,93 @@
+"""The scalars of a row in Triton: read, or computed where step counts live on the device, as csrc/row.h does it."""
+
+import triton
+import triton.language as tl
+
+# words of struct GroupScalars in csrc/tables.h, 8 bytes each
+GROUP_WORDS: tl.constexpr = tl.constexpr(8)
+LR: tl.constexpr = tl.constexpr(0)
+BETA1: tl.constexpr = tl.constexpr(1)
+GROUP_BETA2: tl.constexpr = tl.constexpr(2)
+GROUP_EPS: tl.constexpr = tl.constexpr(3)
+DECAY: tl.constexpr = tl.constexpr(4)
+LR_ADDRESS: tl.constexpr = tl.constexpr(5)
+LR_IS_DOUBLE: tl.constexpr = tl.constexpr(6)
+
+
+@triton.jit
+def load_row(row):
+    """The scalars of a complete row, by word; word 0, the rule, is left out."""
+    return (
+        0.0,
+        tl.load(row + 1),
+        tl.load(row + 2),
+        tl.load(row + 3),
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        tl.load(row + 7),
+        tl.load(row + 8),
+        tl.load(row + 9),
+        tl.load(row + 10),
+    )
+
+
+@triton.jit
+def _integer_power(base, exponent):
+    """base ** exponent by binary exponentiation: multiplications only, in this order in every language."""
+    result = tl.full((), 1.0, tl.float64)
+    while exponent > 0:
+        result = tl.where((exponent & 1) != 0, result * base, result)
+        exponent = exponent >> 1
+        base = tl.where(exponent > 0, base * base, base)
+    return result
+
+
+@triton.jit
+def _rate(group):
+    address = tl.load(group.to(tl.pointer_type(tl.int64)) + LR_ADDRESS)
+    rate = tl.load(group + LR)
+    if address != 0:
+        if tl.load(group.to(tl.pointer_type(tl.int64)) + LR_IS_DOUBLE) != 0:
+            rate = tl.load(address.to(tl.pointer_type(tl.float64)))
+        else:
+            rate = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
+    return rate
+
+
+@triton.jit
+def complete_row(row, group, count, ready):
+    """The scalars of a step from the row and the doubles of its group, by word.
+
+    Args:
+        row: float32 pointer, group: float64 pointer.
+        count: steps taken, float32.
+        ready: int32; 0 where the step creates the momentum buffer.
+    """
+    lr = _rate(group)
+    step = count.to(tl.int64) + 1
+    bias_correction2_sqrt = tl.sqrt(1.0 - _integer_power(tl.load(group + GROUP_BETA2), step))
+    factor = bias_correction2_sqrt / (1.0 - _integer_power(tl.load(group + BETA1), step))
+    return (
+        0.0,
+        tl.load(row + 1),
+        tl.load(row + 2),
+        (1.0 - lr * tl.load(group + DECAY)).to(tl.float32),
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        (lr * factor).to(tl.float32),
+        (tl.load(group + GROUP_EPS) * bias_correction2_sqrt).to(tl.float32),
+        tl.load(row + 9),
+        tl.where(ready != 0, tl.load(row + 10), 1.0),
+    )
+
+
+@triton.jit
+def arrive(steps, readiness, arrived, index, tiles, count):
+    """Count a program of a parameter in; the last one takes the step."""
+    tl.debug_barrier()  # every thread has read the count
+    if tl.atomic_add(arrived + index, 1, sem="acq_rel") == tiles - 1:
+        tl.store(arrived + index, 0)
+        tl.store(steps + index, count + 1.0)
+        tl.store(readiness + index, 1)
