@@ -53,6 +53,17 @@ def _is_trained(slot: Slot) -> bool:
     return slot.param.requires_grad or slot.param.grad is not None
 
 
+def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
+    """Raise ValueError for parameters on a GPU that cannot be stepped in a CUDA graph though they are to be."""
+    if backend.counts_on_device or slots[0].local.device.type != "cuda":
+        return
+    for slot in slots:
+        if groups[slot.group].get("capturable"):
+            raise ValueError(
+                f"{slot.name}: capturable=True needs the cuda or the triton backend, not {backend.name}"
+            )
+
+
 class Engine:
     """Every launch unit of an optimizer.
 
@@ -89,6 +100,8 @@ class Engine:
         slots = {key: slots[key] for key in updated}
         warned = set() if warned is None else warned
         backends = {key: resolve_backend(choice, *key, slots[key][0].name, warned) for key in slots}
+        for key, backend in backends.items():
+            _check_capturable(slots[key], groups, backend)
         self.unplaced: dict[int, Slot] = {}
         for key_slots in slots.values():
             self._place([slot for slot in key_slots if slot.param.requires_grad])

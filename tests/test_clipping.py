@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
+from backends import by_backend, chosen
 from cases import (
     MIXED,
     Options,
@@ -24,13 +22,11 @@ from cases import (
     step,
 )
 from checks import all_params, assert_same_bits, assert_same_optimizers
-from host_cuda.backend import HostCudaBackend
 from tolerances import SEVERAL_STEPS
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import stackelberg_fused as sf
-from stackelberg_fused.backends.cpu import CpuBackend
 from stackelberg_fused.backends.triton import is_interpreting
 
 LIMITS = {
@@ -42,40 +38,15 @@ LIMITS = {
 }
 ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
 OPTIONS = [*kernel_options(), MIXED]
-HOST = ["reference", "cpu", "avx2", "baseline", "cuda-on-host"]
-GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
-INTERPRETED = [
-    pytest.param(
-        "triton",
-        marks=pytest.mark.skipif(
-            not is_interpreting(), reason="runs inside test_triton_interpreted_in_another_process"
-        ),
-    )
-]
-by_backend = pytest.mark.parametrize("backend", INTERPRETED if is_interpreting() else [*HOST, *GPU])
 by_limits = pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-
-
-def _chosen(backend: str) -> tuple[Any, str]:
-    """A backend by name, and the device that it runs on."""
-    if backend == "cuda-on-host":
-        if not HostCudaBackend.status().available:
-            pytest.skip(HostCudaBackend.status().reason)
-        return HostCudaBackend(order="shuffled", seed=1), "cpu"
-    if backend in ("avx2", "baseline"):
-        try:
-            return CpuBackend(isa=backend), "cpu"
-        except RuntimeError as error:
-            pytest.skip(str(error))
-    return backend, "cuda" if backend in ("cuda", "triton") and not is_interpreting() else "cpu"
 
 
 def _optimizer(
     options: Options, backend: str, num_groups: int = 7, large: bool = False, **more: Any
 ) -> Any:
-    chosen, device = _chosen(backend)
+    instance, device = chosen(backend)
     groups = groups_of(sizes_for(num_groups, large), device, mixed=options.mixed)
-    return options.ours(groups, backend=chosen, **more)
+    return options.ours(groups, backend=instance, **more)
 
 
 def _measured(optimizer: Any) -> list[torch.Tensor]:
@@ -216,9 +187,9 @@ def test_nothing_to_measure(backend: str, limits: Any) -> None:
 
 @by_backend
 def test_large_gradients_do_not_overflow(backend: str) -> None:
-    chosen, device = _chosen(backend)
+    instance, device = chosen(backend)
     p = nn.Parameter(torch.zeros(10_000, device=device))
-    ours = sf.StackelbergSGD([p], lr=1.0, backend=chosen, max_grad_norm=1.0)
+    ours = sf.StackelbergSGD([p], lr=1.0, backend=instance, max_grad_norm=1.0)
     p.grad = torch.full_like(p, 1e30)
     ours.step()
     exact = 100 * float(torch.tensor(1e30))
@@ -228,13 +199,13 @@ def test_large_gradients_do_not_overflow(backend: str) -> None:
 
 @by_backend
 def test_gradients_at_every_offset(backend: str) -> None:
-    chosen, device = _chosen(backend)
+    instance, device = chosen(backend)
     numel = 9000
     values = gradient(numel, 1).to(device)
     seen = []
     for shift in range(5):
         p = nn.Parameter(normal(numel, 0).to(device))
-        ours = sf.StackelbergSGD([p], lr=1.0, backend=chosen, max_grad_norm=1.0)
+        ours = sf.StackelbergSGD([p], lr=1.0, backend=instance, max_grad_norm=1.0)
         p.grad = torch.zeros(numel + 8, device=device)[shift : shift + numel].copy_(values)
         ours.step()
         measured = torch.stack([t.double() for t in _measured(ours)])
@@ -349,26 +320,3 @@ def test_bad_limits(limits: Any, match: str) -> None:
 def test_differentiable_steps_are_not_clipped() -> None:
     with pytest.raises(ValueError, match="clip_grad_norm_"):
         sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], differentiable=True, max_grad_norm=1.0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(is_interpreting(), reason="this is that process")
-def test_triton_interpreted_in_another_process() -> None:
-    triton = next(status for status in sf.backends() if status.name == "triton")
-    if not triton.available and "TRITON_INTERPRET" not in triton.reason:
-        pytest.skip(triton.reason)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "triton and not interpreted",
-        __file__,
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout

@@ -93,8 +93,18 @@ class HostCudaBackend(Backend):
         library().sf_host_set_order(self._order, self._seed)
         tables = tables_on_device(work.table)
         args = step_args(work, *(t.data_ptr() for t in tables))
+        self._recorded = args, [table.clone() for table in tables]
         _check(library().sf_host_step(args.ctypes.data))
         return 1
+
+    def replay(self) -> None:
+        """Repeat the last step's launch, as a CUDA graph would that captured it: with its arguments and its tables."""
+        args, tables = self._recorded
+        names = ("records", "tiles", "rows", "groups")
+        for name, table in zip(names, tables, strict=False):
+            args[name] = table.data_ptr()
+        library().sf_host_set_order(self._order, self._seed)
+        _check(library().sf_host_step(args.ctypes.data))
 
 
 def _check(error: bytes | None) -> None:
