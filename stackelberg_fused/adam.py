@@ -22,7 +22,7 @@ class StackelbergAdam(StackelbergOptimizer):
         betas, eps, weight_decay, amsgrad, maximize: as in torch (Kingma & Ba 2015; AMSGrad: Reddi et al. 2018).
         foreach, fused: accepted for compatibility and ignored; every backend is one launch.
         capturable: the step may be captured in a CUDA graph, after a first one that is not; a rate that is to change
-            between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, where it changes nothing.
+            between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, without effect.
         differentiable: autograd through the step; reference backend only, parameters stay where they are.
         decoupled_weight_decay: as StackelbergAdamW.
         head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0.
