@@ -71,6 +71,9 @@ class LaunchUnit:
         self._has_state = np.zeros(len(slots), bool)
         self._active: dict[Span, _Active] = {}
         self.has_new_state = False
+        self._is_captured = (
+            False  # steps may be replayed behind the host's back, at rates that it does not know
+        )
         self._places = make_places([])
 
     def note_state(self) -> None:
@@ -106,7 +109,9 @@ class LaunchUnit:
         if scaling is not None:
             scaling = scaling.on(table.device)
         if table.counts is None:
-            if self._has_to_count(scaling):
+            # the host does not know whether a step is taken, or when
+            unknown = scaling is not None and scaling.found_inf is not None
+            if self._is_captured or (unknown and self.backend.counts_on_device):
                 self._refuse_in_capture("its step counts")
                 self._count_on_device()
             elif scaling is not None and scaling.says_skip():
@@ -156,15 +161,6 @@ class LaunchUnit:
             table.step_counts[active.mask] += 1
             table.momentum_ready[active.mask] = True
         return launches
-
-    def _has_to_count(self, scaling: Scaling | None) -> bool:
-        """Whether kernels have to count steps from now on, because the host does not know if one is taken, or when."""
-        if not self.backend.counts_on_device:
-            return False
-        unknown = scaling is not None and scaling.found_inf is not None
-        here = {slot.group for slot in self.table.slots}
-        captured = any(self.table.groups[index].get("capturable") for index in here)
-        return unknown or captured or self.settings.rates_live_on(self.table.device)
 
     def _refuse_in_capture(self, what: str) -> None:
         """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
@@ -221,6 +217,10 @@ class LaunchUnit:
     def follow(self, flipped: list[int]) -> None:
         """Follow settings that were accepted; those of `flipped` groups with another rule than before."""
         self.table.rows.refill()
+        self._is_captured = self.backend.counts_on_device and (
+            self.settings.rates_live_on(self.table.device)
+            or any(self.table.groups[slot.group].get("capturable") for slot in self.table.slots)
+        )
         if not flipped:
             return
         # a rule may need state now that it did not need before

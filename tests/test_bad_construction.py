@@ -85,7 +85,6 @@ ADAM: dict[str, tuple[dict[str, Any], str]] = {
     "mixed betas": ({"betas": (torch.tensor(0.9), 0.9)}, "betas must be either both floats or both tensors"),
     "beta of two": ({"betas": (torch.ones(2) / 2, torch.ones(2) / 2)}, "betas\\[0\\] must have one element"),
     "one beta": ({"betas": 0.9}, "betas must be a pair"),
-    "capturable": ({"capturable": True}, "capturable=True is not supported"),
 }
 SGD: dict[str, tuple[dict[str, Any], str]] = {
     "momentum": ({"momentum": -0.9}, "invalid momentum"),

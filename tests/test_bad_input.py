@@ -134,7 +134,6 @@ EDITS: dict[str, tuple[Callable[[Any], Undo], type[Exception], str]] = {
     "unknown role": (_setting(1, role="tail"), ValueError, "param group 1 .*unknown role"),
     "unknown rule": (_setting(1, rule="lion"), ValueError, f"{SGD}: unknown rule 'lion'"),
     "missing setting": (_without(1, "momentum"), ValueError, f"{SGD}.*momentum"),
-    "capturable": (_setting(0, capturable=True, lr=0.2), ValueError, f"{BODY}: capturable"),
     "gradient sparse": (_grad("embed", lambda g: g.to_sparse()), RuntimeError, f"'embed' of {BODY}: sparse"),
     "gradient complex": (_grad("out", lambda g: torch.complex(g, g)), TypeError, f"'out' of {HEAD}: complex"),
     "gradient dtype": (_grad("out", lambda g: g.double()), TypeError, f"'out' of {HEAD}: gradient has dtype"),
