@@ -148,6 +148,9 @@ class Engine:
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
+        if limits is not None:
+            for unit in self.units:
+                unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
         if self.unplaced and self._place_late():
             pending = [unit.prepare(role) for unit in self.units]

@@ -39,6 +39,7 @@ class Gradients:
     Attributes:
         active: bool array [n]: slots that have a gradient.
         active_version: counts changes of `active`.
+        sharded: slots whose parameter is a DTensor.
     """
 
     def __init__(self, table: Table, reads_memory: bool) -> None:
@@ -48,7 +49,7 @@ class Gradients:
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
         self._copied: set[int] = set()  # slots whose copy was logged
-        self._sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
+        self.sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
         self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
         self.active = np.zeros(len(slots), bool)
         self.active_version = 0
@@ -161,7 +162,7 @@ class Gradients:
             )
 
     def _check_shards(self, span: Span) -> None:
-        for i in self._sharded:
+        for i in self.sharded:
             slot = self._table.slots[i]
             if span.first_slot <= i < span.last_slot and local_tensor(slot.param) is not slot.local:
                 raise LayoutChanged(slot.name)

@@ -90,6 +90,14 @@ class LaunchUnit:
         """Whether somebody exchanged the memory of a state tensor (`state.data = ...`)."""
         return self._places.moved()
 
+    def refuse_shards(self) -> None:
+        """Raise for a DTensor, of whose gradient only a part is here to be measured."""
+        for i in self.gradients.sharded:
+            raise ValueError(
+                f"{self.table.slots[i].name}: max_grad_norm does not know DTensor shards; clip with "
+                "torch.nn.utils.clip_grad_norm_ before the step"
+            )
+
     def prepare(self, role: str | None) -> Pending:
         """Read gradients and step counts, and raise if any of them is not acceptable.
 

@@ -105,6 +105,19 @@ def test_dtensor(mesh: Any, backend: str) -> None:
             assert_same_bits(loaded.state[q][name], optimizer.state[p][name])
 
 
+def test_dtensors_are_not_clipped(mesh: Any) -> None:
+    model = _distributed(_model(), mesh)
+    ours = ADAM.ours(model.parameters(), backend="cpu", max_grad_norm=1.0)
+    for param in model.parameters():
+        param.grad = _like(normal(tuple(param.shape), 1), param)
+    before = Snapshot(ours)
+    with pytest.raises(ValueError, match=r"parameter 0 .*max_grad_norm"):
+        ours.step()
+    before.assert_unchanged()
+    ours.max_grad_norm = None
+    ours.step()
+
+
 def test_dtensor_gradients_that_do_not_fit(mesh: Any) -> None:
     from torch.distributed.tensor import Replicate, distribute_tensor
 
