@@ -1,7 +1,7 @@
-// csrc/cuda/step.cu through the shim and csrc/cpu/kernel.cpp, both under AddressSanitizer and
-// UndefinedBehaviorSanitizer: every rule and their mixture over ragged sizes, each buffer in an allocation of exactly
-// its size and 0 to 3 floats off a 16-byte boundary. Both have to leave the same bits. With an argument, a planted
-// mistake that has to be caught.
+// csrc/cuda/*.cu through the shim and csrc/cpu/kernel.cpp, both under AddressSanitizer and UndefinedBehaviorSanitizer:
+// every rule and their mixture over ragged sizes, each buffer in an allocation of exactly its size and 0 to 3 floats
+// off a 16-byte boundary; clipped, and with counts on the device. Both have to leave the same bits. With an argument, a
+// planted mistake that has to be caught.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +10,9 @@
 
 #include "cpu/kernel.h"
 #include "cuda/step.h"
+#include "row.h"
 #include "shim.h"
+#include "summation.h"
 
 // access.cuh counts through the shim, which therefore comes first
 #include "cuda/access.cuh"
@@ -104,11 +106,12 @@ struct Problem {
     args.records = records.data();
     args.tiles = tiles.data();
     args.rows = rows.data();
+    args.first_head_tile = args.num_tiles;
   }
 };
 
-int check(const std::vector<int32_t>& rules, int shifted, int shift) {
-  Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
+// Runs both kernels over equal problems and compares what they leave.
+int compare(Problem& cuda, Problem& cpu, const char* what, int shifted, int shift) {
   if (const char* error = launch_step(cuda.args, 0, 0)) {
     std::printf("launch failed: %s\n", error);
     return 1;
@@ -116,11 +119,88 @@ int check(const std::vector<int32_t>& rules, int shifted, int shift) {
   kernel_baseline.update_tiles(cpu.args, 0, cpu.args.num_tiles);
   for (size_t i = 0; i < cuda.buffers.size(); ++i) {
     if (!cuda.buffers[i].same_bits(cpu.buffers[i])) {
-      std::printf("rule %d, buffer %d off by %d: the results differ\n", cuda.args.rule, shifted, shift);
+      std::printf("%s: rule %d, buffer %d off by %d: the results differ\n", what, cuda.args.rule, shifted, shift);
       return 1;
     }
   }
   return 0;
+}
+
+int check(const std::vector<int32_t>& rules, int shifted, int shift) {
+  Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
+  return compare(cuda, cpu, "plain", shifted, shift);
+}
+
+// Norms of the same bits as the CPU's tile sums have, and the factors that follow from them in the update.
+int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
+  Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
+  const size_t tiles = cuda.tiles.size();
+  std::vector<double> sums(tiles);
+  const auto signals = std::make_unique<Signals>();
+  StatisticsArgs args{cuda.records.data(),
+                      cuda.tiles.data(),
+                      0,
+                      static_cast<int64_t>(tiles),
+                      static_cast<int64_t>(tiles / 3),
+                      sums.data(),
+                      signals.get(),
+                      {1},
+                      0,
+                      nullptr};
+  args.max_norm[1] = 0.5;
+  if (const char* error = launch_statistics(args, 0, 0)) {
+    std::printf("launch failed: %s\n", error);
+    return 1;
+  }
+  for (size_t t = 0; t < tiles; ++t) {
+    const double expected = kernel_baseline.tile_sum(cpu.records[cpu.tiles[t].record], cpu.tiles[t].offset);
+    if (std::memcmp(&sums[t], &expected, sizeof(expected))) {
+      std::printf("tile %zu: sum %a, expected %a\n", t, sums[t], expected);
+      return 1;
+    }
+  }
+  if (signals->blocks_done || !(signals->factor[0] < 1) || !(signals->factor[1] < 1)) {
+    std::printf("the last block did not conclude\n");
+    return 1;
+  }
+  for (Problem* problem : {&cuda, &cpu}) {
+    problem->args.first_head_tile = args.first_head_tile;
+    problem->args.signals = signals.get();
+  }
+  return compare(cuda, cpu, "clipped", shifted, shift);
+}
+
+// Counts on the device, in two steps, against rows that the host completes.
+int check_counted(const std::vector<int32_t>& rules, int shifted, int shift) {
+  Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
+  const double rate = 0.004;
+  std::vector<GroupScalars> groups(cuda.rows.size());
+  for (size_t i = 0; i < groups.size(); ++i) {
+    groups[i] = {0.003, 0.9, 0.99, 1e-8, 0.1, 0, 0, 0};
+    if (i % 2) groups[i].lr_address = reinterpret_cast<int64_t>(&rate), groups[i].lr_is_double = 1;
+  }
+  std::vector<float> steps(cuda.records.size(), 6.0f);
+  std::vector<int32_t> ready(steps.size(), 1), arrived(steps.size(), 0);
+  cuda.args.groups = groups.data();
+  cuda.args.steps = steps.data();
+  cuda.args.ready = ready.data();
+  cuda.args.arrived = arrived.data();
+  int failures = 0;
+  for (int64_t step = 7; step < 9; ++step) {
+    for (size_t i = 0; i < groups.size(); ++i) {
+      const BiasCorrections corrections = bias_corrections(groups[i].beta1, groups[i].beta2, step);
+      complete_row(cpu.rows[i], groups[i], groups[i].lr_address ? rate : groups[i].lr, corrections);
+    }
+    failures += compare(cuda, cpu, "counted", shifted, shift);
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const bool stepped = cuda.records[i].grad && cuda.records[i].numel;
+      if (arrived[i] || steps[i] != (stepped ? static_cast<float>(step) : 6.0f)) {
+        std::printf("parameter %zu: counted %g, %d arrived\n", i, steps[i], arrived[i]);
+        ++failures;
+      }
+    }
+  }
+  return failures;
 }
 
 int check_barriers() {
@@ -166,6 +246,9 @@ int main(int argc, char** argv) {
     for (int shifted = 0; shifted <= kBuffers; ++shifted) {
       for (int32_t rule : all) failures += check({rule}, shifted, shift);
       failures += check(all, shifted, shift);
+      if (shifted != kBuffers) continue;
+      failures += check_clipped(all, shifted, shift);
+      failures += check_counted(all, shifted, shift);
     }
   }
   std::printf("%d failures\n", failures);
