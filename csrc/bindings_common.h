@@ -3,9 +3,23 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstring>
+#include <string_view>
+#include <type_traits>
+
 #include "tables.h"
 
 namespace sf {
+
+// What the host packs (stackelberg_fused/backends/arguments.py) for a launch.
+template <typename Args>
+Args unpack(std::string_view bytes) {
+  static_assert(std::is_trivially_copyable_v<Args>);
+  if (bytes.size() != sizeof(Args)) throw pybind11::value_error("these are not the arguments of this launch");
+  Args args;
+  std::memcpy(&args, bytes.data(), sizeof(Args));
+  return args;
+}
 
 inline void register_tables(pybind11::module_& m) {
   m.attr("TILE_ELEMENTS") = kTileElements;

@@ -52,25 +52,20 @@ SIGNALS = np.dtype(
     ]
 )
 
-# one launch: `first_tile` and `num_tiles` of the tiles, those from `first_head_tile` on the head's
-STEP_ARGS = np.dtype(
-    [
-        *((name, "<i8") for name in ("records", "tiles", "rows")),
-        *((name, "<i8") for name in ("first_tile", "num_tiles", "first_head_tile")),
-        ("rule", "<i4"),
-        ("padding", "<i4"),
-        *((name, "<i8") for name in ("signals", "grad_scale", "found_inf")),
-        *((name, "<i8") for name in ("groups", "steps", "ready", "arrived")),
-    ]
-)
-STATISTICS_ARGS = np.dtype(
-    [
-        *((name, "<i8") for name in ("records", "tiles")),
-        *((name, "<i8") for name in ("first_tile", "num_tiles", "first_head_tile")),
-        *((name, "<i8") for name in ("tile_sums", "signals")),
-        ("max_norm", "<f8", (2,)),
-        ("joint", "<i4"),
-        ("padding", "<i4"),
-        ("grad_scale", "<i8"),
-    ]
-)
+# The arguments of a launch, made anew for each and packed by `struct`, which takes a tenth of NumPy's time.
+# Tiles from `first_head_tile` on are the head's.
+STEP_ARGS = {
+    **dict.fromkeys(("records", "tiles", "rows"), "q"),
+    **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
+    "rule": "i4x",
+    **dict.fromkeys(("signals", "grad_scale", "found_inf"), "q"),
+    **dict.fromkeys(("groups", "steps", "ready", "arrived"), "q"),
+}
+STATISTICS_ARGS = {
+    **dict.fromkeys(("records", "tiles"), "q"),
+    **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
+    **dict.fromkeys(("tile_sums", "signals"), "q"),
+    "max_norm": "2d",
+    "joint": "i4x",
+    "grad_scale": "q",
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from audit import buffers_moved
 
@@ -106,15 +108,15 @@ class Problem:
             present = np.array(used) & ((self.records[field] != 0) | (old == 0))
             self.records[field][present] += new - old
 
-    def args(self, records: int = 0, tiles: int = 0, rows: int = 0) -> np.ndarray:
-        """STEP_ARGS over all tiles, with the tables at these addresses or where they are."""
-        args = np.zeros((), STEP_ARGS)
-        args["records"] = records or self.records.ctypes.data
-        args["tiles"] = tiles or self.tiles.ctypes.data
-        args["rows"] = rows or self.rows.ctypes.data
-        args["num_tiles"] = len(self.tiles)
-        args["rule"] = self.rule
-        return args
+    def args(self, records: int = 0, tiles: int = 0, rows: int = 0) -> bytes:
+        """STEP_ARGS over all tiles, packed, with the tables at these addresses or where they are."""
+        values = dict.fromkeys(STEP_ARGS, 0)
+        values["records"] = records or self.records.ctypes.data
+        values["tiles"] = tiles or self.tiles.ctypes.data
+        values["rows"] = rows or self.rows.ctypes.data
+        values["num_tiles"] = len(self.tiles)
+        values["rule"] = self.rule
+        return struct.pack("<" + "".join(STEP_ARGS.values()), *values.values())
 
     def bytes(self, per_vector: int = 1) -> int:
         """What the launch has to move; of each buffer, as much as is a multiple of `per_vector` elements."""
@@ -129,7 +131,7 @@ class Problem:
     def updated_by_cpu(self) -> np.ndarray:
         """What the CPU kernel makes of the memory, which itself stays as it is."""
         before = self.memory.copy()
-        _cpu.step(self.args().ctypes.data, 1)
+        _cpu.step(self.args(), 1)
         updated = self.memory.copy()
         self.memory[:] = before
         return updated

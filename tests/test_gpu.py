@@ -50,7 +50,7 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
 
         args = problem.args(*(table.data_ptr() for table in (records, tiles, rows)))
         stream = torch.cuda.current_stream()
-        _cuda.step(args.ctypes.data, stream.device_index, stream.cuda_stream)
+        _cuda.step(args, stream.device_index, stream.cuda_stream)
     else:
         from stackelberg_fused.triton_kernels.step import launch_step
 

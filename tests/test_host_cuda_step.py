@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
 def _launch(problem: Problem, order: str = "forward") -> None:
     library().sf_host_set_order(ORDERS.index(order), 3)
-    error = library().sf_host_step(problem.args().ctypes.data)
+    error = library().sf_host_step(problem.args())
     assert error is None, error
 
 

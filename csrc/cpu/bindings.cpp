@@ -20,11 +20,11 @@ const sf::Kernel& require_kernel(const std::string& isa) {
   return *kernel;
 }
 
-void step(int64_t args, int threads, const std::string& isa) {
+void step(std::string_view packed, int threads, const std::string& isa) {
   struct Context {
-    const sf::StepArgs& args;
+    sf::StepArgs args;
     sf::UpdateTiles update_tiles;
-  } context{*reinterpret_cast<const sf::StepArgs*>(args), require_kernel(isa).update_tiles};
+  } context{sf::unpack<sf::StepArgs>(packed), require_kernel(isa).update_tiles};
   pybind11::gil_scoped_release release;
   sf::parallel_for(
       context.args.num_tiles, threads,
@@ -35,10 +35,11 @@ void step(int64_t args, int threads, const std::string& isa) {
       &context);
 }
 
-void statistics(int64_t args, int threads, const std::string& isa) {
+void statistics(std::string_view packed, int threads, const std::string& isa) {
+  const auto args = sf::unpack<sf::StatisticsArgs>(packed);
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::gather_statistics(*reinterpret_cast<const sf::StatisticsArgs*>(args), kernel.tile_sum, threads);
+  sf::gather_statistics(args, kernel.tile_sum, threads);
 }
 
 void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {
@@ -91,9 +92,9 @@ pybind11::custom_type_setup collected() {
 PYBIND11_MODULE(_cpu, m) {
   sf::register_tables(m);
   using pybind11::arg;
-  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles); `args` is the address of STEP_ARGS.",
-        arg("args"), arg("threads"), arg("isa") = "");
-  m.def("statistics", &statistics, "Sum up squares of gradients, and what follows; of STATISTICS_ARGS.", arg("args"),
+  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles); `args`: STEP_ARGS, packed.", arg("args"),
+        arg("threads"), arg("isa") = "");
+  m.def("statistics", &statistics, "Sum up squares of gradients, and what follows; STATISTICS_ARGS.", arg("args"),
         arg("threads"), arg("isa") = "");
   m.def(
       "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },

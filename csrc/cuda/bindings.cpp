@@ -20,17 +20,18 @@ PYBIND11_MODULE(_cuda, m) {
   using pybind11::arg;
   m.def(
       "step",
-      [](int64_t args, int device, int64_t stream) {
-        check(sf::launch_step(*reinterpret_cast<const sf::StepArgs*>(args), device, stream));
+      [](std::string_view args, int device, int64_t stream) {
+        check(sf::launch_step(sf::unpack<sf::StepArgs>(args), device, stream));
       },
-      "Enqueue the update of the tiles [first_tile, first_tile + num_tiles); `args` is the address of STEP_ARGS.",
-      arg("args"), arg("device"), arg("stream"));
+      "Enqueue the update of the tiles [first_tile, first_tile + num_tiles); `args`: STEP_ARGS, packed.", arg("args"),
+      arg("device"), arg("stream"));
   m.def(
       "statistics",
-      [](int64_t args, int device, int64_t stream) {
-        check(sf::launch_statistics(*reinterpret_cast<const sf::StatisticsArgs*>(args), device, stream));
+      [](std::string_view args, int device, int64_t stream) {
+        check(sf::launch_statistics(sf::unpack<sf::StatisticsArgs>(args), device, stream));
       },
-      "Enqueue the statistics of the tiles' gradients; of STATISTICS_ARGS.", arg("args"), arg("device"), arg("stream"));
+      "Enqueue the statistics of the tiles' gradients; `args`: STATISTICS_ARGS, packed.", arg("args"), arg("device"),
+      arg("stream"));
   m.def("runtime_version", &sf::runtime_version);
   m.def("driver_version", &sf::driver_version);
 }

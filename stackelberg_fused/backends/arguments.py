@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import struct
+
 from torch import Tensor
 
 from ..statistics import ClipLimits
 from ..tables import STATISTICS_ARGS, STEP_ARGS
 from .base import Work
 
+_STEP = struct.Struct("<" + "".join(STEP_ARGS.values()))
+_STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
 
-def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) -> np.ndarray:
+
+def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) -> bytes:
     """`struct StepArgs`.
 
     Args:
@@ -27,7 +31,6 @@ def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) 
         span.last_tile - span.first_tile,
         table.first_head_tile,
         work.rule,
-        0,
         table.statistics.signals.data_ptr() if work.clipped else 0,
         _address(scaling and scaling.grad_scale),
         _address(scaling and scaling.found_inf),
@@ -38,10 +41,10 @@ def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) 
             else map(_address, (counts.steps, counts.ready, counts.arrived))
         ),
     )
-    return np.array(values, STEP_ARGS)
+    return _STEP.pack(*values)
 
 
-def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) -> np.ndarray:
+def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) -> bytes:
     """`struct StatisticsArgs`."""
     table, span = work.table, work.span
     values = (
@@ -52,12 +55,12 @@ def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) ->
         table.first_head_tile,
         table.statistics.tile_sums.data_ptr(),
         table.statistics.signals.data_ptr(),
-        (limits.body, limits.head),
+        limits.body,
+        limits.head,
         limits.joint,
-        0,
         _address(work.scaling and work.scaling.grad_scale),
     )
-    return np.array(values, STATISTICS_ARGS)
+    return _STATISTICS.pack(*values)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -49,11 +49,11 @@ class CpuBackend(Backend):
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         table = work.table
         args = statistics_args(work, limits, table.records_address, table.tiles_address)
-        _cpu.statistics(args.ctypes.data, torch.get_num_threads(), self._isa)
+        _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
     def step(self, work: Work) -> int:
         table = work.table
         args = step_args(work, table.records_address, table.tiles_address, table.rows.address)
-        _cpu.step(args.ctypes.data, torch.get_num_threads(), self._isa)
+        _cpu.step(args, torch.get_num_threads(), self._isa)
         return 1

@@ -56,7 +56,7 @@ class CudaBackend(Backend):
         with torch.cuda.device(index):
             records, tiles = gradients_on_device(work.table)
             args = statistics_args(work, limits, records.data_ptr(), tiles.data_ptr())
-            _cuda.statistics(args.ctypes.data, index, torch.cuda.current_stream(index).cuda_stream)
+            _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def step(self, work: Work) -> int:
@@ -64,7 +64,7 @@ class CudaBackend(Backend):
         with torch.cuda.device(index):
             tables = tables_on_device(work.table)
             args = step_args(work, *(table.data_ptr() for table in tables))
-            _cuda.step(args.ctypes.data, index, torch.cuda.current_stream(index).cuda_stream)
+            _cuda.step(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from stackelberg_fused.backends import Backend, BackendStatus, Work
 from stackelberg_fused.backends.arguments import statistics_args, step_args
 from stackelberg_fused.backends.mirror import tables_on_device
 from stackelberg_fused.statistics import ClipLimits
+from stackelberg_fused.tables import STEP_ARGS
 
 from .build import CSRC, HERE, build, unavailable
 
@@ -42,7 +44,7 @@ def library() -> ctypes.PyDLL:
     sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
     loaded.sf_host_step.restype = loaded.sf_host_statistics.restype = ctypes.c_char_p
-    loaded.sf_host_step.argtypes = loaded.sf_host_statistics.argtypes = [ctypes.c_int64]
+    loaded.sf_host_step.argtypes = loaded.sf_host_statistics.argtypes = [ctypes.c_char_p]
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
     return loaded
@@ -86,7 +88,7 @@ class HostCudaBackend(Backend):
         library().sf_host_set_order(self._order, self._seed)
         table = work.table
         args = statistics_args(work, limits, table.records_address, table.tiles_address)
-        _check(library().sf_host_statistics(args.ctypes.data))
+        _check(library().sf_host_statistics(args))
         return 1
 
     def step(self, work: Work) -> int:
@@ -94,17 +96,19 @@ class HostCudaBackend(Backend):
         tables = tables_on_device(work.table)
         args = step_args(work, *(t.data_ptr() for t in tables))
         self._recorded = args, [table.clone() for table in tables]
-        _check(library().sf_host_step(args.ctypes.data))
+        _check(library().sf_host_step(args))
         return 1
 
     def replay(self) -> None:
         """Repeat the last step's launch, as a CUDA graph would that captured it: with its arguments and its tables."""
-        args, tables = self._recorded
+        packed, tables = self._recorded
+        layout = struct.Struct("<" + "".join(STEP_ARGS.values()))
+        values = dict(zip(STEP_ARGS, layout.unpack(packed), strict=True))
         names = ("records", "tiles", "rows", "groups")
-        for name, table in zip(names, tables, strict=False):
-            args[name] = table.data_ptr()
+        values.update((n, t.data_ptr()) for n, t in zip(names, tables, strict=False))
+        args = layout.pack(*values.values())
         library().sf_host_set_order(self._order, self._seed)
-        _check(library().sf_host_step(args.ctypes.data))
+        _check(library().sf_host_step(args))
 
 
 def _check(error: bytes | None) -> None:

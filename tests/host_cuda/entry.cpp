@@ -5,10 +5,10 @@
 extern "C" {
 
 // Null, or what went wrong.
-const char* sf_host_step(int64_t args) { return sf::launch_step(*reinterpret_cast<const sf::StepArgs*>(args), 0, 0); }
+const char* sf_host_step(const void* args) { return sf::launch_step(*static_cast<const sf::StepArgs*>(args), 0, 0); }
 
-const char* sf_host_statistics(int64_t args) {
-  return sf::launch_statistics(*reinterpret_cast<const sf::StatisticsArgs*>(args), 0, 0);
+const char* sf_host_statistics(const void* args) {
+  return sf::launch_statistics(*static_cast<const sf::StatisticsArgs*>(args), 0, 0);
 }
 
 void sf_host_set_order(int order, uint64_t seed) { sf_host::set_order(static_cast<sf_host::Order>(order), seed); }
