@@ -43,7 +43,7 @@ enum Rule : int32_t {
   kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
 };
 
-// Scalars of one group at one step count, computed in float64 on the host and rounded once.
+// Scalars of one group at one step count, computed in float64 and rounded once.
 struct Row {
   int32_t rule;
   float grad_sign;     // -1 to maximize

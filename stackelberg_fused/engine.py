@@ -145,6 +145,8 @@ class Engine:
         if self.settings.changed_roles(changed):
             raise LayoutChanged("a param group changed its role")
         self._check_family(changed)
+        for unit in self.units:
+            unit.refuse_rates(changed)
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
@@ -165,7 +167,7 @@ class Engine:
         ]
         running = [(unit, work) for unit, work in staged if work is not None]
         launches, statistics = 0, None
-        if limits is not None and self.units:
+        if limits is not None and self.units and not any(unit.skipped for unit in self.units):
             launches, statistics = self._measure(running, limits, scaling)
         launches += sum(unit.launch(work) for unit, work in running)
         if any(unit.has_new_state for unit in self.units):

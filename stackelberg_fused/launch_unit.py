@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 
 from .backends import Backend, Work
 from .gradients import Gathered, Gradients
+from .groups import group_label
 from .layout import Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
@@ -20,6 +21,8 @@ from .settings import GroupSettings
 from .sharding import local_tensor
 from .state import allocate_state
 from .statistics import ClipLimits
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
@@ -71,6 +74,9 @@ class LaunchUnit:
         self._has_state = np.zeros(len(slots), bool)
         self._active: dict[Span, _Active] = {}
         self.has_new_state = False
+        self._groups = {slot.group for slot in slots}
+        self._empty = torch.zeros(0, dtype=torch.int64)
+        self.skipped = False  # the last step, by a scaler that the host asked
         self._is_captured = (
             False  # steps may be replayed behind the host's back, at rates that it does not know
         )
@@ -89,6 +95,16 @@ class LaunchUnit:
     def state_moved(self) -> bool:
         """Whether somebody exchanged the memory of a state tensor (`state.data = ...`)."""
         return self._places.moved()
+
+    def refuse_rates(self, changed: list[int]) -> None:
+        """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""
+        for index in self._groups.intersection(changed):
+            group = self.table.groups[index]
+            lr = group["lr"]
+            if isinstance(lr, Tensor) and lr.device not in (_CPU, self.table.device):
+                raise ValueError(
+                    f"{group_label(index, group)}: lr is on {lr.device}, its parameters on {self.table.device}"
+                )
 
     def refuse_shards(self) -> None:
         """Raise for a DTensor, of whose gradient only a part is here to be measured."""
@@ -114,6 +130,7 @@ class LaunchUnit:
     def stage(self, pending: Pending, clipped: bool, scaling: Scaling | None) -> Staged | None:
         """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move."""
         table, span = self.table, pending.span
+        self.skipped = False
         if scaling is not None:
             scaling = scaling.on(table.device)
         if table.counts is None:
@@ -123,7 +140,10 @@ class LaunchUnit:
                 self._refuse_in_capture("its step counts")
                 self._count_on_device()
             elif scaling is not None and scaling.says_skip():
+                self.skipped = True
                 return None
+        if clipped and not table.has_statistics:
+            self._refuse_in_capture("room for its statistics")
         active = self._active.get(span)
         if active is None or active.version != self.gradients.active_version:
             active = self._activate(span)
@@ -225,25 +245,31 @@ class LaunchUnit:
     def follow(self, flipped: list[int]) -> None:
         """Follow settings that were accepted; those of `flipped` groups with another rule than before."""
         self.table.rows.refill()
+        table = self.table
+        table.may_be_captured = any(table.groups[i].get("capturable") for i in self._groups)
         self._is_captured = self.backend.counts_on_device and (
-            self.settings.rates_live_on(self.table.device)
-            or any(self.table.groups[slot.group].get("capturable") for slot in self.table.slots)
+            table.may_be_captured or self.settings.rates_live_on(table.device)
         )
         if not flipped:
             return
         # a rule may need state now that it did not need before
         self._active.clear()
-        table = self.table
         affected = np.isin(table.rows.slot_group, flipped)
         self._has_state[affected] = False
         for i in np.flatnonzero(affected).tolist():
             slot = table.slots[i]
             entry = self.state.get(slot.param) or {}
-            table.momentum_ready[i] = (
-                not (self.settings.rule(slot.group) & Rule.MOMENTUM)
-                or entry.get("momentum_buffer") is not None
+            # one without a step was allocated for a step that a gradient scaler skipped
+            has_buffer = entry.get("momentum_buffer") is not None and (
+                table.counts is not None or table.step_counts[i] > 0
             )
+            is_momentum = self.settings.rule(slot.group) & Rule.MOMENTUM
+            table.momentum_ready[i] = has_buffer or not is_momentum
         if table.counts is not None:
+            self._refuse_in_capture("another rule")
+            rules = [self.settings.rule(slot.group) for slot in table.slots]
+            momentum = np.array(rules) & Rule.MOMENTUM != 0
             ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)
-            mask = torch.from_numpy(affected).to(table.device)
+            mask, momentum = (torch.from_numpy(m).to(table.device) for m in (affected, momentum))
+            mask &= ~momentum | (table.counts.steps > 0)
             table.counts.ready.copy_(torch.where(mask, ready, table.counts.ready))

@@ -102,6 +102,7 @@ class Table:
         self.mirror: Any = None  # what a device backend keeps on its device
         self._statistics: Statistics | None = None
         self.counts: DeviceCounts | None = None  # where step counts live on the device
+        self.may_be_captured = False  # in a CUDA graph
 
     def count_on_device(self) -> None:
         """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""
@@ -109,6 +110,10 @@ class Table:
         self.steps = self.counts.steps
         self.records["row"] = self.rows.slot_group
         self.version += 1
+
+    @property
+    def has_statistics(self) -> bool:
+        return self._statistics is not None
 
     @property
     def statistics(self) -> Statistics:

@@ -56,6 +56,7 @@ class StackelbergOptimizer(Optimizer):
             "head_lr_ratio": check_ratio(head_lr_ratio),
             "backend": backend,
             "flatten": bool(flatten) and not defaults["differentiable"],
+            "differentiable": bool(defaults["differentiable"]),
         }
         self.max_grad_norm = max_grad_norm
         if defaults["differentiable"]:
@@ -65,10 +66,6 @@ class StackelbergOptimizer(Optimizer):
         for name in ("foreach", "fused"):
             if defaults.get(name) is not None:
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
-        if defaults["differentiable"] and max_grad_norm is not None:
-            raise ValueError(
-                "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
-            )
         self._engine: Engine | None = None
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._placed: set[int] = set()
@@ -94,12 +91,17 @@ class StackelbergOptimizer(Optimizer):
         Raises:
             ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
         """
-        return self._settings["max_grad_norm"]
+        value = self._settings["max_grad_norm"]
+        return dict(value) if isinstance(value, dict) else value
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
+        if value is not None and self._settings["differentiable"]:
+            raise ValueError(
+                "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
+            )
         self._limits = ClipLimits.of(value)
-        self._settings["max_grad_norm"] = value
+        self._settings["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
 
     @property
     def last_step(self) -> LastStep:
@@ -192,11 +194,17 @@ class StackelbergOptimizer(Optimizer):
         engine = self._ready()
         if role is not None and not any(group["role"] == role for group in self.param_groups):
             raise ValueError(f"step(role={role!r}): no param group has this role")
-        scaling = Scaling.of(self.__dict__)
         try:
-            self._last = engine.step(role, self._limits, scaling)
-        except LayoutChanged:
-            self._last = self._build_again().step(role, self._limits, scaling)
+            scaling = Scaling.of(self.__dict__)
+            try:
+                self._last = engine.step(role, self._limits, scaling)
+            except LayoutChanged:
+                self._last = self._build_again().step(role, self._limits, scaling)
+        except Exception:
+            # a scaler takes back what it set only after a step, and takes what is still set for a scale of its own
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
         self._found_inf = scaling and scaling.found_inf
         self.launches += self._last[0]
         return loss

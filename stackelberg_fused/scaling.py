@@ -27,19 +27,23 @@ class Scaling:
         grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
         if grad_scale is None and found_inf is None:
             return None
+        if isinstance(found_inf, int) and found_inf == 0:
+            found_inf = None  # what torch's scaler makes of no gradients at all
         return cls(_scalar("grad_scale", grad_scale), _scalar("found_inf", found_inf))
 
     def on(self, device: torch.device) -> Scaling:
-        """The same on another device, without waiting for it."""
-        return Scaling(_to(self.grad_scale, device), _to(self.found_inf, device))
+        """The same on another device."""
+        moved = (t if t is None else move(t, device) for t in (self.grad_scale, self.found_inf))
+        return Scaling(*moved)
 
     def says_skip(self) -> bool:
         """Whether nothing may move; waits for the device."""
         return self.found_inf is not None and bool(self.found_inf)
 
 
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device; waits only where the host is to read it, which it could too early otherwise."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def _scalar(name: str, value: Any) -> Tensor | None:

@@ -135,7 +135,8 @@ def attach_state(
         step = entry.get("step", 0.0 if buffer is None else 1.0)
         table.step_counts[i] = float(step)
         entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-        table.momentum_ready[i] = buffer is not None
+        # a buffer without a step was allocated for one that a gradient scaler skipped
+        table.momentum_ready[i] = buffer is not None and table.step_counts[i] > 0
         like = _dense_like(slot)
         for name in STATE_FIELD:
             value = entry.get(name)

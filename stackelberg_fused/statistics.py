@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .groups import ROLES, at_least_zero
+from .scaling import move
 from .tables import SIGNALS
 
 _FACTOR = SIGNALS.fields["factor"][1] // 4  # in words of float32
@@ -67,14 +68,16 @@ class Statistics:
     def __init__(self, tiles: int, device: torch.device) -> None:
         self.signals = torch.zeros(SIGNALS.itemsize, dtype=torch.uint8, device=device)
         self.tile_sums = torch.zeros(tiles, dtype=torch.float64, device=device)
-        self._limits: tuple[ClipLimits, Tensor] | None = None
+        self._limits = torch.zeros(2, dtype=torch.float64, device=device)
+        self._written: ClipLimits | None = None
 
     def limits_on_device(self, limits: ClipLimits) -> Tensor:
-        """float64 [2]: body and head; uploaded when they change."""
-        if self._limits is None or self._limits[0] != limits:
-            values = torch.tensor([limits.body, limits.head], dtype=torch.float64)
-            self._limits = limits, values.to(self.signals.device)
-        return self._limits[1]
+        """float64 [2]: body and head; one tensor for ever, written when they change, since a CUDA graph may read it."""
+        if self._written != limits:
+            self._limits[0].fill_(limits.body)
+            self._limits[1].fill_(limits.head)
+            self._written = limits
+        return self._limits
 
     @property
     def sum_sq(self) -> Tensor:
@@ -93,7 +96,7 @@ class Statistics:
 
     def nothing(self, limits: ClipLimits) -> None:
         """What there is to say where no gradient is."""
-        self.conclude(torch.zeros(2, dtype=torch.float64), limits)
+        self.conclude(torch.zeros(2, dtype=torch.float64, device=self.signals.device), limits)
 
     def conclude(
         self, sum_sq: Tensor, limits: ClipLimits, grad_scale: Tensor | None = None
@@ -104,12 +107,12 @@ class Statistics:
             sum_sq: float64 [2], on any device.
             grad_scale: of the loss, one element; None: 1.
         """
-        sum_sq = sum_sq.to(self.signals.device, non_blocking=True)
+        sum_sq = move(sum_sq, self.signals.device)
         self.sum_sq.copy_(sum_sq)
         norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
         unscale = 1.0
         if grad_scale is not None:
-            unscale = 1.0 / grad_scale.to(sum_sq.device, torch.float64, non_blocking=True).view(())
+            unscale = 1.0 / move(grad_scale, sum_sq.device).double().view(())
         norms *= unscale
         self.norms.copy_(norms)
         clipped = norms[2:] if limits.joint else norms[:2]
@@ -135,7 +138,7 @@ def combine(
     """Give several tables the factors that follow from all of them together."""
     total = parts[0].sum_sq.clone()
     for part in parts[1:]:
-        total += part.sum_sq.to(total.device, non_blocking=True)
+        total += move(part.sum_sq, total.device)
     for part in parts:
         part.conclude(total, limits, grad_scale)
 

@@ -317,6 +317,27 @@ def test_bad_limits(limits: Any, match: str) -> None:
     assert ours.max_grad_norm == 0.25
 
 
+@by_backend
+def test_a_norm_as_small_as_torchs_epsilon(backend: str) -> None:
+    chosen_backend, device = chosen(backend)
+    p = nn.Parameter(torch.ones(4, device=device))
+    ours = sf.StackelbergSGD([p], lr=1.0, backend=chosen_backend, max_grad_norm=1e-6)
+    p.grad = torch.tensor([1e-6, 0.0, 0.0, 0.0], device=device)
+    ours.step()
+    assert float(ours.last_step.clip_factor["body"]) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_limits_are_not_shared_with_the_caller() -> None:
+    limits = {"body": 1.0}
+    ours = sf.StackelbergAdamW(groups_of([[3], [4]]), max_grad_norm=limits)
+    limits["head"] = 2.0
+    ours.max_grad_norm["head"] = 3.0
+    assert ours.max_grad_norm == {"body": 1.0}
+
+
 def test_differentiable_steps_are_not_clipped() -> None:
+    ours = sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], differentiable=True)
+    with pytest.raises(ValueError, match="clip_grad_norm_"):
+        ours.max_grad_norm = 1.0
     with pytest.raises(ValueError, match="clip_grad_norm_"):
         sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], differentiable=True, max_grad_norm=1.0)

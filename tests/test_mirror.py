@@ -76,8 +76,12 @@ def _table(rows: int = 2) -> SimpleNamespace:
         rows=SimpleNamespace(rows=np.ones(rows, ROW)),
         version=0,
         counts=None,
+        may_be_captured=False,
+        has_statistics=False,
         settings=SimpleNamespace(
-            static=np.ones(rows, ROW), scalars_for=lambda device: np.ones(rows, GROUP)
+            static=np.ones(rows, ROW),
+            scalars=np.ones(rows, GROUP),
+            scalars_for=lambda device: np.ones(rows, GROUP),
         ),
         device=torch.device("cpu"),
         mirror=None,
@@ -148,7 +152,7 @@ def _captured(gpu: Gpu, mirror: Mirror, table: SimpleNamespace) -> list[bytes]:
 
 def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
-    table.counts = object()
+    table.counts, table.may_be_captured = object(), True
     mirror.upload(table, TABLES)
     provided = gpu.blocks
     seen = _captured(gpu, mirror, table)
@@ -171,7 +175,7 @@ def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
 
 def test_a_capture_of_a_larger_table_gets_larger_blocks(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
-    table.counts = object()
+    table.counts, table.may_be_captured = object(), True
     mirror.upload(table, TABLES)
     table.records = np.zeros(900, RECORD)
     table.version += 1

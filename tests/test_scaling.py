@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -101,10 +102,10 @@ def test_a_skipped_step_moves_nothing(backend: str) -> None:
     assert all(float(optimizer.state[p]["step"]) == 1 for p in all_params(optimizer))
 
 
+@pytest.mark.parametrize("limits", [{"body": 1.0, "head": 0.5}, 0.75])
 @by_backend
-def test_clipping_is_by_the_norm_without_the_scale(backend: str) -> None:
-    scaled = _optimizer(ADAM, backend, max_grad_norm={"body": 1.0, "head": 0.5})
-    plain = _optimizer(ADAM, backend, max_grad_norm={"body": 1.0, "head": 0.5})
+def test_clipping_is_by_the_norm_without_the_scale(backend: str, limits: Any) -> None:
+    scaled, plain = (_optimizer(ADAM, backend, max_grad_norm=limits) for _ in range(2))
     for number in (1, 2):
         _set_scaled_gradients(scaled, number, SCALE)
         device = all_params(scaled)[0].device
@@ -113,9 +114,10 @@ def test_clipping_is_by_the_norm_without_the_scale(backend: str) -> None:
         _set_scaled_gradients(plain, number, 1.0)
         scaled.step()
         plain.step()
-        for role in ("body", "head"):
-            ours, theirs = scaled.last_step, plain.last_step
+        ours, theirs = scaled.last_step, plain.last_step
+        for role in ("body", "head", "total"):
             assert_same_bits(ours.grad_norm[role], theirs.grad_norm[role])
+        for role in ("body", "head"):
             assert_same_bits(ours.clip_factor[role] * SCALE, theirs.clip_factor[role])
     assert_same_optimizers(scaled, plain)
 
@@ -158,6 +160,62 @@ def test_what_no_scaler_sets(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a tensor of one element"):
         optimizer.step()
     before.assert_unchanged()
+
+
+def test_a_step_that_raises_leaves_nothing_of_the_scaler() -> None:
+    """Or the scaler would take what it left for a scale of the optimizer's own, and divide by both."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = sf.StackelbergSGD([p], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler.scale(p.sum()).backward()
+    optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr"):
+        scaler.step(optimizer)
+    optimizer.param_groups[0]["lr"] = 1.0
+    scaler.step(optimizer)
+    assert p.tolist() == [0.0] * 3
+
+
+def test_a_scaler_without_gradients() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = sf.StackelbergSGD([p], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    assert p.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("then", ["go on", "copy", "load", "another rule"])
+@by_backend
+def test_a_first_step_that_is_skipped_creates_no_momentum(backend: str, then: str) -> None:
+    options = Options("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
+    skipped, fresh = (_optimizer(options, backend) for _ in range(2))
+    device = all_params(skipped)[0].device
+    set_gradients(skipped.param_groups, 0)
+    skipped.found_inf = torch.ones((), device=device)
+    skipped.step()
+    del skipped.found_inf
+    if then == "copy":
+        skipped = copy.deepcopy(skipped)
+    elif then == "load":
+        skipped.load_state_dict(copy.deepcopy(skipped.state_dict()))
+    elif then == "another rule":
+        for optimizer in (skipped, fresh):
+            optimizer.param_groups[0]["weight_decay"] = 0.1
+    for number in (1, 2):
+        for optimizer in (skipped, fresh):
+            set_gradients(optimizer.param_groups, number)
+            optimizer.step()
+    assert_same_optimizers(skipped, fresh)
+
+
+def test_a_skipped_step_has_no_norms_where_the_host_knew() -> None:
+    optimizer = _optimizer(ADAM, "cpu", max_grad_norm=1.0)
+    set_gradients(optimizer.param_groups, 0)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    last = optimizer.last_step
+    assert (last.launches, last.grad_norm, bool(last.skipped)) == (0, None, True)
 
 
 def test_without_a_scaler_nothing_is_said_of_skipping() -> None:

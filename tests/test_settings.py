@@ -163,3 +163,22 @@ def test_groups_with_another_rule_than_before_are_told() -> None:
     groups[1]["amsgrad"] = True
     groups[2]["momentum"] = 0.5
     assert settings.accept(_edited(settings)) == [1, 2]
+
+
+def test_a_rate_that_nobody_can_read_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
+    ours = sf.StackelbergAdamW([p], lr=0.1, backend="cpu")
+    p.grad = torch.ones(3)
+    ours.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"param group 0 .*lr is on meta, its parameters on cpu"
+        ):
+            ours.step()
+    assert p.tolist() == [1.0] * 3
+    ours.param_groups[0]["lr"] = torch.tensor([0.1, 0.2], device="meta")
+    with pytest.raises(ValueError, match="one element"):
+        ours.step()
+    ours.param_groups[0]["lr"] = torch.tensor(1, device="meta")
+    with pytest.raises(TypeError, match="float32 or float64"):
+        ours.step()

@@ -79,7 +79,6 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
     // past the first-level cache, which other blocks' stores do not reach
     for (int64_t i = begin + lane; i < end; i += kLanes) mine += __ldcg(args.tile_sums + i);
     sums[player] = sum_lanes(mine, shared);
-    __syncthreads();  // before the next player's lanes overwrite this one's
   }
   if (lane) return;
   conclude(args, sums[0], sums[1]);

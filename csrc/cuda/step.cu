@@ -113,6 +113,7 @@ __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, cons
   const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
   __threadfence();
   if (atomicAdd(&args.arrived[index], 1) < tiles - 1) return;
+  __threadfence();
   args.arrived[index] = 0;
   args.steps[index] = count + 1.0f;
   args.ready[index] = 1;

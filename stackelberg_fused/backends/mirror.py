@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ..layout import Table
 
-LAUNCHES_PER_STEP = 2  # statistics, and the step
+# pinned blocks at hand for a capture: two captures in a row of two roles, each with statistics and a step
+SPARE_BLOCKS = 8
 
 
 class PinnedRing:
@@ -49,9 +51,12 @@ class _Copy:
 class CapturedUploads:
     """Uploads that a CUDA graph repeats at every replay, each from a pinned block and to memory that nothing else uses.
 
-    Both are kept for as long as the table is, since nobody tells when a graph is gone. Pinned memory is provided before
-    a capture begins, in which it could not be allocated.
+    Both are kept for ever, with all else that the launch reads, since nobody tells when a graph is gone and a table may
+    be built anew before: a replay would upload what then lies there, and write where that says. Pinned memory is
+    provided before a capture begins, in which it could not be allocated.
     """
+
+    _kept: ClassVar[list[Any]] = []
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -59,20 +64,23 @@ class CapturedUploads:
         self._used: list[tuple[Tensor, Tensor]] = []
 
     def provide(self, table: Table) -> None:
-        """Have pinned blocks for the launches of one step, of a table of this size."""
-        names = ("records", "tiles", "rows", "groups")
-        nbytes = sum(_padded(_source(table, name)[0].nbytes) for name in names)
+        """Have pinned blocks of the size that this table takes."""
+        parts = (table.records, table.tiles, table.settings.static, table.settings.scalars)
+        nbytes = sum(_padded(part.nbytes) for part in parts)
         self._spare = [block for block in self._spare if block.numel() >= nbytes]
-        while len(self._spare) < LAUNCHES_PER_STEP:
+        while len(self._spare) < SPARE_BLOCKS:
             self._spare.append(_pinned(nbytes))
 
-    def upload(self, sources: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
         """Copies on the device as uint8 tensors, made by the capture's stream."""
+        sources = [_source(table, name)[0] for name in names]
         nbytes = sum(_padded(source.nbytes) for source in sources)
         fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         self._used.append((pinned, copy))
+        statistics = table.statistics if table.has_statistics else None
+        self._kept.append((pinned, copy, table.counts, statistics))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
@@ -108,13 +116,13 @@ class Mirror:
                 would repeat the bias corrections of one step.
         """
         if torch.cuda.is_current_stream_capturing():
-            if table.counts is None:
+            if table.counts is None or not table.may_be_captured:
                 raise RuntimeError(
                     "step() can be captured in a CUDA graph only with capturable=True: step counts and rates live on "
                     "the host"
                 )
-            return self._captured.upload([_source(table, name)[0] for name in names])
-        if table.counts is not None:
+            return self._captured.upload(table, names)
+        if table.may_be_captured:
             self._captured.provide(table)
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
