@@ -77,9 +77,8 @@ class LaunchUnit:
         self._groups = {slot.group for slot in slots}
         self._empty = torch.zeros(0, dtype=torch.int64)
         self.skipped = False  # the last step, by a scaler that the host asked
-        self._is_captured = (
-            False  # steps may be replayed behind the host's back, at rates that it does not know
-        )
+        # steps may be replayed behind the host's back, at rates that it does not know
+        self._is_captured = False
         self._places = make_places([])
 
     def note_state(self) -> None:
