@@ -17,7 +17,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 help:
 	@echo "make demo   train a small model with the fused optimizer and with torch's"
-	@echo "make test   run all tests"
+	@echo "make test   run all tests, in two processes"
 	@echo "make lint   ruff and clang-format, check only"
 	@echo "make bench  throughput against torch and other optimizers"
 	@echo "make wheel  source distribution and wheel, in dist/"
@@ -27,7 +27,7 @@ demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused train $(DEMO_ARGS)
 
 test: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
-	$(BIN)/pytest $(TEST_ARGS)
+	$(BIN)/pytest -n 2 $(TEST_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
