@@ -11,7 +11,7 @@ import pytest
 
 from stackelberg_fused import tables
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
-from stackelberg_fused.tables import RECORD, ROW, SIGNALS, TILE_ELEMENTS
+from stackelberg_fused.tables import GROUP, RECORD, ROW, SIGNALS, TILE_ELEMENTS
 
 NATIVE = ["_cpu", "_cuda"]
 
@@ -79,14 +79,19 @@ def test_triton_records_and_tiles() -> None:
         assert getattr(step, field.upper()).value == _word(RECORD, field, 8), field
 
 
-def test_triton_rows() -> None:
-    step, rule = _triton("step"), _triton("update_rule")
+def test_triton_rows_and_groups() -> None:
+    step, rule, row = (_triton(name) for name in ("step", "update_rule", "row"))
     assert step.ROW_WORDS.value * 4 == ROW.itemsize
     assert ROW.fields["rule"][1] == 0
     names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
     names["momentum"] = "MOMENTUM_COEFFICIENT"
     for field, constant in names.items():
         assert getattr(rule, constant).value == _word(ROW, field, 4), field
+    assert row.GROUP_WORDS.value * 8 == GROUP.itemsize
+    names = {name: name.upper() for name in GROUP.names if name != "reserved"}
+    names |= {name: f"GROUP_{name.upper()}" for name in ("beta2", "eps")}
+    for field, constant in names.items():
+        assert getattr(row, constant).value == _word(GROUP, field, 8), field
 
 
 def test_triton_signals() -> None:

@@ -61,7 +61,6 @@ class CapturedUploads:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._spare: list[Tensor] = []
-        self._used: list[tuple[Tensor, Tensor]] = []
 
     def provide(self, table: Table) -> None:
         """Have pinned blocks of the size that this table takes."""
@@ -78,7 +77,6 @@ class CapturedUploads:
         fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
-        self._used.append((pinned, copy))
         statistics = table.statistics if table.has_statistics else None
         self._kept.append((pinned, copy, table.counts, statistics))
         parts, at = [], 0
