@@ -142,11 +142,8 @@ class Engine:
         """
         self._look_at_edits()
         changed = self.settings.check()
-        if self.settings.changed_roles(changed):
-            raise LayoutChanged("a param group changed its role")
-        self._check_family(changed)
-        for unit in self.units:
-            unit.refuse_rates(changed)
+        if changed:
+            self._refuse(changed)
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
@@ -161,16 +158,19 @@ class Engine:
             flipped = self.settings.accept(changed)
             for unit in self.units:
                 unit.follow(flipped)
-        staged = [
-            (unit, unit.stage(work, limits is not None, scaling))
-            for unit, work in zip(self.units, pending, strict=True)
-        ]
-        running = [(unit, work) for unit, work in staged if work is not None]
-        launches, statistics = 0, None
+        running: list[tuple[LaunchUnit, Staged]] = []
+        for unit, work in zip(self.units, pending, strict=True):
+            staged = unit.stage(work, limits is not None, scaling)
+            if staged is not None:
+                running.append((unit, staged))
+        launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units and not any(unit.skipped for unit in self.units):
             launches, statistics = self._measure(running, limits, scaling)
-        launches += sum(unit.launch(work) for unit, work in running)
-        if any(unit.has_new_state for unit in self.units):
+        for unit, staged in running:
+            launches += unit.launch(staged)
+        for unit in self.units:
+            has_new_state |= unit.has_new_state
+        if has_new_state:
             self._note_state()
         return launches, statistics
 
@@ -216,8 +216,13 @@ class Engine:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
 
-    def _check_family(self, changed: list[int]) -> None:
-        """Raise for a group that would go from Adam to SGD or back with the state of the other."""
+    def _refuse(self, changed: list[int]) -> None:
+        """Raise for groups whose settings go together, but not with their parameters, state or table."""
+        if self.settings.changed_roles(changed):
+            raise LayoutChanged("a param group changed its role")
+        for unit in self.units:
+            unit.refuse_rates(changed)
+        # from Adam to SGD or back with the state of the other
         for index in self.settings.changed_families(changed):
             group = self.groups[index]
             for position, param in enumerate(group["params"]):

@@ -40,7 +40,8 @@ class _Active:
     version: int
     mask: np.ndarray
     params: list[Tensor]
-    everyone: bool
+    steps: np.ndarray | slice  # `mask`, in the form that NumPy is fastest with
+    ready: bool = False  # whether all of them have taken a step
     empty: Tensor | None = (
         None  # of those without elements, where counts live on the device: 1 if they step
     )
@@ -181,12 +182,11 @@ class LaunchUnit:
                 param.copy_(copy)
         if table.counts is not None:
             self._count_empty(staged)
-        elif active.everyone:
-            table.step_counts += 1
-            table.momentum_ready.fill(True)
         else:
-            table.step_counts[active.mask] += 1
-            table.momentum_ready[active.mask] = True
+            table.step_counts[active.steps] += 1
+            if not active.ready:
+                table.momentum_ready[active.steps] = True
+                active.ready = True
         return launches
 
     def _refuse_in_capture(self, what: str) -> None:
@@ -236,7 +236,7 @@ class LaunchUnit:
             self.gradients.active_version,
             mask,
             [self._params[i] for i in indices],
-            bool(mask.all()),
+            slice(None) if mask.all() else mask,
         )
         self._active[span] = active
         return active

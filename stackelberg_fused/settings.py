@@ -40,7 +40,6 @@ class GroupSettings:
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open = set(range(len(groups)))
         self._edited: set[int] = set()  # those to look at until they are accepted
-        self._rates_changed = False
         self._roles = [group["role"] for group in groups]
         self._players = [
             np.array([bool(g["params"]) and g["role"] == role for g in groups], bool)
@@ -50,10 +49,12 @@ class GroupSettings:
     def look(self) -> list[int]:
         """Take over new rates, and note which groups were edited in any other way; returns those."""
         edited = self._watch.changed()
-        for index in edited:  # before they are read: an edit made meanwhile is seen the next time
-            self._watch.note(index)
-        self._edited.update(edited)
-        self._rates_changed |= self._watch.took_over()
+        if edited:
+            for (
+                index
+            ) in edited:  # before they are read: an edit made meanwhile is seen the next time
+                self._watch.note(index)
+            self._edited.update(edited)
         return edited
 
     def check(self) -> list[int]:
@@ -62,6 +63,8 @@ class GroupSettings:
         Raises:
             ValueError, TypeError: one of them holds a setting that no rule accepts; names the group.
         """
+        if not (self._open or self._edited):
+            return []
         changed = sorted(self._open | self._edited)
         for index in changed:
             check_settings(self.groups[index], index)
@@ -82,9 +85,8 @@ class GroupSettings:
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
-        if not (changed or self._rates_changed):
+        if not (self._watch.took_over() or changed):
             return None
-        self._rates_changed = False
         rates = self._lr.copy()
         rates[changed] = [_rate(self.groups[index]) for index in changed]
         known = ~np.isnan(rates)
