@@ -33,6 +33,8 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(record, Record, max_exp_avg_sq);
   SF_FIELD(record, Record, numel);
   SF_FIELD(record, Record, row);
+  SF_FIELD(record, Record, ema);
+  SF_FIELD(record, Record, grad_sum);
   m.attr("RECORD_OFFSETS") = record;
   m.attr("RECORD_BYTES") = sizeof(Record);
 
@@ -48,6 +50,10 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, eps);
   SF_FIELD(row, Row, momentum);
   SF_FIELD(row, Row, one_minus_dampening);
+  SF_FIELD(row, Row, ema_weight);
+  SF_FIELD(row, Row, mean_weight);
+  SF_FIELD(row, Row, waits);
+  SF_FIELD(row, Row, gathered);
   m.attr("ROW_OFFSETS") = row;
   m.attr("ROW_BYTES") = sizeof(Row);
 
@@ -59,6 +65,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(group, GroupScalars, decay);
   SF_FIELD(group, GroupScalars, lr_address);
   SF_FIELD(group, GroupScalars, lr_is_double);
+  SF_FIELD(group, GroupScalars, update_every);
   m.attr("GROUP_OFFSETS") = group;
   m.attr("GROUP_BYTES") = sizeof(GroupScalars);
 
@@ -79,12 +86,15 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(step, StepArgs, num_tiles);
   SF_FIELD(step, StepArgs, first_head_tile);
   SF_FIELD(step, StepArgs, rule);
+  SF_FIELD(step, StepArgs, zero_grads);
+  SF_FIELD(step, StepArgs, takes_turns);
   SF_FIELD(step, StepArgs, signals);
   SF_FIELD(step, StepArgs, grad_scale);
   SF_FIELD(step, StepArgs, found_inf);
   SF_FIELD(step, StepArgs, groups);
   SF_FIELD(step, StepArgs, steps);
   SF_FIELD(step, StepArgs, ready);
+  SF_FIELD(step, StepArgs, waited);
   SF_FIELD(step, StepArgs, arrived);
   m.attr("STEP_ARGS_OFFSETS") = step;
   m.attr("STEP_ARGS_BYTES") = sizeof(StepArgs);
@@ -99,7 +109,11 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(statistics, StatisticsArgs, signals);
   SF_FIELD(statistics, StatisticsArgs, max_norm);
   SF_FIELD(statistics, StatisticsArgs, joint);
+  SF_FIELD(statistics, StatisticsArgs, takes_turns);
   SF_FIELD(statistics, StatisticsArgs, grad_scale);
+  SF_FIELD(statistics, StatisticsArgs, rows);
+  SF_FIELD(statistics, StatisticsArgs, groups);
+  SF_FIELD(statistics, StatisticsArgs, waited);
 #undef SF_FIELD
   m.attr("STATISTICS_ARGS_OFFSETS") = statistics;
   m.attr("STATISTICS_ARGS_BYTES") = sizeof(StatisticsArgs);
@@ -110,6 +124,7 @@ inline void register_tables(pybind11::module_& m) {
   rule["L2"] = static_cast<int>(kL2);
   rule["MOMENTUM"] = static_cast<int>(kMomentum);
   rule["NESTEROV"] = static_cast<int>(kNesterov);
+  rule["EMA"] = static_cast<int>(kEma);
   m.attr("RULE_FLAGS") = rule;
   pybind11::list rules;
 #define SF_RULE_ENTRY(rule) rules.append(static_cast<int>(rule));

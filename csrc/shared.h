@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define SF_SHARED static __host__ __device__ __forceinline__
+#define SF_SHARED_MEMBER __host__ __device__ __forceinline__
 #else
 #define SF_SHARED static inline __attribute__((always_inline))
+#define SF_SHARED_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace sf {

@@ -36,21 +36,21 @@ SF_SHARED void conclude(const StatisticsArgs& args, double body, double head) {
   Signals& s = *args.signals;
   s.sum_sq[0] = body;
   s.sum_sq[1] = head;
-  // a scaled loss has scaled gradients: norms, and what is clipped, are those without the scale
-  const double unscale = args.grad_scale ? 1.0 / static_cast<double>(*args.grad_scale) : 1.0;
-  s.norm[0] = root(body) * unscale;
-  s.norm[1] = root(head) * unscale;
-  s.total_norm = root(body + head) * unscale;
+  s.norm[0] = root(body);
+  s.norm[1] = root(head);
+  s.total_norm = root(body + head);
   for (int player = 0; player < 2; ++player) {
     const double norm = args.joint ? s.total_norm : s.norm[player];
-    s.factor[player] = static_cast<float>(clip_factor(norm, args.max_norm[player]) * unscale);
+    s.factor[player] = static_cast<float>(clip_factor(norm, args.max_norm[player]));
   }
 }
 
-// What the gradients of a tile are multiplied by.
-SF_SHARED float gradient_factor(const StepArgs& args, int64_t tile) {
-  if (args.signals) return args.signals->factor[tile >= args.first_head_tile];
-  return args.grad_scale ? 1.0f / *args.grad_scale : 1.0f;
+// What takes the scale of the loss out of a gradient.
+SF_SHARED float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
+
+// What clips the gradients of a tile.
+SF_SHARED float clipping(const StepArgs& args, int64_t tile) {
+  return args.signals ? args.signals->factor[tile >= args.first_head_tile] : 1.0f;
 }
 
 // The tiles [begin, end) of a player within those of the launch, for player 0 or 1.

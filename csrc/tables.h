@@ -22,8 +22,10 @@ struct Record {
   int64_t exp_avg_sq;
   int64_t max_exp_avg_sq;
   int64_t numel;
-  int64_t row;       // index into the hyperparameter rows
-  int64_t reserved;  // pads a record to one 64-byte cache line
+  int64_t row;  // index into the hyperparameter rows
+  int64_t ema;
+  int64_t grad_sum;     // of the gradients that wait for their group's turn
+  int64_t reserved[7];  // pads a record to two 64-byte cache lines
 };
 
 // A run of at most kTileElements elements of one parameter, starting `offset` elements into it.
@@ -40,6 +42,7 @@ enum Rule : int32_t {
   kL2 = 4,        // weight decay added to the gradient
   kMomentum = 8,  // SGD only
   kNesterov = 16,
+  kEma = 32,         // any rule
   kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
 };
 
@@ -56,7 +59,11 @@ struct Row {
   float eps;        // Adam: eps * sqrt(1 - beta2^t)
   float momentum;
   float one_minus_dampening;  // 1 on the step that creates the momentum buffer
-  float reserved[5];
+  float ema_weight;           // of the average of the parameters, as lerp_weight
+  float mean_weight;          // of a sum of gradients: 1 / update_every, or 0 where only the last one counts
+  int32_t waits;              // not 0: it is not this group's turn (csrc/turn.h)
+  int32_t gathered;           // not 0: there is a sum of earlier gradients
+  float reserved;
 };
 
 // What the rows of a group are computed from at every step, in double precision.
@@ -68,34 +75,35 @@ struct GroupScalars {
   double decay;        // decoupled weight decay (AdamW), else 0
   int64_t lr_address;  // of a tensor on the device that holds the rate instead, or 0
   int64_t lr_is_double;
-  int64_t reserved;
+  int64_t update_every;  // a group moves on every so many steps
 };
 
 // What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
 struct Signals {
-  double sum_sq[2];     // of each player's gradients as they are
+  double sum_sq[2];     // of the gradients that move each player now, the scale of the loss taken out
   double norm[2];       // sqrt(sum_sq)
   double total_norm;    // of both players
-  float factor[2];      // what each player's gradients are multiplied by
+  float factor[2];      // what each player's gradients are multiplied by to clip them
   int32_t blocks_done;  // of the launch in progress; 0 between launches
   int32_t reserved[3];
 };
 
 static_assert(sizeof(Signals) == 64);
-static_assert(sizeof(Record) == 64 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
+static_assert(sizeof(Record) == 128 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
-#define SF_FOR_EACH_RULE(X)       \
-  X(0)                            \
-  X(kAmsgrad)                     \
-  X(kL2)                          \
-  X(kAmsgrad | kL2)               \
-  X(kSgd)                         \
-  X(kSgd | kL2)                   \
-  X(kSgd | kMomentum)             \
-  X(kSgd | kMomentum | kL2)       \
-  X(kSgd | kMomentum | kNesterov) \
-  X(kSgd | kMomentum | kNesterov | kL2)
+#define SF_FOR_EACH_RULE(X) SF_FOR_EACH_RULE_WITH(X, 0) SF_FOR_EACH_RULE_WITH(X, kEma)
+#define SF_FOR_EACH_RULE_WITH(X, more)   \
+  X(0 | more)                            \
+  X(kAmsgrad | more)                     \
+  X(kL2 | more)                          \
+  X(kAmsgrad | kL2 | more)               \
+  X(kSgd | more)                         \
+  X(kSgd | kL2 | more)                   \
+  X(kSgd | kMomentum | more)             \
+  X(kSgd | kMomentum | kL2 | more)       \
+  X(kSgd | kMomentum | kNesterov | more) \
+  X(kSgd | kMomentum | kNesterov | kL2 | more)
 
 // One launch: the tables, and the sub-range of tiles to update. `rule` is the rule of every row in the range, or
 // kMixedRules.
@@ -107,16 +115,18 @@ struct StepArgs {
   int64_t num_tiles;
   int64_t first_head_tile;  // tiles from here on are the head's
   int32_t rule;
-  // What the gradients are multiplied by: the factors of a launch of statistics, else one over the scale of the loss,
-  // else 1.
-  const Signals* signals;
-  const float* grad_scale;
-  const float* found_inf;  // not 0: nothing moves
+  int32_t zero_grads;   // not 0: gradients are zero afterwards, also those that moved nothing
+  int32_t takes_turns;  // not 0: some group does not move on every step
+  int32_t reserved;
+  const Signals* signals;   // of a launch of statistics, whose factors clip the gradients, or null
+  const float* grad_scale;  // what the loss, and with it the gradients, were multiplied by, or null: 1
+  const float* found_inf;   // not 0: nothing moves
   // Where step counts live on the device, `rows` holds one row per group, of which each block completes a copy by the
   // count of its parameter, and the last block of a parameter to have read the count advances it.
   const GroupScalars* groups;  // null: rows are complete
   float* steps;                // [records]: steps taken
   int32_t* ready;              // [records]: 0 where the coming step creates the momentum buffer
+  float* waited;               // [records]: see csrc/turn.h
   int32_t* arrived;            // [records]: blocks of this launch that have read the count; 0 between launches
 };
 
@@ -132,7 +142,11 @@ struct StatisticsArgs {
   double
       max_norm[2];  // of each player's gradients, or, where `joint`, max_norm[0] of both together; infinity: no limit
   int32_t joint;
+  int32_t takes_turns;
   const float* grad_scale;  // of the loss, or null: 1
+  const Row* rows;          // from here on as in StepArgs
+  const GroupScalars* groups;
+  const float* waited;
 };
 
 }  // namespace sf

@@ -26,6 +26,12 @@ SF_SHARED float square_root(float x) {
 #endif
 }
 
+// From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
+// `weight` is that of `to` where it is below one half, else minus that of `from`.
+SF_SHARED float interpolate(float weight, float from, float to) {
+  return fused_multiply_add(weight, to - from, weight > 0 ? from : to);
+}
+
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
 template <int RULE>
@@ -35,8 +41,8 @@ SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_
   grad = row.grad_sign * grad;
   // l2 weight decay
   if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
-  // first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
-  exp_avg = fused_multiply_add(row.lerp_weight, grad - exp_avg, row.lerp_weight > 0 ? exp_avg : grad);
+  // first moment
+  exp_avg = interpolate(row.lerp_weight, exp_avg, grad);
   // second moment
   exp_avg_sq = fused_multiply_add(row.one_minus_beta2 * grad, grad, row.beta2 * exp_avg_sq);
   // amsgrad: running maximum; NaN stays NaN
@@ -68,6 +74,14 @@ SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momen
   param = fused_multiply_add(-row.step_size, grad, param);
 }
 
+// Average of the parameters (Polyak & Juditsky 1992, with exponential weights).
+SF_SHARED void ema_update(const Row& row, float param, float& ema) { ema = interpolate(row.ema_weight, ema, param); }
+
+// The gradient of a group that moves now, after others of its gradients were summed up.
+SF_SHARED float mean_gradient(const Row& row, float grad_sum, float grad) {
+  return row.mean_weight * (grad_sum + grad);
+}
+
 // Which per-element buffers a rule touches beyond param and grad.
 template <int RULE>
 constexpr bool uses_exp_avg = !(RULE & kSgd) || (RULE & kMomentum);
@@ -77,13 +91,17 @@ template <int RULE>
 constexpr bool uses_max_exp_avg_sq = !(RULE & kSgd) && (RULE & kAmsgrad);
 
 template <int RULE>
+constexpr bool uses_ema = (RULE & kEma) != 0;
+
+template <int RULE>
 SF_SHARED void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                              float& max_exp_avg_sq) {
+                              float& max_exp_avg_sq, float& ema) {
   if constexpr (RULE & kSgd) {
     sgd_update<RULE>(row, param, grad, exp_avg);
   } else {
     adam_update<RULE>(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq);
   }
+  if constexpr (uses_ema<RULE>) ema_update(row, param, ema);
 }
 
 }  // namespace sf

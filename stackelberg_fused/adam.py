@@ -31,6 +31,18 @@ class StackelbergAdam(StackelbergOptimizer):
         max_grad_norm: clip gradients as `torch.nn.utils.clip_grad_norm_` does, in the step: to a norm over all players
             that are stepped, or `{"body": x, "head": y}`, one or both, each player on its own; `.grad` is not modified.
             Infinity only measures; see `last_step`. An attribute, which may be set between steps.
+        ema_decay: keep the exponential moving average of the weights in the same launch (+8 B per parameter and step),
+            in [0, 1); by role as a dict, or per group. It begins with the weights before a parameter's first step, and
+            goes on when the parameter moves; see `ema_weights()`.
+        update_every: n: a group moves on every n-th step that it is part of, and waits on the others; by role as a
+            dict, or per group. `{"body": 5}` lets the leader wait while the follower tracks it.
+        update_every_grads: "latest": gradients of steps on which a group waits go by. "mean": they are summed up in the
+            launch (+8 B per parameter), and it moves by the mean of all n, which `max_grad_norm` then is about; a
+            gradient that is None counts as zero. Changing either begins a new round of n steps.
+        grads: "gather" reads gradients where autograd left them. "flat" keeps them in one contiguous buffer for each
+            role (`flat_grads`), for those who reduce them themselves; use the optimizer's `zero_grad`, not the model's,
+            or `step(zero_grad=True)`, which clears them in the same launch. A parameter without a gradient then has
+            one of zeros and is stepped.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
@@ -58,6 +70,10 @@ class StackelbergAdam(StackelbergOptimizer):
         backend: str | Backend = "auto",
         flatten: bool = True,
         max_grad_norm: float | dict[str, float] | None = None,
+        ema_decay: float | dict[str, float] | None = None,
+        update_every: int | dict[str, int] = 1,
+        update_every_grads: str = "latest",
+        grads: str = "gather",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -71,6 +87,9 @@ class StackelbergAdam(StackelbergOptimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "ema_decay": ema_decay,
+            "update_every": update_every,
+            "update_every_grads": update_every_grads,
             "rule": "adamw" if decoupled_weight_decay else self._rule,
         }
         super().__init__(
@@ -80,6 +99,7 @@ class StackelbergAdam(StackelbergOptimizer):
             backend=backend,
             flatten=flatten,
             max_grad_norm=max_grad_norm,
+            grads=grads,
         )
 
 
@@ -109,6 +129,10 @@ class StackelbergAdamW(StackelbergAdam):
         backend: str | Backend = "auto",
         flatten: bool = True,
         max_grad_norm: float | dict[str, float] | None = None,
+        ema_decay: float | dict[str, float] | None = None,
+        update_every: int | dict[str, int] = 1,
+        update_every_grads: str = "latest",
+        grads: str = "gather",
     ) -> None:
         super().__init__(
             params,
@@ -127,4 +151,8 @@ class StackelbergAdamW(StackelbergAdam):
             backend=backend,
             flatten=flatten,
             max_grad_norm=max_grad_norm,
+            grads=grads,
+            ema_decay=ema_decay,
+            update_every=update_every,
+            update_every_grads=update_every_grads,
         )

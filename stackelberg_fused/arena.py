@@ -85,12 +85,15 @@ def move_into_arenas(parameters: Sequence[Tensor]) -> None:
 
 def zeros_like_in_arenas(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Zero-filled tensors with the shapes, strides, dtype and device of dense `tensors`, packed into new arenas."""
-    places: list[Tensor] = []
-    for bucket in buckets(tensors):
-        offsets, end = _places(bucket)
-        arena = torch.zeros(end, dtype=bucket[0].dtype, device=bucket[0].device)
-        places += [
-            _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor)
-            for tensor, offset in zip(bucket, offsets, strict=True)
-        ]
-    return places
+    return [place for bucket in buckets(tensors) for place in place_in(bucket)[1]]
+
+
+def place_in(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """One new arena of zeros, and tensors in it as `zeros_like_in_arenas` makes them."""
+    offsets, end = _places(tensors)
+    arena = torch.zeros(end, dtype=tensors[0].dtype, device=tensors[0].device)
+    places = [
+        _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor)
+        for tensor, offset in zip(tensors, offsets, strict=True)
+    ]
+    return arena, places

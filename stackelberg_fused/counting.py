@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from . import turns
+
+if TYPE_CHECKING:
+    from .layout import Span
 
 
 class DeviceCounts:
@@ -13,14 +21,63 @@ class DeviceCounts:
     Args:
         steps: float32 [n]: steps that each slot has taken.
         ready: bool array [n]: False where the coming step creates the momentum buffer.
+        waited: float32 [n]: see `stackelberg_fused.turns`.
+        empty: slots without elements, by which no block comes.
         device: of the table.
 
     Attributes:
-        steps, ready: float32 and int32 [n], on the device.
+        steps, ready, waited: float32, int32 and float32 [n], on the device.
         arrived: int32 [n]: blocks of the launch in progress that have read the count; 0 between launches.
     """
 
-    def __init__(self, steps: Tensor, ready: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self,
+        steps: Tensor,
+        ready: np.ndarray,
+        waited: Tensor,
+        empty: Sequence[int],
+        device: torch.device,
+    ) -> None:
         self.steps = steps.to(device, copy=True)
+        self.waited = waited.to(device, copy=True)
         self.ready = torch.from_numpy(ready.astype(np.int32)).to(device)
         self.arrived = torch.zeros_like(self.ready)
+        self._empty = torch.tensor(empty, dtype=torch.int64, device=device)
+        self._known: dict[Span, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
+
+    def advance_empty(
+        self,
+        span: Span,
+        mask: np.ndarray,
+        update_every: np.ndarray,
+        sums: np.ndarray,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Advance the counts of slots without elements.
+
+        Args:
+            span: the slots of the step.
+            mask: bool [n]: those of them that have a gradient; another array where it changes.
+            update_every, sums: int64 and bool [n]: of each slot's group; likewise.
+            found_inf: one element; not 0: no step is taken.
+        """
+        if not len(self._empty):
+            return
+        # copied to the device once: a capture must not
+        arrays = mask, update_every, sums
+        known, tensors = self._known.get(span, ((), []))
+        if not known or any(a is not b for a, b in zip(arrays, known, strict=True)):
+            inside = np.zeros(len(mask), bool)
+            inside[span.first_slot : span.last_slot] = True
+            host = (torch.from_numpy(a) for a in (*arrays, inside))
+            tensors = [a.to(self.steps.device)[self._empty] for a in host]
+            self._known[span] = arrays, tensors
+        here, every, summed, within = tensors
+        if found_inf is not None:
+            within = within & (found_inf.view(()) == 0)
+        waited = self.waited[self._empty]
+        moves = here | (summed & turns.has_gathered(waited))
+        moves = within & moves & ~turns.waits(waited, every)
+        after = turns.waited_after(waited, every, summed & here)
+        self.steps.index_add_(0, self._empty, moves.float())
+        self.waited.index_copy_(0, self._empty, torch.where(within, after, waited))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .arena import is_dense, move_into_arenas, owns_storage
 from .backends import Backend, resolve_backend
+from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
 from .groups import RatioWatch, param_label
 from .launch_unit import LaunchUnit, Staged
@@ -76,6 +77,8 @@ class Engine:
         watch: that of the engine before this one.
         placed: ids of parameters that were moved before; they are not moved again, and new ones are added.
         warned: devices and dtypes of which it was said that the reference steps them; new ones are added.
+        flat: buffers of gradients, by what their tables have in common with the ones of this engine; those of this
+            engine take their place. None: gradients are gathered.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Engine:
         watch: RatioWatch | None = None,
         placed: set[int] | None = None,
         warned: set[Any] | None = None,
+        flat: dict[Any, FlatGradients] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
@@ -111,6 +115,8 @@ class Engine:
                 )
         self.settings = GroupSettings(groups)
         self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
+        if flat is not None:
+            self._attach_flat(flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
         self._params = [group["params"] for group in groups]
@@ -119,6 +125,18 @@ class Engine:
         self._note_state()
         self.watch = watch or RatioWatch()
         self._look_at_rates(list(range(len(groups))))
+
+    def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
+        keys = [FlatGradients.key_of(unit.table) for unit in self.units]
+        found = {
+            key: flat.get(key) or FlatGradients(unit.table)
+            for key, unit in zip(keys, self.units, strict=True)
+        }
+        flat.clear()
+        flat.update(found)
+        for unit, buffers in zip(self.units, found.values(), strict=True):
+            unit.flat = buffers
+            buffers.attach(unit.table, unit.table.spans[None], keep=True)
 
     @property
     def backend(self) -> str:
@@ -130,6 +148,7 @@ class Engine:
         role: str | None,
         limits: ClipLimits | None = None,
         scaling: Scaling | None = None,
+        zero_grad: bool = False,
     ) -> tuple[int, Statistics | None]:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
@@ -137,6 +156,7 @@ class Engine:
             role: "body", "head" or None for both.
             limits: what gradients are clipped to.
             scaling: what a gradient scaler says.
+            zero_grad: clear these gradients.
 
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
@@ -155,36 +175,58 @@ class Engine:
             pending = [unit.prepare(role) for unit in self.units]
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
-            flipped = self.settings.accept(changed)
+            accepted = self.settings.accept(changed)
             for unit in self.units:
-                unit.follow(flipped)
+                unit.follow(accepted)
         running: list[tuple[LaunchUnit, Staged]] = []
         for unit, work in zip(self.units, pending, strict=True):
-            staged = unit.stage(work, limits is not None, scaling)
+            zeroing = zero_grad and unit.flat is not None
+            staged = unit.stage(work, limits is not None, scaling, zeroing)
             if staged is not None:
                 running.append((unit, staged))
+            elif zeroing:
+                unit.clear(work)
         launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units and not any(unit.skipped for unit in self.units):
-            launches, statistics = self._measure(running, limits, scaling)
+            launches, statistics = self._measure(running, limits)
         for unit, staged in running:
             launches += unit.launch(staged)
         for unit in self.units:
             has_new_state |= unit.has_new_state
         if has_new_state:
             self._note_state()
+        if zero_grad:
+            self._finish_clearing(role)
         return launches, statistics
+
+    def _finish_clearing(self, role: str | None) -> None:
+        """What is left to do to clear gradients: let go of gathered ones, and put flat ones back in their place."""
+        for unit in self.units:
+            table, span = unit.table, unit.table.spans[role]
+            if unit.flat is not None:
+                unit.flat.attach(table, span, keep=False)
+                continue
+            for slot in table.slots[span.first_slot : span.last_slot]:
+                slot.param.grad = None
+
+    def zero_flat(self) -> None:
+        """Clear all gradients: flat ones in a few operations, others to None."""
+        for param in self._frozen:
+            param.grad = None
+        for unit in self.units:
+            if unit.flat is not None:
+                unit.flat.zero(unit.table)
 
     def _measure(
         self,
         running: list[tuple[LaunchUnit, Staged]],
         limits: ClipLimits,
-        scaling: Scaling | None,
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
         launches = sum(unit.measure(work, limits) for unit, work in running)
         parts = [unit.table.statistics for unit, _ in running] or [self.units[0].table.statistics]
         if len(parts) > 1:
-            combine(parts, limits, scaling and scaling.grad_scale)
+            combine(parts, limits)
         elif not running:
             parts[0].nothing(limits)
         return launches, parts[0]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import Span, Table
+from .layout import COUNTS, Span, Table
 from .reader import make_reader, same_layout
 from .sharding import local_gradient, local_tensor
 
@@ -26,10 +26,12 @@ class Gathered:
 
     Attributes:
         grads: the gradients that were read, and the copies of those that had to take their parameter's layout.
+        copied: gradients of which only a copy is read.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
     grads: list[Tensor]
+    copied: list[Tensor] = field(default_factory=list)
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -80,6 +82,7 @@ class Gradients:
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:
                 if self._needs_copy(i, grad):
+                    gathered.copied.append(grad)
                     grad = self._in_parameter_layout(i, grad)
                     gathered.grads.append(grad)
                 self._write("grad", i, grad)
@@ -91,21 +94,28 @@ class Gradients:
         grad = param.grad
         return None if grad is None else local_gradient(grad, param, self._label(i))
 
-    def stage(self, gathered: Gathered, span: Span) -> None:
-        """Put dense copies in the place of parameters whose memory has gaps."""
+    def stage(self, gathered: Gathered, span: Span, sums: np.ndarray) -> None:
+        """Put dense copies in the place of parameters whose memory has gaps.
+
+        Args:
+            sums: bool [n]: slots that may move by earlier gradients.
+        """
         if not self._reads_memory:
             return
         for i in self._gapped:
-            if not (span.first_slot <= i < span.last_slot and self.active[i]):
+            inside = span.first_slot <= i < span.last_slot
+            if not (inside and (self.active[i] or sums[i])):
                 continue
-            local = self._table.slots[i].local
+            local, grad = self._table.slots[i].local, self.gradient(i)
             with torch.no_grad():
                 copy = local.resolve_neg().contiguous()
-                grad = self.gradient(i).resolve_neg().contiguous()
-            gathered.grads.append(grad)
+                if grad is not None:
+                    gathered.copied.append(grad)
+                    grad = grad.resolve_neg().contiguous()
+                    gathered.grads.append(grad)
+                    self._write("grad", i, grad)
             gathered.write_back.append((local, copy))
             self._write("param", i, copy)
-            self._write("grad", i, grad)
 
     def _write(self, name: str, i: int, tensor: Tensor) -> None:
         addresses, address = self._table.records[name], tensor.data_ptr()
@@ -176,7 +186,7 @@ class Gradients:
             ("device", local.device, table.device),
             ("shape", tuple(local.shape), tuple(self._shapes[i])),
         ):
-            if now != before and all(name == "step" for name in table.state_tensors[i]):
+            if now != before and all(name in COUNTS for name in table.state_tensors[i]):
                 raise LayoutChanged(slot.name)  # model.to() between construction and the first step
             if now != before:
                 raise RuntimeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +25,9 @@ RULE_DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
 }
 RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
+# settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing
+BY_ROLE = {"update_every": 1, "ema_decay": None}
+LONGEST_WAIT = 2**20  # steps; counted in float32, twice
 
 
 def group_label(index: int, group: dict[str, Any]) -> str:
@@ -56,6 +59,9 @@ def complete_group(
         known = ", ".join(map(repr, SETTINGS))
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
     completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
+    for name in BY_ROLE:
+        if name not in group and isinstance(completed[name], dict):
+            completed[name] = completed[name].get(role, BY_ROLE[name])
     if "lr" not in group and role == "head":
         _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio
@@ -109,6 +115,7 @@ def check_settings(group: dict[str, Any], index: int) -> None:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
     _check_rate(label, group["lr"])
     at_least_zero(label, "weight_decay", group["weight_decay"])
+    _check_average_and_turns(label, group)
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
@@ -133,6 +140,36 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     for position, beta in enumerate(betas):
         if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
             raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+
+
+def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
+    decay = group["ema_decay"]
+    if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
+        raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
+    every, grads = group["update_every"], group["update_every_grads"]
+    if isinstance(every, bool) or not isinstance(every, Integral):
+        raise TypeError(f"{label}: update_every must be an int, got {every!r}")
+    if not 1 <= every <= LONGEST_WAIT:
+        raise ValueError(
+            f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
+        )
+    if grads not in ("latest", "mean"):
+        raise ValueError(
+            f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
+        )
+    if group.get("differentiable") and (every > 1 or decay is not None):
+        raise ValueError(
+            f"{label}: differentiable=True goes with neither update_every nor ema_decay"
+        )
+
+
+def check_by_role(defaults: dict[str, Any]) -> None:
+    """Raise ValueError for settings by role of roles that there are not."""
+    for name in BY_ROLE:
+        value = defaults[name]
+        unknown = [key for key in value if key not in ROLES] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(f"{name}: unknown role {unknown[0]!r}, expected 'body' or 'head'")
 
 
 def check_ratio(value: Any) -> float:

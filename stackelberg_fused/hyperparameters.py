@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import turns
 from .bias_correction import bias_corrections
 from .rules import MIXED_RULES
 from .settings import GroupSettings
@@ -25,11 +26,13 @@ class HyperparameterRows:
         slot_group: int64 array [n]: the group of each slot of the table.
         step_counts: float32 array [n]: steps that each slot has taken; kept, and read at every update.
         momentum_ready: bool array [n]: False where the coming step creates the momentum buffer; likewise.
+        waited: float32 array [n]: see `stackelberg_fused.turns`; likewise.
 
     Attributes:
         rows: ROW array; `address` is where it lies.
         slot_row: int64 array [n]: the row of each slot.
         rule: the rule that all rows share, or MIXED_RULES: which kernel a launch takes.
+        version: counts changes of `rows`.
     """
 
     def __init__(
@@ -38,10 +41,13 @@ class HyperparameterRows:
         slot_group: np.ndarray,
         step_counts: np.ndarray,
         momentum_ready: np.ndarray,
+        waited: np.ndarray,
     ) -> None:
         self.slot_group = slot_group
         self._settings = settings
         self._step_counts, self._momentum_ready = step_counts, momentum_ready
+        self._waited = waited
+        self.version = 0
         self._regroup()
 
     def bad_count(self) -> int | None:
@@ -58,6 +64,7 @@ class HyperparameterRows:
         Returns:
             Whether `slot_row` changed (then the records have to follow).
         """
+        self.version += 1
         regrouped = not self._update()
         if regrouped:
             self._regroup()
@@ -80,6 +87,9 @@ class HyperparameterRows:
             return False
         if not np.array_equal(self._row_ready[slot_row], self._momentum_ready):
             return False
+        waited = self._waited[self._representative]
+        if not np.array_equal(waited[slot_row], self._waited):
+            return False
         group = self._settings.scalars[self._row_group]
         keys = zip(group["beta1"].tolist(), group["beta2"].tolist(), counts.tolist(), strict=True)
         keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in keys]
@@ -88,11 +98,13 @@ class HyperparameterRows:
         self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]
         self.rows["step_size"] = group["lr"] * factor
         self.rows["eps"] = group["eps"] * bias_correction2_sqrt
+        self.rows["waits"] = turns.waits(waited, group["update_every"])
+        self.rows["gathered"] = turns.has_gathered(waited)
         return True
 
     def _regroup(self) -> None:
-        """One row per group, step count and readiness."""
-        key = np.stack([self.slot_group, self._step_counts, self._momentum_ready])
+        """One row per group, step count, readiness and waiting."""
+        key = np.stack([self.slot_group, self._step_counts, self._momentum_ready, self._waited])
         _, self._representative, slot_row = np.unique(
             key, axis=1, return_index=True, return_inverse=True
         )
@@ -110,6 +122,7 @@ class HyperparameterRows:
             self.slot_row,
             self._step_counts,
             self._momentum_ready,
+            self._waited,
         )
         addresses = [array.ctypes.data for array in read]
         self._table = np.array([*addresses, len(self.rows), len(self.slot_group)], np.int64)

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from .activity import Active, Activity
 from .backends import Backend, Work
+from .flat_gradients import FlatGradients
 from .gradients import Gathered, Gradients
 from .groups import group_label
-from .layout import Slot, Span, Table
+from .layout import COUNTS, Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
 from .scaling import Scaling
-from .settings import GroupSettings
+from .settings import Accepted, GroupSettings
 from .sharding import local_tensor
-from .state import allocate_state
 from .statistics import ClipLimits
+from .warning import warn_caller
 
 _CPU = torch.device("cpu")
 
@@ -34,25 +36,11 @@ class Pending:
 
 
 @dataclass(slots=True)
-class _Active:
-    """Which slots of a span have gradients, kept while that does not change."""
-
-    version: int
-    mask: np.ndarray
-    params: list[Tensor]
-    steps: np.ndarray | slice  # `mask`, in the form that NumPy is fastest with
-    ready: bool = False  # whether all of them have taken a step
-    empty: Tensor | None = (
-        None  # of those without elements, where counts live on the device: 1 if they step
-    )
-
-
-@dataclass(slots=True)
 class Staged:
     """A step of one table that nothing can stop any more."""
 
     gathered: Gathered
-    active: _Active
+    active: Active
     work: Work
 
 
@@ -71,12 +59,11 @@ class LaunchUnit:
         self.backend = backend
         self.state = state
         self.gradients = Gradients(table, backend.reads_memory)
-        self._params = [slot.param for slot in slots]
-        self._has_state = np.zeros(len(slots), bool)
-        self._active: dict[Span, _Active] = {}
+        self.flat: FlatGradients | None = None
+        self._warned_of_flat = False
+        self._activity = Activity(table, self.gradients, state)
         self.has_new_state = False
         self._groups = {slot.group for slot in slots}
-        self._empty = torch.zeros(0, dtype=torch.int64)
         self.skipped = False  # the last step, by a scaler that the host asked
         # steps may be replayed behind the host's back, at rates that it does not know
         self._is_captured = False
@@ -85,9 +72,9 @@ class LaunchUnit:
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
         self.has_new_state = False
-        # one that a step count alone stands for is looked at by its step count
+        # one that counts alone stand for is looked at by these
         entries = [
-            [t for name, t in tensors.items() if name != "step"] or list(tensors.values())
+            [t for name, t in tensors.items() if name not in COUNTS] or list(tensors.values())
             for tensors in self.table.state_tensors
         ]
         self._places = make_places([local_tensor(t) for tensors in entries for t in tensors])
@@ -125,9 +112,25 @@ class LaunchUnit:
             label, count = table.slots[bad].name, table.step_counts[bad]
             raise ValueError(f"{label}: its state's step is {count}")
         span = table.spans[role]
-        return Pending(span, self.gradients.gather(span))
+        pending = Pending(span, self.gradients.gather(span))
+        if self.flat is not None and not self._warned_of_flat:
+            self._look_at_places(span)
+        return pending
 
-    def stage(self, pending: Pending, clipped: bool, scaling: Scaling | None) -> Staged | None:
+    def _look_at_places(self, span: Span) -> None:
+        """Warn once of a gradient that is not where whoever reduces the flat buffer takes it to be."""
+        label = self.flat.misplaced(self.table, span)
+        if label is None:
+            return
+        self._warned_of_flat = True
+        warn_caller(
+            f"{label}: its gradient is not in the flat buffer, though grads='flat'; it is read where it is. Something "
+            "else than the optimizer's zero_grad() replaced it or set it to None"
+        )
+
+    def stage(
+        self, pending: Pending, clipped: bool, scaling: Scaling | None, zero_grads: bool = False
+    ) -> Staged | None:
         """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move."""
         table, span = self.table, pending.span
         self.skipped = False
@@ -144,21 +147,16 @@ class LaunchUnit:
                 return None
         if clipped and not table.has_statistics:
             self._refuse_in_capture("room for its statistics")
-        active = self._active.get(span)
-        if active is None or active.version != self.gradients.active_version:
-            active = self._activate(span)
-        if not active.params:
+        active = self._activity.of(span, self._allocating)
+        if active is None:
             return None
         if table.counts is None and table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
-        self.gradients.stage(pending.gathered, span)
+        self.gradients.stage(pending.gathered, span, table.sums)
         gradient, rule = self.gradients.gradient, table.rows.rule
-        return Staged(
-            pending.gathered,
-            active,
-            Work(table, span, gradient, rule, self.state, clipped, scaling),
-        )
+        work = Work(table, span, gradient, rule, self.state, clipped, scaling, zero_grads)
+        return Staged(pending.gathered, active, work)
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
         """Gather the statistics of the gradients that are about to be stepped; returns the launches made."""
@@ -177,17 +175,50 @@ class LaunchUnit:
         launches = 0
         if span.last_tile > span.first_tile:
             launches = self.backend.step(staged.work)
+        if staged.work.zero_grads:
+            self._note_cleared(staged.gathered)
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
         if table.counts is not None:
-            self._count_empty(staged)
+            scaling = staged.work.scaling
+            found_inf = scaling and scaling.found_inf
+            every, sums = table.update_every, table.sums
+            table.counts.advance_empty(span, active.mask, every, sums, found_inf)
         else:
-            table.step_counts[active.steps] += 1
+            table.step_counts[active.moving] += 1
             if not active.ready:
-                table.momentum_ready[active.steps] = True
+                table.momentum_ready[active.moving] = True
                 active.ready = True
+            if active.waited is not None:
+                table.waited_counts[:] = active.waited
         return launches
+
+    def clear(self, pending: Pending) -> None:
+        """Clear gradients of which no launch is made."""
+        for grad in pending.gathered.grads:
+            grad.detach().zero_()
+
+    def _note_cleared(self, gathered: Gathered) -> None:
+        """Clear gradients of which the launch cleared a copy, and tell autograd of all others."""
+        for grad in gathered.copied:
+            grad.detach().zero_()
+        if self.backend.reads_memory:
+            increment_version(gathered.grads)
+
+    def _begin_anew(self, slots: list[int]) -> None:
+        """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""
+        if not slots:
+            return
+        self.table.waited[slots] = 0.0
+        for i in slots:
+            grad_sum = self.table.state_tensors[i].get("grad_sum")
+            if grad_sum is not None:
+                local_tensor(grad_sum).zero_()
+
+    def _allocating(self, what: str) -> None:
+        self._refuse_in_capture(what)
+        self.has_new_state = True
 
     def _refuse_in_capture(self, what: str) -> None:
         """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
@@ -200,51 +231,15 @@ class LaunchUnit:
         table = self.table
         table.count_on_device()
         for i, tensors in enumerate(table.state_tensors):
-            if "step" in tensors:
-                param = table.slots[i].param
-                self.state[param]["step"] = tensors["step"] = table.steps[i]
-        empty = [i for i, slot in enumerate(table.slots) if not slot.local.numel()]
-        self._empty = torch.tensor(empty, dtype=torch.int64, device=table.device)
+            for name, counts in (("step", table.steps), ("waited", table.waited)):
+                if name in tensors:
+                    self.state[table.slots[i].param][name] = tensors[name] = counts[i]
         self.has_new_state = True
 
-    def _count_empty(self, staged: Staged) -> None:
-        """Advance the counts of parameters without elements: no block comes by them."""
-        if not len(self._empty):
-            return
-        active, scaling = staged.active, staged.work.scaling
-        if active.empty is None:
-            here = torch.from_numpy(active.mask).to(self._empty.device)
-            active.empty = here[self._empty].float()
-        taken = active.empty
-        if scaling is not None and scaling.found_inf is not None:
-            taken = taken * (scaling.found_inf.view(()) == 0)
-        self.table.steps.index_add_(0, self._empty, taken)
-
-    def _activate(self, span: Span) -> _Active:
-        """Note which slots step, and allocate the state that any of them lacks."""
-        mask = np.zeros(len(self._params), bool)
-        here = slice(span.first_slot, span.last_slot)
-        mask[here] = self.gradients.active[here]
-        indices = np.flatnonzero(mask).tolist()
-        missing = [i for i in indices if not self._has_state[i]]
-        if missing:
-            self._refuse_in_capture(f"the state of {self.table.slots[missing[0]].name}")
-            allocate_state(self.table, missing, self.state)
-            self.has_new_state = True
-            self._has_state[missing] = True
-        active = _Active(
-            self.gradients.active_version,
-            mask,
-            [self._params[i] for i in indices],
-            slice(None) if mask.all() else mask,
-        )
-        self._active[span] = active
-        return active
-
-    def follow(self, flipped: list[int]) -> None:
-        """Follow settings that were accepted; those of `flipped` groups with another rule than before."""
-        self.table.rows.refill()
-        table = self.table
+    def follow(self, accepted: Accepted) -> None:
+        """Follow settings that were accepted."""
+        table, flipped = self.table, accepted.new_rules
+        table.rows.refill()
         table.may_be_captured = any(table.groups[i].get("capturable") for i in self._groups)
         self._is_captured = self.backend.counts_on_device and (
             table.may_be_captured or self.settings.rates_live_on(table.device)
@@ -252,9 +247,11 @@ class LaunchUnit:
         if not flipped:
             return
         # a rule may need state now that it did not need before
-        self._active.clear()
-        affected = np.isin(table.rows.slot_group, flipped)
-        self._has_state[affected] = False
+        slot_group = table.rows.slot_group
+        table.set_turns()
+        self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
+        affected = np.isin(slot_group, flipped)
+        self._activity.forget(affected)
         for i in np.flatnonzero(affected).tolist():
             slot = table.slots[i]
             entry = self.state.get(slot.param) or {}

@@ -26,7 +26,10 @@ STATE_FIELD = {
     "exp_avg_sq": "exp_avg_sq",
     "max_exp_avg_sq": "max_exp_avg_sq",
     "momentum_buffer": "exp_avg",
+    "ema": "ema",
+    "grad_sum": "grad_sum",
 }
+COUNTS = ("step", "waited")  # state that is one number per parameter
 
 
 @dataclass(slots=True)
@@ -48,6 +51,12 @@ class Slot:
     role: str
     local: Tensor
     dense: bool
+
+    def dense_like(self) -> Tensor:
+        """A tensor with the shape and strides that state and flat gradients have."""
+        if self.dense:
+            return self.local.detach()
+        return torch.empty_like(self.local, memory_format=torch.contiguous_format)
 
 
 class Span(NamedTuple):
@@ -90,10 +99,15 @@ class Table:
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
         self.step_counts = self.steps.numpy()
         self.momentum_ready = np.zeros(len(slots), bool)
+        self.waited = torch.zeros_like(self.steps)  # see turns.py
+        self.waited_counts = self.waited.numpy()
         # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         slot_group = np.array([slot.group for slot in slots], np.int64)
-        self.rows = HyperparameterRows(settings, slot_group, self.step_counts, self.momentum_ready)
+        self.rows = HyperparameterRows(
+            settings, slot_group, self.step_counts, self.momentum_ready, self.waited_counts
+        )
+        self.set_turns()
         self.records["row"] = self.rows.slot_row
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data
@@ -106,10 +120,18 @@ class Table:
 
     def count_on_device(self) -> None:
         """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""
-        self.counts = DeviceCounts(self.steps, self.momentum_ready, self.device)
-        self.steps = self.counts.steps
+        empty = np.flatnonzero(self.records["numel"] == 0).tolist()
+        self.counts = DeviceCounts(self.steps, self.momentum_ready, self.waited, empty, self.device)
+        self.steps, self.waited = self.counts.steps, self.counts.waited
         self.records["row"] = self.rows.slot_group
         self.version += 1
+
+    def set_turns(self) -> None:
+        """Follow the settings in how often groups move."""
+        slot_group = self.rows.slot_group
+        self.update_every = self.settings.scalars["update_every"][slot_group]  # of each slot
+        self.sums = self.settings.static["mean_weight"][slot_group] != 0
+        self.takes_turns = bool((self.update_every > 1).any())
 
     @property
     def has_statistics(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .averaging import swapped
 from .backends import Backend
 from .engine import Engine
+from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
 from .groups import (
     ROLES,
+    check_by_role,
     check_new_group,
     check_overlap,
     check_params,
@@ -51,8 +55,15 @@ class StackelbergOptimizer(Optimizer):
         backend: str | Backend,
         flatten: bool,
         max_grad_norm: Any,
+        grads: str,
     ) -> None:
+        check_by_role(defaults)
+        if grads not in ("gather", "flat"):
+            raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
+        if grads == "flat" and defaults["differentiable"]:
+            raise ValueError("differentiable=True goes with grads='gather' only")
         self._settings = {
+            "grads": grads,
             "head_lr_ratio": check_ratio(head_lr_ratio),
             "backend": backend,
             "flatten": bool(flatten) and not defaults["differentiable"],
@@ -69,6 +80,8 @@ class StackelbergOptimizer(Optimizer):
         self._engine: Engine | None = None
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._placed: set[int] = set()
+        self._flat: dict[Any, FlatGradients] = {}
+        self._is_swapped = False
         self._warned: set[Any] = set()
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
@@ -108,6 +121,60 @@ class StackelbergOptimizer(Optimizer):
         """What the last step did; nothing waits for the device until one of its tensors is read."""
         return LastStep.of(*self._last, self._found_inf)
 
+    @property
+    def flat_grads(self) -> dict[str, list[Tensor]]:
+        """With `grads="flat"`: by role, one contiguous buffer for each device and dtype, to be reduced before a step.
+
+        They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
+        64 elements, in the order of the groups, with zeros between them.
+        """
+        units = self._ready().units
+        found = [unit.flat.buffers for unit in units if unit.flat is not None]
+        return {role: [b[role] for b in found if role in b] for role in ROLES}
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Within this context the parameters hold their averages (`ema_decay`), for evaluation or to be saved.
+
+        On leaving, the weights are back to the bit. A parameter that has not taken a step has no average yet and stays
+        as it is.
+
+        Raises:
+            RuntimeError: no group has an `ema_decay`, or the parameters hold their averages already. Within the
+                context: `step`, `state_dict` and whatever else would take averages for weights.
+        """
+        self._refuse_averages("ema_weights()")
+        if all(group.get("ema_decay") is None for group in self.param_groups):
+            raise RuntimeError("ema_weights(): no param group has an ema_decay")
+        return self._swapped()
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        self._refuse_averages("ema_weights()")
+        with swapped(self.state):
+            self._is_swapped = True
+            try:
+                yield
+            finally:
+                self._is_swapped = False
+
+    def _refuse_averages(self, what: str) -> None:
+        if self._is_swapped:
+            raise RuntimeError(
+                f"{what}: the parameters hold their averages; leave ema_weights() first"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
+        self._refuse_averages("state_dict()")
+        return super().state_dict()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers."""
+        if self._settings["grads"] == "flat":
+            self._ready().zero_flat()
+        else:
+            super().zero_grad(set_to_none)
+
     @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
@@ -115,6 +182,7 @@ class StackelbergOptimizer(Optimizer):
         Raises:
             ValueError, TypeError: names the group or parameter; nothing was modified.
         """
+        self._refuse_averages("add_param_group()")
         if isinstance(param_group, dict) and "params" in param_group:
             index = len(self.param_groups)
             completed = complete_group(
@@ -147,12 +215,19 @@ class StackelbergOptimizer(Optimizer):
                 self.param_groups.pop()
                 raise
 
-    def step(self, closure: Callable[[], Any] | None = None, *, role: str | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        role: str | None = None,
+        zero_grad: bool = False,
+    ) -> Any:
         """Perform one step: one launch per device and dtype, for any number of groups.
 
         Args:
             closure: reevaluates the model and returns the loss; called with gradients enabled.
             role: "body" or "head" updates that player alone; None both, simultaneously.
+            zero_grad: and then clear the gradients of these players, as `zero_grad` does, but in the same launch.
 
         Returns:
             The closure's loss, or None.
@@ -162,7 +237,7 @@ class StackelbergOptimizer(Optimizer):
                 names the parameter or group. Nothing was modified.
         """
         if torch.compiler.is_compiling():
-            return self._untraced_step(closure, role=role)
+            return self._untraced_step(closure, role=role, zero_grad=zero_grad)
         observed = (
             profiler._is_profiler_enabled
             or self._optimizer_step_pre_hooks
@@ -171,9 +246,12 @@ class StackelbergOptimizer(Optimizer):
             or _global_optimizer_post_hooks
         )
         if not observed:
-            return self._step(closure, role=role)
+            return self._step(closure, role=role, zero_grad=zero_grad)
         arguments = () if closure is None else (closure,)  # a closure comes to hooks by position
-        return self._observed_step(*arguments, **({} if role is None else {"role": role}))
+        how: dict[str, Any] = {} if role is None else {"role": role}
+        if zero_grad:
+            how["zero_grad"] = True
+        return self._observed_step(*arguments, **how)
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +262,15 @@ class StackelbergOptimizer(Optimizer):
         """
         return func
 
-    def _step(self, closure: Callable[[], Any] | None = None, *, role: str | None = None) -> Any:
+    def _step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        role: str | None = None,
+        zero_grad: bool = False,
+    ) -> Any:
+        if self._is_swapped:
+            self._refuse_averages("step()")
         if role is not None and role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
         loss = None
@@ -197,9 +283,9 @@ class StackelbergOptimizer(Optimizer):
         try:
             scaling = Scaling.of(self.__dict__)
             try:
-                self._last = engine.step(role, self._limits, scaling)
+                self._last = engine.step(role, self._limits, scaling, zero_grad)
             except LayoutChanged:
-                self._last = self._build_again().step(role, self._limits, scaling)
+                self._last = self._build_again().step(role, self._limits, scaling, zero_grad)
         except Exception:
             # a scaler takes back what it set only after a step, and takes what is still set for a scale of its own
             for name in ("grad_scale", "found_inf"):
@@ -212,9 +298,9 @@ class StackelbergOptimizer(Optimizer):
     _observed_step = Optimizer.profile_hook_step(_step)
 
     @torch._disable_dynamo
-    def _untraced_step(self, closure: Callable[[], Any] | None, *, role: str | None) -> Any:
+    def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         """What a compiled training step calls: addresses are nothing to trace."""
-        return self.step(closure, role=role)
+        return self.step(closure, **how)
 
     def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
         labelled: dict[int, tuple[str, Tensor]] = {}
@@ -235,6 +321,7 @@ class StackelbergOptimizer(Optimizer):
             watch,
             self._placed,
             self._warned,
+            self._flat if settings["grads"] == "flat" else None,
         )
 
     def _build_again(self) -> Engine:
@@ -261,11 +348,14 @@ class StackelbergOptimizer(Optimizer):
         return engine
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_averages("pickling or copying an optimizer")
         own = {name: self.__dict__[name] for name in ("_settings", "_warned", "launches")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = "param_groups" in self.__dict__  # else unpickling or copying
+        if loading:
+            self._refuse_averages("load_state_dict()")
         previous = self.state if loading else None
         if loading:
             state = {**state, "param_groups": self._merge_groups(state["param_groups"])}
@@ -276,6 +366,7 @@ class StackelbergOptimizer(Optimizer):
             self._engine, self._is_stale = self._build(previous), False
         else:
             self._engine, self._is_stale, self._placed = None, False, set()
+            self._flat, self._is_swapped = {}, False
             self._last, self._found_inf = (0, None), None
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
 

@@ -96,6 +96,28 @@ def sgd_update(
         param.add_(grad, alpha=-lr)
 
 
+def ema_update(param: Tensor, ema: Tensor, group: dict[str, Any]) -> None:
+    """Exponential moving average of the parameters (Polyak & Juditsky 1992; as torch.optim.swa_utils), in place.
+
+    Args:
+        param, ema: any shape, any floating dtype.
+        group: ema_decay.
+    """
+    ema.lerp_(param.detach(), 1 - float(group["ema_decay"]))
+
+
+def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) -> Tensor:
+    """The gradient of a group that moves now, after others of its gradients were summed up: new.
+
+    Args:
+        grad_sum: any shape, any floating dtype.
+        grad: same shape and dtype; None: zero.
+        group: update_every.
+    """
+    total = grad_sum if grad is None else grad_sum + grad
+    return total * (1 / group["update_every"])
+
+
 def _scalar(value: Any) -> Any:
     """A rate as torch's single-tensor rules take it: a Python number or a 0-d tensor."""
     return value.squeeze() if isinstance(value, Tensor) else value

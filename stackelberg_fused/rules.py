@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntFlag
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ class Rule(IntFlag):
     L2 = 4
     MOMENTUM = 8
     NESTEROV = 16
+    EMA = 32
 
 
 MIXED_RULES = -1
@@ -24,19 +26,28 @@ MIXED_RULES = -1
 _ADAM = Rule(0)
 _SGD_MOMENTUM = Rule.SGD | Rule.MOMENTUM
 RULES: tuple[int, ...] = tuple(
-    int(rule | l2)
+    int(rule | l2 | ema)
+    for ema in (Rule(0), Rule.EMA)
     for rule in (_ADAM, Rule.AMSGRAD, Rule.SGD, _SGD_MOMENTUM, _SGD_MOMENTUM | Rule.NESTEROV)
     for l2 in (Rule(0), Rule.L2)
 )
 
-_ADAM_SETTINGS = ("weight_decay", "maximize", "betas", "eps", "amsgrad", "lr")
-_SGD_SETTINGS = ("weight_decay", "maximize", "momentum", "dampening", "nesterov", "lr")
+_COMMON_SETTINGS = (
+    "lr",
+    "weight_decay",
+    "maximize",
+    "ema_decay",
+    "update_every",
+    "update_every_grads",
+)
+_ADAM_SETTINGS = (*_COMMON_SETTINGS, "betas", "eps", "amsgrad")
+_SGD_SETTINGS = (*_COMMON_SETTINGS, "momentum", "dampening", "nesterov")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "adam": _ADAM_SETTINGS,
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
-_IMMUTABLE = {int, float, bool, tuple}
+_IMMUTABLE = {int, float, bool, tuple, str, NoneType}
 
 
 def as_number(value: Any) -> float:
@@ -67,4 +78,11 @@ def rule_of(group: dict[str, Any]) -> Rule:
         rule = Rule.AMSGRAD if group["amsgrad"] else _ADAM
     if group["rule"] != "adamw" and group["weight_decay"] != 0:
         rule |= Rule.L2
+    if group["ema_decay"] is not None:
+        rule |= Rule.EMA
     return rule
+
+
+def sums_gradients(group: dict[str, Any]) -> bool:
+    """Whether gradients are summed up while the group waits for its turn."""
+    return group["update_every"] > 1 and group["update_every_grads"] == "mean"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .groups import ROLES, check_settings
-from .rules import Rule, as_number, is_volatile, rule_of
+from .rules import Rule, as_number, is_volatile, rule_of, sums_gradients
 from .tables import DOUBLES, GROUP, ROW
 from .watch import make_watch
+
+
+class Accepted(NamedTuple):
+    """Groups that were accepted with another rule, which may need state that it did not need before, and those of them
+    that begin to wait for their turn anew."""
+
+    new_rules: list[int]
+    new_turns: list[int]
 
 
 class GroupSettings:
@@ -37,6 +45,7 @@ class GroupSettings:
         self._tensors: dict[int, Tensor] = {}  # rates that are
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
+        self._turns: list[tuple[int, str] | None] = [None] * len(groups)
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open = set(range(len(groups)))
         self._edited: set[int] = set()  # those to look at until they are accepted
@@ -93,17 +102,15 @@ class GroupSettings:
         body, head = self._players
         return rates[body & known], rates[head & known]
 
-    def accept(self, changed: list[int]) -> list[int]:
-        """Take over groups that were checked; returns those that follow another rule than before."""
-        if not changed:
-            return []
+    def accept(self, changed: list[int]) -> Accepted:
+        """Take over groups that were checked."""
         for index in changed:
             (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
         # by columns: assigning to a record's fields one by one costs more than the rest of an edit
         numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
         for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
             self.static[name][changed] = column
-        for name, column in zip(DOUBLES, numbers[len(_CONSTANTS) :], strict=True):
+        for name, column in zip(_OF_GROUP, numbers[len(_CONSTANTS) :], strict=True):
             self.scalars[name][changed] = column
         for index in changed:
             lr = self.groups[index]["lr"]
@@ -112,10 +119,15 @@ class GroupSettings:
             else:
                 self._tensors.pop(index, None)
         self._edited.clear()
-        flipped = [i for i in changed if self._rules[i] != self.rule(i)]
-        for index in flipped:
-            self._rules[index] = self.rule(index)
-        return flipped
+        accepted = Accepted([], [])
+        for index in changed:
+            turn = self.groups[index]["update_every"], self.groups[index]["update_every_grads"]
+            if self._turns[index] not in (None, turn):
+                accepted.new_turns.append(index)
+            if self._rules[index] != self.rule(index) or self._turns[index] != turn:
+                accepted.new_rules.append(index)
+            self._rules[index], self._turns[index] = self.rule(index), turn
+        return accepted
 
     def scalars_for(self, device: torch.device) -> np.ndarray:
         """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
@@ -145,24 +157,37 @@ _CONSTANTS = (
     "one_minus_beta2",
     "momentum",
     "one_minus_dampening",
+    "ema_weight",
+    "mean_weight",
 )
+# and those of its scalars
+_OF_GROUP = (*DOUBLES, "update_every")
 
 
 def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
-    """The fields _CONSTANTS and DOUBLES of a group."""
+    """The fields _CONSTANTS and _OF_GROUP of a group."""
     sign = -1.0 if group["maximize"] else 1.0
     lr, weight_decay = _rate(group), as_number(group["weight_decay"])
     row = (int(rule_of(group)), sign, weight_decay)
+    update_every = int(group["update_every"])
+    average = (
+        0.0 if group["ema_decay"] is None else _from_the_nearer_end(as_number(group["ema_decay"])),
+        1.0 / update_every if sums_gradients(group) else 0.0,
+    )
     if group["rule"] == "sgd":
         momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
         # no betas: its rate is not corrected
-        return (*row, 0.0, 0.0, 0.0, momentum, 1.0 - dampening, lr, 0.0, 0.0, 0.0, 0.0)
+        row = (*row, 0.0, 0.0, 0.0, momentum, 1.0 - dampening, *average)
+        return (*row, lr, 0.0, 0.0, 0.0, 0.0, update_every)
     beta1, beta2 = map(as_number, group["betas"])
-    # from the nearer end
-    lerp_weight = 1.0 - beta1 if beta1 > 0.5 else -beta1
     decay = weight_decay if group["rule"] == "adamw" else 0.0
-    row = (*row, lerp_weight, beta2, 1.0 - beta2, 0.0, 1.0)
-    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay)
+    row = (*row, _from_the_nearer_end(beta1), beta2, 1.0 - beta2, 0.0, 1.0, *average)
+    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
+
+
+def _from_the_nearer_end(decay: float) -> float:
+    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay."""
+    return 1.0 - decay if decay > 0.5 else -decay
 
 
 def _rate(group: dict[str, Any]) -> float:

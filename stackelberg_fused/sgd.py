@@ -17,7 +17,8 @@ class StackelbergSGD(StackelbergOptimizer):
         params: as in `StackelbergAdam`; the default rule is "sgd".
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
         foreach, fused: accepted for compatibility and ignored; every backend is one launch.
-        differentiable, head_lr_ratio, backend, flatten, max_grad_norm: as in `StackelbergAdam`.
+        differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every, update_every_grads,
+            grads: as in `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
@@ -40,6 +41,10 @@ class StackelbergSGD(StackelbergOptimizer):
         backend: str | Backend = "auto",
         flatten: bool = True,
         max_grad_norm: float | dict[str, float] | None = None,
+        ema_decay: float | dict[str, float] | None = None,
+        update_every: int | dict[str, int] = 1,
+        update_every_grads: str = "latest",
+        grads: str = "gather",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -51,6 +56,9 @@ class StackelbergSGD(StackelbergOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "ema_decay": ema_decay,
+            "update_every": update_every,
+            "update_every_grads": update_every_grads,
             "rule": "sgd",
         }
         super().__init__(
@@ -60,4 +68,5 @@ class StackelbergSGD(StackelbergOptimizer):
             backend=backend,
             flatten=flatten,
             max_grad_norm=max_grad_norm,
+            grads=grads,
         )

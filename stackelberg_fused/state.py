@@ -11,47 +11,44 @@ from torch import Tensor
 
 from .arena import zeros_like_in_arenas
 from .groups import param_label
-from .layout import STATE_FIELD, Slot, Table
-from .rules import as_number
+from .layout import COUNTS, STATE_FIELD, Table
+from .rules import as_number, sums_gradients
 from .sharding import local_tensor, shard_like
 
 
 def state_names(group: dict[str, Any]) -> tuple[str, ...]:
-    """The per-element state of a group's rule, by torch's names."""
+    """The per-element state of a group: of its rule, by torch's names, and what every rule may have."""
+    names: tuple[str, ...]
     if group["rule"] == "sgd":
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
-    return (
-        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        if group["amsgrad"]
-        else ("exp_avg", "exp_avg_sq")
-    )
+        names = ("momentum_buffer",) if group["momentum"] != 0 else ()
+    else:
+        names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+    if group["ema_decay"] is not None:
+        names += ("ema",)
+    return (*names, "grad_sum") if sums_gradients(group) else names
 
 
-def _dense_like(slot: Slot) -> Tensor:
-    """A tensor with the shape and strides that a slot's state has."""
-    return (
-        slot.local.detach()
-        if slot.dense
-        else torch.empty_like(slot.local, memory_format=torch.contiguous_format)
-    )
-
-
+@torch.no_grad()
 def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
-    """Give the slots `indices` whatever state their rule needs and they do not have yet, zero-filled."""
+    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
     missing: dict[str, list[int]] = defaultdict(list)
     for i in indices:
         slot = table.slots[i]
         entry = state[slot.param]
         if "step" not in entry:
             entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+        if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
+            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         for name in state_names(table.groups[slot.group]):
             if entry.get(name) is None:
                 missing[name].append(i)
     for name, slots in missing.items():
-        places = zeros_like_in_arenas([_dense_like(table.slots[i]) for i in slots])
+        places = zeros_like_in_arenas([table.slots[i].dense_like() for i in slots])
         for i, place in zip(slots, places, strict=True):
+            if name == "ema":
+                place.copy_(table.slots[i].local)  # an average of the weights begins with them
             _set(table, i, name, place, state)
 
 
@@ -63,12 +60,22 @@ def _set(
     table.set_state_address(i, name, place)
 
 
+# settings with which a group has every kind of state that its rule may have
+_MOST_STATE = {
+    "amsgrad": True,
+    "momentum": 1,
+    "ema_decay": 0.0,
+    "update_every": 2,
+    "update_every_grads": "mean",
+}
+
+
 def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
     """Whether the state's tensors are still the ones that the table was connected to."""
     return all(
         (state.get(slot.param) or {}).get(name) is tensors.get(name)
         for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
-        for name in ("step", *STATE_FIELD)
+        for name in (*COUNTS, *STATE_FIELD)
     )
 
 
@@ -88,11 +95,7 @@ def _check_entry(
     if not present and "step" not in entry:
         return
     needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
-    unknown = [
-        name
-        for name in present
-        if name not in state_names({**group, "amsgrad": True, "momentum": 1})
-    ]
+    unknown = [name for name in present if name not in state_names({**group, **_MOST_STATE})]
     if unknown or any(entry.get(name) is None for name in needed):
         raise ValueError(
             f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
@@ -104,13 +107,14 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {tuple(param.shape)}"
             )
-    step = entry.get("step", 0.0)
-    try:
-        valid = 0 <= as_number(step) < float("inf")
-    except (TypeError, ValueError, RuntimeError):  # no number, or several
-        valid = False
-    if not valid:
-        raise ValueError(f"{label}: state dict has step {step!r}, expected one number >= 0")
+    for name in COUNTS:
+        count = entry.get(name, 0.0)
+        try:
+            valid = 0 <= as_number(count) < float("inf")
+        except (TypeError, ValueError, RuntimeError):  # no number, or several
+            valid = False
+        if not valid:
+            raise ValueError(f"{label}: state dict has {name} {count!r}, expected one number >= 0")
 
 
 @torch.no_grad()
@@ -135,9 +139,12 @@ def attach_state(
         step = entry.get("step", 0.0 if buffer is None else 1.0)
         table.step_counts[i] = float(step)
         entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+        if "waited" in entry:
+            table.waited_counts[i] = float(entry["waited"])
+            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         # a buffer without a step was allocated for one that a gradient scaler skipped
         table.momentum_ready[i] = buffer is not None and table.step_counts[i] > 0
-        like = _dense_like(slot)
+        like = slot.dense_like()
         for name in STATE_FIELD:
             value = entry.get(name)
             if value is None:
@@ -161,3 +168,18 @@ def attach_state(
                 place.copy_(local)
                 local = place
             _set(table, i, name, local, state)
+    _wait_with_their_group(table)
+
+
+def _wait_with_their_group(table: Table) -> None:
+    """Have parameters of which no gradient was seen yet wait as long as others of their group."""
+    known = {
+        slot.group: count // 2 * 2
+        for slot, count, tensors in zip(
+            table.slots, table.waited_counts.tolist(), table.state_tensors, strict=True
+        )
+        if "waited" in tensors
+    }
+    for i, slot in enumerate(table.slots):
+        if slot.group in known and "waited" not in table.state_tensors[i]:
+            table.waited_counts[i] = known[slot.group]

@@ -91,32 +91,21 @@ class Statistics:
 
     @property
     def factors(self) -> Tensor:
-        """float32 [2]: what the gradients of body and head are multiplied by."""
+        """float32 [2]: what the gradients of body and head are multiplied by to clip them."""
         return self.signals.view(torch.float32)[_FACTOR : _FACTOR + 2]
 
     def nothing(self, limits: ClipLimits) -> None:
         """What there is to say where no gradient is."""
         self.conclude(torch.zeros(2, dtype=torch.float64, device=self.signals.device), limits)
 
-    def conclude(
-        self, sum_sq: Tensor, limits: ClipLimits, grad_scale: Tensor | None = None
-    ) -> None:
-        """Everything that follows from the sums of both players: `conclude` of csrc/summation.h.
-
-        Args:
-            sum_sq: float64 [2], on any device.
-            grad_scale: of the loss, one element; None: 1.
-        """
+    def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
+        """Everything that follows from the sums of both players, float64 [2]: `conclude` of csrc/summation.h."""
         sum_sq = move(sum_sq, self.signals.device)
         self.sum_sq.copy_(sum_sq)
         norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
-        unscale = 1.0
-        if grad_scale is not None:
-            unscale = 1.0 / move(grad_scale, sum_sq.device).double().view(())
-        norms *= unscale
         self.norms.copy_(norms)
         clipped = norms[2:] if limits.joint else norms[:2]
-        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)) * unscale)
+        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)))
 
 
 def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
@@ -132,15 +121,13 @@ def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
     return torch.where((most < math.inf) & ~(factors >= 1), factors, 1.0)
 
 
-def combine(
-    parts: Sequence[Statistics], limits: ClipLimits, grad_scale: Tensor | None = None
-) -> None:
+def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
     """Give several tables the factors that follow from all of them together."""
     total = parts[0].sum_sq.clone()
     for part in parts[1:]:
         total += move(part.sum_sq, total.device)
     for part in parts:
-        part.conclude(total, limits, grad_scale)
+        part.conclude(total, limits)
 
 
 @dataclass(frozen=True)
@@ -149,9 +136,10 @@ class LastStep:
 
     Attributes:
         launches: kernels launched.
-        grad_norm: float64 [] by "body", "head" and "total": the norms before clipping; None without `max_grad_norm`.
-        clip_factor: float32 [] by "body" and "head": what gradients were multiplied by, a scaler's unscaling included;
-            None without `max_grad_norm`.
+        grad_norm: float64 [] by "body", "head" and "total": the norms, before clipping and without the scale of the
+            loss, of the gradients that moved parameters; None without `max_grad_norm`.
+        clip_factor: float32 [] by "body" and "head": what gradients were multiplied by to clip them; None without
+            `max_grad_norm`.
         skipped: bool []: whether a gradient scaler said that nothing may move; None without one.
     """
 

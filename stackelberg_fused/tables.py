@@ -15,9 +15,10 @@ _ADDRESSES_AND_INDICES = (
     "max_exp_avg_sq",
     "numel",
     "row",
-    "reserved",
+    "ema",
+    "grad_sum",
 )
-RECORD = np.dtype([(name, "<i8") for name in _ADDRESSES_AND_INDICES])
+RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (7,))])
 
 _SCALARS = (
     "grad_sign",
@@ -30,14 +31,24 @@ _SCALARS = (
     "eps",
     "momentum",
     "one_minus_dampening",
+    "ema_weight",
+    "mean_weight",
 )
-ROW = np.dtype([("rule", "<i4"), *((name, "<f4") for name in _SCALARS), ("reserved", "<f4", (5,))])
+ROW = np.dtype(
+    [
+        ("rule", "<i4"),
+        *((name, "<f4") for name in _SCALARS),
+        ("waits", "<i4"),
+        ("gathered", "<i4"),
+        ("reserved", "<f4"),
+    ]
+)
 
 DOUBLES = ("lr", "beta1", "beta2", "eps", "decay")
 GROUP = np.dtype(
     [
         *((name, "<f8") for name in DOUBLES),
-        *((name, "<i8") for name in ("lr_address", "lr_is_double", "reserved")),
+        *((name, "<i8") for name in ("lr_address", "lr_is_double", "update_every")),
     ]
 )
 
@@ -57,15 +68,16 @@ SIGNALS = np.dtype(
 STEP_ARGS = {
     **dict.fromkeys(("records", "tiles", "rows"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
-    "rule": "i4x",
+    **dict.fromkeys(("rule", "zero_grads"), "i"),
+    "takes_turns": "i4x",
     **dict.fromkeys(("signals", "grad_scale", "found_inf"), "q"),
-    **dict.fromkeys(("groups", "steps", "ready", "arrived"), "q"),
+    **dict.fromkeys(("groups", "steps", "ready", "waited", "arrived"), "q"),
 }
 STATISTICS_ARGS = {
     **dict.fromkeys(("records", "tiles"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
     **dict.fromkeys(("tile_sums", "signals"), "q"),
     "max_norm": "2d",
-    "joint": "i4x",
-    "grad_scale": "q",
+    **dict.fromkeys(("joint", "takes_turns"), "i"),
+    **dict.fromkeys(("grad_scale", "rows", "groups", "waited"), "q"),
 }

@@ -63,7 +63,7 @@ def compile_arch(kernel: CompileOnly, folder: Path, arch: int, rules: list[int])
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": compiled.metadata.enable_fp_fusion,
-        "passes": step.TILE_ELEMENTS // step.VECTOR_PASS.value,
+        "passes": step.TILE_ELEMENTS // step.NARROW_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for
         "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-from audit import buffers_moved
+from audit import buffers_moved, buffers_used
 
 from stackelberg_fused import _cpu
 from stackelberg_fused.layout import build_tiles
@@ -19,7 +19,8 @@ FIELDS = (
     "exp_avg",
     "exp_avg_sq",
     "max_exp_avg_sq",
-)  # in the order rules take them up
+    "ema",
+)
 GUARD = 8  # NaN on both sides of every buffer
 
 # zeros of both signs, subnormals, what squares to infinity or to zero, infinity, NaN
@@ -70,7 +71,7 @@ class Problem:
         contents: list[tuple[int, np.ndarray]] = []
         end = 0
         for record, rule, size in zip(self.records, self.rules, self.numel, strict=True):
-            for field in FIELDS[: buffers_moved(rule)[0]]:
+            for field in buffers_used(rule):
                 start = -(-(end + GUARD) // 4) * 4 + (shifts or {}).get(field, 0)
                 values = random.standard_normal(size).astype(np.float32)
                 if special:
@@ -94,17 +95,18 @@ class Problem:
     @staticmethod
     def _rows(rules: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         rows = np.zeros(len(rules), ROW)
-        for name in ROW.names[1:-1]:
+        for name in ROW.names[1 : ROW.names.index("mean_weight")]:
             rows[name] = random.uniform(0.001, 0.999, len(rules))
         rows["rule"] = rules
         rows["grad_sign"] = random.choice([-1, 1], len(rules))
-        rows["lerp_weight"] *= random.choice([-1, 1], len(rules))
+        for name in ("lerp_weight", "ema_weight"):
+            rows[name] *= random.choice([-1, 1], len(rules))
         return rows
 
     def move(self, old: int, new: int) -> None:
         """Make the records' addresses, relative to `old`, relative to `new`."""
         for field in FIELDS:
-            used = [buffers_moved(rule)[0] > FIELDS.index(field) for rule in self.rules]
+            used = [field in buffers_used(rule) for rule in self.rules]
             present = np.array(used) & ((self.records[field] != 0) | (old == 0))
             self.records[field][present] += new - old
 

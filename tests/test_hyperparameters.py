@@ -51,8 +51,9 @@ class Rows:
         self.ready = np.ones(len(slot_group), bool)
         self.settings = GroupSettings(groups)
         self.settings.accept(self.settings.check())
+        self.waited = np.zeros_like(self.counts)
         self.of = HyperparameterRows(
-            self.settings, np.array(slot_group, np.int64), self.counts, self.ready
+            self.settings, np.array(slot_group, np.int64), self.counts, self.ready, self.waited
         )
 
     def at(
@@ -123,8 +124,36 @@ def test_row_of_each_rule(options: Options) -> None:
 
 
 def test_every_rule_occurs_and_has_its_own_flags() -> None:
-    found = {int(rule_of(group)) for group in _groups(*kernel_options())}
-    assert found == set(RULES)
+    plain = {int(rule_of(group)) for group in _groups(*kernel_options())}
+    averaged = {int(rule_of(group)) for group in _groups(*kernel_options(), ema_decay=0.9)}
+    assert averaged == {rule | Rule.EMA for rule in plain}
+    assert plain | averaged == set(RULES)
+
+
+@pytest.mark.parametrize("decay, weight", [(0.0, -0.0), (0.25, -0.25), (0.5, -0.5), (0.9, 0.1)])
+def test_weight_of_an_average_is_from_the_nearer_end(decay: float, weight: float) -> None:
+    (row,) = _step(Rows(_groups(Options("sgd"), ema_decay=decay), [0]), [4])
+    assert row["ema_weight"] == np.float32(1 - decay if decay > 0.5 else weight)
+
+
+def test_rows_of_groups_that_wait_for_their_turn() -> None:
+    rows = Rows(_groups(Options("adam"), Options("adam"), update_every=3), [0, 0, 1])
+    rows.settings.groups[1].update(update_every_grads="mean")
+    rows.settings.look()
+    rows.settings.accept(rows.settings.check())
+    rows.of.refill()
+    seen = []
+    for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):
+        rows.waited[:] = waited
+        seen.append([(row["waits"], row["gathered"]) for row in _step(rows, [7, 7, 7])])
+    assert seen == [
+        [(1, 0), (1, 0), (1, 0)],
+        [(1, 0), (1, 0), (1, 1)],
+        [(0, 0), (0, 0), (0, 1)],
+        [(0, 0), (1, 0), (0, 0)],
+    ]
+    weights = [row["mean_weight"] for row in _step(rows, [7, 7, 7])]
+    assert weights == [0.0, 0.0, np.float32(1 / 3)]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ _cuda = pytest.importorskip(
 pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-THREADS = int(re.search(r"kThreads = (\d+)", (CSRC / "cuda/step.cu").read_text())[1])
-BLOCKS = 2  # kBlocksPerMultiprocessor
+STEP = (CSRC / "cuda/step.cu").read_text()
+
+
+def _constant(name: str) -> int:
+    return int(re.search(rf"{name} = (\d+);", STEP)[1])
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,10 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _rule(kernel: str) -> int:
-    sign, digits = re.search(r"step_kernelILi(n?)(\d+)E", kernel).groups()
-    return -int(digits) if sign else int(digits)
+def _rule(kernel: str) -> tuple[int, bool]:
+    """The rule of a kernel, and whether it is the one that does more than update."""
+    sign, digits, extras = re.search(r"step_kernelILi(n?)(\d+)ELb([01])E", kernel).groups()
+    return (-int(digits) if sign else int(digits)), extras == "1"
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,15 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
 ) -> None:
     for found in cubins["step"]:
         kernels = {_rule(kernel.name): kernel for kernel in found}
-        assert set(kernels) == {*RULES, MIXED_RULES}
-        for rule, kernel in kernels.items():
-            audit(kernel, RULES if rule == MIXED_RULES else (rule,), THREADS, BLOCKS)
+        plain = {(rule, False) for rule in (*RULES, MIXED_RULES)}
+        assert set(kernels) == {*plain, (MIXED_RULES, True)}
+        for (rule, has_extras), kernel in kernels.items():
+            rules = RULES if rule == MIXED_RULES else (rule,)
+            prefix = "kExtras" if has_extras else "k"
+            threads, blocks = (
+                _constant(f"{prefix}{name}") for name in ("Threads", "BlocksPerMultiprocessor")
+            )
+            audit(kernel, rules, threads, blocks, has_extras=has_extras)
 
 
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(

@@ -67,7 +67,7 @@ def test_arguments(module: str, name: str) -> None:
 def test_everything_is_little_endian_and_whole_cache_lines() -> None:
     assert RECORD.itemsize % 64 == ROW.itemsize % 64 == 0
     assert all(ROW[name].base.itemsize == 4 for name in ROW.names)
-    assert all(RECORD[name] == np.dtype("<i8") for name in RECORD.names)
+    assert all(RECORD[name].base == np.dtype("<i8") for name in RECORD.names)
 
 
 def test_triton_records_and_tiles() -> None:
@@ -75,8 +75,10 @@ def test_triton_records_and_tiles() -> None:
     assert step.RECORD_WORDS.value * 8 == RECORD.itemsize
     assert step.TILE_WORDS.value == 2
     assert step.TILE_ELEMENTS == TILE_ELEMENTS
-    for field in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "numel", "row"):
-        assert getattr(step, field.upper()).value == _word(RECORD, field, 8), field
+    names = {name: name.upper() for name in RECORD.names if name != "reserved"}
+    names["ema"] = "EMA_ADDRESS"
+    for field, constant in names.items():
+        assert getattr(step, constant).value == _word(RECORD, field, 8), field
 
 
 def test_triton_rows_and_groups() -> None:
@@ -86,7 +88,8 @@ def test_triton_rows_and_groups() -> None:
     names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
     names["momentum"] = "MOMENTUM_COEFFICIENT"
     for field, constant in names.items():
-        assert getattr(rule, constant).value == _word(ROW, field, 4), field
+        holder = row if field in ("waits", "gathered") else rule
+        assert getattr(holder, constant).value == _word(ROW, field, 4), field
     assert row.GROUP_WORDS.value * 8 == GROUP.itemsize
     names = {name: name.upper() for name in GROUP.names if name != "reserved"}
     names |= {name: f"GROUP_{name.upper()}" for name in ("beta2", "eps")}

@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+# words of struct Row in csrc/tables.h that rules do not get
+WAITS: tl.constexpr = tl.constexpr(13)
+GATHERED: tl.constexpr = tl.constexpr(14)
+
 # words of struct GroupScalars in csrc/tables.h, 8 bytes each
 GROUP_WORDS: tl.constexpr = tl.constexpr(8)
 LR: tl.constexpr = tl.constexpr(0)
@@ -12,6 +16,7 @@ GROUP_EPS: tl.constexpr = tl.constexpr(3)
 DECAY: tl.constexpr = tl.constexpr(4)
 LR_ADDRESS: tl.constexpr = tl.constexpr(5)
 LR_IS_DOUBLE: tl.constexpr = tl.constexpr(6)
+UPDATE_EVERY: tl.constexpr = tl.constexpr(7)
 
 
 @triton.jit
@@ -29,6 +34,8 @@ def load_row(row):
         tl.load(row + 8),
         tl.load(row + 9),
         tl.load(row + 10),
+        tl.load(row + 11),
+        tl.load(row + 12),
     )
 
 
@@ -80,14 +87,41 @@ def complete_row(row, group, count, ready):
         (tl.load(group + GROUP_EPS) * bias_correction2_sqrt).to(tl.float32),
         tl.load(row + 9),
         tl.where(ready != 0, tl.load(row + 10), 1.0),
+        tl.load(row + 11),
+        tl.load(row + 12),
     )
 
 
 @triton.jit
-def arrive(steps, readiness, arrived, index, tiles, count):
-    """Count a program of a parameter in; the last one takes the step."""
-    tl.debug_barrier()  # every thread has read the count
-    if tl.atomic_add(arrived + index, 1, sem="acq_rel") == tiles - 1:
+def turn_of(row, group, waited, COUNTED: tl.constexpr):
+    """Whether a parameter waits for its turn, and whether there is a sum of its earlier gradients (csrc/turn.h).
+
+    Args:
+        row: float32 pointer.
+        group: int64 pointer, waited: float32, where step counts live on the device.
+    """
+    if COUNTED:
+        count = waited.to(tl.int64)
+        waits = count // 2 + 1 < tl.load(group + UPDATE_EVERY)
+        gathered = count % 2 != 0
+    else:
+        words = row.to(tl.pointer_type(tl.int32))
+        waits = tl.load(words + WAITS) != 0
+        gathered = tl.load(words + GATHERED) != 0
+    return waits, gathered
+
+
+@triton.jit
+def waited_after(waited, waits, gathered):
+    longer = (waited.to(tl.int64) // 2 * 2 + 2 + gathered.to(tl.int64)).to(tl.float32)
+    return tl.where(waits, longer, 0.0)
+
+
+@triton.jit
+def arrive(arrived, index, tiles):
+    """Count a program of a parameter in; returns whether it is the last, which takes the step."""
+    tl.debug_barrier()  # every thread has read the counts
+    is_last = tl.atomic_add(arrived + index, 1, sem="acq_rel") == tiles - 1
+    if is_last:
         tl.store(arrived + index, 0)
-        tl.store(steps + index, count + 1.0)
-        tl.store(readiness + index, 1)
+    return is_last

@@ -7,9 +7,27 @@ import torch
 import triton
 import triton.language as tl
 
-from .step import GRAD, NUMEL, RECORD_WORDS, TILE_ELEMENTS, TILE_WORDS, _elements
+from .row import GROUP_WORDS, turn_of
+from .step import (
+    COUNTED,
+    GRAD,
+    GRAD_SUM,
+    NUMEL,
+    RECORD_WORDS,
+    ROW,
+    ROW_WORDS,
+    SCALED,
+    TILE_ELEMENTS,
+    TILE_WORDS,
+    TURNS,
+    Extras,
+    _elements,
+)
+from .update_rule import MEAN_WEIGHT
 
 NUM_WARPS = 8
+# of the step's modes, those in which its gradients' statistics differ
+STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value
 LANE_BITS: tl.constexpr = tl.constexpr(8)
 LANES: tl.constexpr = tl.constexpr(256)
 
@@ -30,22 +48,32 @@ def _fold(lanes):
 
 
 @triton.jit
-def _parts(address, offset, count, start, FULL: tl.constexpr):
-    """Squares of the 4 * LANES elements from `start` on, float64."""
+def _parts(effective, offset, count, start, FULL: tl.constexpr, SUMS: tl.constexpr):
+    """Squares of the 4 * LANES elements from `start` on, float64.
+
+    Args:
+        effective: addresses of a gradient and of the sum of earlier ones, and what they are multiplied by.
+    """
+    grad, grad_sum, unscale, mean_weight = effective
     within = start + tl.arange(0, 4 * LANES)
-    if FULL:
-        x = tl.load(_elements(address, offset + within, True))
+    at = offset + within
+    if SUMS:
+        inside = within < count
+        x = unscale * tl.load(_elements(grad, at, False), mask=inside & (grad != 0), other=0.0)
+        x = mean_weight * (tl.load(_elements(grad_sum, at, False), mask=inside, other=0.0) + x)
+    elif FULL:
+        x = unscale * tl.load(_elements(grad, at, True))
     else:
-        x = tl.load(_elements(address, offset + within, False), mask=within < count, other=0.0)
+        x = unscale * tl.load(_elements(grad, at, False), mask=within < count, other=0.0)
     wide = x.to(tl.float64)
     return wide * wide
 
 
 @triton.jit
-def _tile_sum(address, offset, count, FULL: tl.constexpr, TILE: tl.constexpr):
-    parts = _parts(address, offset, count, 0, FULL)
+def _tile_sum(effective, offset, count, FULL: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
+    parts = _parts(effective, offset, count, 0, FULL, SUMS)
     for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
-        parts += _parts(address, offset, count, start, FULL)
+        parts += _parts(effective, offset, count, start, FULL, SUMS)
     # (0 + 2) + (1 + 3)
     pairs = tl.sum(tl.reshape(parts, (LANES, 2, 2)), 1)
     return _fold(tl.sum(pairs, 1))
@@ -80,8 +108,11 @@ def statistics_kernel(
     signals,
     limits,
     grad_scale,
+    rows,
+    groups,
+    waited,
     JOINT: tl.constexpr,
-    SCALED: tl.constexpr,
+    MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Sum up one tile.
@@ -92,20 +123,49 @@ def statistics_kernel(
         tile_sums: float64 pointer, one per tile of the table.
         signals: float64 pointer to struct Signals.
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
-        grad_scale: float32 pointer: of the loss, where SCALED.
+        grad_scale: float32 pointer: of the loss, in MODE SCALED.
+        rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
     """
     t = first_tile + tl.program_id(0)
-    record = records + tl.load(tiles + t * TILE_WORDS) * RECORD_WORDS
+    index = tl.load(tiles + t * TILE_WORDS)
+    record = records + index * RECORD_WORDS
     offset = tl.multiple_of(tl.load(tiles + t * TILE_WORDS + 1), 16)
-    address = tl.load(record + GRAD)
+    grad = tl.load(record + GRAD)
     count = tl.load(record + NUMEL) - offset
-    if address == 0:
-        # absent: adds nothing, and its program still counts as done
+    moves = grad != 0
+    unscale = 1.0
+    if SCALED & MODE:
+        unscale = tl.div_rn(1.0, tl.load(grad_scale))
+    effective = (grad, grad, unscale, 1.0)
+    sums = False
+    if TURNS & MODE:
+        at = tl.load(record + ROW)
+        words = rows + at * ROW_WORDS
+        old = 0.0
+        if COUNTED & MODE:
+            old = tl.load(waited + index)
+        of_group = (groups + at * GROUP_WORDS).to(tl.pointer_type(tl.int64))
+        waits, gathered = turn_of(words, of_group, old, COUNTED & MODE)
+        mean_weight = tl.load(words + MEAN_WEIGHT)
+        sums = mean_weight != 0
+        moves = (moves | (sums & gathered)) & (waits == 0)
+        effective = (grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
+    if moves == 0:
+        # adds nothing, and its program still counts as done
         tl.store(tile_sums + t, 0.0)
-    elif (count >= TILE) & ((address & 15) == 0):
-        tl.store(tile_sums + t, _tile_sum(address, offset, count, True, TILE))
     else:
-        tl.store(tile_sums + t, _tile_sum(address, offset, count, False, TILE))
+        if TURNS & MODE:
+            if sums:
+                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, True, TILE))
+            elif (count >= TILE) & ((grad & 15) == 0):
+                tl.store(tile_sums + t, _tile_sum(effective, offset, count, True, False, TILE))
+            else:
+                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, False, TILE))
+        else:
+            if (count >= TILE) & ((grad & 15) == 0):
+                tl.store(tile_sums + t, _tile_sum(effective, offset, count, True, False, TILE))
+            else:
+                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, False, TILE))
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = signals.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
@@ -114,11 +174,8 @@ def statistics_kernel(
         split = tl.minimum(tl.maximum(first_head_tile, first_tile), end)
         body = _player_sum(tile_sums, first_tile, split)
         head = _player_sum(tile_sums, split, end)
-        unscale = tl.full((), 1.0, tl.float64)
-        if SCALED:
-            unscale = unscale / tl.load(grad_scale).to(tl.float64)
-        body_norm, head_norm = tl.sqrt(body) * unscale, tl.sqrt(head) * unscale
-        total_norm = tl.sqrt(body + head) * unscale
+        body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
+        total_norm = tl.sqrt(body + head)
         tl.store(signals + SUM_SQ, body)
         tl.store(signals + SUM_SQ + 1, head)
         tl.store(signals + NORM, body_norm)
@@ -127,8 +184,8 @@ def statistics_kernel(
         if JOINT:
             body_norm, head_norm = total_norm, total_norm
         factors = signals.to(tl.pointer_type(tl.float32)) + FACTOR
-        body_factor = _clip_factor(body_norm, tl.load(limits)) * unscale
-        head_factor = _clip_factor(head_norm, tl.load(limits + 1)) * unscale
+        body_factor = _clip_factor(body_norm, tl.load(limits))
+        head_factor = _clip_factor(head_norm, tl.load(limits + 1))
         tl.store(factors, body_factor.to(tl.float32))
         tl.store(factors + 1, head_factor.to(tl.float32))
         tl.store(blocks_done, 0)
@@ -144,14 +201,17 @@ def launch_statistics(
     signals: torch.Tensor,
     limits: torch.Tensor,
     joint: bool,
-    grad_scale: torch.Tensor | None = None,
+    rows: torch.Tensor,
+    extras: Extras,
 ) -> None:
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 8], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
-            limits: float64 [2], grad_scale: float32 [1]; on one device.
+        records: int64 [parameters * 16], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
+            limits: float64 [2], rows: float32 [rows * 16]; on one device.
+        extras: of the step, of which the statistics take what there is before clipping.
     """
+    given = (extras.grad_scale, rows, extras.groups, extras.waited)
     statistics_kernel[(num_tiles,)](
         records,
         tiles,
@@ -161,9 +221,10 @@ def launch_statistics(
         tile_sums,
         signals,
         limits,
-        limits if grad_scale is None else grad_scale,
+        # a pointer that the mode does not use may be any
+        *(rows if tensor is None else tensor for tensor in given),
         JOINT=joint,
-        SCALED=grad_scale is not None,
+        MODE=extras.mode & STATISTICS_MODES,
         TILE=TILE_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

@@ -14,6 +14,7 @@ AMSGRAD: tl.constexpr = tl.constexpr(2)
 L2: tl.constexpr = tl.constexpr(4)
 MOMENTUM: tl.constexpr = tl.constexpr(8)
 NESTEROV: tl.constexpr = tl.constexpr(16)
+EMA: tl.constexpr = tl.constexpr(32)
 
 # words of struct Row in csrc/tables.h, and places in the tuple of its scalars that rules get
 GRAD_SIGN: tl.constexpr = tl.constexpr(1)
@@ -26,6 +27,14 @@ STEP_SIZE: tl.constexpr = tl.constexpr(7)
 EPS: tl.constexpr = tl.constexpr(8)
 MOMENTUM_COEFFICIENT: tl.constexpr = tl.constexpr(9)
 ONE_MINUS_DAMPENING: tl.constexpr = tl.constexpr(10)
+EMA_WEIGHT: tl.constexpr = tl.constexpr(11)
+MEAN_WEIGHT: tl.constexpr = tl.constexpr(12)
+
+
+@triton.jit
+def interpolate(weight, start, end):
+    """From the nearer end: `weight` is that of `end` where it is below one half, else minus that of `start`."""
+    return tl.fma(weight, end - start, tl.where(weight > 0, start, end))
 
 
 @triton.jit
@@ -36,9 +45,8 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
     # l2 weight decay
     if L2 & RULE:
         grad = tl.fma(row[WEIGHT_DECAY], param, grad)
-    # first moment: interpolate from the nearer end, or a large old moment would swallow a small gradient
-    lerp_weight = row[LERP_WEIGHT]
-    exp_avg = tl.fma(lerp_weight, grad - exp_avg, tl.where(lerp_weight > 0, exp_avg, grad))
+    # first moment
+    exp_avg = interpolate(row[LERP_WEIGHT], exp_avg, grad)
     # second moment
     decayed = row[BETA2] * exp_avg_sq
     exp_avg_sq = tl.fma(row[ONE_MINUS_BETA2] * grad, grad, decayed)
@@ -76,3 +84,15 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # update
     param = tl.fma(-1.0 * row[STEP_SIZE], grad, param)
     return param, momentum_buffer
+
+
+@triton.jit
+def ema_update(row, param, ema):
+    """Average of the parameters on a block; returns ema."""
+    return interpolate(row[EMA_WEIGHT], ema, param)
+
+
+@triton.jit
+def mean_gradient(row, grad_sum, grad):
+    """The gradient of a group that moves now, after others of its gradients were summed up."""
+    return row[MEAN_WEIGHT] * (grad_sum + grad)

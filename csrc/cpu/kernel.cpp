@@ -1,7 +1,11 @@
 // One pass over each tile. Compiled once per instruction set with -DSF_ISA=avx512 | avx2 | baseline; the compiler
 // vectorises the scalar rule, so no rule is written twice.
 #include "cpu/kernel.h"
+
+#include <cstring>
+
 #include "summation.h"
+#include "turn.h"
 #include "update_rule.h"
 
 #define SF_CONCAT_(a, b) a##b
@@ -18,56 +22,93 @@ T* pointer(int64_t address, int64_t offset) {
 }
 
 template <int RULE>
-void update_tile(const Record& record, const Row& row, int64_t offset, int64_t count) {
+void update_tile(const Record& record, const Row& row, const float* __restrict grad, int64_t offset, int64_t count) {
   float* __restrict param = pointer<float>(record.param, offset);
-  const float* __restrict grad = pointer<const float>(record.grad, offset);
   float* __restrict exp_avg = pointer<float>(record.exp_avg, offset);
   float* __restrict exp_avg_sq = pointer<float>(record.exp_avg_sq, offset);
   float* __restrict max_exp_avg_sq = pointer<float>(record.max_exp_avg_sq, offset);
+  float* __restrict ema = pointer<float>(record.ema, offset);
   const Row scalars = row;  // a copy of its own, so that stores through float* cannot alias it
   for (int64_t i = 0; i < count; ++i) {
-    float p = param[i], m = 0, v = 0, v_max = 0;
+    float p = param[i], m = 0, v = 0, v_max = 0, e = 0;
     if constexpr (uses_exp_avg<RULE>) m = exp_avg[i];
     if constexpr (uses_exp_avg_sq<RULE>) v = exp_avg_sq[i];
     if constexpr (uses_max_exp_avg_sq<RULE>) v_max = max_exp_avg_sq[i];
-    update_element<RULE>(scalars, p, grad[i], m, v, v_max);
+    if constexpr (uses_ema<RULE>) e = ema[i];
+    update_element<RULE>(scalars, p, grad[i], m, v, v_max, e);
     param[i] = p;
     if constexpr (uses_exp_avg<RULE>) exp_avg[i] = m;
     if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[i] = v;
     if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[i] = v_max;
+    if constexpr (uses_ema<RULE>) ema[i] = e;
   }
+}
+
+// Writes the mean of all gradients since the group last moved to `mean`; `grad` may be absent.
+void take_mean(const Record& record, const Row& row, float unscale, const float* grad, int64_t offset, int64_t count,
+               float* __restrict mean) {
+  const float* grad_sum = pointer<const float>(record.grad_sum, offset);
+  for (int64_t i = 0; i < count; ++i) mean[i] = mean_gradient(row, grad_sum[i], grad ? unscale * grad[i] : 0.0f);
 }
 
 void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
+  const bool moves = !args.found_inf || *args.found_inf == 0.0f;
+  const float unscale = unscaling(args.grad_scale);
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = args.tiles[t];
     const Record& record = args.records[tile.record];
-    if (!record.grad) continue;
-    Row row = args.rows[record.row];
-    row.grad_sign *= gradient_factor(args, t);
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
-    switch (row.rule) {
-#define SF_CASE(rule)                                     \
-  case (rule):                                            \
-    update_tile<(rule)>(record, row, tile.offset, count); \
+    float* const gradient = pointer<float>(record.grad, tile.offset);
+    const Turn turn = turn_of(args, tile.record, record);
+    float* const grad_sum = pointer<float>(record.grad_sum, tile.offset);
+    float mean[kTileElements];
+    if (moves && turn.moves(gradient)) {
+      Row row = args.rows[record.row];
+      row.grad_sign *= clipping(args, t);
+      const float* grad = gradient;
+      if (turn.sums()) {
+        take_mean(record, row, unscale, gradient, tile.offset, count, mean);
+        grad = mean;
+      } else {
+        row.grad_sign *= unscale;
+      }
+      switch (row.rule) {
+#define SF_CASE(rule)                                           \
+  case (rule):                                                  \
+    update_tile<(rule)>(record, row, grad, tile.offset, count); \
     break;
-      SF_FOR_EACH_RULE(SF_CASE)
+        SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE
+      }
+      if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
+    } else if (moves && turn.gathers(gradient)) {
+      for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
+    if (args.zero_grads && gradient) std::memset(gradient, 0, count * sizeof(float));
   }
 }
 
-double tile_sum(const Record& record, int64_t offset) {
+double tile_sum(const StatisticsArgs& args, int64_t t) {
   constexpr int row = 4 * kLanes;  // elements that the lanes take at a time
-  const float* grad = pointer<const float>(record.grad, offset);
-  if (!grad) return 0;
-  const int64_t count = record.numel - offset;
+  const Tile tile = args.tiles[t];
+  const Record& record = args.records[tile.record];
+  const float* gradient = pointer<const float>(record.grad, tile.offset);
+  const Turn turn = turn_of(args, tile.record, record);
+  if (!turn.moves(gradient)) return 0;
+  const float unscale = unscaling(args.grad_scale);
+  const int64_t left = record.numel - tile.offset;
+  const int64_t count = left < kTileElements ? left : kTileElements;
   float padded[kTileElements];
-  if (count < kTileElements) {
-    for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? grad[i] : 0.0f;
+  const float* grad = gradient;
+  if (turn.sums()) {
+    take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, padded);
+    grad = padded;
+  } else if (args.grad_scale || count < kTileElements) {
+    for (int64_t i = 0; i < count; ++i) padded[i] = unscale * gradient[i];
     grad = padded;
   }
+  for (int64_t i = count; i < kTileElements; ++i) padded[i] = 0.0f;
   double parts[row], lanes[kLanes];
   for (int i = 0; i < row; ++i) {
     double sum = square(grad[i]);

@@ -7,8 +7,8 @@ namespace sf {
 
 // Updates the tiles [first, last) of args.tiles.
 using UpdateTiles = void (*)(const StepArgs& args, int64_t first, int64_t last);
-// The sum of squares of a tile's gradients, in the order of summation.h.
-using TileSum = double (*)(const Record& record, int64_t offset);
+// The sum of squares of the gradients of tile `t` that move parameters now, in the order of summation.h.
+using TileSum = double (*)(const StatisticsArgs& args, int64_t t);
 // Reads four arrays and writes three, element i of each once: the memory floor of a float32 Adam step (28 B/element).
 using StreamAdam = void (*)(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t count);
 

@@ -1,6 +1,7 @@
 #include "cpu/rows.h"
 
 #include "row.h"
+#include "turn.h"
 
 namespace sf {
 
@@ -14,7 +15,9 @@ int64_t find_bad_count(const RowTable& t) {
 bool update_rows(const RowTable& t) {
   for (int64_t i = 0; i < t.num_slots; ++i) {
     const int64_t row = t.slot_row[i];
-    if (t.step_counts[i] != t.step_counts[t.representative[row]] || t.momentum_ready[i] != t.row_ready[row])
+    const int64_t like = t.representative[row];
+    if (t.step_counts[i] != t.step_counts[like] || t.momentum_ready[i] != t.row_ready[row] ||
+        t.waited[i] != t.waited[like])
       return false;
   }
   // groups mostly share their betas, and rows their step count
@@ -29,6 +32,9 @@ bool update_rows(const RowTable& t) {
       corrections = bias_corrections(beta1, beta2, step);
     }
     complete_row(t.rows[i], group, group.lr, corrections);
+    const float waited = t.waited[t.representative[i]];
+    t.rows[i].waits = waits_for_turn(waited, group.update_every);
+    t.rows[i].gathered = has_gathered(waited);
   }
   return true;
 }

@@ -16,6 +16,7 @@ struct RowTable {
   const int64_t* slot_row;        // [num_slots]
   const float* step_counts;       // [num_slots]: steps taken
   const uint8_t* momentum_ready;  // [num_slots]: 0 where the coming step creates the momentum buffer
+  const float* waited;            // [num_slots]: see csrc/turn.h
   int64_t num_rows;
   int64_t num_slots;
 };
@@ -26,7 +27,7 @@ constexpr float kLargestCount = 9007199254740992.0f;  // 2^53: beyond it double 
 int64_t find_bad_count(const RowTable& table);
 
 // Writes what depends on step counts, none of them bad, and rates. False, and nothing is written, where the slots of a
-// row no longer agree in step count and readiness: the host has to group them again.
+// row no longer agree in step count, readiness and waiting: the host has to group them again.
 bool update_rows(const RowTable& table);
 
 }  // namespace sf

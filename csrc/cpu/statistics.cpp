@@ -27,8 +27,7 @@ void gather_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads
       [](void* opaque, int64_t begin, int64_t end) {
         const auto& [args, tile_sum] = *static_cast<Context*>(opaque);
         for (int64_t t = args.first_tile + begin; t < args.first_tile + end; ++t) {
-          const Tile tile = args.tiles[t];
-          args.tile_sums[t] = tile_sum(args.records[tile.record], tile.offset);
+          args.tile_sums[t] = tile_sum(args, t);
         }
       },
       &context);

@@ -5,6 +5,8 @@
 #include "cuda/access.cuh"
 #include "cuda/step.h"
 #include "summation.h"
+#include "turn.h"
+#include "update_rule.h"
 
 namespace sf {
 
@@ -28,30 +30,52 @@ __device__ __forceinline__ double sum_lanes(double sum, double* shared) {
   return sum;
 }
 
-__device__ __forceinline__ double lane_sum(const Record& record, int64_t offset) {
+// What one gradient of the tile is for the update, without clipping.
+struct Effective {
+  const float* grad;      // of the tile; null: absent
+  const float* grad_sum;  // null: these gradients are not summed up
+  const Row& row;         // read only where there is a sum
+  float unscale;
+
+  __device__ __forceinline__ float at(int i) const {
+    const float g = grad ? unscale * load1(grad + i) : 0.0f;
+    return grad_sum ? mean_gradient(row, load1(grad_sum + i), g) : g;
+  }
+};
+
+__device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
   const int lane = static_cast<int>(threadIdx.x);
-  const float* grad = reinterpret_cast<const float*>(record.grad) + offset;
-  const int64_t left = record.numel - offset;
   double part[4];
-  if (left >= kTileElements && (record.grad & 15) == 0) {
+  if (left >= kTileElements && !x.grad_sum && (reinterpret_cast<uintptr_t>(x.grad) & 15) == 0) {
     float4 loaded[kLaneEntries];
 #pragma unroll
-    for (int k = 0; k < kLaneEntries; ++k) loaded[k] = load4(grad + 4 * (kLanes * k + lane));
+    for (int k = 0; k < kLaneEntries; ++k) loaded[k] = load4(x.grad + 4 * (kLanes * k + lane));
 #pragma unroll
     for (int k = 0; k < kLaneEntries; ++k) {
-      const double x = square(loaded[k].x), y = square(loaded[k].y), z = square(loaded[k].z), w = square(loaded[k].w);
-      part[0] = k ? part[0] + x : x;
-      part[1] = k ? part[1] + y : y;
-      part[2] = k ? part[2] + z : z;
-      part[3] = k ? part[3] + w : w;
+      const double square4[] = {square(x.unscale * loaded[k].x), square(x.unscale * loaded[k].y),
+                                square(x.unscale * loaded[k].z), square(x.unscale * loaded[k].w)};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) part[j] = k ? part[j] + square4[j] : square4[j];
     }
   } else {
     for (int j = 0; j < 4; ++j) {
       part[j] = 0;
-      for (int i = 4 * lane + j; i < kTileElements && i < left; i += 4 * kLanes) part[j] += square(load1(grad + i));
+      for (int i = 4 * lane + j; i < kTileElements && i < left; i += 4 * kLanes) part[j] += square(x.at(i));
     }
   }
   return add_parts(part);
+}
+
+// The sum of a lane, 0 where nothing moves by this gradient now.
+__device__ __forceinline__ double lane_sum_of(const StatisticsArgs& args, const Tile& tile, const Record& record) {
+  const Turn turn = turn_of(args, tile.record, record);
+  if (!turn.moves(record.grad != 0)) return 0.0;
+  const auto address = [&](int64_t buffer) {
+    return buffer ? reinterpret_cast<const float*>(buffer) + tile.offset : nullptr;
+  };
+  const Effective effective = {address(record.grad), turn.sums() ? address(record.grad_sum) : nullptr,
+                               args.rows[record.row], unscaling(args.grad_scale)};
+  return lane_sum(effective, record.numel - tile.offset);
 }
 
 __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args) {
@@ -62,7 +86,7 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   // a gradient that is absent adds nothing; its block still counts as done
-  const double sum = sum_lanes(record.grad ? lane_sum(record, tile.offset) : 0.0, shared);
+  const double sum = sum_lanes(lane_sum_of(args, tile, record), shared);
   if (lane == 0) {
     args.tile_sums[t] = sum;
     __threadfence();  // the sum before the count

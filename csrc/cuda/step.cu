@@ -5,6 +5,7 @@
 #include "cuda/step.h"
 #include "row.h"
 #include "summation.h"
+#include "turn.h"
 #include "update_rule.h"
 
 namespace sf {
@@ -13,90 +14,173 @@ namespace sf {
 // buffer in flight under every rule, so that one block loads while the other computes.
 constexpr int kThreads = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
-constexpr int kVectorsPerThread = kTileElements / (kThreads * kVector);
-static_assert(kTileElements % (kThreads * kVector) == 0);
+// The kernel that does more than update takes more registers: three blocks of half the size leave it 80.
+constexpr int kExtrasThreads = 256;
+constexpr int kExtrasBlocksPerMultiprocessor = 3;
+static_assert(kTileElements % (kThreads * kVector) == 0 && kTileElements % (kExtrasThreads * kVector) == 0);
+
+template <bool EXTRAS>
+constexpr int threads = EXTRAS ? kExtrasThreads : kThreads;
+template <bool EXTRAS>
+constexpr int vectors_per_thread = kTileElements / (threads<EXTRAS> * kVector);
 
 struct Buffers {
   float* param;
-  const float* grad;
+  float* grad;
   float* exp_avg;
   float* exp_avg_sq;
   float* max_exp_avg_sq;
+  float* ema;
 };
+
+// What a launch may do beside the update. Only the kernel that mixes rules is instantiated with it, so that the others
+// carry none of it.
+struct Extras {
+  Turn turn;
+  float* grad_sum;  // of the tile; null: this parameter's gradients are not summed up
+  float unscale;
+  bool zero_grads;
+};
+
+// An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
+__device__ __forceinline__ float* element(int64_t address, int64_t offset) {
+  return address ? reinterpret_cast<float*>(address) + offset : nullptr;
+}
 
 // Vectors need every buffer that the rule touches on a 16-byte boundary. Tile offsets keep it, so a record's
 // addresses decide; those a rule does not use are 0.
 __device__ __forceinline__ bool is_aligned(const Record& r) {
-  return ((r.param | r.grad | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq) & 15) == 0;
+  return ((r.param | r.grad | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq | r.ema | r.grad_sum) & 15) == 0;
 }
 
-template <int RULE>
-__device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at) {
+template <bool EXTRAS>
+__device__ __forceinline__ int vector_index(int k) {
+  return (k * threads<EXTRAS> + static_cast<int>(threadIdx.x)) * kVector;
+}
+
+__device__ __forceinline__ float4 zeros() { return {0.0f, 0.0f, 0.0f, 0.0f}; }
+
+// The mean of a vector of gradients and of those summed up before, whose sum begins anew.
+__device__ __forceinline__ float4 take_mean(const Row& row, const Extras& extras, const float4& grad, float* grad_sum) {
+  const float4 sum = load4(grad_sum);
+  store4(grad_sum, zeros());
+  return {mean_gradient(row, sum.x, extras.unscale * grad.x), mean_gradient(row, sum.y, extras.unscale * grad.y),
+          mean_gradient(row, sum.z, extras.unscale * grad.z), mean_gradient(row, sum.w, extras.unscale * grad.w)};
+}
+
+template <int RULE, bool EXTRAS>
+__device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at, const Extras& extras) {
   // vectors of every buffer that a thread has in flight: as many as its registers hold
-  constexpr int kInFlight = uses_max_exp_avg_sq<RULE> ? 1 : kVectorsPerThread;
+  constexpr int kBuffers = 2 + uses_exp_avg<RULE> + uses_exp_avg_sq<RULE> + uses_max_exp_avg_sq<RULE> + uses_ema<RULE>;
+  constexpr int kInFlight = EXTRAS || kBuffers > 4 ? 1 : vectors_per_thread<EXTRAS>;
 #pragma unroll
-  for (int first = 0; first < kVectorsPerThread; first += kInFlight) {
-    float4 param[kInFlight], grad[kInFlight], exp_avg[kInFlight], exp_avg_sq[kInFlight], max_exp_avg_sq[kInFlight];
+  for (int first = 0; first < vectors_per_thread<EXTRAS>; first += kInFlight) {
+    float4 param[kInFlight], grad[kInFlight], exp_avg[kInFlight], exp_avg_sq[kInFlight], max_exp_avg_sq[kInFlight],
+        ema[kInFlight];
     // All loads before the first use: what hides the latency of memory here is bytes in flight.
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int i = ((first + k) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+      const int i = vector_index<EXTRAS>(first + k);
       param[k] = load4(at.param + i);
       grad[k] = load4(at.grad + i);
       if constexpr (uses_exp_avg<RULE>) exp_avg[k] = load4(at.exp_avg + i);
       if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[k] = load4(at.exp_avg_sq + i);
       if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[k] = load4(at.max_exp_avg_sq + i);
+      if constexpr (uses_ema<RULE>) ema[k] = load4(at.ema + i);
     }
     if (first == 0) __syncthreads();  // now the row is there
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int i = ((first + k) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
-      float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k];
-      update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x);
-      update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y);
-      update_element<RULE>(row, p.z, g.z, m.z, v.z, v_max.z);
-      update_element<RULE>(row, p.w, g.w, m.w, v.w, v_max.w);
+      const int i = vector_index<EXTRAS>(first + k);
+      float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k], &e = ema[k];
+      if constexpr (EXTRAS) {
+        if (extras.grad_sum) g = take_mean(row, extras, g, extras.grad_sum + i);
+        if (extras.zero_grads) store4(at.grad + i, zeros());
+      }
+      update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x, e.x);
+      update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y, e.y);
+      update_element<RULE>(row, p.z, g.z, m.z, v.z, v_max.z, e.z);
+      update_element<RULE>(row, p.w, g.w, m.w, v.w, v_max.w, e.w);
       store4(at.param + i, p);
       if constexpr (uses_exp_avg<RULE>) store4(at.exp_avg + i, m);
       if constexpr (uses_exp_avg_sq<RULE>) store4(at.exp_avg_sq + i, v);
       if constexpr (uses_max_exp_avg_sq<RULE>) store4(at.max_exp_avg_sq + i, v_max);
+      if constexpr (uses_ema<RULE>) store4(at.ema + i, e);
     }
   }
 }
 
-// The ragged end of a parameter, and every tile of a record that is not aligned.
-template <int RULE>
-__device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, int count) {
+// The ragged end of a parameter, and every tile of a record that is not aligned, or moves by earlier gradients alone.
+template <int RULE, bool EXTRAS>
+__device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, const Extras& extras,
+                                                    int count) {
   __syncthreads();  // now the row is there
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-    float p = load1(at.param + i), m = 0, v = 0, v_max = 0;
-    const float g = load1(at.grad + i);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads<EXTRAS>) {
+    float p = load1(at.param + i), m = 0, v = 0, v_max = 0, e = 0;
+    float g = EXTRAS && !at.grad ? 0.0f : load1(at.grad + i);
+    if constexpr (EXTRAS) {
+      if (extras.grad_sum) {
+        g = mean_gradient(row, load1(extras.grad_sum + i), extras.unscale * g);
+        store1(extras.grad_sum + i, 0.0f);
+      }
+      if (extras.zero_grads && at.grad) store1(at.grad + i, 0.0f);
+    }
     if constexpr (uses_exp_avg<RULE>) m = load1(at.exp_avg + i);
     if constexpr (uses_exp_avg_sq<RULE>) v = load1(at.exp_avg_sq + i);
     if constexpr (uses_max_exp_avg_sq<RULE>) v_max = load1(at.max_exp_avg_sq + i);
-    update_element<RULE>(row, p, g, m, v, v_max);
+    if constexpr (uses_ema<RULE>) e = load1(at.ema + i);
+    update_element<RULE>(row, p, g, m, v, v_max, e);
     store1(at.param + i, p);
     if constexpr (uses_exp_avg<RULE>) store1(at.exp_avg + i, m);
     if constexpr (uses_exp_avg_sq<RULE>) store1(at.exp_avg_sq + i, v);
     if constexpr (uses_max_exp_avg_sq<RULE>) store1(at.max_exp_avg_sq + i, v_max);
+    if constexpr (uses_ema<RULE>) store1(at.ema + i, e);
   }
 }
 
-template <int RULE>
-__device__ __forceinline__ void update_tile(const Record& record, const Row& row, int64_t offset) {
-  // An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
+// Gradients of a group that waits for its turn are summed up, and gradients are cleared.
+__device__ __forceinline__ void gather_tile(const Record& record, int64_t offset, const Extras& extras, bool gathers) {
+  float *grad = element(record.grad, offset), *grad_sum = gathers ? extras.grad_sum : nullptr;
+  const int64_t left = record.numel - offset;
+  if (left >= kTileElements && is_aligned(record)) {
+    for (int k = 0; k < vectors_per_thread<true>; ++k) {
+      const int i = vector_index<true>(k);
+      if (grad_sum) {
+        const float4 g = load4(grad + i);
+        float4 sum = load4(grad_sum + i);
+        sum.x += extras.unscale * g.x;
+        sum.y += extras.unscale * g.y;
+        sum.z += extras.unscale * g.z;
+        sum.w += extras.unscale * g.w;
+        store4(grad_sum + i, sum);
+      }
+      if (extras.zero_grads) store4(grad + i, zeros());
+    }
+    return;
+  }
+  const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kExtrasThreads) {
+    if (grad_sum) store1(grad_sum + i, load1(grad_sum + i) + extras.unscale * load1(grad + i));
+    if (extras.zero_grads) store1(grad + i, 0.0f);
+  }
+}
+
+template <int RULE, bool EXTRAS>
+__device__ __forceinline__ void update_tile(const Record& record, const Row& row, int64_t offset,
+                                            const Extras& extras) {
   const Buffers at = {
       reinterpret_cast<float*>(record.param) + offset,
-      reinterpret_cast<const float*>(record.grad) + offset,
+      EXTRAS ? element(record.grad, offset) : reinterpret_cast<float*>(record.grad) + offset,
       uses_exp_avg<RULE> ? reinterpret_cast<float*>(record.exp_avg) + offset : nullptr,
       uses_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.exp_avg_sq) + offset : nullptr,
       uses_max_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.max_exp_avg_sq) + offset : nullptr,
+      uses_ema<RULE> ? reinterpret_cast<float*>(record.ema) + offset : nullptr,
   };
   const int64_t left = record.numel - offset;
-  if (left >= kTileElements && is_aligned(record)) {
-    update_full_tile<RULE>(row, at);
+  if (left >= kTileElements && is_aligned(record) && (!EXTRAS || record.grad)) {
+    update_full_tile<RULE, EXTRAS>(row, at, extras);
   } else {
-    update_partial_tile<RULE>(row, at, static_cast<int>(left < kTileElements ? left : kTileElements));
+    update_partial_tile<RULE, EXTRAS>(row, at, extras, static_cast<int>(left < kTileElements ? left : kTileElements));
   }
 }
 
@@ -107,49 +191,75 @@ __device__ __forceinline__ double rate(const GroupScalars& group) {
                             : __ldcg(reinterpret_cast<const float*>(group.lr_address));
 }
 
-// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old count is
-// in a block that has read it by then.
-__device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, float count) {
+// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old counts is
+// in a block that has read them by then.
+template <bool EXTRAS>
+__device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, const Turn& turn) {
+  const float count = args.steps[index], waited = EXTRAS ? args.waited[index] : 0.0f;
   const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
   __threadfence();
   if (atomicAdd(&args.arrived[index], 1) < tiles - 1) return;
   __threadfence();
   args.arrived[index] = 0;
+  if constexpr (EXTRAS) {
+    if (args.takes_turns) args.waited[index] = turn.waited_after(waited, record.grad != 0);
+    if (!turn.moves(record.grad != 0)) return;
+  }
   args.steps[index] = count + 1.0f;
   args.ready[index] = 1;
 }
 
 // The scalars of a parameter's step, for the block to share: one thread's work, while the others load.
+template <bool EXTRAS>
 __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, int64_t index, const Record& record,
-                                            Row& row) {
+                                            const Turn& turn, Row& row) {
   row = args.rows[record.row];
   if (args.groups) {
     const GroupScalars& group = args.groups[record.row];
-    const float count = args.steps[index];
+    const auto next = static_cast<int64_t>(args.steps[index]) + 1;
     if (!args.ready[index]) row.one_minus_dampening = 1.0f;
-    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, static_cast<int64_t>(count) + 1));
-    arrive(args, index, record, count);
+    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, next));
+    arrive<EXTRAS>(args, index, record, turn);
   }
-  row.grad_sign *= gradient_factor(args, tile);  // one sign for all elements anyway: clipping costs them nothing
+  // one sign for all elements anyway: clipping and unscaling cost them nothing
+  row.grad_sign *= clipping(args, tile);
+  if (!turn.sums()) row.grad_sign *= unscaling(args.grad_scale);
 }
 
 // RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
-template <int RULE>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kernel(StepArgs args) {
-  if (args.found_inf && *args.found_inf != 0.0f) return;
+template <int RULE, bool EXTRAS>
+__global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMultiprocessor : kBlocksPerMultiprocessor)
+    step_kernel(StepArgs args) {
+  const bool skips = args.found_inf && *args.found_inf != 0.0f;
+  if (skips && !(EXTRAS && args.zero_grads)) return;
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
-  if (!record.grad) return;
+  if (!EXTRAS && !record.grad) return;
   __shared__ Row row;
-  if (threadIdx.x == 0) prepare_row(args, t, tile.record, record, row);
+  __shared__ Extras extras;  // there, because registers are short
+  if constexpr (EXTRAS) {
+    if (threadIdx.x == 0) {
+      extras.turn = turn_of(args, tile.record, record);  // before the block advances what that is read from
+      extras.grad_sum = extras.turn.sums() ? element(record.grad_sum, tile.offset) : nullptr;
+      extras.unscale = unscaling(args.grad_scale);
+      extras.zero_grads = args.zero_grads && record.grad;
+    }
+    __syncthreads();
+    if (skips || !extras.turn.moves(record.grad != 0)) {
+      if (!skips && args.groups && threadIdx.x == 0) arrive<EXTRAS>(args, tile.record, record, extras.turn);
+      gather_tile(record, tile.offset, extras, !skips && extras.turn.gathers(record.grad != 0));
+      return;
+    }
+  }
+  if (threadIdx.x == 0) prepare_row<EXTRAS>(args, t, tile.record, record, EXTRAS ? extras.turn : Turn{}, row);
   if constexpr (RULE != kMixedRules) {
-    update_tile<RULE>(record, row, tile.offset);
+    update_tile<RULE, EXTRAS>(record, row, tile.offset, extras);
   } else {
     switch (args.rows[record.row].rule) {
-#define SF_CASE(rule)                              \
-  case (rule):                                     \
-    update_tile<(rule)>(record, row, tile.offset); \
+#define SF_CASE(rule)                                              \
+  case (rule):                                                     \
+    update_tile<(rule), EXTRAS>(record, row, tile.offset, extras); \
     break;
       SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE
@@ -160,15 +270,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
 const char* launch_step(const StepArgs& args, int device, int64_t stream) {
   if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
   const auto grid = static_cast<unsigned>(args.num_tiles);
+  if (args.takes_turns || args.zero_grads) {
+    SF_LAUNCH((step_kernel<kMixedRules, true>), grid, kExtrasThreads, stream, args);
+    return launch_error();
+  }
   switch (args.rule) {
-#define SF_CASE(rule)                                               \
-  case (rule):                                                      \
-    SF_LAUNCH((step_kernel<(rule)>), grid, kThreads, stream, args); \
+#define SF_CASE(rule)                                                      \
+  case (rule):                                                             \
+    SF_LAUNCH((step_kernel<(rule), false>), grid, kThreads, stream, args); \
     break;
     SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE
     default:
-      SF_LAUNCH((step_kernel<kMixedRules>), grid, kThreads, stream, args);
+      SF_LAUNCH((step_kernel<kMixedRules, false>), grid, kThreads, stream, args);
   }
   return launch_error();
 }

@@ -31,21 +31,25 @@ def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) 
         span.last_tile - span.first_tile,
         table.first_head_tile,
         work.rule,
+        work.zero_grads,
+        table.takes_turns,
         table.statistics.signals.data_ptr() if work.clipped else 0,
         _address(scaling and scaling.grad_scale),
         _address(scaling and scaling.found_inf),
         groups,
         *(
-            (0, 0, 0)
+            (0, 0, 0, 0)
             if counts is None
-            else map(_address, (counts.steps, counts.ready, counts.arrived))
+            else map(_address, (counts.steps, counts.ready, counts.waited, counts.arrived))
         ),
     )
     return _STEP.pack(*values)
 
 
-def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) -> bytes:
-    """`struct StatisticsArgs`."""
+def statistics_args(
+    work: Work, limits: ClipLimits, records: int, tiles: int, rows: int, groups: int = 0
+) -> bytes:
+    """`struct StatisticsArgs`; tables as in `step_args`."""
     table, span = work.table, work.span
     values = (
         records,
@@ -58,7 +62,11 @@ def statistics_args(work: Work, limits: ClipLimits, records: int, tiles: int) ->
         limits.body,
         limits.head,
         limits.joint,
+        table.takes_turns,
         _address(work.scaling and work.scaling.grad_scale),
+        rows,
+        groups,
+        0 if table.counts is None else table.counts.waited.data_ptr(),
     )
     return _STATISTICS.pack(*values)
 

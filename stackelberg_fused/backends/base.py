@@ -36,6 +36,7 @@ class Work:
         state: the optimizer's state, by parameter.
         clipped: whether gradients are to be multiplied by the factors in `table.statistics`.
         scaling: what a gradient scaler says, on the table's device.
+        zero_grads: whether gradients are zero afterwards, also those that moved nothing.
     """
 
     table: Table
@@ -45,6 +46,7 @@ class Work:
     state: Mapping[Tensor, dict[str, Any]]
     clipped: bool = False
     scaling: Scaling | None = None
+    zero_grads: bool = False
 
 
 class Backend(ABC):

@@ -48,7 +48,8 @@ class CpuBackend(Backend):
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         table = work.table
-        args = statistics_args(work, limits, table.records_address, table.tiles_address)
+        tables = table.records_address, table.tiles_address, table.rows.address
+        args = statistics_args(work, limits, *tables)
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 

@@ -8,7 +8,7 @@ from ..build_info import build_info, covers, driver_runs
 from ..statistics import ClipLimits
 from .arguments import statistics_args, step_args
 from .base import Backend, BackendStatus, Work
-from .mirror import gradients_on_device, tables_on_device
+from .mirror import tables_on_device
 
 try:
     from .. import _cuda
@@ -54,8 +54,8 @@ class CudaBackend(Backend):
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         index = work.table.device.index
         with torch.cuda.device(index):
-            records, tiles = gradients_on_device(work.table)
-            args = statistics_args(work, limits, records.data_ptr(), tiles.data_ptr())
+            tables = tables_on_device(work.table)
+            args = statistics_args(work, limits, *(table.data_ptr() for table in tables))
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 

@@ -132,14 +132,14 @@ class Mirror:
         self,
         name: str,
         source: np.ndarray,
-        version: int | bytes | None,
+        version: int | bytes,
         stream: torch.cuda.Stream,
     ) -> Tensor:
-        """The copy of a host table, uploaded if `version` differs from the last one seen; None always uploads."""
+        """The copy of a host table, uploaded if `version` differs from the last one seen."""
         copy = self._copies.get(name)
         if copy is None or copy.tensor.numel() != source.nbytes:
             copy = self._copies[name] = _Copy(source.nbytes, self._device)
-        if version is None or copy.version != version:
+        if copy.version != version:
             copy.ring.upload(source, copy.tensor, stream)
             copy.version = version
         return copy.tensor
@@ -163,16 +163,9 @@ def tables_on_device(table: Table) -> tuple[Tensor, ...]:
 
     On the CPU (interpreted Triton) the host's own.
     """
-    counted = () if table.counts is None else ("groups",)
-    return _on_device(table, ("records", "tiles", "rows", *counted))
-
-
-def gradients_on_device(table: Table) -> tuple[Tensor, Tensor]:
-    """Records and tiles likewise: what reading gradients takes."""
-    return _on_device(table, ("records", "tiles"))
-
-
-def _on_device(table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
+    names = ["records", "tiles", "rows"]
+    if table.counts is not None:
+        names.append("groups")
     if table.device.type == "cpu":
         return tuple(torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names)
     if table.mirror is None:
@@ -180,13 +173,13 @@ def _on_device(table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
     return table.mirror.upload(table, names)
 
 
-def _source(table: Table, name: str) -> tuple[np.ndarray, int | bytes | None]:
-    """A host table, and what changes with its content; None where that is not known."""
+def _source(table: Table, name: str) -> tuple[np.ndarray, int | bytes]:
+    """A host table, and what changes with its content."""
     if name == "records":
         return table.records, table.version
     if name == "tiles":
         return table.tiles, 0
     if table.counts is None:
-        return table.rows.rows, None
+        return table.rows.rows, table.rows.version
     source = table.settings.static if name == "rows" else table.settings.scalars_for(table.device)
     return source, source.tobytes()

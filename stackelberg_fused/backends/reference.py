@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import reference, turns
 from ..groups import ROLES
 from ..layout import Slot
+from ..rules import sums_gradients
 from ..sharding import local_tensor
 from ..statistics import ClipLimits
 from ..summation import sum_of, tile_sums
@@ -34,39 +37,82 @@ class ReferenceBackend(Backend):
         sums.zero_()
         at = span.first_tile
         for i in range(span.first_slot, span.last_slot):
-            slot, grad = table.slots[i], work.gradient(i)
+            slot, grad = table.slots[i], _moving_gradient(work, i)
             tiles = -(-slot.local.numel() // TILE_ELEMENTS)
             if grad is not None:
                 sums[at : at + tiles] = tile_sums(_in_memory_order(grad.detach(), slot))
             at += tiles
         split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
         body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        grad_scale = work.scaling and work.scaling.grad_scale
-        table.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits, grad_scale)
+        table.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
         return 0
 
     def step(self, work: Work) -> int:
         table = work.table
         for i in range(work.span.first_slot, work.span.last_slot):
-            grad = work.gradient(i)
-            if grad is None:
-                continue
-            slot = table.slots[i]
-            if work.clipped:
-                grad = grad * table.statistics.factors[ROLES.index(slot.role)]
-            elif work.scaling is not None and work.scaling.grad_scale is not None:
-                grad = grad * (1 / work.scaling.grad_scale.view(()))
+            slot, grad = table.slots[i], _moving_gradient(work, i)
             group = table.groups[slot.group]
             state = {name: local_tensor(value) for name, value in work.state[slot.param].items()}
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                if group["rule"] == "sgd":
-                    fresh = not table.momentum_ready[i]
-                    reference.sgd_update(slot.local, grad, state, group, first_momentum=fresh)
-                else:
-                    step = float(table.step_counts[i]) + 1.0
-                    counted = torch.tensor(step) if group.get("differentiable") else step
-                    reference.adam_update(slot.local, grad, state, group, counted)
+                if grad is not None:
+                    if work.clipped:
+                        grad = grad * table.statistics.factors[ROLES.index(slot.role)]
+                    _update(work, i, grad, state, group)
+                if "grad_sum" in state and sums_gradients(group):
+                    _keep_sum(work, i, state["grad_sum"])
+                if work.zero_grads and slot.param.grad is not None:
+                    slot.param.grad.zero_()
         return 0
+
+
+def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    table, param = work.table, work.table.slots[i].local
+    if group["rule"] == "sgd":
+        fresh = not table.momentum_ready[i]
+        reference.sgd_update(param, grad, state, group, first_momentum=fresh)
+    else:
+        step = float(table.step_counts[i]) + 1.0
+        counted = torch.tensor(step) if group.get("differentiable") else step
+        reference.adam_update(param, grad, state, group, counted)
+    if group["ema_decay"] is not None:
+        reference.ema_update(param, state["ema"], group)
+
+
+def _unscaled(work: Work, i: int) -> Tensor | None:
+    grad = work.gradient(i)
+    if grad is None or work.scaling is None or work.scaling.grad_scale is None:
+        return grad
+    return grad * (1 / work.scaling.grad_scale.view(()))
+
+
+def _turn(work: Work, i: int) -> tuple[bool, bool]:
+    """Whether a slot waits for its group's turn, and whether there is a sum of its earlier gradients."""
+    table = work.table
+    waited = table.waited_counts[i]
+    update_every = table.groups[table.slots[i].group]["update_every"]
+    return bool(turns.waits(waited, update_every)), bool(turns.has_gathered(waited))
+
+
+def _moving_gradient(work: Work, i: int) -> Tensor | None:
+    """The gradient by which a slot moves in this step, before clipping; None: it stays where it is."""
+    slot, grad = work.table.slots[i], _unscaled(work, i)
+    group = work.table.groups[slot.group]
+    waits, gathered = _turn(work, i)
+    if waits:
+        return None
+    if not sums_gradients(group) or (grad is None and not gathered):
+        return grad
+    grad_sum = local_tensor(work.state[slot.param]["grad_sum"])
+    return reference.mean_gradient(grad_sum, grad, group)
+
+
+def _keep_sum(work: Work, i: int, grad_sum: Tensor) -> None:
+    """Add a gradient that waits to the sum, which begins anew when it has moved its parameter."""
+    grad = _unscaled(work, i)
+    if not _turn(work, i)[0]:
+        grad_sum.zero_()
+    elif grad is not None:
+        grad_sum.add_(grad)
 
 
 def _in_memory_order(grad: Tensor, slot: Slot) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..layout import Table
 from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
-from .mirror import gradients_on_device, tables_on_device
+from .mirror import tables_on_device
 
 try:
     from ..triton_kernels.statistics import launch_statistics
@@ -59,7 +59,7 @@ class TritonBackend(Backend):
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         table, span = work.table, work.span
         with self._on_device(table):
-            records, tiles = gradients_on_device(table)
+            records, tiles, rows, *groups = tables_on_device(table)
             launch_statistics(
                 records.view(torch.int64),
                 tiles.view(torch.int64),
@@ -70,7 +70,8 @@ class TritonBackend(Backend):
                 table.statistics.signals.view(torch.float64),
                 table.statistics.limits_on_device(limits),
                 limits.joint,
-                work.scaling and work.scaling.grad_scale,
+                rows.view(torch.float32),
+                _extras(work, *groups),
             )
         return 1
 
@@ -100,5 +101,8 @@ def _extras(work: Work, groups: Tensor | None = None) -> Extras:
         groups=None if groups is None else groups.view(torch.float64),
         steps=counts and counts.steps,
         ready=counts and counts.ready,
+        waited=counts and counts.waited,
         arrived=counts and counts.arrived,
+        takes_turns=work.table.takes_turns,
+        zero_grads=work.zero_grads,
     )

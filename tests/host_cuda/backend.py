@@ -86,8 +86,8 @@ class HostCudaBackend(Backend):
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        table = work.table
-        args = statistics_args(work, limits, table.records_address, table.tiles_address)
+        tables = tables_on_device(work.table)
+        args = statistics_args(work, limits, *(table.data_ptr() for table in tables))
         _check(library().sf_host_statistics(args))
         return 1
 

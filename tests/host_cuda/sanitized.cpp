@@ -24,7 +24,9 @@ namespace sf {
 namespace {
 
 constexpr int64_t kSizes[] = {0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 10000};
-constexpr int kBuffers = 5;  // param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: the first fields of a record
+constexpr int64_t Record::* kFields[] = {&Record::param,          &Record::grad, &Record::exp_avg, &Record::exp_avg_sq,
+                                         &Record::max_exp_avg_sq, &Record::ema,  &Record::grad_sum};
+constexpr int kBuffers = 7;
 #define SF_ENTRY(rule) (rule),
 constexpr int32_t kRules[] = {SF_FOR_EACH_RULE(SF_ENTRY)};
 
@@ -65,6 +67,7 @@ Row make_row(int32_t rule) {
   row.eps = 1e-8f;
   row.momentum = 0.9f;
   row.one_minus_dampening = 0.5f;
+  row.ema_weight = rule & kAmsgrad ? 0.01f : -0.3f;
   return row;
 }
 
@@ -76,20 +79,25 @@ struct Problem {
   std::vector<Row> rows;
   StepArgs args{};
 
-  // `shifted`: which buffer lies `shift` floats off the boundary, or kBuffers for all of them.
-  Problem(const std::vector<int32_t>& rules, int shifted, int shift) {
+  // `shifted`: which buffer lies `shift` floats off the boundary, or kBuffers for all of them. `sums`: whether
+  // gradients have a buffer to be summed up in.
+  Problem(const std::vector<int32_t>& rules, int shifted, int shift, bool sums = false) {
     for (int32_t rule : rules) {
       rows.push_back(make_row(rule));
       for (int64_t size : kSizes) {
         Record record{};
-        int64_t* fields = &record.param;
-        const bool used[kBuffers] = {true, true, !(rule & kSgd) || rule & kMomentum, !(rule & kSgd),
-                                     !(rule & kSgd) && rule & kAmsgrad};
+        const bool used[kBuffers] = {true,
+                                     true,
+                                     !(rule & kSgd) || rule & kMomentum,
+                                     !(rule & kSgd),
+                                     !(rule & kSgd) && rule & kAmsgrad,
+                                     (rule & kEma) != 0,
+                                     sums};
         for (int b = 0; b < kBuffers; ++b) {
           const int off = shifted == b || shifted == kBuffers ? shift : 0;
           if (used[b]) {
-            buffers.emplace_back(size, off, static_cast<uint32_t>(size * 8 + b), b >= 3);
-            fields[b] = buffers.back().address();
+            buffers.emplace_back(size, off, static_cast<uint32_t>(size * 8 + b), b == 3 || b == 4);
+            record.*kFields[b] = buffers.back().address();
           }
         }
         if (size == 63) record.grad = 0;
@@ -137,23 +145,24 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   const size_t tiles = cuda.tiles.size();
   std::vector<double> sums(tiles);
   const auto signals = std::make_unique<Signals>();
-  StatisticsArgs args{cuda.records.data(),
-                      cuda.tiles.data(),
-                      0,
-                      static_cast<int64_t>(tiles),
-                      static_cast<int64_t>(tiles / 3),
-                      sums.data(),
-                      signals.get(),
-                      {1},
-                      0,
-                      nullptr};
+  StatisticsArgs args{};
+  args.records = cuda.records.data();
+  args.tiles = cuda.tiles.data();
+  args.num_tiles = static_cast<int64_t>(tiles);
+  args.first_head_tile = static_cast<int64_t>(tiles / 3);
+  args.tile_sums = sums.data();
+  args.signals = signals.get();
+  args.max_norm[0] = 1;
   args.max_norm[1] = 0.5;
+  args.rows = cuda.rows.data();
   if (const char* error = launch_statistics(args, 0, 0)) {
     std::printf("launch failed: %s\n", error);
     return 1;
   }
   for (size_t t = 0; t < tiles; ++t) {
-    const double expected = kernel_baseline.tile_sum(cpu.records[cpu.tiles[t].record], cpu.tiles[t].offset);
+    StatisticsArgs of_cpu = args;
+    of_cpu.records = cpu.records.data();
+    const double expected = kernel_baseline.tile_sum(of_cpu, static_cast<int64_t>(t));
     if (std::memcmp(&sums[t], &expected, sizeof(expected))) {
       std::printf("tile %zu: sum %a, expected %a\n", t, sums[t], expected);
       return 1;
@@ -170,20 +179,39 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   return compare(cuda, cpu, "clipped", shifted, shift);
 }
 
+// Groups of which one moves, one waits and one sums up, all by rows that say so; gradients are cleared.
+int check_turns(const std::vector<int32_t>& rules, int shifted, int shift, bool skips) {
+  Problem cuda(rules, shifted, shift, true), cpu(rules, shifted, shift, true);
+  const float found_inf = skips, scale = 8;
+  for (Problem* problem : {&cuda, &cpu}) {
+    for (size_t i = 0; i < problem->rows.size(); ++i) {
+      problem->rows[i].waits = i % 3 == 1;
+      problem->rows[i].gathered = i % 2;
+      problem->rows[i].mean_weight = i % 4 < 2 ? 0.25f : 0.0f;
+    }
+    problem->args.takes_turns = 1;
+    problem->args.zero_grads = 1;
+    problem->args.found_inf = &found_inf;
+    problem->args.grad_scale = &scale;
+  }
+  return compare(cuda, cpu, "turns", shifted, shift);
+}
+
 // Counts on the device, in two steps, against rows that the host completes.
 int check_counted(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const double rate = 0.004;
   std::vector<GroupScalars> groups(cuda.rows.size());
   for (size_t i = 0; i < groups.size(); ++i) {
-    groups[i] = {0.003, 0.9, 0.99, 1e-8, 0.1, 0, 0, 0};
+    groups[i] = {0.003, 0.9, 0.99, 1e-8, 0.1, 0, 0, 1};
     if (i % 2) groups[i].lr_address = reinterpret_cast<int64_t>(&rate), groups[i].lr_is_double = 1;
   }
-  std::vector<float> steps(cuda.records.size(), 6.0f);
+  std::vector<float> steps(cuda.records.size(), 6.0f), waited(steps.size(), 0.0f);
   std::vector<int32_t> ready(steps.size(), 1), arrived(steps.size(), 0);
   cuda.args.groups = groups.data();
   cuda.args.steps = steps.data();
   cuda.args.ready = ready.data();
+  cuda.args.waited = waited.data();
   cuda.args.arrived = arrived.data();
   int failures = 0;
   for (int64_t step = 7; step < 9; ++step) {
@@ -244,9 +272,13 @@ int main(int argc, char** argv) {
   const std::vector<int32_t> all(std::begin(kRules), std::end(kRules));
   for (int shift = 0; shift < 4; ++shift) {
     for (int shifted = 0; shifted <= kBuffers; ++shifted) {
-      for (int32_t rule : all) failures += check({rule}, shifted, shift);
+      if (shift == 0 && shifted != kBuffers) continue;  // nothing is shifted
       failures += check(all, shifted, shift);
       if (shifted != kBuffers) continue;
+      if (shift == 1) {
+        for (int32_t rule : all) failures += check({rule}, shifted, shift);
+      }
+      for (bool skips : {false, true}) failures += check_turns(all, shifted, shift, skips);
       failures += check_clipped(all, shifted, shift);
       failures += check_counted(all, shifted, shift);
     }
