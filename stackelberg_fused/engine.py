@@ -188,7 +188,7 @@ class Engine:
                 unit.clear(work)
         launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units and not any(unit.skipped for unit in self.units):
-            launches, statistics = self._measure(running, limits)
+            launches, statistics = self._measure(running, limits, role)
         for unit, staged in running:
             launches += unit.launch(staged)
         for unit in self.units:
@@ -221,10 +221,14 @@ class Engine:
         self,
         running: list[tuple[LaunchUnit, Staged]],
         limits: ClipLimits,
+        role: str | None,
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
         launches = sum(unit.measure(work, limits) for unit, work in running)
-        parts = [unit.table.statistics for unit, _ in running] or [self.units[0].table.statistics]
+        parts = [staged.work.statistics for _, staged in running]
+        if not parts:
+            table = self.units[0].table
+            parts = [table.statistics_of(table.spans[role])]
         if len(parts) > 1:
             combine(parts, limits)
         elif not running:
@@ -264,6 +268,7 @@ class Engine:
             raise LayoutChanged("a param group changed its role")
         for unit in self.units:
             unit.refuse_rates(changed)
+            _check_capturable(unit.table.slots, self.groups, unit.backend)
         # from Adam to SGD or back with the state of the other
         for index in self.settings.changed_families(changed):
             group = self.groups[index]

@@ -145,7 +145,7 @@ class LaunchUnit:
             elif scaling is not None and scaling.says_skip():
                 self.skipped = True
                 return None
-        if clipped and not table.has_statistics:
+        if clipped and span not in table.statistics:
             self._refuse_in_capture("room for its statistics")
         active = self._activity.of(span, self._allocating)
         if active is None:
@@ -155,7 +155,8 @@ class LaunchUnit:
             table.version += 1
         self.gradients.stage(pending.gathered, span, table.sums)
         gradient, rule = self.gradients.gradient, table.rows.rule
-        work = Work(table, span, gradient, rule, self.state, clipped, scaling, zero_grads)
+        statistics = table.statistics_of(span) if clipped else None
+        work = Work(table, span, gradient, rule, self.state, statistics, scaling, zero_grads)
         return Staged(pending.gathered, active, work)
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
@@ -163,7 +164,7 @@ class LaunchUnit:
         span = staged.work.span
         if span.last_tile > span.first_tile:
             return self.backend.statistics(staged.work, limits)
-        self.table.statistics.nothing(limits)
+        staged.work.statistics.nothing(limits)
         return 0
 
     def launch(self, staged: Staged) -> int:

@@ -114,7 +114,8 @@ class Table:
         self.spans = self._build_spans()
         self.version = 0  # counts changes of the records: what a device mirror compares
         self.mirror: Any = None  # what a device backend keeps on its device
-        self._statistics: Statistics | None = None
+        # by the part of the table that is stepped: steps of two roles may run at the same time
+        self.statistics: dict[Span, Statistics] = {}
         self.counts: DeviceCounts | None = None  # where step counts live on the device
         self.may_be_captured = False  # in a CUDA graph
 
@@ -133,16 +134,11 @@ class Table:
         self.sums = self.settings.static["mean_weight"][slot_group] != 0
         self.takes_turns = bool((self.update_every > 1).any())
 
-    @property
-    def has_statistics(self) -> bool:
-        return self._statistics is not None
-
-    @property
-    def statistics(self) -> Statistics:
+    def statistics_of(self, span: Span) -> Statistics:
         """Where a launch of gradient statistics writes; allocated when first asked for."""
-        if self._statistics is None:
-            self._statistics = Statistics(len(self.tiles), self.device)
-        return self._statistics
+        if span not in self.statistics:
+            self.statistics[span] = Statistics(len(self.tiles), self.device)
+        return self.statistics[span]
 
     @property
     def first_head_tile(self) -> int:

@@ -31,7 +31,7 @@ from .groups import (
     param_label,
 )
 from .scaling import Scaling
-from .state import check_loaded
+from .state import check_loaded, without_unused_momentum
 from .statistics import ClipLimits, LastStep, Statistics
 
 log = logging.getLogger("stackelberg_fused")
@@ -166,7 +166,9 @@ class StackelbergOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
         self._refuse_averages("state_dict()")
-        return super().state_dict()
+        packed = super().state_dict()
+        packed["state"] = without_unused_momentum(packed["state"])
+        return packed
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers."""

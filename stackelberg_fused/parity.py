@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 # Per step and element, in float32: ulp of max(|m|, |g|), of max(v, g^2) and of max(|p|, |update|), where g is the
-# gradient as the rule sees it, L2 decay included.
+# gradient as the rule sees it, L2 decay included. An average has what its parameter has, and 2 of max(|ema|, |p|) of
+# its own.
 ULP_BOUNDS = {
     "param": 8.0,
     "exp_avg": 2.0,
     "exp_avg_sq": 2.0,
     "max_exp_avg_sq": 2.0,
     "momentum_buffer": 2.0,
+    "ema": 10.0,
 }
 
 
@@ -56,6 +58,7 @@ def worst_ulps(
         "exp_avg_sq": torch.maximum(expected.get("exp_avg_sq", grad), effective.square()),
     }
     scales["max_exp_avg_sq"] = scales["exp_avg_sq"]
+    scales["ema"] = torch.maximum(expected.get("ema", grad).abs(), scales["param"])
     return {
         name: ulps_off(
             value, expected[name], scales.get(name, torch.maximum(expected[name].abs(), effective))

@@ -35,14 +35,17 @@ class GroupSettings:
     Attributes:
         static: ROW array [groups]: what a row keeps while only rate and step count change.
         scalars: GROUP array [groups]: what the rest of a row is computed from.
+        version: counts changes of both.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.groups = groups
+        self.version = 0
         self.static = np.zeros(len(groups), ROW)
         self.scalars = np.zeros(len(groups), GROUP)
         self._lr = self.scalars["lr"]
         self._tensors: dict[int, Tensor] = {}  # rates that are
+        self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         self._turns: list[tuple[int, str] | None] = [None] * len(groups)
@@ -94,7 +97,9 @@ class GroupSettings:
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
-        if not (self._watch.took_over() or changed):
+        took_over = self._watch.took_over()
+        self.version += took_over
+        if not (took_over or changed):
             return None
         rates = self._lr.copy()
         rates[changed] = [_rate(self.groups[index]) for index in changed]
@@ -104,6 +109,7 @@ class GroupSettings:
 
     def accept(self, changed: list[int]) -> Accepted:
         """Take over groups that were checked."""
+        before = self._content(changed)
         for index in changed:
             (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
         # by columns: assigning to a record's fields one by one costs more than the rest of an edit
@@ -118,6 +124,7 @@ class GroupSettings:
                 self._tensors[index] = lr.detach()
             else:
                 self._tensors.pop(index, None)
+        self.version += self._content(changed) != before  # volatile groups come here at every step
         self._edited.clear()
         accepted = Accepted([], [])
         for index in changed:
@@ -131,12 +138,22 @@ class GroupSettings:
 
     def scalars_for(self, device: torch.device) -> np.ndarray:
         """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
+        version, scalars = self._on_device.get(device, (-1, self.scalars))
+        if version == self.version:
+            return scalars
         scalars = self.scalars.copy()
         for index, lr in self._tensors.items():
             if lr.device == device:
                 scalars["lr_address"][index] = lr.data_ptr()
                 scalars["lr_is_double"][index] = lr.dtype is torch.float64
+        self._on_device[device] = self.version, scalars
         return scalars
+
+    def _content(self, groups: list[int]) -> tuple[bytes, bytes, list[int | None]]:
+        """What `version` stands for, of these groups."""
+        tensors = [self._tensors.get(index) for index in groups]
+        addresses = [None if lr is None else lr.data_ptr() for lr in tensors]
+        return self.static[groups].tobytes(), self.scalars[groups].tobytes(), addresses
 
     def rates_live_on(self, device: torch.device) -> bool:
         """Whether a rate is in a tensor on this device, and the device is not the host."""

@@ -131,16 +131,18 @@ def attach_state(
         previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
             are any, so that the optimizer never shares memory with a checkpoint.
     """
-    for i, slot in enumerate(table.slots):
-        entry = state.get(slot.param)
+    entries = [state.get(slot.param) or {} for slot in table.slots]
+    for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
+        for i, count in _numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
+            counts[i] = count
+    for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
         if not entry:
             continue
         buffer = entry.get("momentum_buffer")
-        step = entry.get("step", 0.0 if buffer is None else 1.0)
-        table.step_counts[i] = float(step)
+        if "step" not in entry and buffer is not None:
+            table.step_counts[i] = 1.0
         entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         if "waited" in entry:
-            table.waited_counts[i] = float(entry["waited"])
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         # a buffer without a step was allocated for one that a gradient scaler skipped
         table.momentum_ready[i] = buffer is not None and table.step_counts[i] > 0
@@ -169,6 +171,38 @@ def attach_state(
                 local = place
             _set(table, i, name, local, state)
     _wait_with_their_group(table)
+
+
+def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
+    """Packed state without the momentum of parameters that have not taken a step, as a gradient scaler skipped theirs.
+
+    torch's SGD would take such a buffer of zeros for one of an earlier step, and dampen the first gradient.
+    """
+    steps = {
+        key: entry["step"]
+        for key, entry in packed.items()
+        if isinstance(entry, dict) and "momentum_buffer" in entry and "step" in entry
+    }
+    unused = {key for key, step in _numbers(steps).items() if step == 0}
+    return {
+        key: {n: v for n, v in entry.items() if n != "momentum_buffer"} if key in unused else entry
+        for key, entry in packed.items()
+    }
+
+
+def _numbers(counts: dict[Any, Any]) -> dict[Any, float]:
+    """Numbers, or tensors of one element, as floats; a device is asked once for all of its tensors."""
+    found = {}
+    by_device: dict[torch.device, list[Any]] = defaultdict(list)
+    for i, count in counts.items():
+        if isinstance(count, Tensor) and count.device.type != "cpu":
+            by_device[count.device].append(i)
+        else:
+            found[i] = as_number(count)
+    for keys in by_device.values():
+        stacked = torch.stack([counts[key].detach().view(()).double() for key in keys])
+        found.update(zip(keys, stacked.tolist(), strict=True))
+    return found
 
 
 def _wait_with_their_group(table: Table) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .adam import StackelbergAdam, StackelbergAdamW
 from .backends import Backend, BackendStatus, backends
 from .backends.cpu import CpuBackend
+from .layout import COUNTS
 from .parity import ULP_BOUNDS, worst_ulps
 from .sgd import StackelbergSGD
 
@@ -35,6 +36,10 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     ),
     "SGD nesterov": (StackelbergSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "mixed": (StackelbergAdamW, {"mixed": True}),
+    "average, turns": (
+        StackelbergAdamW,
+        {"mixed": True, "ema_decay": 0.9, "update_every": {"body": 2}},
+    ),
 }
 
 
@@ -69,7 +74,8 @@ def _build(
 
 
 def _snapshot(param: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = {k: v.detach().cpu().clone() for k, v in optimizer.state[param].items() if k != "step"}
+    entry = optimizer.state[param]
+    state = {k: v.detach().cpu().clone() for k, v in entry.items() if k not in COUNTS}
     return {"param": param.detach().cpu().clone(), **state}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layout import Span, Table
 from ..scaling import Scaling
-from ..statistics import ClipLimits
+from ..statistics import ClipLimits, Statistics
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Work:
         gradient: the gradient of a slot, or None, which skips it; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
-        clipped: whether gradients are to be multiplied by the factors in `table.statistics`.
+        statistics: where those of the gradients are, by whose factors they are to be clipped; None: not at all.
         scaling: what a gradient scaler says, on the table's device.
         zero_grads: whether gradients are zero afterwards, also those that moved nothing.
     """
@@ -44,7 +44,7 @@ class Work:
     gradient: Callable[[int], Tensor | None]
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
-    clipped: bool = False
+    statistics: Statistics | None = None
     scaling: Scaling | None = None
     zero_grads: bool = False
 
@@ -69,7 +69,7 @@ class Backend(ABC):
 
     @abstractmethod
     def statistics(self, work: Work, limits: ClipLimits) -> int:
-        """Fill `work.table.statistics` for the gradients of the span; returns the number of kernel launches made."""
+        """Fill `work.statistics` for the gradients of the span; returns the number of kernel launches made."""
 
     @abstractmethod
     def step(self, work: Work) -> int:

@@ -45,7 +45,7 @@ class _Copy:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self.ring = PinnedRing(nbytes)
-        self.version: int | bytes | None = None
+        self.version: int | None = None
 
 
 class CapturedUploads:
@@ -77,8 +77,7 @@ class CapturedUploads:
         fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
-        statistics = table.statistics if table.has_statistics else None
-        self._kept.append((pinned, copy, table.counts, statistics))
+        self._kept.append((pinned, copy, table.counts, [*table.statistics.values()]))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
@@ -132,7 +131,7 @@ class Mirror:
         self,
         name: str,
         source: np.ndarray,
-        version: int | bytes,
+        version: int,
         stream: torch.cuda.Stream,
     ) -> Tensor:
         """The copy of a host table, uploaded if `version` differs from the last one seen."""
@@ -173,7 +172,7 @@ def tables_on_device(table: Table) -> tuple[Tensor, ...]:
     return table.mirror.upload(table, names)
 
 
-def _source(table: Table, name: str) -> tuple[np.ndarray, int | bytes]:
+def _source(table: Table, name: str) -> tuple[np.ndarray, int]:
     """A host table, and what changes with its content."""
     if name == "records":
         return table.records, table.version
@@ -181,5 +180,6 @@ def _source(table: Table, name: str) -> tuple[np.ndarray, int | bytes]:
         return table.tiles, 0
     if table.counts is None:
         return table.rows.rows, table.rows.version
-    source = table.settings.static if name == "rows" else table.settings.scalars_for(table.device)
-    return source, source.tobytes()
+    settings = table.settings
+    source = settings.static if name == "rows" else settings.scalars_for(table.device)
+    return source, settings.version

@@ -33,7 +33,7 @@ class ReferenceBackend(Backend):
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         table, span = work.table, work.span
-        sums = table.statistics.tile_sums
+        sums = work.statistics.tile_sums
         sums.zero_()
         at = span.first_tile
         for i in range(span.first_slot, span.last_slot):
@@ -44,7 +44,7 @@ class ReferenceBackend(Backend):
             at += tiles
         split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
         body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        table.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
+        work.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
         return 0
 
     def step(self, work: Work) -> int:
@@ -55,8 +55,8 @@ class ReferenceBackend(Backend):
             state = {name: local_tensor(value) for name, value in work.state[slot.param].items()}
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 if grad is not None:
-                    if work.clipped:
-                        grad = grad * table.statistics.factors[ROLES.index(slot.role)]
+                    if work.statistics is not None:
+                        grad = grad * work.statistics.factors[ROLES.index(slot.role)]
                     _update(work, i, grad, state, group)
                 if "grad_sum" in state and sums_gradients(group):
                     _keep_sum(work, i, state["grad_sum"])

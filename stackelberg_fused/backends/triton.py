@@ -66,9 +66,9 @@ class TritonBackend(Backend):
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                table.statistics.tile_sums,
-                table.statistics.signals.view(torch.float64),
-                table.statistics.limits_on_device(limits),
+                work.statistics.tile_sums,
+                work.statistics.signals.view(torch.float64),
+                work.statistics.limits_on_device(limits),
                 limits.joint,
                 rows.view(torch.float32),
                 _extras(work, *groups),
@@ -95,7 +95,7 @@ class TritonBackend(Backend):
 def _extras(work: Work, groups: Tensor | None = None) -> Extras:
     counts, scaling = work.table.counts, work.scaling
     return Extras(
-        factors=work.table.statistics.factors if work.clipped else None,
+        factors=work.statistics and work.statistics.factors,
         grad_scale=scaling and scaling.grad_scale,
         found_inf=scaling and scaling.found_inf,
         groups=None if groups is None else groups.view(torch.float64),
