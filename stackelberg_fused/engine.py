@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .arena import is_dense, move_into_arenas, owns_storage
 from .backends import Backend, resolve_backend
 from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
-from .groups import RatioWatch, param_label
+from .groups import param_label
 from .launch_unit import LaunchUnit, Staged
 from .layout import Slot
+from .ratio import RatioWatch
 from .scaling import Scaling
 from .settings import GroupSettings
-from .sharding import is_sharded, local_tensor
+from .slots import Placement, collect_slots, is_trained
 from .state import attach_state, is_attached
 from .statistics import ClipLimits, Statistics, combine
 from .watch import make_watch
-
-log = logging.getLogger("stackelberg_fused")
-
-
-def collect_slots(
-    groups: list[dict[str, Any]],
-) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
-    """One slot per distinct parameter, per device and dtype, body before head, groups in order."""
-    slots: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)
-    seen: set[int] = set()
-    for role in ("body", "head"):
-        for index, group in enumerate(groups):
-            if group["role"] != role:
-                continue
-            for position, param in enumerate(group["params"]):
-                if id(param) in seen:
-                    continue
-                seen.add(id(param))
-                local = local_tensor(param)
-                label = param_label(index, group, position)
-                dense = is_dense(local) and not local.is_neg()
-                slot = Slot(param, label, index, role, local, dense)
-                slots[local.device, local.dtype].append(slot)
-    return slots
-
-
-def _is_trained(slot: Slot) -> bool:
-    """Whether a parameter is trained, as opposed to frozen."""
-    return slot.param.requires_grad or slot.param.grad is not None
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -95,24 +63,18 @@ class Engine:
     ) -> None:
         self.groups = groups
         self.state = state
-        self._flatten = flatten
-        self._placed = set() if placed is None else placed
         slots = collect_slots(groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
-        updated = [key for key in slots if any(map(_is_trained, slots[key]))] or list(slots)
+        updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
         self._frozen = [slot.param for key in slots if key not in updated for slot in slots[key]]
         slots = {key: slots[key] for key in updated}
         warned = set() if warned is None else warned
         backends = {key: resolve_backend(choice, *key, slots[key][0].name, warned) for key in slots}
         for key, backend in backends.items():
             _check_capturable(slots[key], groups, backend)
-        self.unplaced: dict[int, Slot] = {}
+        self._placement = Placement(flatten, set() if placed is None else placed)
         for key_slots in slots.values():
-            self._place([slot for slot in key_slots if slot.param.requires_grad])
-            if flatten:
-                self.unplaced.update(
-                    {id(s.param): s for s in key_slots if not s.param.requires_grad}
-                )
+            self._placement.place(key_slots)
         self.settings = GroupSettings(groups)
         self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
         if flat is not None:
@@ -171,7 +133,7 @@ class Engine:
             for unit in self.units:
                 unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
-        if self.unplaced and self._place_late():
+        if self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
@@ -291,40 +253,3 @@ class Engine:
         self._held_state = make_watch([self.state, *entries])
         for unit in self.units:
             unit.note_state()
-
-    def _place_late(self) -> bool:
-        """Move parameters that were frozen at construction and now have a gradient. Returns whether any moved."""
-        late = [slot for slot in self.unplaced.values() if slot.param.grad is not None]
-        for slot in late:
-            del self.unplaced[id(slot.param)]
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Slot]] = defaultdict(list)
-        for slot in late:
-            by_kind[slot.local.device, slot.local.dtype].append(slot)
-        for slots in by_kind.values():
-            self._place(slots)
-        return bool(late)
-
-    def _place(self, slots: list[Slot]) -> None:
-        """Move what can be moved into arenas; say once what stays where it is."""
-        if not self._flatten:
-            return
-        movable, staying = [], []
-        for slot in slots:
-            if id(slot.param) in self._placed:
-                continue
-            if (
-                is_sharded(slot.param)
-                or not slot.dense
-                or not owns_storage(slot.local)
-                or slot.local.is_shared()
-            ):
-                staying.append(slot)
-            else:
-                movable.append(slot)
-        for slot in staying:
-            log.info(
-                "%s stays where it is: a shard, a layout with gaps, or a view of shared memory",
-                slot.name,
-            )
-        move_into_arenas([slot.param for slot in movable])
-        self._placed.update(id(slot.param) for slot in slots)

@@ -47,7 +47,10 @@ class FlatGradients:
 
     @staticmethod
     def key_of(table: Table) -> tuple[object, ...]:
-        slots = tuple((id(slot.param), slot.role, slot.param.requires_grad) for slot in table.slots)
+        slots = tuple(
+            (id(s.param), s.role, s.param.requires_grad, s.local.shape, s.local.stride())
+            for s in table.slots
+        )
         return table.device, table.dtype, slots
 
     @torch.no_grad()

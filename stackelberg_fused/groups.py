@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ import torch
 from torch import Tensor
 
 from .rules import SETTINGS, as_number
-from .sharding import local_tensor
 from .tables import LARGEST_FLOAT
-from .warning import warn_caller
 
 ROLES = ("body", "head")
 
@@ -212,91 +209,3 @@ def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str
         if id(param) in known:
             other = group_label(known[id(param)], groups[known[id(param)]])
             raise ValueError(f"{param_label(index, group, position)}: it is already in {other}")
-
-
-def _as_array(tensor: Tensor) -> np.ndarray:
-    """An array with the addresses of a tensor; its memory (maybe another device's) is never touched."""
-
-    interface = {
-        "version": 3,
-        "data": (tensor.data_ptr(), False),
-        "shape": tuple(tensor.shape),
-        "strides": tuple(s * tensor.element_size() for s in tensor.stride()),
-        "typestr": f"|V{tensor.element_size()}",
-    }
-    return np.asarray(SimpleNamespace(__array_interface__=interface))
-
-
-def _meets_itself(tensor: Tensor) -> bool:
-    """Whether two elements share one memory location."""
-    reach = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride < reach:
-            break
-        reach += (size - 1) * stride
-    else:
-        return False  # each stride steps over everything that the smaller ones reach
-    places = np.zeros(1, np.int64)
-    for stride, size in zip(tensor.stride(), tensor.shape, strict=True):
-        places = np.unique(places[:, None] + stride * np.arange(size))
-    return len(places) < tensor.numel()
-
-
-def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise ValueError for two different parameters, or one, that use the same memory twice.
-
-    Disjoint parameters in one storage pass, also interleaved ones.
-    """
-    spans = []
-    for label, param in named:
-        tensor = local_tensor(param)
-        if tensor.numel() == 0:
-            continue
-        if _meets_itself(tensor):
-            raise ValueError(f"{label}: several of its elements share one memory location")
-        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        first = tensor.data_ptr()
-        spans.append(
-            (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
-        )
-    spans.sort(key=lambda span: span[:3])
-    active: list[tuple] = []
-    for span in spans:
-        active = [a for a in active if a[0] == span[0] and a[2] > span[1]]
-        for other in active:
-            if np.shares_memory(_as_array(other[4]), _as_array(span[4])):
-                raise ValueError(f"{span[3]} and {other[3]} overlap in memory")
-        active.append(span)
-
-
-class RatioWatch:
-    """Warns, once each, when the body becomes the faster player or a scheduler makes all rates equal."""
-
-    def __init__(self) -> None:
-        self._was_two_scale = False
-        self._warned: set[str] = set()
-
-    def look(self, body: np.ndarray, head: np.ndarray) -> None:
-        """Rates of body and head groups, float64 arrays."""
-        if not (len(body) and len(head)):
-            return
-        fastest, slowest = body.max(), head.min()
-        if fastest > slowest:
-            self._warn(
-                "order",
-                f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "
-                "the body is meant to be the slow part",
-            )
-        elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
-            self._warn(
-                "collapse",
-                f"body and head now share one learning rate ({fastest:g}): a scheduler set every group alike "
-                "(OneCycleLR does with a scalar max_lr; give it one value per group), or the state of an optimizer "
-                "with a single rate was loaded",
-            )
-        self._was_two_scale |= bool(fastest < slowest)
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warn_caller(message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -23,21 +22,19 @@ from .groups import (
     ROLES,
     check_by_role,
     check_new_group,
-    check_overlap,
     check_params,
     check_ratio,
     check_settings,
     complete_group,
     param_label,
 )
+from .loading import complete_state, split_names
+from .overlap import check_overlap
 from .scaling import Scaling
 from .state import check_loaded, without_unused_momentum
 from .statistics import ClipLimits, LastStep, Statistics
 
 log = logging.getLogger("stackelberg_fused")
-
-# How torch executes a step, not what it computes: a loaded state dict does not change them.
-_EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 
 
 class StackelbergOptimizer(Optimizer):
@@ -190,7 +187,7 @@ class StackelbergOptimizer(Optimizer):
             completed = complete_group(
                 param_group, self.defaults, self._settings["head_lr_ratio"], index
             )
-            completed.update(_split_names(completed["params"], index))
+            completed.update(split_names(completed["params"], index))
             check_settings(completed, index)
             check_params(completed, index)
             check_new_group(completed, index, self.param_groups)
@@ -360,9 +357,7 @@ class StackelbergOptimizer(Optimizer):
             self._refuse_averages("load_state_dict()")
         previous = self.state if loading else None
         if loading:
-            state = {**state, "param_groups": self._merge_groups(state["param_groups"])}
-            check_loaded(state["state"], state["param_groups"])
-            state["state"] = defaultdict(dict, {k: _copied(v) for k, v in state["state"].items()})
+            state = complete_state(state, self.param_groups, self.defaults)
         super().__setstate__(state)
         if loading:
             self._engine, self._is_stale = self._build(previous), False
@@ -371,38 +366,3 @@ class StackelbergOptimizer(Optimizer):
             self._flat, self._is_swapped = {}, False
             self._last, self._found_inf = (0, None), None
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
-
-    def _merge_groups(self, loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Loaded groups, completed with what a dict from torch's namesake does not know."""
-        merged = []
-        for index, (new, old) in enumerate(zip(loaded, self.param_groups, strict=True)):
-            own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
-            # Adam's and AdamW's dicts of torch tell themselves apart by this
-            if "rule" in new or ("decoupled_weight_decay" in new and old["rule"] != "sgd"):
-                own.pop("rule")
-            if "role" in new:
-                own.pop("role")
-            group = complete_group({**new, **own}, self.defaults, 1.0, index)
-            check_settings(group, index)
-            merged.append(group)
-        return merged
-
-
-def _copied(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else value
-
-
-def _split_names(params: Any, index: int) -> dict[str, Any]:
-    """`params` and, for (name, tensor) pairs, `param_names`, from whatever a group may hold."""
-    if isinstance(params, (Tensor, set)):
-        return {"params": [params] if isinstance(params, Tensor) else params}
-    entries = list(params)
-    named = [entry for entry in entries if isinstance(entry, tuple)]
-    if named and len(named) != len(entries):
-        unnamed = next(i for i, entry in enumerate(entries) if not isinstance(entry, tuple))
-        raise ValueError(
-            f"param group {index}: parameter {unnamed} has no name, others of the group have"
-        )
-    if not named:
-        return {"params": entries}
-    return {"params": [tensor for _, tensor in named], "param_names": [name for name, _ in named]}

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stackelberg_fused as sf
-from stackelberg_fused.engine import collect_slots
 from stackelberg_fused.layout import Span, Table, build_tiles
 from stackelberg_fused.settings import GroupSettings
+from stackelberg_fused.slots import collect_slots
 from stackelberg_fused.tables import TILE_ELEMENTS
 
 

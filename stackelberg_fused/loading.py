@@ -1,0 +1,66 @@
+"""What a loaded state dict, and the params of a group, are made into."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from torch import Tensor
+
+from .groups import check_settings, complete_group
+from .state import check_loaded
+
+# How torch executes a step, not what it computes: a loaded state dict does not change them.
+_EXECUTION = ("foreach", "fused", "capturable", "differentiable")
+
+
+def complete_state(
+    loaded: dict[str, Any], groups: list[dict[str, Any]], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """A loaded state, checked and with copies of its entries.
+
+    Args:
+        loaded: "state" by parameter, and "param_groups".
+        groups: of the optimizer that loads it.
+
+    Raises:
+        ValueError, TypeError: names the group or parameter that it does not fit.
+    """
+    merged = _merged(loaded["param_groups"], groups, defaults)
+    check_loaded(loaded["state"], merged)
+    copies = {k: dict(v) if isinstance(v, dict) else v for k, v in loaded["state"].items()}
+    return {**loaded, "param_groups": merged, "state": defaultdict(dict, copies)}
+
+
+def _merged(
+    loaded: list[dict[str, Any]], groups: list[dict[str, Any]], defaults: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Loaded groups, completed with what a dict from torch's namesake does not know."""
+    merged = []
+    for index, (new, old) in enumerate(zip(loaded, groups, strict=True)):
+        own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
+        # Adam's and AdamW's dicts of torch tell themselves apart by this
+        if "rule" in new or ("decoupled_weight_decay" in new and old["rule"] != "sgd"):
+            own.pop("rule")
+        if "role" in new:
+            own.pop("role")
+        group = complete_group({**new, **own}, defaults, 1.0, index)
+        check_settings(group, index)
+        merged.append(group)
+    return merged
+
+
+def split_names(params: Any, index: int) -> dict[str, Any]:
+    """`params` and, for (name, tensor) pairs, `param_names`, from whatever a group may hold."""
+    if isinstance(params, (Tensor, set)):
+        return {"params": [params] if isinstance(params, Tensor) else params}
+    entries = list(params)
+    named = [entry for entry in entries if isinstance(entry, tuple)]
+    if named and len(named) != len(entries):
+        unnamed = next(i for i, entry in enumerate(entries) if not isinstance(entry, tuple))
+        raise ValueError(
+            f"param group {index}: parameter {unnamed} has no name, others of the group have"
+        )
+    if not named:
+        return {"params": entries}
+    return {"params": [tensor for _, tensor in named], "param_names": [name for name, _ in named]}
