@@ -17,15 +17,12 @@ from typing import Any
 import torch
 
 from ..cli import positive
-from . import chart, host, machine, pools, report
+from . import chart, machine, report
 from .apart import Apart
-from .entries import BROKEN, RED, Settings, first_line
-from .harness import run_row
-from .peers import TORCH_FUSED, Contestant, contestants
-from .workloads import Workload, quick_workloads, workloads
+from .choice import chosen_rows
+from .entries import BROKEN, RED, first_line
 
 JSON_NAME, CHART_NAME = "bench.json", "bench.png"
-QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 4, 0.4, (2, 40)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="S",
         help="per measurement: wait and repeat until the machine was quiet, at most so long",
+    )
+    add(
+        "--with-backward",
+        action="store_true",
+        help="also rows of backward pass, step and zero_grad together (--quick has them anyway)",
     )
     add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
     add("--no-compile", action="store_true", help="leave out contestants that compile first")
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("bench: torch sees no GPU; leave out --device cuda", file=sys.stderr)
         return 2
-    rows = _chosen_rows(arguments)
+    rows = chosen_rows(arguments)
     if not rows:
         print(f"bench: no row of {arguments.device} matches {arguments.only}", file=sys.stderr)
         return 2
@@ -112,40 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _failed(row: dict[str, Any]) -> bool:
     return "traceback" in row or any(e["status"] in (RED, BROKEN) for e in row.get("entries", []))
-
-
-def _chosen_rows(arguments: argparse.Namespace) -> dict[str, Callable[[Apart], dict[str, Any]]]:
-    quick = arguments.quick
-    settings = Settings(
-        device=arguments.device,
-        rounds=arguments.rounds or (QUICK_ROUNDS if quick else 60),
-        seconds=arguments.seconds or (QUICK_SECONDS if quick else 20.0),
-        compile=not (arguments.no_compile or quick),
-        compile_seconds=arguments.compile_seconds,
-        patience=arguments.wait,
-    )
-    field = contestants()
-
-    def step_row(workload: Workload) -> Callable[[Apart], dict[str, Any]]:
-        return lambda apart: run_row(workload, field, settings, apart)
-
-    rows: dict[str, Callable[[Apart], dict[str, Any]]] = {
-        w.name: step_row(w)
-        for w in (quick_workloads() if quick else workloads())
-        if arguments.device in w.devices
-    }
-    counts = QUICK_HOST_COUNTS if quick else host.COUNTS
-    rows[host.NAME] = lambda _apart: host.run(*_host_pair(field, settings), settings, counts)
-    if arguments.device == "cpu" and not quick:
-        rows[pools.NAME] = lambda _apart: pools.run(5, 30, settings.patience)
-    wanted = [word.lower() for word in arguments.only or [""]]
-    return {n: m for n, m in rows.items() if any(word in n.lower() for word in wanted)}
-
-
-def _host_pair(field: list[Contestant], settings: Settings) -> tuple[Contestant, Contestant]:
-    fused = next(c for c in field if c.name == TORCH_FUSED)
-    mine = next(c for c in field if c.family == "ours" and c.available(settings.device)[0])
-    return mine, fused
 
 
 def _measured(

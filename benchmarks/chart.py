@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import bandwidth
+from . import backward, bandwidth
 from .entries import TIMED
-from .report import duration, heading, judged
+from .report import heading
+from .words import duration, judged
 
 OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"
 COLOURS = {"ours": OURS, "torch": TORCH, "peer": PEER}
@@ -28,8 +29,12 @@ def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
                 after + 1,
                 found | {"colour": bars[after]["colour"], "label": f"{name}, apart", "name": ""},
             )
-    stream = row["probes"][bandwidth.STREAM]
-    return [*bars, stream | {"colour": FLOOR, "label": "bare stream, 28 B/parameter"}]
+    # the copy is drawn by its stream
+    floors = {bandwidth.STREAM: "bare stream, 28 B/parameter", backward.NO_STEP: backward.NO_STEP}
+    for name, label in floors.items():
+        if name in row["probes"]:
+            bars.append(row["probes"][name] | {"colour": FLOOR, "label": label})
+    return bars
 
 
 def _ratio(bar: dict[str, Any]) -> str:
@@ -120,7 +125,8 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     for axes in grid.flat[len(rows) :]:
         axes.set_axis_off()
     title = figure.suptitle(
-        "Time of one AdamW step: median, p20 to p80 (N x: so many times as fast as torch fused)",
+        "Time of one AdamW step, and of what else a title names: median, p20 to p80"
+        " (N x: so many times as fast as torch fused)",
         x=0.01,
         y=1 - 0.1 / height,
         ha="left",

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from . import machine
+from .contestant import Contestant, Step
 from .parity import Expected, parity_error
-from .peers import Contestant, Step, TimeBoxExpired, time_box
+from .time_box import TimeBoxExpired, time_box
 from .timing import Action
-from .workloads import Workload
+from .workloads import SCALE, Workload
 
 Tensors = list[torch.Tensor]
 TIMED, SKIPPED, RED, BROKEN = "timed", "skipped", "parity red", "broke down"
@@ -45,18 +46,29 @@ def first_line(error: Exception) -> str:
 
 @dataclass
 class Entry:
-    """A contestant's optimizer over its own copy of the parameters."""
+    """A contestant's optimizer over its own copy of the parameters.
+
+    `refills`: the gradients are its own too, which its step clears and `set_gradients` fills again.
+    """
 
     params: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     step: Step
+    refills: bool = False
 
     @classmethod
     def build(cls, contestant: Contestant, workload: Workload, start: Tensors) -> Entry:
         params = [torch.nn.Parameter(t.clone()) for t in start]
-        return cls(params, *contestant.make(workload.param_groups(params)))
+        refills = workload.around is not None
+        if refills:
+            for p in params:
+                p.grad = torch.zeros_like(p)
+        return cls(params, *contestant.make(workload.param_groups(params)), refills)
 
     def set_gradients(self, grads: Tensors) -> None:
+        if self.refills:
+            torch._foreach_copy_([p.grad for p in self.params], grads)
+            return
         for p, g in zip(self.params, grads, strict=True):
             p.grad = g
 
@@ -64,10 +76,15 @@ class Entry:
         """Its step; with several sets of gradients, after every parameter has got the next one's.
 
         A gradient is then another object at another address each time, as after a backward pass.
+        Where gradients stay and the step clears them, they are filled before each step: steps of
+        zeros would move states towards numbers so small that arithmetic with them is slow.
         """
         self.set_gradients(gradients[0])
         action = Action(self.step, device)
-        if len(gradients) > 1:
+        if self.refills:
+            held = [p.grad for p in self.params]
+            action.before = lambda: torch._foreach_copy_(held, gradients[0])
+        elif len(gradients) > 1:
             sets = itertools.cycle(gradients)
             action.before = lambda: self.set_gradients(next(sets))
         return action
@@ -75,7 +92,8 @@ class Entry:
 
 def gradient_sets(workload: Workload, device: str, seed: int) -> list[Tensors]:
     """One set of gradients, or two of the same values if the row wants new ones each step."""
-    grads = workload.tensors(device, seed + 1, 0.1)
+    scaled = workload.around is not None and workload.around.scaled
+    grads = workload.tensors(device, seed + 1, 0.1 * (SCALE if scaled else 1.0))
     return [grads, [g.clone() for g in grads]] if workload.new_gradients else [grads]
 
 
@@ -88,8 +106,9 @@ def refused(contestant: Contestant, workload: Workload, settings: Settings) -> s
         return "--no-compile or --quick"
     if contestant.max_numel is not None and workload.numel > contestant.max_numel:
         return f"only up to {contestant.max_numel:,} parameters"
-    # p, m, v of its own, and as much again for temporaries
-    need, have = 24 * workload.numel, machine.available_bytes(settings.device)
+    # p, m, v of its own, and as much again for temporaries; gradients and an average
+    each = 24 if workload.around is None else 32
+    need, have = each * workload.numel, machine.available_bytes(settings.device)
     if need > 0.9 * have:
         return f"needs {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB available"
     return ""
@@ -125,6 +144,9 @@ def enter(
             for _ in range(WARM_UP_STEPS - 1):
                 entry.step()
         record["launches"] = launches(entry, settings.device)
+        if entry.refills and settings.device == "cuda":
+            # the scaler's and clip_grad_norm_'s too
+            record["kernels"] = kernels(entry)
     except TimeBoxExpired:
         record["reason"] = f"compilation took longer than {settings.compile_seconds:g} s"
         torch._dynamo.reset()
@@ -144,8 +166,11 @@ def launches(entry: Entry, device: str) -> int | None:
     if before is not None:
         entry.step()
         return entry.optimizer.launches - before
-    if device != "cuda":
-        return None
+    return kernels(entry) if device == "cuda" else None
+
+
+def kernels(entry: Entry) -> int | None:
+    """Kernels that a GPU's profiler sees in one step; None where it may not look."""
     from torch.profiler import ProfilerActivity, profile
 
     # a machine may forbid profiling; the contestant is timed all the same

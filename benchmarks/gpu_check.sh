@@ -123,7 +123,7 @@ if stage install 80 install.txt bash -c install; then
     # the benchmark notes the commit it ran from, and asks git for it
     [ -e "$source/.git" ] && export GIT_DIR=$source/.git GIT_WORK_TREE=$source
     rest=$((limit - SECONDS))
-    stage bench "$rest" bench.txt "$python" -m stackelberg_fused bench --device cuda --out "$out" \
+    stage bench "$rest" bench.txt "$python" -m stackelberg_fused bench --device cuda --with-backward --out "$out" \
         --seconds 8 --compile-seconds 30 --budget $((rest - 60))
 fi
 

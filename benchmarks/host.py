@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import machine
+from .contestant import Contestant
 from .entries import SEED, Entry, Settings, gradient_sets
-from .peers import TORCH_FUSED, Contestant
 from .timing import Action, interleave, now, quantiles, rounded
-from .workloads import Workload
+from .workloads import TORCH_FUSED, Workload
 
 NAME = "host: step() around the kernel"
 # targets, by what a gradient did since the last step

@@ -5,78 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from .contestant import Contestant, Groups, Step, Verdict, anywhere, plain, with_step
 from .workloads import ADAM_BYTES, HYPERPARAMETERS, TORCH_FUSED
 
-Groups = list[dict[str, Any]]
-Step = Callable[[], Any]
-Verdict = tuple[bool, str]
 SMALL = 1_000_000
 # float32 p read and written, g read; two states of one byte read and written; scales left out
 EIGHT_BIT_BYTES = 16
-
-
-class TimeBoxExpired(BaseException):
-    """Raised inside a time box. Not an Exception, so that no compiler swallows it."""
-
-
-@contextmanager
-def time_box(seconds: float) -> Iterator[None]:
-    """Interrupt the body after `seconds`; without a main thread (no signals) it runs to its end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def expire(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeBoxExpired
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to make a step.
-
-    `make(groups)` returns the optimizer and the callable that makes one step. `exact` contestants
-    are held to the reference within a few ulp, the others to the same update within 2 % (their
-    states may be narrower than float32).
-    """
-
-    name: str
-    family: str  # "ours", "torch" or "peer"
-    make: Callable[[Groups], tuple[torch.optim.Optimizer, Step]]
-    available: Callable[[str], Verdict]
-    exact: bool = False
-    compiled: bool = False
-    max_numel: int | None = None
-    bytes_per_parameter: int = ADAM_BYTES
-
-
-def _plain(groups: Groups) -> Groups:
-    return [{key: value for key, value in group.items() if key != "role"} for group in groups]
-
-
-def _with_step(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, Step]:
-    return optimizer, optimizer.step
-
-
-def _anywhere(_device: str) -> Verdict:
-    return True, ""
 
 
 # --- ours
@@ -85,10 +24,10 @@ def _anywhere(_device: str) -> Verdict:
 def _make_ours(backend: str, groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
     import stackelberg_fused as sf
 
-    return _with_step(sf.StackelbergAdamW(groups, backend=backend, **HYPERPARAMETERS))
+    return with_step(sf.StackelbergAdamW(groups, backend=backend, **HYPERPARAMETERS))
 
 
-def _ours_available(backend: str, device: str) -> Verdict:
+def ours_available(backend: str, device: str) -> Verdict:
     import stackelberg_fused as sf
 
     if backend in ("triton", "cuda") and device != "cuda":
@@ -108,7 +47,7 @@ def ours() -> list[Contestant]:
             f"ours {backend}",
             "ours",
             functools.partial(_make_ours, backend),
-            functools.partial(_ours_available, backend),
+            functools.partial(ours_available, backend),
             exact=True,
             max_numel=SMALL if backend == "reference" else None,
         )
@@ -120,7 +59,7 @@ def ours() -> list[Contestant]:
 
 
 def _make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, Step]:
-    return _with_step(torch.optim.AdamW(_plain(groups), **HYPERPARAMETERS, **kind))
+    return with_step(torch.optim.AdamW(plain(groups), **HYPERPARAMETERS, **kind))
 
 
 def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
@@ -135,18 +74,18 @@ def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
 def torch_contestants() -> list[Contestant]:
     """torch.optim.AdamW in each of its settings."""
     return [
-        Contestant(TORCH_FUSED, "torch", functools.partial(_make_torch, fused=True), _anywhere),
+        Contestant(TORCH_FUSED, "torch", functools.partial(_make_torch, fused=True), anywhere),
         Contestant(
-            "torch foreach", "torch", functools.partial(_make_torch, foreach=True), _anywhere
+            "torch foreach", "torch", functools.partial(_make_torch, foreach=True), anywhere
         ),
         Contestant(
             "torch for-loop",
             "torch",
             functools.partial(_make_torch, foreach=False),
-            _anywhere,
+            anywhere,
             max_numel=200_000_000,
         ),
-        Contestant("torch compiled", "torch", _make_compiled, _anywhere, compiled=True),
+        Contestant("torch compiled", "torch", _make_compiled, anywhere, compiled=True),
     ]
 
 
@@ -166,24 +105,24 @@ def _load(module: str) -> Any:
 
 
 def _optimi(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    return _with_step(_load("optimi").AdamW(_plain(groups), **HYPERPARAMETERS))
+    return with_step(_load("optimi").AdamW(plain(groups), **HYPERPARAMETERS))
 
 
 def _flashoptim(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
     # float32 parameters need no master bits
     optimizer = _load("flashoptim").FlashAdamW(
-        _plain(groups), master_weight_bits=None, **HYPERPARAMETERS, **kind
+        plain(groups), master_weight_bits=None, **HYPERPARAMETERS, **kind
     )
-    return _with_step(optimizer)
+    return with_step(optimizer)
 
 
 def _torchao(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    return _with_step(_load("torchao.optim").AdamW8bit(_plain(groups), **HYPERPARAMETERS))
+    return with_step(_load("torchao.optim").AdamW8bit(plain(groups), **HYPERPARAMETERS))
 
 
 def _bitsandbytes(groups: Groups, bits: int) -> tuple[torch.optim.Optimizer, Step]:
-    return _with_step(
-        _load("bitsandbytes.optim").AdamW(_plain(groups), optim_bits=bits, **HYPERPARAMETERS)
+    return with_step(
+        _load("bitsandbytes.optim").AdamW(plain(groups), optim_bits=bits, **HYPERPARAMETERS)
     )
 
 
@@ -191,7 +130,7 @@ def _deepspeed(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
     adam = _load("deepspeed.ops.adam")
     on_host = groups[0]["params"][0].device.type == "cpu"
     kind = adam.DeepSpeedCPUAdam if on_host else adam.FusedAdam
-    return _with_step(kind(_plain(groups), **HYPERPARAMETERS))
+    return with_step(kind(plain(groups), **HYPERPARAMETERS))
 
 
 def peers() -> list[Contestant]:

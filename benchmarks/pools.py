@@ -11,8 +11,8 @@ from . import machine
 from .alone import Alone
 from .entries import SEED, Entry, gradient_sets
 from .peers import TORCH_FUSED, contestants
+from .rows import workloads
 from .timing import now, quantile, quantiles
-from .workloads import workloads
 
 NAME = "threads: torch after our step"
 LIMIT = 1.15

@@ -12,6 +12,8 @@ from typing import Any
 
 from . import bandwidth, host, pools
 from .entries import SKIPPED, TIMED
+from .report_other import host_row, pools_row
+from .words import duration, judged, load_line
 
 WIDTH = 118
 Cells = tuple[str, ...]
@@ -29,25 +31,14 @@ COLUMNS = (
 HEADER: Cells = tuple(name for name, _ in COLUMNS)
 
 
-def duration(ns: float) -> str:
-    """Three significant digits with a unit."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if ns >= size:
-            return f"{ns / size:.3g} {unit}" if ns / size < 1000 else f"{ns / size:.0f} {unit}"
-    return f"{ns:.0f} ns"
-
-
-def judged(met: bool | None) -> str:
-    """A target's verdict; none is given where the machine was not quiet."""
-    return {True: "met", False: "MISSED", None: "not judged: noise"}[met]
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
 def _cells(entry: dict[str, Any]) -> Cells:
-    ratio, count = entry.get("times_torch_fused"), entry.get("launches")
+    ratio = entry.get("times_torch_fused")
+    # everything that was launched, where a profiler has counted it
+    count = entry.get("kernels") or entry.get("launches")
     return (
         entry["name"],
         duration(entry["p50_ns"]),
@@ -84,16 +75,10 @@ def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
         return text
     if "apart" in target:
         return text + f" ({target['interleaved']:.2f} interleaved, {target['apart']:.2f} apart)"
+    if not apart:
+        return text
     reasons = [found["reason"] for found in apart.values() if "reason" in found]
     return text + f" (interleaved only: {next(iter(reasons), 'no second figure')})"
-
-
-def _load_line(load: dict[str, float]) -> str:
-    quiet = "" if load["quiet"] else "NOT QUIET, no figure to quote: "
-    return (
-        f"{quiet}meanwhile other processes used {load['other_processes_cpus']:.2f} CPUs,"
-        f" other guests {load['stolen_cpus']:.2f}"
-    )
 
 
 def _step_row(row: dict[str, Any]) -> Iterator[str]:
@@ -102,6 +87,8 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
         f"  {row['tensors']} tensors, {row['parameters']:,} parameters, {row['groups']} groups,"
         f" gradients {row['gradients']}"
     )
+    if "around" in row:
+        yield f"  timed: {row['around']}"
     yield _line(HEADER)
     for entry in row["entries"]:
         if entry["status"] == TIMED:
@@ -113,6 +100,10 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     for name, probe in row["probes"].items():
         label = f"stream ({row['stream_is']})" if name == bandwidth.STREAM else name
         yield _line(_cells(probe | {"name": label}))
+    if any("kernels" in entry for entry in row["entries"]):
+        yield "  launches in the table: every kernel on the GPU; in the target: the optimizer's own"
+    elif "GradScaler" in row.get("around", ""):
+        yield "  launches: the optimizer's own; what GradScaler calls comes on top, on either side"
     skipped = [e for e in row["entries"] if e["status"] == SKIPPED]
     for reason in dict.fromkeys(e["reason"] for e in skipped):
         names = ", ".join(e["name"] for e in skipped if e["reason"] == reason)
@@ -126,52 +117,15 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
         yield "  " + _verdict(target, row["apart"])
     for name, found in row["apart"].items():
         if "load" in found and not found["load"]["quiet"]:
-            yield f"  (!) {name}, apart: {_load_line(found['load'])}"
-    yield f"  {row['rounds']} rounds; {_load_line(row['load'])}"
-
-
-def _host_row(row: dict[str, Any]) -> Iterator[str]:
-    yield row["name"]
-    yield f"  {row['backend']}, parameters of 16 elements"
-    yield (
-        f"  {'parameters':>10}  {'gradients':<14}{'host, median':>14}{'p20 .. p80':>22}"
-        f"{'allowed':>10}{'':>18}{'kernel':>10}{'torch fused, all':>18}"
-    )
-    for case in row["cases"]:
-        yield (
-            f"  {case['parameters']:>10}  {case['gradients']:<14}{duration(case['p50_ns']):>14}"
-            f"{duration(case['p20_ns']) + ' .. ' + duration(case['p80_ns']):>22}"
-            f"{case['allowed_us']:>7.0f} us{judged(case['met']):>18}"
-            f"{duration(case['kernel_p50_ns']):>10}"
-            f"{duration(case['torch_fused_whole_step']['p50_ns']):>18}"
-        )
-    slopes = ", ".join(
-        f"gradients {key} {value:.3f} us (at most {host.PER_PARAMETER_US[key]})"
-        for key, value in row["per_parameter_us"].items()
-    )
-    yield f"  each further parameter: {slopes}"
-    busiest = max(row["cases"], key=lambda case: case["load"]["other_processes_cpus"])
-    yield f"  at the worst, {_load_line(busiest['load'])}"
-
-
-def _pools_row(row: dict[str, Any]) -> Iterator[str]:
-    yield row["name"]
-    yield f"  against a process that never imports us: at most {row['limit']}"
-    yield f"  {'operator':<18}{'after our step':>16}{'without us':>14}{'ratio':>8}"
-    for operator in row["operators"]:
-        yield (
-            f"  {operator['name']:<18}{duration(operator['after_ours']['p50_ns']):>16}"
-            f"{duration(operator['without_us']['p50_ns']):>14}{operator['ratio']:>8.2f}"
-            f"  {judged(operator['met'])}"
-        )
-    yield f"  {_load_line(row['load'])}"
+            yield f"  (!) {name}, apart: {load_line(found['load'])}"
+    yield f"  {row['rounds']} rounds; {load_line(row['load'])}"
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:
     """One row of the JSON as text."""
     if "reason" in row:
         return iter((row["name"], f"  skipped: {row['reason']}"))
-    writer = {host.NAME: _host_row, pools.NAME: _pools_row}.get(row["name"], _step_row)
+    writer = {host.NAME: host_row, pools.NAME: pools_row}.get(row["name"], _step_row)
     return writer(row)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from .contestant import Contestant
 from .entries import SEED, Entry, gradient_sets
-from .peers import TORCH_FUSED, Contestant, contestants
+from .peers import TORCH_FUSED, contestants
 from .workloads import Workload
 
 SIZES = {

@@ -10,10 +10,11 @@ import torch
 
 from .entries import SEED, Entry, gradient_sets
 from .machine import quietly
-from .peers import TORCH_FUSED, contestants
+from .peers import TORCH_FUSED
 from .pools import time_operators
+from .rows import quick_workloads, workloads
 from .timing import interleave, rounded
-from .workloads import quick_workloads, workloads
+from .whole import field_of
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _row(request: dict[str, Any]) -> dict[str, Any]:
     workload = next(w for w in [*workloads(), *quick_workloads()] if w.name == request["row"])
     device = request["device"]
-    contestant = next(c for c in contestants() if c.name == request["contestant"])
+    contestant = next(c for c in field_of(workload) if c.name == request["contestant"])
     start = workload.tensors(device, SEED, 1.0)
     entry = Entry.build(contestant, workload, start)
     del start

@@ -1,15 +1,15 @@
-"""What is timed: parameter shapes, their groups, and the target each row is held to."""
+"""What a row is made of: parameter shapes, their groups, what a step has around it, and targets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Shape = tuple[int, ...]
+from .shapes import Shape
+
 HYPERPARAMETERS: dict[str, Any] = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
@@ -20,7 +20,10 @@ HEAD_LR_RATIO = 10.0
 TORCH_FUSED = "torch fused"
 # the least an Adam step in float32 can move: p, g, m, v read; p, m, v written
 ADAM_BYTES = 28
-NEW = ", new gradients"
+# both below the norms of the rows' gradients
+MAX_GRAD_NORM = {"body": 1.0, "head": 0.5}
+# what a scaler of torch begins with
+SCALE = 65536.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,31 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What a whole step does beside the update: clip each role to `MAX_GRAD_NORM`, clear gradients.
+
+    `scaled` gradients are `SCALE` times as large, and a gradient scaler looks for infinities and
+    unscales; `ema_decay` is that of an average of the weights, if one is kept.
+    """
+
+    scaled: bool = False
+    ema_decay: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The parts, for the report."""
+        scaler = "GradScaler (look for infinities, unscale, update)"
+        parts = [scaler] * self.scaled + ["clip per role", "step", "clear gradients"]
+        return ", ".join(parts + ["EMA of the weights"] * (self.ema_decay is not None))
+
+
+@dataclass(frozen=True)
 class Workload:
-    """Shapes of the parameters and the group of each; groups from `heads_from` on are heads."""
+    """Shapes of the parameters and the group of each; groups from `heads_from` on are heads.
+
+    `around` makes it a row of the whole step: gradients then stay where they are and are filled anew
+    before each step.
+    """
 
     name: str
     shapes: tuple[Shape, ...]
@@ -51,6 +77,7 @@ class Workload:
     targets: tuple[Target, ...] = ()
     new_gradients: bool = False
     about: str = ""
+    around: Around | None = None
 
     @property
     def numel(self) -> int:
@@ -59,6 +86,13 @@ class Workload:
     @property
     def groups(self) -> int:
         return max(self.group_of) + 1
+
+    @property
+    def gradients(self) -> str:
+        """What happens to gradients between two steps."""
+        if self.around:
+            return "cleared by the step"
+        return "new each step" if self.new_gradients else "kept"
 
     def tensors(self, device: str, seed: int, scale: float) -> list[torch.Tensor]:
         """One normal tensor per parameter, the same values for the same seed and device type."""
@@ -86,157 +120,3 @@ class Workload:
                 }
             )
         return groups
-
-
-def gpt2_small_shapes() -> list[tuple[str, Shape]]:
-    """GPT-2 small with tied embeddings: 148 tensors, 124 439 808 elements."""
-    width, layers = 768, 12
-    shapes: list[tuple[str, Shape]] = [("wte", (50257, width)), ("wpe", (1024, width))]
-    for i in range(layers):
-        shapes += [
-            (f"h.{i}.ln_1.weight", (width,)),
-            (f"h.{i}.ln_1.bias", (width,)),
-            (f"h.{i}.attn.c_attn.weight", (width, 3 * width)),
-            (f"h.{i}.attn.c_attn.bias", (3 * width,)),
-            (f"h.{i}.attn.c_proj.weight", (width, width)),
-            (f"h.{i}.attn.c_proj.bias", (width,)),
-            (f"h.{i}.ln_2.weight", (width,)),
-            (f"h.{i}.ln_2.bias", (width,)),
-            (f"h.{i}.mlp.c_fc.weight", (width, 4 * width)),
-            (f"h.{i}.mlp.c_fc.bias", (4 * width,)),
-            (f"h.{i}.mlp.c_proj.weight", (4 * width, width)),
-            (f"h.{i}.mlp.c_proj.bias", (width,)),
-        ]
-    return [*shapes, ("ln_f.weight", (width,)), ("ln_f.bias", (width,))]
-
-
-def resnet50_shapes() -> list[tuple[str, Shape]]:
-    """ResNet-50 for 1000 classes: 161 tensors, 25 557 032 elements."""
-    shapes: list[tuple[str, Shape]] = []
-
-    def convolution(name: str, out_channels: int, in_channels: int, kernel: int) -> None:
-        shapes.append((f"{name}.weight", (out_channels, in_channels, kernel, kernel)))
-        shapes.append((f"{name}.bn.weight", (out_channels,)))
-        shapes.append((f"{name}.bn.bias", (out_channels,)))
-
-    convolution("conv1", 64, 3, 7)
-    channels = 64
-    for stage, (blocks, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), 1):
-        for block in range(blocks):
-            name = f"layer{stage}.{block}"
-            convolution(f"{name}.conv1", width, channels, 1)
-            convolution(f"{name}.conv2", width, width, 3)
-            convolution(f"{name}.conv3", 4 * width, width, 1)
-            if block == 0:
-                convolution(f"{name}.downsample", 4 * width, channels, 1)
-            channels = 4 * width
-    return [*shapes, ("fc.weight", (1000, channels)), ("fc.bias", (1000,))]
-
-
-def _uniform(
-    name: str, count: int, shape: Shape, group: Callable[[int], int], heads_from: int, **kw: Any
-) -> Workload:
-    return Workload(name, (shape,) * count, tuple(group(i) for i in range(count)), heads_from, **kw)
-
-
-def _named(
-    name: str,
-    named: list[tuple[str, Shape]],
-    group: Callable[[str, Shape], int],
-    heads_from: int,
-    **kw: Any,
-) -> Workload:
-    shapes = tuple(shape for _, shape in named)
-    return Workload(name, shapes, tuple(group(n, s) for n, s in named), heads_from, **kw)
-
-
-def _gpt2_group(name: str, shape: Shape) -> int:
-    # 0, 1: body with and without weight decay; 2, 3: tied output layer, final norm
-    if name == "wte":
-        return 2
-    if name.startswith("ln_f"):
-        return 3
-    return 0 if len(shape) > 1 else 1
-
-
-def workloads() -> list[Workload]:
-    """The rows: what one step of AdamW in float32 has to reach, on the CPU and on one H200."""
-    at_least_8, at_least_15 = (Target(TORCH_FUSED, 8.0),), (Target(TORCH_FUSED, 15.0),)
-    many = ("600x1000 / 2 groups", 600, (1000,), lambda i: int(i >= 598), 1)
-    singles = ("465 groups x 1000", 465, (1000,), lambda i: i, 464)
-    gpt2, resnet50 = gpt2_small_shapes(), resnet50_shapes()
-    return [
-        _uniform(*many, targets=at_least_8),
-        _uniform(many[0] + NEW, *many[1:], targets=at_least_8, new_gradients=True),
-        _uniform(*singles, targets=at_least_15),
-        _uniform(singles[0] + NEW, *singles[1:], targets=at_least_15, new_gradients=True),
-        Workload(
-            "2 tensors, 150k",
-            ((140, 1000), (10, 1000)),
-            (0, 1),
-            1,
-            targets=(Target(TORCH_FUSED, 1.8),),
-            about="in cache",
-        ),
-        _named(
-            "GPT-2-small shapes (148 tensors, 124M), 2 groups",
-            gpt2,
-            lambda name, _: int(name == "wte"),
-            1,
-            targets=(Target(TORCH_FUSED, 1.0), Target("stream", 0.9)),
-        ),
-        _uniform(
-            "1G parameters fp32, 2 groups",
-            60,
-            (4096, 4096),
-            lambda i: int(i >= 58),
-            1,
-            devices=("cuda",),
-            targets=(Target("copy", 0.92), Target(TORCH_FUSED, 1.05), Target("launches", 1)),
-        ),
-        _uniform(
-            "465 groups, 29M parameters",
-            465,
-            (250, 250),
-            lambda i: i,
-            464,
-            devices=("cuda",),
-            targets=(Target(TORCH_FUSED, 50.0), Target("launches", 1)),
-        ),
-        _named(
-            "ResNet-50 shapes (161 tensors, 25.6M), 2 groups, eager",
-            resnet50,
-            lambda name, _: int(name.startswith("fc")),
-            1,
-            devices=("cuda",),
-            targets=(Target(TORCH_FUSED, 2.0), Target("launches", 1)),
-        ),
-        _named(
-            "ResNet-50 shapes (161 tensors, 25.6M), 2 groups, eager" + NEW,
-            resnet50,
-            lambda name, _: int(name.startswith("fc")),
-            1,
-            devices=("cuda",),
-            targets=(Target(TORCH_FUSED, 2.0),),
-            new_gradients=True,
-        ),
-        _named(
-            "GPT-2-small shapes (148 tensors, 124M), 4 groups, eager",
-            gpt2,
-            _gpt2_group,
-            2,
-            devices=("cuda",),
-            targets=(Target(TORCH_FUSED, 1.1), Target("launches", 1)),
-        ),
-    ]
-
-
-def quick_workloads() -> list[Workload]:
-    """Small rows that show whether everything works; nothing is to be concluded from their times."""
-    few = ("20x1000 / 2 groups", 20, (1000,), lambda i: int(i >= 18), 1)
-    anywhere = ("cpu", "cuda")
-    target = (Target(TORCH_FUSED, 1.0),)
-    return [
-        _uniform(*few, devices=anywhere, targets=target),
-        _uniform(few[0] + NEW, *few[1:], devices=anywhere, new_gradients=True),
-    ]

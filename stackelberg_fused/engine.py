@@ -11,7 +11,7 @@ from .backends import Backend, resolve_backend
 from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
 from .groups import param_label
-from .launch_unit import LaunchUnit, Staged
+from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
 from .ratio import RatioWatch
 from .scaling import Scaling
@@ -141,18 +141,21 @@ class Engine:
             for unit in self.units:
                 unit.follow(accepted)
         running: list[tuple[LaunchUnit, Staged]] = []
+        idle: list[tuple[LaunchUnit, Pending]] = []
         for unit, work in zip(self.units, pending, strict=True):
             zeroing = zero_grad and unit.flat is not None
             staged = unit.stage(work, limits is not None, scaling, zeroing)
             if staged is not None:
                 running.append((unit, staged))
             elif zeroing:
-                unit.clear(work)
+                idle.append((unit, work))
         launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units and not any(unit.skipped for unit in self.units):
             launches, statistics = self._measure(running, limits, role)
         for unit, staged in running:
             launches += unit.launch(staged)
+        for unit, work in idle:
+            unit.clear(work)
         for unit in self.units:
             has_new_state |= unit.has_new_state
         if has_new_state:
@@ -166,7 +169,8 @@ class Engine:
         for unit in self.units:
             table, span = unit.table, unit.table.spans[role]
             if unit.flat is not None:
-                unit.flat.attach(table, span, keep=False)
+                if unit.flat.misplaced(table, span) is not None:
+                    unit.flat.attach(table, span, keep=False)
                 continue
             for slot in table.slots[span.first_slot : span.last_slot]:
                 slot.param.grad = None

@@ -102,7 +102,7 @@ def test_the_lower_of_both_ratios_counts(apart_ns, value):
         ],
     }
     target = workloads.Target(workloads.TORCH_FUSED, 9.5)
-    (found,) = harness._targets(row, dataclasses.replace(TINY, targets=(target,)))
+    (found,) = harness.targets_of(row, (target,))
     assert found["value"] == value
     assert found["met"] == (value >= 9.5)
 
