@@ -24,7 +24,8 @@ class Active:
     Attributes:
         mask: bool [n]: slots that have a gradient.
         params: parameters that move; where counts live on the device, those that may.
-        moving: bool [n]: which slots these are; or a slice, with which NumPy is faster.
+        moves: bool [n]: which slots these are.
+        moving: `moves`, or a slice, with which NumPy is faster.
         waited: float32 [n]: `waited` after the step; None where every group moves on every step, or the device counts.
         version: of the gradients.
         ready: whether all that move have taken a step.
@@ -32,6 +33,7 @@ class Active:
 
     mask: np.ndarray
     params: list[Tensor]
+    moves: np.ndarray
     moving: np.ndarray | slice
     waited: np.ndarray | None
     version: int
@@ -46,7 +48,7 @@ class Activity:
     ) -> None:
         self._table, self._gradients, self._state = table, gradients, state
         self._has_state = np.zeros(len(table.slots), bool)
-        self._kept: dict[tuple[Span, bytes], Active | None] = {}
+        self._kept: dict[tuple[Span, bool, bytes], Active | None] = {}
         self._version = -1
 
     def forget(self, slots: np.ndarray) -> None:
@@ -54,41 +56,57 @@ class Activity:
         self._kept.clear()
         self._has_state[slots] = False
 
-    def of(self, span: Span, before_allocating: Callable[[str], None]) -> Active | None:
-        """What a step does with a span; None where it has no gradient.
+    def of(
+        self, span: Span, counted: bool, before_allocating: Callable[[str], None]
+    ) -> Active | None:
+        """What a step does with a span; None where it does nothing.
 
         Args:
+            counted: whether the step has a gradient in some table: then groups wait one step less in all.
             before_allocating: called, and may raise, with what is about to be allocated.
         """
         table, version = self._table, self._gradients.active_version
         if version != self._version or len(self._kept) > MOST_KEPT:
             self._kept.clear()
             self._version = version
-        key = span, table.waited_counts.tobytes() if table.takes_turns else b""
+        # the host's counts say nothing any more where the device counts
+        on_host = table.takes_turns and table.counts is None
+        key = span, counted, table.waited_counts.tobytes() if on_host else b""
         if key not in self._kept:
-            self._kept[key] = self._look(span, before_allocating)
+            self._kept[key] = self._look(span, counted, before_allocating)
         return self._kept[key]
 
-    def _look(self, span: Span, before_allocating: Callable[[str], None]) -> Active | None:
+    def _look(
+        self, span: Span, counted: bool, before_allocating: Callable[[str], None]
+    ) -> Active | None:
         table = self._table
         here = slice(span.first_slot, span.last_slot)
         mask = np.zeros(len(table.slots), bool)
         mask[here] = self._gradients.active[here]
-        if not mask.any():
+        if not mask.any() and not (counted and table.takes_turns):
             return None
-        moving, waited = mask, None
-        if table.takes_turns and table.counts is None:
+        moves, counts, waited = mask, mask, None
+        if table.takes_turns:
             now, every, sums = table.waited_counts, table.update_every, table.sums
-            waits = turns.waits(now, every)
-            moving = mask | (sums & turns.has_gathered(now))
-            moving[: span.first_slot] = moving[span.last_slot :] = False
-            moving &= ~waits
-            waited = now.copy()
-            waited[here] = turns.waited_after(now, every, sums & mask)[here]
-        missing = np.flatnonzero((mask | moving) & ~self._has_state).tolist()
+            inside = np.zeros(len(table.slots), bool)
+            inside[here] = True
+            # also who has no gradient waits, and a state dict has to say how long
+            trained = np.array([slot.param.requires_grad for slot in table.slots], bool)
+            counts = mask | (inside & (every > 1) & trained)
+            if table.counts is None:
+                waits = turns.waits(now, every)
+                moves = inside & (mask | (sums & turns.has_gathered(now))) & ~waits
+                waited = now.copy()
+                waited[here] = turns.waited_after(now, every, sums & mask)[here]
+            else:
+                # only the device knows who has a sum
+                may = np.array(["waited" in tensors for tensors in table.state_tensors], bool)
+                moves = mask | (inside & sums & (trained | may))
+        missing = np.flatnonzero((counts | moves) & ~self._has_state).tolist()
         if missing:
             before_allocating(f"the state of {table.slots[missing[0]].name}")
-            allocate_state(table, missing, self._state)
-            self._has_state[missing] = True
-        params = [table.slots[i].param for i in np.flatnonzero(moving).tolist()]
-        return Active(mask, params, slice(None) if moving.all() else moving, waited, self._version)
+            allocate_state(table, missing, moves, self._state)
+            self._has_state[missing] = moves[missing]  # an average begins when a parameter moves
+        params = [table.slots[i].param for i in np.flatnonzero(moves).tolist()]
+        moving = slice(None) if moves.all() else moves
+        return Active(mask, params, moves, moving, waited, self._version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,16 @@ from .sharding import local_tensor
 
 
 @contextmanager
-def swapped(state: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
-    """Exchange the contents of every parameter and of its average, and back on leaving, to the bit.
+def swapped(
+    groups: Iterable[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+) -> Iterator[None]:
+    """Exchange the contents of the parameters of averaged groups and of their averages, and back on leaving.
 
     Addresses stay what they are, for CUDA graphs and compiled models; one parameter at a time exists twice.
     """
-    pairs = [(param, entry["ema"]) for param, entry in state.items() if "ema" in entry]
+    averaged = {id(p): p for g in groups if g["ema_decay"] is not None for p in g["params"]}
+    entries = [(param, state.get(param) or {}) for param in averaged.values()]
+    pairs = [(param, entry["ema"]) for param, entry in entries if "ema" in entry]
     _exchange(pairs)
     try:
         yield
@@ -26,10 +30,27 @@ def swapped(state: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
         _exchange(pairs)
 
 
-@torch.no_grad()
 def _exchange(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """All of them, or none where one fails: memory runs out, or a parameter has another shape now."""
     for param, ema in pairs:
-        here, there = local_tensor(param), local_tensor(ema)
-        kept = here.clone()
-        param.copy_(ema)  # not `here`: autograd counts what happens to the parameter
-        there.copy_(kept)
+        if param.shape != ema.shape:
+            raise RuntimeError(
+                f"ema_weights(): an average has shape {tuple(ema.shape)}, its parameter now {tuple(param.shape)}"
+            )
+    done = []
+    try:
+        for param, ema in pairs:
+            _exchange_one(param, ema)
+            done.append((param, ema))
+    except Exception:
+        for param, ema in done:
+            _exchange_one(param, ema)
+        raise
+
+
+@torch.no_grad()
+def _exchange_one(param: Tensor, ema: Tensor) -> None:
+    here, there = local_tensor(param), local_tensor(ema)
+    kept = here.clone()
+    param.copy_(ema)  # not `here`: autograd counts what happens to the parameter
+    there.copy_(kept)

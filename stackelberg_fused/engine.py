@@ -45,6 +45,7 @@ class Engine:
         watch: that of the engine before this one.
         placed: ids of parameters that were moved before; they are not moved again, and new ones are added.
         warned: devices and dtypes of which it was said that the reference steps them; new ones are added.
+        turns: `update_every` and `update_every_grads` by group, of those that state counts are of; new ones are added.
         flat: buffers of gradients, by what their tables have in common with the ones of this engine; those of this
             engine take their place. None: gradients are gathered.
     """
@@ -60,6 +61,7 @@ class Engine:
         placed: set[int] | None = None,
         warned: set[Any] | None = None,
         flat: dict[Any, FlatGradients] | None = None,
+        turns: dict[int, Any] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
@@ -75,7 +77,7 @@ class Engine:
         self._placement = Placement(flatten, set() if placed is None else placed)
         for key_slots in slots.values():
             self._placement.place(key_slots)
-        self.settings = GroupSettings(groups)
+        self.settings = GroupSettings(groups, turns)
         self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
         if flat is not None:
             self._attach_flat(flat)
@@ -140,11 +142,16 @@ class Engine:
             accepted = self.settings.accept(changed)
             for unit in self.units:
                 unit.follow(accepted)
+        # a group may have parameters in several tables, which have to wait alike
+        counted = len(self.units) > 1 and any(
+            unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
+            for unit, work in zip(self.units, pending, strict=True)
+        )
         running: list[tuple[LaunchUnit, Staged]] = []
         idle: list[tuple[LaunchUnit, Pending]] = []
         for unit, work in zip(self.units, pending, strict=True):
             zeroing = zero_grad and unit.flat is not None
-            staged = unit.stage(work, limits is not None, scaling, zeroing)
+            staged = unit.stage(work, limits is not None, scaling, zeroing, counted)
             if staged is not None:
                 running.append((unit, staged))
             elif zeroing:

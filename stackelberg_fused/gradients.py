@@ -94,28 +94,29 @@ class Gradients:
         grad = param.grad
         return None if grad is None else local_gradient(grad, param, self._label(i))
 
-    def stage(self, gathered: Gathered, span: Span, sums: np.ndarray) -> None:
+    def stage(self, gathered: Gathered, span: Span, moves: np.ndarray) -> None:
         """Put dense copies in the place of parameters whose memory has gaps.
 
         Args:
-            sums: bool [n]: slots that may move by earlier gradients.
+            moves: bool [n]: slots that move, or may where the device counts.
         """
         if not self._reads_memory:
             return
         for i in self._gapped:
             inside = span.first_slot <= i < span.last_slot
-            if not (inside and (self.active[i] or sums[i])):
+            if not (inside and (self.active[i] or moves[i])):
                 continue
             local, grad = self._table.slots[i].local, self.gradient(i)
             with torch.no_grad():
-                copy = local.resolve_neg().contiguous()
                 if grad is not None:
                     gathered.copied.append(grad)
                     grad = grad.resolve_neg().contiguous()
                     gathered.grads.append(grad)
                     self._write("grad", i, grad)
-            gathered.write_back.append((local, copy))
-            self._write("param", i, copy)
+                if moves[i]:  # autograd would take a write to one that waits for a change
+                    copy = local.resolve_neg().contiguous()
+                    gathered.write_back.append((local, copy))
+                    self._write("param", i, copy)
 
     def _write(self, name: str, i: int, tensor: Tensor) -> None:
         addresses, address = self._table.records[name], tensor.data_ptr()

@@ -141,6 +141,8 @@ def check_settings(group: dict[str, Any], index: int) -> None:
 
 def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
     decay = group["ema_decay"]
+    if isinstance(decay, bool):
+        raise TypeError(f"{label}: ema_decay must be None or a number, got {decay!r}")
     if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
         raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
     every, grads = group["update_every"], group["update_every_grads"]
@@ -160,13 +162,17 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         )
 
 
-def check_by_role(defaults: dict[str, Any]) -> None:
-    """Raise ValueError for settings by role of roles that there are not."""
+def copy_by_role(defaults: dict[str, Any]) -> dict[str, Any]:
+    """Defaults with their own copies of settings by role; ValueError for a role that there is not."""
+    defaults = dict(defaults)
     for name in BY_ROLE:
-        value = defaults[name]
-        unknown = [key for key in value if key not in ROLES] if isinstance(value, dict) else []
+        if not isinstance(defaults[name], dict):
+            continue
+        defaults[name] = value = dict(defaults[name])
+        unknown = [key for key in value if key not in ROLES]
         if unknown:
             raise ValueError(f"{name}: unknown role {unknown[0]!r}, expected 'body' or 'head'")
+    return defaults
 
 
 def check_ratio(value: Any) -> float:

@@ -51,11 +51,12 @@ class HyperparameterRows:
         self._regroup()
 
     def bad_count(self) -> int | None:
-        """A slot whose step count is none: negative, NaN, or too large to count on from."""
+        """A slot whose step count, or number of steps waited, is none: negative, NaN, or too large to count on from."""
         if find_bad_count is not None:
             found = find_bad_count(self._table_address)
             return None if found < 0 else found
         good = (self._step_counts >= 0) & (self._step_counts < LARGEST_COUNT)
+        good &= (self._waited >= 0) & (self._waited < LARGEST_COUNT)
         return None if good.all() else int(np.argmin(good))
 
     def update(self) -> bool:

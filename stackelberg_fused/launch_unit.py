@@ -109,8 +109,9 @@ class LaunchUnit:
         table = self.table
         bad = table.rows.bad_count() if table.counts is None else None
         if bad is not None:
-            label, count = table.slots[bad].name, table.step_counts[bad]
-            raise ValueError(f"{label}: its state's step is {count}")
+            found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
+            values = ", ".join(f"{name} is {value}" for name, value in found.items())
+            raise ValueError(f"{table.slots[bad].name}: its state's {values}")
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
         if self.flat is not None and not self._warned_of_flat:
@@ -129,9 +130,18 @@ class LaunchUnit:
         )
 
     def stage(
-        self, pending: Pending, clipped: bool, scaling: Scaling | None, zero_grads: bool = False
+        self,
+        pending: Pending,
+        clipped: bool,
+        scaling: Scaling | None,
+        zero_grads: bool = False,
+        counted: bool = False,
     ) -> Staged | None:
-        """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move."""
+        """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move.
+
+        Args:
+            counted: the step has a gradient in some table, so that groups that wait do so one step less.
+        """
         table, span = self.table, pending.span
         self.skipped = False
         if scaling is not None:
@@ -147,13 +157,13 @@ class LaunchUnit:
                 return None
         if clipped and span not in table.statistics:
             self._refuse_in_capture("room for its statistics")
-        active = self._activity.of(span, self._allocating)
+        active = self._activity.of(span, counted, self._allocating)
         if active is None:
             return None
         if table.counts is None and table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
-        self.gradients.stage(pending.gathered, span, table.sums)
+        self.gradients.stage(pending.gathered, span, active.moves)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
         work = Work(table, span, gradient, rule, self.state, statistics, scaling, zero_grads)

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .groups import check_settings, complete_group
-from .state import check_loaded
+from .groups import BY_ROLE, check_settings, complete_group
+from .state import check_loaded, numbers
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
 _EXECUTION = ("foreach", "fused", "capturable", "differentiable")
+_OURS = (*BY_ROLE, "update_every_grads")
 
 
 def complete_state(
@@ -32,6 +33,20 @@ def complete_state(
     return {**loaded, "param_groups": merged, "state": defaultdict(dict, copies)}
 
 
+def with_exact_counts(loaded: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose counts are no tensors, which torch casts to the parameters' dtype on loading."""
+    state = loaded.get("state", {})
+    found = {k: e["waited"] for k, e in state.items() if isinstance(e, dict) and "waited" in e}
+    try:
+        counts = numbers(found)
+    except (TypeError, ValueError, RuntimeError):
+        return loaded  # to be refused by name
+    return {
+        **loaded,
+        "state": {**state, **{k: {**state[k], "waited": c} for k, c in counts.items()}},
+    }
+
+
 def _merged(
     loaded: list[dict[str, Any]], groups: list[dict[str, Any]], defaults: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -39,6 +54,8 @@ def _merged(
     merged = []
     for index, (new, old) in enumerate(zip(loaded, groups, strict=True)):
         own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
+        # what torch's namesake knows nothing of
+        own.update({n: old[n] for n in _OURS if n in old and n not in new})
         # Adam's and AdamW's dicts of torch tell themselves apart by this
         if "rule" in new or ("decoupled_weight_decay" in new and old["rule"] != "sgd"):
             own.pop("rule")

@@ -20,15 +20,15 @@ from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
 from .groups import (
     ROLES,
-    check_by_role,
     check_new_group,
     check_params,
     check_ratio,
     check_settings,
     complete_group,
+    copy_by_role,
     param_label,
 )
-from .loading import complete_state, split_names
+from .loading import complete_state, split_names, with_exact_counts
 from .overlap import check_overlap
 from .scaling import Scaling
 from .state import check_loaded, without_unused_momentum
@@ -54,7 +54,7 @@ class StackelbergOptimizer(Optimizer):
         max_grad_norm: Any,
         grads: str,
     ) -> None:
-        check_by_role(defaults)
+        defaults = copy_by_role(defaults)
         if grads not in ("gather", "flat"):
             raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
         if grads == "flat" and defaults["differentiable"]:
@@ -78,6 +78,7 @@ class StackelbergOptimizer(Optimizer):
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._placed: set[int] = set()
         self._flat: dict[Any, FlatGradients] = {}
+        self._turns: dict[int, tuple[int, str]] = {}  # of each group, those that its counts are of
         self._is_swapped = False
         self._warned: set[Any] = set()
         self.launches = 0
@@ -147,7 +148,7 @@ class StackelbergOptimizer(Optimizer):
     @contextmanager
     def _swapped(self) -> Iterator[None]:
         self._refuse_averages("ema_weights()")
-        with swapped(self.state):
+        with swapped(self.param_groups, self.state):
             self._is_swapped = True
             try:
                 yield
@@ -166,6 +167,12 @@ class StackelbergOptimizer(Optimizer):
         packed = super().state_dict()
         packed["state"] = without_unused_momentum(packed["state"])
         return packed
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.load_state_dict`."""
+        self._refuse_averages("load_state_dict()")
+        super().load_state_dict(with_exact_counts(state_dict))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers."""
@@ -268,18 +275,18 @@ class StackelbergOptimizer(Optimizer):
         role: str | None = None,
         zero_grad: bool = False,
     ) -> Any:
-        if self._is_swapped:
-            self._refuse_averages("step()")
-        if role is not None and role not in ROLES:
-            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        engine = self._ready()
-        if role is not None and not any(group["role"] == role for group in self.param_groups):
-            raise ValueError(f"step(role={role!r}): no param group has this role")
         try:
+            if self._is_swapped:
+                self._refuse_averages("step()")
+            if role is not None and role not in ROLES:
+                raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            engine = self._ready()
+            if role is not None and not any(group["role"] == role for group in self.param_groups):
+                raise ValueError(f"step(role={role!r}): no param group has this role")
             scaling = Scaling.of(self.__dict__)
             try:
                 self._last = engine.step(role, self._limits, scaling, zero_grad)
@@ -321,6 +328,7 @@ class StackelbergOptimizer(Optimizer):
             self._placed,
             self._warned,
             self._flat if settings["grads"] == "flat" else None,
+            self._turns,
         )
 
     def _build_again(self) -> Engine:
@@ -348,7 +356,7 @@ class StackelbergOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_settings", "_warned", "launches")}
+        own = {name: self.__dict__[name] for name in ("_settings", "_warned", "_turns", "launches")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -358,6 +366,7 @@ class StackelbergOptimizer(Optimizer):
         previous = self.state if loading else None
         if loading:
             state = complete_state(state, self.param_groups, self.defaults)
+            self._turns = {}
         super().__setstate__(state)
         if loading:
             self._engine, self._is_stale = self._build(previous), False

@@ -38,7 +38,9 @@ class GroupSettings:
         version: counts changes of both.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], turns: dict[int, tuple[int, str]] | None = None
+    ) -> None:
         self.groups = groups
         self.version = 0
         self.static = np.zeros(len(groups), ROW)
@@ -48,7 +50,9 @@ class GroupSettings:
         self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
-        self._turns: list[tuple[int, str] | None] = [None] * len(groups)
+        self._turns = {} if turns is None else turns
+        for index, group in enumerate(groups):
+            self._turns.setdefault(index, _turn(group))
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open = set(range(len(groups)))
         self._edited: set[int] = set()  # those to look at until they are accepted
@@ -128,8 +132,8 @@ class GroupSettings:
         self._edited.clear()
         accepted = Accepted([], [])
         for index in changed:
-            turn = self.groups[index]["update_every"], self.groups[index]["update_every_grads"]
-            if self._turns[index] not in (None, turn):
+            turn = _turn(self.groups[index])
+            if self._turns[index] != turn:
                 accepted.new_turns.append(index)
             if self._rules[index] != self.rule(index) or self._turns[index] != turn:
                 accepted.new_rules.append(index)
@@ -200,6 +204,10 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     decay = weight_decay if group["rule"] == "adamw" else 0.0
     row = (*row, _from_the_nearer_end(beta1), beta2, 1.0 - beta2, 0.0, 1.0, *average)
     return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
+
+
+def _turn(group: dict[str, Any]) -> tuple[int, str]:
+    return group["update_every"], group["update_every_grads"]
 
 
 def _from_the_nearer_end(decay: float) -> float:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +31,16 @@ def state_names(group: dict[str, Any]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def allocate_state(
-    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
+    table: Table,
+    indices: Sequence[int],
+    moves: np.ndarray,
+    state: Mapping[Tensor, dict[str, Any]],
 ) -> None:
-    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
+    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights.
+
+    Args:
+        moves: bool [n]: slots that move now; others get no average yet.
+    """
     missing: dict[str, list[int]] = defaultdict(list)
     for i in indices:
         slot = table.slots[i]
@@ -42,7 +50,7 @@ def allocate_state(
         if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         for name in state_names(table.groups[slot.group]):
-            if entry.get(name) is None:
+            if entry.get(name) is None and (name != "ema" or moves[i]):
                 missing[name].append(i)
     for name, slots in missing.items():
         places = zeros_like_in_arenas([table.slots[i].dense_like() for i in slots])
@@ -133,7 +141,7 @@ def attach_state(
     """
     entries = [state.get(slot.param) or {} for slot in table.slots]
     for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
-        for i, count in _numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
+        for i, count in numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
             counts[i] = count
     for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
         if not entry:
@@ -183,14 +191,14 @@ def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
         for key, entry in packed.items()
         if isinstance(entry, dict) and "momentum_buffer" in entry and "step" in entry
     }
-    unused = {key for key, step in _numbers(steps).items() if step == 0}
+    unused = {key for key, step in numbers(steps).items() if step == 0}
     return {
         key: {n: v for n, v in entry.items() if n != "momentum_buffer"} if key in unused else entry
         for key, entry in packed.items()
     }
 
 
-def _numbers(counts: dict[Any, Any]) -> dict[Any, float]:
+def numbers(counts: dict[Any, Any]) -> dict[Any, float]:
     """Numbers, or tensors of one element, as floats; a device is asked once for all of its tensors."""
     found = {}
     by_device: dict[torch.device, list[Any]] = defaultdict(list)

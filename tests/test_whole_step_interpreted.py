@@ -12,7 +12,14 @@ import pytest
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
 
-FILES = ("test_clipping.py", "test_scaling.py", "test_capturable.py")
+FILES = (
+    "test_clipping.py",
+    "test_scaling.py",
+    "test_capturable.py",
+    "test_ema.py",
+    "test_update_every.py",
+    "test_flat_gradients.py",
+)
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ namespace sf {
 
 int64_t find_bad_count(const RowTable& t) {
   for (int64_t i = 0; i < t.num_slots; ++i) {
-    if (!(t.step_counts[i] >= 0.0f && t.step_counts[i] < kLargestCount)) return i;  // NaN is neither
+    // NaN is neither
+    if (!(t.step_counts[i] >= 0.0f && t.step_counts[i] < kLargestCount)) return i;
+    if (!(t.waited[i] >= 0.0f && t.waited[i] < kLargestCount)) return i;
   }
   return -1;
 }

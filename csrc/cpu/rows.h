@@ -23,7 +23,8 @@ struct RowTable {
 
 constexpr float kLargestCount = 9007199254740992.0f;  // 2^53: beyond it double skips numbers
 
-// The first slot whose step count is negative, NaN or too large to count on from; -1 if there is none.
+// The first slot whose step count, or number of steps waited, is negative, NaN or too large to count on from; -1 if
+// there is none.
 int64_t find_bad_count(const RowTable& table);
 
 // Writes what depends on step counts, none of them bad, and rates. False, and nothing is written, where the slots of a

@@ -52,7 +52,8 @@ class ReferenceBackend(Backend):
         for i in range(work.span.first_slot, work.span.last_slot):
             slot, grad = table.slots[i], _moving_gradient(work, i)
             group = table.groups[slot.group]
-            state = {name: local_tensor(value) for name, value in work.state[slot.param].items()}
+            entry = work.state.get(slot.param) or {}  # asking by key would make one
+            state = {name: local_tensor(value) for name, value in entry.items()}
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 if grad is not None:
                     if work.statistics is not None:
