@@ -27,7 +27,7 @@ demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused train $(DEMO_ARGS)
 
 test: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 $(TEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(TEST_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

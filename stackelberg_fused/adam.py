@@ -42,7 +42,7 @@ class StackelbergAdam(StackelbergOptimizer):
         grads: "gather" reads gradients where autograd left them. "flat" keeps them in one contiguous buffer for each
             role (`flat_grads`), for those who reduce them themselves; use the optimizer's `zero_grad`, not the model's,
             or `step(zero_grad=True)`, which clears them in the same launch. A parameter without a gradient then has
-            one of zeros and is stepped.
+            one of zeros and is stepped. Not for DDP with `gradient_as_bucket_view`, which takes `.grad` for itself.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .backends import Backend, resolve_backend
-from .flat_gradients import FlatGradients
+from .flat_gradients import FlatGradients, refuse_shards
 from .gradients import LayoutChanged
 from .groups import param_label
 from .launch_unit import LaunchUnit, Pending, Staged
@@ -74,6 +74,8 @@ class Engine:
         backends = {key: resolve_backend(choice, *key, slots[key][0].name, warned) for key in slots}
         for key, backend in backends.items():
             _check_capturable(slots[key], groups, backend)
+        if flat is not None:
+            refuse_shards(slot for key_slots in slots.values() for slot in key_slots)
         self._placement = Placement(flatten, set() if placed is None else placed)
         for key_slots in slots.values():
             self._placement.place(key_slots)
@@ -148,39 +150,39 @@ class Engine:
             for unit, work in zip(self.units, pending, strict=True)
         )
         running: list[tuple[LaunchUnit, Staged]] = []
-        idle: list[tuple[LaunchUnit, Pending]] = []
+        to_clear: list[tuple[LaunchUnit, Pending]] = []
         for unit, work in zip(self.units, pending, strict=True):
             zeroing = zero_grad and unit.flat is not None
-            staged = unit.stage(work, limits is not None, scaling, zeroing, counted)
+            # gradients elsewhere may share memory: they are cleared when all have been read
+            in_launch = zeroing and work.misplaced is None
+            staged = unit.stage(work, limits is not None, scaling, in_launch, counted)
             if staged is not None:
                 running.append((unit, staged))
-            elif zeroing:
-                idle.append((unit, work))
+            if zeroing and (staged is None or not in_launch):
+                to_clear.append((unit, work))
         launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units and not any(unit.skipped for unit in self.units):
             launches, statistics = self._measure(running, limits, role)
         for unit, staged in running:
             launches += unit.launch(staged)
-        for unit, work in idle:
+        for unit, work in to_clear:
             unit.clear(work)
         for unit in self.units:
             has_new_state |= unit.has_new_state
         if has_new_state:
             self._note_state()
         if zero_grad:
-            self._finish_clearing(role)
+            self._finish_clearing(pending)
         return launches, statistics
 
-    def _finish_clearing(self, role: str | None) -> None:
+    def _finish_clearing(self, pending: list[Pending]) -> None:
         """What is left to do to clear gradients: let go of gathered ones, and put flat ones back in their place."""
-        for unit in self.units:
-            table, span = unit.table, unit.table.spans[role]
-            if unit.flat is not None:
-                if unit.flat.misplaced(table, span) is not None:
-                    unit.flat.attach(table, span, keep=False)
-                continue
-            for slot in table.slots[span.first_slot : span.last_slot]:
-                slot.param.grad = None
+        for unit, work in zip(self.units, pending, strict=True):
+            if unit.flat is None:
+                for slot in unit.table.slots[work.span.first_slot : work.span.last_slot]:
+                    slot.param.grad = None
+            elif work.misplaced is not None:
+                unit.flat.attach(unit.table, work.span, keep=False)
 
     def zero_flat(self) -> None:
         """Clear all gradients: flat ones in a few operations, others to None."""
@@ -234,6 +236,8 @@ class Engine:
         for unit in self.units:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
+            if unit.flat is not None and unit.flat.is_outdated():
+                raise LayoutChanged("a parameter that was frozen is trained")
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose settings go together, but not with their parameters, state or table."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from .arena import place_in
 from .groups import ROLES
-from .layout import Span, Table
+from .layout import Slot, Span, Table
 from .sharding import is_sharded
 
 
@@ -21,8 +24,6 @@ class FlatGradients:
         buffers: by role: every gradient at a multiple of 64 elements, zeros between them; no role without any.
         key: what a table must have in common with this one to go on with its buffers.
 
-    Raises:
-        ValueError: a parameter is a shard.
     """
 
     def __init__(self, table: Table) -> None:
@@ -30,20 +31,20 @@ class FlatGradients:
         self.buffers: dict[str, torch.Tensor] = {}
         self._views: dict[int, torch.Tensor] = {}
         self._addresses = np.zeros(len(table.slots), np.int64)
+        self._has_place = np.zeros(len(table.slots), bool)
+        self._frozen = [slot.param for slot in table.slots if not slot.param.requires_grad]
         for role in ROLES:
             slots = [
                 (i, slot)
                 for i, slot in enumerate(table.slots)
                 if slot.role == role and slot.param.requires_grad
             ]
-            for _, slot in slots:
-                if is_sharded(slot.param):
-                    raise ValueError(f"{slot.name}: grads='flat' does not know DTensor shards")
             if slots:
                 self.buffers[role], views = place_in([slot.dense_like() for _, slot in slots])
                 self._views.update(zip((i for i, _ in slots), views, strict=True))
         for i, view in self._views.items():
-            self._addresses[i] = view.data_ptr() if view.numel() else 0
+            self._addresses[i] = view.data_ptr()
+            self._has_place[i] = True
 
     @staticmethod
     def key_of(table: Table) -> tuple[object, ...]:
@@ -76,14 +77,34 @@ class FlatGradients:
         """Clear all gradients, those of parameters without a place to None."""
         for buffer in self.buffers.values():
             buffer.zero_()
+        increment_version(self._views.values())  # views in memory, but not in autograd's eyes
         self.attach(table, table.spans[None], keep=False)
         for i, slot in enumerate(table.slots):
             if i not in self._views:
                 slot.param.grad = None
 
-    def misplaced(self, table: Table, span: Span) -> str | None:
-        """The name of a parameter whose gradient is not where its view is."""
-        here = slice(span.first_slot, span.last_slot)
-        placed, found = self._addresses[here], table.records["grad"][here]
-        wrong = np.flatnonzero((placed != 0) & (found != placed))
-        return table.slots[span.first_slot + int(wrong[0])].name if len(wrong) else None
+    def is_outdated(self) -> bool:
+        """Whether a parameter that was frozen, and has no place, is trained by now."""
+        return any(param.requires_grad for param in self._frozen)
+
+    def misplaced(
+        self, table: Table, span: Span, active: np.ndarray, odd: Sequence[int]
+    ) -> str | None:
+        """The name of a parameter of a span whose gradient is not its view, or that has none.
+
+        Args:
+            active: bool [n]: slots that have a gradient.
+            odd: slots whose gradient is not where the records say.
+        """
+        wrong = self._has_place & (~active | (table.records["grad"] != self._addresses))
+        for i in odd:
+            wrong[i] = i in self._views and table.slots[i].param.grad is not self._views[i]
+        found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
+        return table.slots[span.first_slot + int(found[0])].name if len(found) else None
+
+
+def refuse_shards(slots: Iterable[Slot]) -> None:
+    """Raise ValueError for a parameter that would get a place and is a DTensor."""
+    for slot in slots:
+        if slot.param.requires_grad and is_sharded(slot.param):
+            raise ValueError(f"{slot.name}: grads='flat' does not know DTensor shards")

@@ -26,11 +26,13 @@ class Gathered:
 
     Attributes:
         grads: the gradients that were read, and the copies of those that had to take their parameter's layout.
+        odd: slots whose gradient does not have their parameter's layout.
         copied: gradients of which only a copy is read.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
     grads: list[Tensor]
+    odd: list[int] = field(default_factory=list)
     copied: list[Tensor] = field(default_factory=list)
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -73,7 +75,7 @@ class Gradients:
         moved, odd, changed, switched, grads = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
         self._table.version += changed
-        gathered = Gathered(grads)
+        gathered = Gathered(grads, odd)
         for i in moved:
             self._follow(i)
         for i in odd:

@@ -29,10 +29,15 @@ _CPU = torch.device("cpu")
 
 @dataclass(slots=True)
 class Pending:
-    """What was read and checked of one table before anything is modified."""
+    """What was read and checked of one table before anything is modified.
+
+    Attributes:
+        misplaced: the name of a parameter whose gradient is not in the flat buffer, where there is one.
+    """
 
     span: Span
     gathered: Gathered
+    misplaced: str | None = None
 
 
 @dataclass(slots=True)
@@ -114,20 +119,17 @@ class LaunchUnit:
             raise ValueError(f"{table.slots[bad].name}: its state's {values}")
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
-        if self.flat is not None and not self._warned_of_flat:
-            self._look_at_places(span)
+        if self.flat is not None:
+            odd = pending.gathered.odd
+            pending.misplaced = self.flat.misplaced(table, span, self.gradients.active, odd)
+            if pending.misplaced is not None and not self._warned_of_flat:
+                self._warned_of_flat = True
+                warn_caller(
+                    f"{pending.misplaced}: its gradient is not in the flat buffer, though grads='flat'; what there is "
+                    "instead is read where it is. Something else than the optimizer's zero_grad() replaced it or set "
+                    "it to None"
+                )
         return pending
-
-    def _look_at_places(self, span: Span) -> None:
-        """Warn once of a gradient that is not where whoever reduces the flat buffer takes it to be."""
-        label = self.flat.misplaced(self.table, span)
-        if label is None:
-            return
-        self._warned_of_flat = True
-        warn_caller(
-            f"{label}: its gradient is not in the flat buffer, though grads='flat'; it is read where it is. Something "
-            "else than the optimizer's zero_grad() replaced it or set it to None"
-        )
 
     def stage(
         self,

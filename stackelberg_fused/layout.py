@@ -134,6 +134,11 @@ class Table:
         self.sums = self.settings.static["mean_weight"][slot_group] != 0
         self.takes_turns = bool((self.update_every > 1).any())
 
+    def turns_in(self, span: Span) -> bool:
+        """Whether some group of a span does not move on every step."""
+        here = self.update_every[span.first_slot : span.last_slot]
+        return self.takes_turns and bool((here > 1).any())
+
     def statistics_of(self, span: Span) -> Statistics:
         """Where a launch of gradient statistics writes; allocated when first asked for."""
         if span not in self.statistics:

@@ -92,8 +92,7 @@ class StackelbergOptimizer(Optimizer):
     @property
     def backend(self) -> str:
         """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
-        engine = self._ready()
-        return (self._build_again() if engine.was_edited() else engine).backend
+        return self._current().backend
 
     @property
     def max_grad_norm(self) -> float | dict[str, float] | None:
@@ -126,7 +125,7 @@ class StackelbergOptimizer(Optimizer):
         They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
         64 elements, in the order of the groups, with zeros between them.
         """
-        units = self._ready().units
+        units = self._current().units
         found = [unit.flat.buffers for unit in units if unit.flat is not None]
         return {role: [b[role] for b in found if role in b] for role in ROLES}
 
@@ -177,7 +176,7 @@ class StackelbergOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers."""
         if self._settings["grads"] == "flat":
-            self._ready().zero_flat()
+            self._current().zero_flat()
         else:
             super().zero_grad(set_to_none)
 
@@ -341,6 +340,11 @@ class StackelbergOptimizer(Optimizer):
         check_loaded(self.state, self.param_groups)
         self._engine, self._is_stale = self._build(), False
         return self._engine
+
+    def _current(self) -> Engine:
+        """The engine, for those who ask between steps; a step finds out by itself what was edited."""
+        engine = self._ready()
+        return self._build_again() if engine.was_edited() else engine
 
     def _ready(self) -> Engine:
         """The engine, built again where there is none or it is that of other groups or another state."""

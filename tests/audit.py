@@ -7,6 +7,7 @@ import re
 import sass
 
 from stackelberg_fused.rules import RULES, Rule
+from stackelberg_fused.summation import LANES
 from stackelberg_fused.tables import TILE_ELEMENTS
 
 # What a thread may read beside elements, in loads: a tile, a record, a row, its group, count and readiness, a rate in a
@@ -14,6 +15,8 @@ from stackelberg_fused.tables import TILE_ELEMENTS
 TABLE_LOADS = 2 + 9 + 16 + 8 + 2 + 1 + 2 + 1
 COUNT_STORES = 3
 REGISTERS = 65536  # of a multiprocessor
+
+ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
 
 _ROUNDED = ("add", "sub", "mul", "fma", "mad", "div", "sqrt", "rcp")
 
@@ -87,6 +90,44 @@ def audit(
         assert path.narrow_loads <= passes * TABLE_LOADS, f"{name}: {path}"
 
 
+def audit_statistics(kernel: sass.Kernel) -> None:
+    """Assert that a kernel of gradient statistics reads every gradient once, 16 bytes at a time, and writes none."""
+    name = kernel.name
+    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
+    assert kernel.count("LDL", "STL", "LD", "ST") == 0, f"{name} spills, or uses generic addresses"
+    assert all(not access.guard for access in kernel.wide_accesses()), name
+    assert kernel.wide_in_loops() == []
+    assert {path.load_bytes for path in kernel.paths()} == {0, 4 * TILE_ELEMENTS // LANES}, name
+    assert {path.store_bytes for path in kernel.paths()} == {0}, name
+
+
+def unordered_atomics(kernel: sass.Kernel) -> list[sass.Instruction]:
+    """Atomics with which a block says that it is done, but that its last store or all it read may be behind.
+
+    There has to be a barrier on every way to one, and no store between; under the atomic's own predicate, if any.
+    """
+    found: dict[int, sass.Instruction] = {}
+    seen: set[tuple[int, str | None]] = set()
+    pending: list[tuple[int, str | None]] = [(0, None)]  # and the predicate of the barrier passed
+    while pending:
+        i, fence = pending.pop()
+        if (i, fence) in seen:
+            continue
+        seen.add((i, fence))
+        instruction = kernel.instructions[i]
+        is_atomic = instruction.name in ATOMICS
+        if is_atomic and fence not in ("", instruction.guard):
+            found[i] = instruction
+        if instruction.name == "MEMBAR" and instruction.opcode.endswith(".GPU"):
+            fence = "" if fence == "" else instruction.guard
+        elif is_atomic or instruction.name == "STG":
+            fence = None
+        elif fence and re.search(rf"^(PT, )?{fence.lstrip('!')}, ", instruction.operands):
+            fence = None  # the predicate has another value now
+        pending += [(after, fence) for after in kernel.successors(i)]
+    return list(found.values())
+
+
 def inexact_arithmetic(ptx: str) -> set[str]:
     """Float instructions of PTX whose result is not the correctly rounded one, subnormals kept.
 
@@ -101,4 +142,13 @@ def inexact_arithmetic(ptx: str) -> set[str]:
     }
 
 
-__all__ = ["RULES", "audit", "buffers_moved", "buffers_used", "inexact_arithmetic"]
+__all__ = [
+    "ATOMICS",
+    "RULES",
+    "audit",
+    "audit_statistics",
+    "buffers_moved",
+    "buffers_used",
+    "inexact_arithmetic",
+    "unordered_atomics",
+]

@@ -2,7 +2,8 @@
 
 A script of its own, because a process in which kernels are interpreted cannot compile them. It goes through
 `launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. Writes
-ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for.
+ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for; and for each of EXTRAS, Adam's
+kernel that also does this, and the kernel of statistics, as ARCH_NAME.
 """
 
 from __future__ import annotations
@@ -14,8 +15,29 @@ from typing import Any
 
 import torch
 import triton
-from stackelberg_fused.triton_kernels import step
+from stackelberg_fused.triton_kernels import statistics, step
 from triton.backends.compiler import GPUTarget
+
+WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
+FLOATS, DOUBLES = WORDS.view(torch.float32), WORDS.view(torch.float64)
+INTEGERS = WORDS.view(torch.int32)
+COUNTS = {
+    "groups": DOUBLES,
+    "steps": FLOATS,
+    "ready": INTEGERS,
+    "waited": FLOATS,
+    "arrived": INTEGERS,
+}
+SCALED = {"grad_scale": FLOATS, "found_inf": FLOATS}
+# arguments of step.Extras
+EXTRAS = {
+    "guarded": {"factors": FLOATS, **SCALED},
+    "counted": COUNTS,
+    "zeroing": {"zero_grads": True},
+    "turns": {"takes_turns": True, "zero_grads": True},
+    "everything": {"factors": FLOATS, **SCALED, **COUNTS, "takes_turns": True, "zero_grads": True},
+}
+STATISTICS = {"statistics": {}, "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True}}
 
 
 class Driver:
@@ -48,18 +70,31 @@ class CompileOnly:
         return compile_
 
 
-def compile_arch(kernel: CompileOnly, folder: Path, arch: int, rules: list[int]) -> None:
+def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     triton.runtime.driver.set_active(Driver(arch))
-    words = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
 
-    def compile_rule(rule: int, first_tile: int = 0) -> Any:
-        step.launch_step(words, words, words.view(torch.float32), first_tile, 1, 0, rule)
-        return kernel.compiled[-1]
+    def compile_rule(rule: int, first_tile: int = 0, **extras: Any) -> Any:
+        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, step.Extras(**extras))
+        return step.step_kernel.compiled[-1]
 
+    def compile_statistics(**extras: Any) -> Any:
+        sums = DOUBLES, DOUBLES, DOUBLES
+        statistics.launch_statistics(
+            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, step.Extras(**extras)
+        )
+        return statistics.statistics_kernel.compiled[-1]
+
+    def write(name: object, compiled: Any) -> None:
+        (folder / f"{arch}_{name}.cubin").write_bytes(compiled.asm["cubin"])
+        (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
+
+    for name, extras in EXTRAS.items():
+        write(name, compile_rule(0, **extras))
+    for name, extras in STATISTICS.items():
+        write(name, compile_statistics(**extras))
     for rule in rules:
         compiled = compile_rule(rule)
-        (folder / f"{arch}_{rule}.cubin").write_bytes(compiled.asm["cubin"])
-        (folder / f"{arch}_{rule}.ptx").write_text(compiled.asm["ptx"])
+        write(rule, compiled)
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": compiled.metadata.enable_fp_fusion,
@@ -71,7 +106,8 @@ def compile_arch(kernel: CompileOnly, folder: Path, arch: int, rules: list[int])
 
 
 if __name__ == "__main__":
-    stand_in = step.step_kernel = CompileOnly(step.step_kernel)
+    step.step_kernel = CompileOnly(step.step_kernel)
+    statistics.statistics_kernel = CompileOnly(statistics.statistics_kernel)
     for job in sys.argv[2:]:
         target, _, numbers = job.partition(":")
-        compile_arch(stand_in, Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))
+        compile_arch(Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))

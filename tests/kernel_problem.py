@@ -20,7 +20,16 @@ FIELDS = (
     "exp_avg_sq",
     "max_exp_avg_sq",
     "ema",
+    "grad_sum",
 )
+# mean_weight, waits and gathered of a row: what a record does whose group takes turns
+TURNS = {
+    "moves": (0, 0, 0),
+    "waits": (0, 1, 0),
+    "sums": (0.25, 1, 0),
+    "mean": (0.25, 0, 1),
+    "mean of one": (0.25, 0, 0),
+}
 GUARD = 8  # NaN on both sides of every buffer
 
 # zeros of both signs, subnormals, what squares to infinity or to zero, infinity, NaN
@@ -50,6 +59,8 @@ class Problem:
         shifts: by how many floats each field's buffers are off a 16-byte boundary.
         absent: indices of records without a gradient.
         special: values from SPECIAL instead of random ones.
+        turns: keys of TURNS, for one row after the other; empty: the launch has no turns.
+        more: further fields of STEP_ARGS.
 
     Attributes:
         memory: float32 array that holds all buffers; `inside` says which elements belong to one.
@@ -61,17 +72,22 @@ class Problem:
         shifts: dict[str, int] | None = None,
         absent: tuple[int, ...] = (),
         special: bool = False,
+        turns: tuple[str, ...] = (),
+        **more: int,
     ) -> None:
         random = np.random.default_rng(1)
         self.rules = np.repeat(rules, len(SIZES))
+        kinds = [(turns or ("moves",))[i % len(turns or "1")] for i in range(len(rules))]
+        self.turns = np.repeat(kinds, len(SIZES))
+        self.more = {"takes_turns": bool(turns), **more}
         self.numel = np.tile(SIZES, len(rules))
         self.records = np.zeros(len(self.numel), RECORD)
         self.records["numel"] = self.numel
         self.records["row"] = np.arange(len(self.numel)) // len(SIZES)
         contents: list[tuple[int, np.ndarray]] = []
         end = 0
-        for record, rule, size in zip(self.records, self.rules, self.numel, strict=True):
-            for field in buffers_used(rule):
+        for i, (record, size) in enumerate(zip(self.records, self.numel, strict=True)):
+            for field in self._fields(i):
                 start = -(-(end + GUARD) // 4) * 4 + (shifts or {}).get(field, 0)
                 values = random.standard_normal(size).astype(np.float32)
                 if special:
@@ -89,6 +105,8 @@ class Problem:
         self.move(0, self.memory.ctypes.data)
         self.records["grad"][list(absent)] = 0
         self.rows = self._rows(rules, random)
+        for row, kind in zip(self.rows, kinds, strict=True):
+            row["mean_weight"], row["waits"], row["gathered"] = TURNS[kind]
         self.tiles = build_tiles(self.numel)
         self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
 
@@ -103,10 +121,15 @@ class Problem:
             rows[name] *= random.choice([-1, 1], len(rules))
         return rows
 
+    def _fields(self, i: int) -> tuple[str, ...]:
+        """The fields of a record that hold addresses."""
+        # a sum also where gradients are not summed up (any more)
+        return (*buffers_used(self.rules[i]), *(("grad_sum",) if self.more["takes_turns"] else ()))
+
     def move(self, old: int, new: int) -> None:
         """Make the records' addresses, relative to `old`, relative to `new`."""
         for field in FIELDS:
-            used = [field in buffers_used(rule) for rule in self.rules]
+            used = [field in self._fields(i) for i in range(len(self.rules))]
             present = np.array(used) & ((self.records[field] != 0) | (old == 0))
             self.records[field][present] += new - old
 
@@ -118,17 +141,30 @@ class Problem:
         values["rows"] = rows or self.rows.ctypes.data
         values["num_tiles"] = len(self.tiles)
         values["rule"] = self.rule
+        values.update(self.more)
         return struct.pack("<" + "".join(STEP_ARGS.values()), *values.values())
 
-    def bytes(self, per_vector: int = 1) -> int:
-        """What the launch has to move; of each buffer, as much as is a multiple of `per_vector` elements."""
-        counts = self.numel // per_vector * per_vector * (self.records["grad"] != 0)
-        return sum(
-            4 * sum(buffers_moved(rule)) * n for rule, n in zip(self.rules, counts, strict=True)
-        )
+    def floats(self, i: int) -> int:
+        """What the launch has to move of each element of a record, in float32."""
+        has_grad = bool(self.records["grad"][i])
+        mean_weight, waits, gathered = TURNS[self.turns[i]]
+        moved = int(has_grad and bool(self.more.get("zero_grads")))
+        if self.more.get("found_inf"):
+            return moved
+        if waits:
+            return moved + 3 * (has_grad and mean_weight != 0)  # gradient and sum read, sum written
+        if has_grad or (mean_weight and gathered):
+            # but for the gradient where there is none; the sum is read, and begins anew
+            moved += sum(buffers_moved(self.rules[i])) - (not has_grad) + 2 * (mean_weight != 0)
+        return moved
 
-    def bytes_in_full_tiles(self) -> int:
-        return self.bytes(per_vector=TILE_ELEMENTS)
+    def bytes(self) -> int:
+        return sum(4 * self.floats(i) * int(n) for i, n in enumerate(self.numel))
+
+    def bytes_in_full_tiles(self, aligned: np.ndarray | bool = True) -> int:
+        """Those to be moved 16 at a time; without a gradient a kernel may take single elements."""
+        full = self.numel // TILE_ELEMENTS * TILE_ELEMENTS * (self.records["grad"] != 0) * aligned
+        return sum(4 * self.floats(i) * int(n) for i, n in enumerate(full))
 
     def updated_by_cpu(self) -> np.ndarray:
         """What the CPU kernel makes of the memory, which itself stays as it is."""

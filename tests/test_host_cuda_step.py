@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from host_cuda.backend import ORDERS, HostCudaBackend, counters, library
 from host_cuda.build import CSRC, FLOAT_FLAGS, HERE, build, unavailable
-from kernel_problem import FIELDS, SIZES, Problem
+from kernel_problem import FIELDS, SIZES, TURNS, Problem
 
 import stackelberg_fused as sf
 from stackelberg_fused.rules import RULES
@@ -49,7 +51,7 @@ def test_zeros_subnormals_infinities_and_nan() -> None:
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", [field for field in FIELDS if field != "grad_sum"])
 def test_every_buffer_at_every_4_byte_offset(field: str, shift: int) -> None:
     problem = Problem(RULES, {field: shift})
     before = counters()
@@ -70,6 +72,71 @@ def test_bytes_per_parameter_are_the_floor(rules: tuple[int, ...]) -> None:
     assert moved.blocks == len(problem.tiles)
     assert moved.bytes == problem.bytes()
     assert moved.vector_bytes == problem.bytes_in_full_tiles()
+
+
+# every rule moving by a mean, and among all of them every kind of turn; one gradient in three absent
+EVERY = RULES * 2
+EVERY_TURN = ("mean",) * len(RULES) + tuple(TURNS) * (len(RULES) // len(TURNS))
+ABSENT = tuple(range(1, len(EVERY) * len(SIZES), 3))
+# launches that do more than update; 0.25 as a scale of the loss
+EXTRAS: dict[str, dict[str, Any]] = {
+    "zeroing": {"zero_grads": 1},
+    "turns": {"turns": EVERY_TURN},
+    "turns and zeroing": {"turns": EVERY_TURN, "zero_grads": 1},
+    "skipped": {"turns": EVERY_TURN, "zero_grads": 1, "found_inf": True},
+    "scaled": {"turns": EVERY_TURN, "zero_grads": 1, "grad_scale": True},
+}
+QUARTER = np.array([0.25], np.float32)
+
+
+def _with_extras(name: str, **more: Any) -> Problem:
+    pointers = ("found_inf", "grad_scale")
+    settings = {k: QUARTER.ctypes.data if k in pointers else v for k, v in EXTRAS[name].items()}
+    return Problem(EVERY, absent=ABSENT, **{**settings, **more})
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", EXTRAS)
+def test_extras_give_the_bits_of_the_cpu_kernel_and_move_what_they_must(
+    name: str, order: str
+) -> None:
+    problem = _with_extras(name)
+    before = counters()
+    _check_against_cpu(problem, order)
+    moved = counters().since(before)
+    assert (moved.launches, moved.blocks) == (1, len(problem.tiles))
+    assert moved.bytes == problem.bytes()
+    assert moved.vector_bytes == problem.bytes_in_full_tiles()
+
+
+@pytest.mark.parametrize(
+    "turn, expected", [("moves", 28), ("waits", 0), ("sums", 12), ("mean", 28 + 8)]
+)
+def test_bytes_per_parameter_in_numbers(turn: str, expected: int) -> None:
+    """Adam's, and the 4 that clearing a gradient writes."""
+    for zero_grads in (0, 1):
+        problem = Problem((0,), turns=(turn,), zero_grads=zero_grads)
+        before = counters()
+        _launch(problem)
+        moved = counters().since(before)
+        assert moved.bytes == (expected + 4 * zero_grads) * problem.numel.sum()
+
+
+def test_extras_on_zeros_subnormals_infinities_and_nan() -> None:
+    _check_against_cpu(_with_extras("scaled", special=True))
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+@pytest.mark.parametrize("field", ["grad", "ema", "grad_sum"])
+def test_extras_at_every_4_byte_offset(field: str, shift: int) -> None:
+    problem = _with_extras("turns and zeroing", shifts={field: shift})
+    before = counters()
+    _check_against_cpu(problem)
+    moved = counters().since(before)
+    assert moved.bytes == problem.bytes()
+    aligned = problem.records[field] % 16 == 0
+    assert moved.vector_bytes == problem.bytes_in_full_tiles(aligned)
+    assert (moved.vector_bytes == 0) == (field != "ema")
 
 
 def test_as_the_backend_of_an_optimizer() -> None:
@@ -131,6 +198,7 @@ def _run_sanitized(program: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.xdist_group("sanitizers")
 def test_sanitizers_find_nothing(sanitized: Path) -> None:
     done = _run_sanitized(sanitized)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -138,6 +206,7 @@ def test_sanitizers_find_nothing(sanitized: Path) -> None:
     assert "runtime error" not in done.stderr
 
 
+@pytest.mark.xdist_group("sanitizers")
 @pytest.mark.parametrize(
     "mistake, report",
     [

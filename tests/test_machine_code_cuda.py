@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import sass
-from audit import audit, inexact_arithmetic
+from audit import ATOMICS, audit, audit_statistics, inexact_arithmetic, unordered_atomics
 
 from stackelberg_fused.rules import MIXED_RULES, RULES
-from stackelberg_fused.summation import LANES
-from stackelberg_fused.tables import TILE_ELEMENTS
 
 _cuda = pytest.importorskip(
     "stackelberg_fused._cuda", reason="the CUDA extension is not built here (no nvcc)"
@@ -78,10 +76,16 @@ def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
     for (kernel,) in cubins["statistics"]:
-        assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0
-        assert kernel.count("LDL", "STL", "LD", "ST") == 0
-        assert {path.load_bytes for path in kernel.paths()} == {0, 4 * TILE_ELEMENTS // LANES}
-        assert {path.store_bytes for path in kernel.paths()} == {0}
+        audit_statistics(kernel)
+
+
+def test_a_block_says_that_it_is_done_after_what_it_did(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for kernels in (*cubins["step"], *cubins["statistics"]):
+        for kernel in kernels:
+            assert kernel.count(*ATOMICS), kernel.name
+            assert unordered_atomics(kernel) == [], kernel.name
 
 
 def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:

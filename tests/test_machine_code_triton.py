@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import sass
-from audit import audit, inexact_arithmetic
+from audit import ATOMICS, audit, audit_statistics, inexact_arithmetic, unordered_atomics
+from compile_triton import EXTRAS, STATISTICS
 
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.tables import TILE_ELEMENTS
 
-pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
+pytestmark = [
+    pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable()),
+    pytest.mark.xdist_group("Triton's compiler"),  # or each process would compile everything
+]
 
 HERE = Path(__file__).parent
 # every rule for one architecture, one rule per set of buffers for the others; the launch that mixes rules costs seconds
@@ -62,13 +67,45 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
     audit(kernel, rules, facts["threads"], BLOCKS, facts["passes"])
 
 
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("arch", COMPILED)
+def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
+    compiled: Path, arch: int, name: str
+) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    has_extras = bool({"takes_turns", "zero_grads"} & EXTRAS[name].keys())
+    audit(kernel, (0,), facts["threads"], BLOCKS, facts["passes"], has_extras=has_extras)
+    assert bool(kernel.count(*ATOMICS)) == ("arrived" in EXTRAS[name])
+    assert unordered_atomics(kernel) == []
+    if name == "zeroing":
+        written = 4 * TILE_ELEMENTS // facts["threads"]
+        moved = {path[:2] for path in kernel.paths()}
+        assert moved == {(0, 0), (4 * written, 4 * written)}  # Adam reads 4 and writes 3
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("arch", COMPILED)
+def test_statistics_read_each_gradient_once_in_128_bit_accesses(
+    compiled: Path, arch: int, name: str
+) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    audit_statistics(kernel)
+    assert kernel.count(*ATOMICS) == 1
+    assert unordered_atomics(kernel) == []
+
+
 @pytest.mark.parametrize("arch", COMPILED)
 def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
-    for rule in COMPILED[arch]:
-        ptx = (compiled / f"{arch}_{int(rule)}.ptx").read_text()
-        assert inexact_arithmetic(ptx) == set(), f"rule {rule}"
-    adam = (compiled / f"{arch}_0.ptx").read_text()
-    assert all(opcode in adam for opcode in ("fma.rn.f32", "div.rn.f32", "sqrt.rn.f32"))
+    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *STATISTICS]
+    ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
+    for name, text in ptx.items():
+        assert inexact_arithmetic(text) == set(), name
+    for name in (0, *EXTRAS):
+        assert all(f"{what}.rn.f32" in ptx[name] for what in ("fma", "div", "sqrt")), name
+    # bias corrections and norms
+    for name in ("counted", *STATISTICS):
+        assert all(f"{what}.rn.f64" in ptx[name] for what in ("mul", "div", "sqrt")), name
 
 
 @pytest.mark.parametrize("arch", COMPILED)

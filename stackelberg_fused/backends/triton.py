@@ -103,6 +103,6 @@ def _extras(work: Work, groups: Tensor | None = None) -> Extras:
         ready=counts and counts.ready,
         waited=counts and counts.waited,
         arrived=counts and counts.arrived,
-        takes_turns=work.table.takes_turns,
+        takes_turns=work.table.turns_in(work.span),
         zero_grads=work.zero_grads,
     )
