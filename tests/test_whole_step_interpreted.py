@@ -17,7 +17,10 @@ FILES = (
     "test_scaling.py",
     "test_capturable.py",
     "test_ema.py",
+    "test_ema_swapped.py",
+    "test_ema_continued.py",
     "test_update_every.py",
+    "test_update_every_continued.py",
     "test_flat_gradients.py",
 )
 
