@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,15 +88,23 @@ def test_zeros_subnormals_infinities_and_nan(backend: str) -> None:
     _check_against_cpu(Problem(RULES, special=True), backend)
 
 
+WHOLE: dict[str, Any] = {
+    "max_grad_norm": {"body": 1.0, "head": 0.5},
+    "ema_decay": 0.9,
+    "update_every": {"body": 2},
+    "update_every_grads": "mean",
+}
+
+
 class Twins:
     """The same training on a GPU and on the CPU."""
 
-    def __init__(self, backend: str) -> None:
-        self.gpu = self._make("cuda", backend)
-        self.cpu = self._make("cpu", "cpu")
+    def __init__(self, backend: str, **settings: Any) -> None:
+        self.gpu = self._make("cuda", backend, **settings)
+        self.cpu = self._make("cpu", "cpu", **settings)
 
     @staticmethod
-    def _make(device: str, backend: str) -> sf.StackelbergAdamW:
+    def _make(device: str, backend: str, **settings: Any) -> sf.StackelbergAdamW:
         values = [gradient(n, k).to(device, copy=True) for k, n in enumerate(SIZES)]
         params = [torch.nn.Parameter(value) for value in values]
         half = len(params) // 2
@@ -103,7 +112,7 @@ class Twins:
             {"params": params[:half], "role": "head", "rule": "sgd", "momentum": 0.9},
             {"params": params[half:]},
         ]
-        return sf.StackelbergAdamW(groups, lr=1e-2, backend=backend)
+        return sf.StackelbergAdamW(groups, lr=1e-2, backend=backend, **settings)
 
     def gradients(self, seed: int, offset: int = 0) -> list[tuple[Tensor, Tensor]]:
         """A gradient and the parameter it is for, on both sides; each `offset` floats into its allocation."""
@@ -144,11 +153,18 @@ def test_steps_of_each_role_and_every_gradient_offset(backend: str) -> None:
     assert twins.gpu.launches == 5
 
 
-def test_a_step_never_waits_for_the_gpu(backend: str) -> None:
-    twins = Twins(backend)
-    twins.set_gradients(0)
-    twins.step()  # allocates state, compiles
-    for i in range(1, 4):
+@pytest.mark.parametrize("settings", [{}, WHOLE], ids=["step", "whole step"])
+def test_a_step_never_waits_for_the_gpu(backend: str, settings: dict[str, Any]) -> None:
+    twins = Twins(backend, **settings)
+    if settings:  # a scaler's: counts live on the device from now on
+        for side in (twins.gpu, twins.cpu):
+            device = all_params(side)[0].device
+            side.found_inf = torch.zeros((), device=device)
+            side.grad_scale = torch.full((), 4.0, device=device)
+    for i in range(2):
+        twins.set_gradients(i)
+        twins.step()  # allocates state, compiles
+    for i in range(2, 6):
         twins.set_gradients(i)
         torch.cuda.synchronize()
         torch.cuda._sleep(BUSY_CYCLES)
@@ -210,8 +226,14 @@ def test_roles_on_streams_of_their_own(backend: str) -> None:
     twins.check()
 
 
-def _profiled(work: Callable[[], None]) -> list[str]:
-    """Names of what ran on the GPU."""
+def _profiled(
+    work: Callable[[], None], within: str = "", runtime_calls: list[str] | None = None
+) -> list[str]:
+    """Names of what ran on the GPU.
+
+    Args:
+        runtime_calls: gets the names of the CUDA runtime's functions that were called in the range `within`.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -222,6 +244,14 @@ def _profiled(work: Callable[[], None]) -> list[str]:
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
     # ranges of the host, such as torch's around every optimizer's step, are repeated on the device's side
     ranges = {event.name for event in profiler.events() if event.device_type == DeviceType.CPU}
+    if runtime_calls is not None:
+        on_host = [e for e in profiler.events() if e.device_type == DeviceType.CPU]
+        around = next(e.time_range for e in on_host if e.name == within)
+        runtime_calls += [
+            e.name
+            for e in on_host
+            if e.name.startswith("cuda") and around.start <= e.time_range.start <= around.end
+        ]
     return [event.name for event in events if event.name not in ranges]
 
 
@@ -251,6 +281,33 @@ def test_one_launch_per_step(backend: str, num_groups: int) -> None:
     assert all("step_kernel" in name for name in kernels), kernels
     assert len(copies) <= 3, seen  # rows, once per step; gradients were where they had been
     assert opt.launches == 4
+
+
+def test_a_whole_step_is_two_launches_and_no_synchronisation(backend: str) -> None:
+    from torch.profiler import record_function
+
+    probe = torch.ones(8, device="cuda")
+    if not _profiled(lambda: probe.add_(1)):
+        pytest.skip("the profiler sees no kernels on this machine")
+    params = [torch.nn.Parameter(torch.randn(5000, device="cuda")) for _ in range(6)]
+    groups = [{"params": params[:4]}, {"params": params[4:], "role": "head"}]
+    opt = sf.StackelbergAdamW(groups, backend=backend, grads="flat", **WHOLE)
+    opt.found_inf, opt.grad_scale = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    for _ in range(2):
+        opt.step(zero_grad=True)
+    calls: list[str] = []
+
+    def four_steps() -> None:
+        with record_function("four steps"):
+            for _ in range(4):
+                opt.step(zero_grad=True)
+
+    kernels = [n for n in _profiled(four_steps, "four steps", calls) if not n.startswith("Mem")]
+    assert len(kernels) == 8, kernels
+    assert all("step_kernel" in n or "statistics_kernel" in n for n in kernels), kernels
+    assert opt.launches == 12
+    assert calls, "the profiler sees no runtime calls on this machine"
+    assert not [name for name in calls if "Synchronize" in name or name == "cudaMemcpy"], calls
 
 
 def test_capture_is_refused(backend: str) -> None:
