@@ -14,7 +14,7 @@ import pytest
 import torch
 from cases import SIZES, gradient
 from checks import all_params, assert_same_optimizers
-from kernel_problem import FIELDS, Problem
+from kernel_problem import FIELDS, TURNS, Problem
 from torch import Tensor
 
 import stackelberg_fused as sf
@@ -53,10 +53,11 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
         stream = torch.cuda.current_stream()
         _cuda.step(args, stream.device_index, stream.cuda_stream)
     else:
-        from stackelberg_fused.triton_kernels.step import launch_step
+        from stackelberg_fused.triton_kernels.step import Extras, launch_step
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
-        launch_step(*words, 0, len(problem.tiles), 0, problem.rule)
+        more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
+        launch_step(*words, 0, len(problem.tiles), 0, problem.rule, Extras(**more))
     return memory.cpu().numpy()
 
 
@@ -77,6 +78,13 @@ def test_a_launch_that_mixes_all_rules(backend: str) -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_buffer_at_every_4_byte_offset(backend: str, field: str, shift: int) -> None:
     _check_against_cpu(Problem(RULES, {field: shift}), backend)
+
+
+@pytest.mark.parametrize("zero_grads", [0, 1])
+@pytest.mark.parametrize("turns", [(), tuple(TURNS)], ids=["no turns", "turns"])
+def test_turns_and_clearing(backend: str, turns: tuple[str, ...], zero_grads: int) -> None:
+    absent = tuple(range(1, 10 * len(RULES), 3))
+    _check_against_cpu(Problem(RULES, turns=turns, zero_grads=zero_grads, absent=absent), backend)
 
 
 def test_zeros_subnormals_infinities_and_nan(backend: str) -> None:

@@ -43,6 +43,11 @@ STEP = {
         "the bias corrections are folded into step_size and eps, which moves four roundings of the update (root, sum, "
         "quotient, product) and its moments' two ulp each",
     ),
+    "ema": Tolerance(
+        10,
+        "max(|ema|, |p|, |update|)",
+        "what its parameter is off by, times the weight of at most 1; and the roundings of the difference and of its sum",
+    ),
 }
 
 # Interpreted Triton on the CPU only: it rounds `tl.fma` twice, so a moment carries an error relative to the terms that
