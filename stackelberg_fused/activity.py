@@ -26,7 +26,7 @@ class Active:
         params: parameters that move; where counts live on the device, those that may.
         moves: bool [n]: which slots these are.
         moving: `moves`, or a slice, with which NumPy is faster.
-        waited: float32 [n]: `waited` after the step; None where every group moves on every step, or the device counts.
+        waits_on_host: whether the host counts how long groups wait.
         version: of the gradients.
         ready: whether all that move have taken a step.
     """
@@ -35,7 +35,7 @@ class Active:
     params: list[Tensor]
     moves: np.ndarray
     moving: np.ndarray | slice
-    waited: np.ndarray | None
+    waits_on_host: bool
     version: int
     ready: bool = False
 
@@ -50,11 +50,25 @@ class Activity:
         self._has_state = np.zeros(len(table.slots), bool)
         self._kept: dict[tuple[Span, bool, bytes], Active | None] = {}
         self._version = -1
+        self._begun: np.ndarray | None = None  # slots whose average holds more than they began with
 
-    def forget(self, slots: np.ndarray) -> None:
-        """Look again which state these slots (bool [n]) need."""
+    def forget(self, slots: np.ndarray, averages: np.ndarray) -> None:
+        """Look again which state these slots (bool [n]) need; those of `averages` begin to average now."""
         self._kept.clear()
         self._has_state[slots] = False
+        if self._begun is not None:
+            self._begun[averages] = False
+
+    def allocate_trained(self) -> None:
+        """Give every parameter that is trained its state before its first step."""
+        trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
+        allocate_state(self._table, trained, self._state, np.zeros(len(self._table.slots), bool))
+
+    def advance_waiting(self, span: Span, active: Active) -> None:
+        """Count the step for groups that take turns."""
+        table, here = self._table, slice(span.first_slot, span.last_slot)
+        now, every = table.waited_counts[here], table.update_every[here]
+        now[:] = turns.waited_after(now, every, (table.sums & active.mask)[here])
 
     def of(
         self, span: Span, counted: bool, before_allocating: Callable[[str], None]
@@ -70,8 +84,11 @@ class Activity:
             self._kept.clear()
             self._version = version
         # the host's counts say nothing any more where the device counts
-        on_host = table.takes_turns and table.counts is None
-        key = span, counted, table.waited_counts.tobytes() if on_host else b""
+        stage = b""
+        if table.takes_turns and table.counts is None:
+            waits = turns.waits(table.waited_counts, table.update_every)
+            stage = (waits + 2 * turns.has_gathered(table.waited_counts)).tobytes()
+        key = span, counted, stage
         if key not in self._kept:
             self._kept[key] = self._look(span, counted, before_allocating)
         return self._kept[key]
@@ -85,7 +102,7 @@ class Activity:
         mask[here] = self._gradients.active[here]
         if not mask.any() and not (counted and table.takes_turns):
             return None
-        moves, counts, waited = mask, mask, None
+        moves, counts = mask, mask
         if table.takes_turns:
             now, every, sums = table.waited_counts, table.update_every, table.sums
             inside = np.zeros(len(table.slots), bool)
@@ -96,8 +113,6 @@ class Activity:
             if table.counts is None:
                 waits = turns.waits(now, every)
                 moves = inside & (mask | (sums & turns.has_gathered(now))) & ~waits
-                waited = now.copy()
-                waited[here] = turns.waited_after(now, every, sums & mask)[here]
             else:
                 # only the device knows who has a sum
                 may = np.array(["waited" in tensors for tensors in table.state_tensors], bool)
@@ -105,8 +120,11 @@ class Activity:
         missing = np.flatnonzero((counts | moves) & ~self._has_state).tolist()
         if missing:
             before_allocating(f"the state of {table.slots[missing[0]].name}")
-            allocate_state(table, missing, moves, self._state)
-            self._has_state[missing] = moves[missing]  # an average begins when a parameter moves
+            if self._begun is None:
+                self._begun = (table.step_counts > 0) | (table.waited_counts > 0)
+            allocate_state(table, missing, self._state, ~self._begun)
+            self._has_state[missing] = self._begun[missing] = True
         params = [table.slots[i].param for i in np.flatnonzero(moves).tolist()]
         moving = slice(None) if moves.all() else moves
-        return Active(mask, params, moves, moving, waited, self._version)
+        on_host = table.takes_turns and table.counts is None
+        return Active(mask, params, moves, moving, on_host, self._version)

@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self.groups = groups
         self.state = state
+        self.is_broken = False  # accepted settings that not all of its units follow
         slots = collect_slots(groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
         updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
@@ -85,6 +86,10 @@ class Engine:
             self._attach_flat(flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
+            if (
+                flat is not None
+            ):  # they are all stepped, and tools that look for state have no other way to it
+                unit.allocate_trained()
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
         self._held = make_watch([groups if isinstance(groups, list) else [*groups], *lists])
@@ -98,6 +103,8 @@ class Engine:
             key: flat.get(key) or FlatGradients(unit.table)
             for key, unit in zip(keys, self.units, strict=True)
         }
+        for old in flat.values():
+            old.let_go()
         flat.clear()
         flat.update(found)
         for unit, buffers in zip(self.units, found.values(), strict=True):
@@ -142,8 +149,10 @@ class Engine:
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             accepted = self.settings.accept(changed)
+            self.is_broken = True  # should memory run out: then it is built again
             for unit in self.units:
                 unit.follow(accepted)
+            self.is_broken = False
         # a group may have parameters in several tables, which have to wait alike
         counted = len(self.units) > 1 and any(
             unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
@@ -153,8 +162,7 @@ class Engine:
         to_clear: list[tuple[LaunchUnit, Pending]] = []
         for unit, work in zip(self.units, pending, strict=True):
             zeroing = zero_grad and unit.flat is not None
-            # gradients elsewhere may share memory: they are cleared when all have been read
-            in_launch = zeroing and work.misplaced is None
+            in_launch = zeroing and work.clears  # else when all have been read
             staged = unit.stage(work, limits is not None, scaling, in_launch, counted)
             if staged is not None:
                 running.append((unit, staged))
@@ -181,8 +189,16 @@ class Engine:
             if unit.flat is None:
                 for slot in unit.table.slots[work.span.first_slot : work.span.last_slot]:
                     slot.param.grad = None
-            elif work.misplaced is not None:
+            elif not work.clears:
                 unit.flat.attach(unit.table, work.span, keep=False)
+                unit.flat.drop_others(unit.table, work.span)
+
+    def flat_gradients(self) -> list[dict[str, Tensor]]:
+        """The buffers of each table by role, with all gradients in them."""
+        found = [(unit, unit.flat) for unit in self.units if unit.flat is not None]
+        for unit, flat in found:
+            flat.attach(unit.table, unit.table.spans[None], keep=True)
+        return [flat.buffers for _, flat in found]
 
     def zero_flat(self) -> None:
         """Clear all gradients: flat ones in a few operations, others to None."""
@@ -245,6 +261,7 @@ class Engine:
             raise LayoutChanged("a param group changed its role")
         for unit in self.units:
             unit.refuse_rates(changed)
+            unit.refuse_edits_in_capture(changed)
             _check_capturable(unit.table.slots, self.groups, unit.backend)
         # from Adam to SGD or back with the state of the other
         for index in self.settings.changed_families(changed):

@@ -32,7 +32,8 @@ class FlatGradients:
         self._views: dict[int, torch.Tensor] = {}
         self._addresses = np.zeros(len(table.slots), np.int64)
         self._has_place = np.zeros(len(table.slots), bool)
-        self._frozen = [slot.param for slot in table.slots if not slot.param.requires_grad]
+        self._params = [slot.param for slot in table.slots]
+        self._trained = [slot.param.requires_grad for slot in table.slots]
         for role in ROLES:
             slots = [
                 (i, slot)
@@ -79,13 +80,29 @@ class FlatGradients:
             buffer.zero_()
         increment_version(self._views.values())  # views in memory, but not in autograd's eyes
         self.attach(table, table.spans[None], keep=False)
-        for i, slot in enumerate(table.slots):
-            if i not in self._views:
-                slot.param.grad = None
+        self.drop_others(table, table.spans[None])
 
     def is_outdated(self) -> bool:
-        """Whether a parameter that was frozen, and has no place, is trained by now."""
-        return any(param.requires_grad for param in self._frozen)
+        """Whether a parameter was frozen or unfrozen since."""
+        return [param.requires_grad for param in self._params] != self._trained
+
+    def let_go(self) -> None:
+        """Take their views from parameters that were frozen since: they are not trained any more."""
+        for i, view in self._views.items():
+            param = self._params[i]
+            if param.grad is view and not param.requires_grad:
+                param.grad = None
+
+    def all_placed(self, span: Span, active: np.ndarray) -> bool:
+        """Whether every gradient of a span is of a parameter that has a place."""
+        here = slice(span.first_slot, span.last_slot)
+        return not (active[here] & ~self._has_place[here]).any()
+
+    def drop_others(self, table: Table, span: Span) -> None:
+        """Set the gradients of parameters without a place to None."""
+        for i in range(span.first_slot, span.last_slot):
+            if i not in self._views:
+                table.slots[i].param.grad = None
 
     def misplaced(
         self, table: Table, span: Span, active: np.ndarray, odd: Sequence[int]

@@ -33,11 +33,13 @@ class Pending:
 
     Attributes:
         misplaced: the name of a parameter whose gradient is not in the flat buffer, where there is one.
+        clears: whether a launch may clear the gradients: all are in the flat buffer, so that none share memory.
     """
 
     span: Span
     gathered: Gathered
     misplaced: str | None = None
+    clears: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +76,10 @@ class LaunchUnit:
         self._is_captured = False
         self._places = make_places([])
 
+    def allocate_trained(self) -> None:
+        """As `Activity.allocate_trained`."""
+        self._activity.allocate_trained()
+
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
         self.has_new_state = False
@@ -97,6 +103,11 @@ class LaunchUnit:
                 raise ValueError(
                     f"{group_label(index, group)}: lr is on {lr.device}, its parameters on {self.table.device}"
                 )
+
+    def refuse_edits_in_capture(self, changed: list[int]) -> None:
+        """Raise for another rule or turn while a CUDA graph is captured: replays would not follow it."""
+        if self.table.counts is not None and self.settings.changes_rules(changed):
+            self._refuse_in_capture("another rule")
 
     def refuse_shards(self) -> None:
         """Raise for a DTensor, of whose gradient only a part is here to be measured."""
@@ -122,7 +133,9 @@ class LaunchUnit:
         if self.flat is not None:
             odd = pending.gathered.odd
             pending.misplaced = self.flat.misplaced(table, span, self.gradients.active, odd)
-            if pending.misplaced is not None and not self._warned_of_flat:
+            in_place = pending.misplaced is None
+            pending.clears = in_place and self.flat.all_placed(span, self.gradients.active)
+            if not in_place and not self._warned_of_flat:
                 self._warned_of_flat = True
                 warn_caller(
                     f"{pending.misplaced}: its gradient is not in the flat buffer, though grads='flat'; what there is "
@@ -203,8 +216,8 @@ class LaunchUnit:
             if not active.ready:
                 table.momentum_ready[active.moving] = True
                 active.ready = True
-            if active.waited is not None:
-                table.waited_counts[:] = active.waited
+            if active.waits_on_host:
+                self._activity.advance_waiting(span, active)
         return launches
 
     def clear(self, pending: Pending) -> None:
@@ -264,7 +277,7 @@ class LaunchUnit:
         table.set_turns()
         self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
         affected = np.isin(slot_group, flipped)
-        self._activity.forget(affected)
+        self._activity.forget(affected, np.isin(slot_group, accepted.new_averages))
         for i in np.flatnonzero(affected).tolist():
             slot = table.slots[i]
             entry = self.state.get(slot.param) or {}
@@ -275,7 +288,6 @@ class LaunchUnit:
             is_momentum = self.settings.rule(slot.group) & Rule.MOMENTUM
             table.momentum_ready[i] = has_buffer or not is_momentum
         if table.counts is not None:
-            self._refuse_in_capture("another rule")
             rules = [self.settings.rule(slot.group) for slot in table.slots]
             momentum = np.array(rules) & Rule.MOMENTUM != 0
             ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)

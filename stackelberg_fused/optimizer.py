@@ -31,6 +31,7 @@ from .groups import (
 from .loading import complete_state, split_names, with_exact_counts
 from .overlap import check_overlap
 from .scaling import Scaling
+from .settings import turn_of
 from .state import check_loaded, without_unused_momentum
 from .statistics import ClipLimits, LastStep, Statistics
 
@@ -84,6 +85,7 @@ class StackelbergOptimizer(Optimizer):
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
+        self._met_scaler = False
         super().__init__(params, {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
@@ -123,10 +125,10 @@ class StackelbergOptimizer(Optimizer):
         """With `grads="flat"`: by role, one contiguous buffer for each device and dtype, to be reduced before a step.
 
         They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
-        64 elements, in the order of the groups, with zeros between them.
+        64 elements, in the order of the groups, with zeros between them. Asking for them puts gradients that lie
+        elsewhere, as after `model.zero_grad()`, back in their place.
         """
-        units = self._current().units
-        found = [unit.flat.buffers for unit in units if unit.flat is not None]
+        found = self._current().flat_gradients()
         return {role: [b[role] for b in found if role in b] for role in ROLES}
 
     def ema_weights(self) -> AbstractContextManager[None]:
@@ -164,7 +166,8 @@ class StackelbergOptimizer(Optimizer):
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
         self._refuse_averages("state_dict()")
         packed = super().state_dict()
-        packed["state"] = without_unused_momentum(packed["state"])
+        if self._met_scaler and "state" in packed:  # a hook may have made anything of it
+            packed["state"] = without_unused_momentum(packed["state"])
         return packed
 
     @torch._disable_dynamo
@@ -296,6 +299,7 @@ class StackelbergOptimizer(Optimizer):
             for name in ("grad_scale", "found_inf"):
                 self.__dict__.pop(name, None)
             raise
+        self._met_scaler |= scaling is not None
         self._found_inf = scaling and scaling.found_inf
         self.launches += self._last[0]
         return loss
@@ -352,6 +356,7 @@ class StackelbergOptimizer(Optimizer):
         if (
             engine is None
             or self._is_stale
+            or engine.is_broken
             or engine.state is not self.state
             or engine.groups is not self.param_groups
         ):
@@ -360,7 +365,10 @@ class StackelbergOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_settings", "_warned", "_turns", "launches")}
+        own = {
+            name: self.__dict__[name]
+            for name in ("_settings", "_warned", "_met_scaler", "launches")
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -370,8 +378,8 @@ class StackelbergOptimizer(Optimizer):
         previous = self.state if loading else None
         if loading:
             state = complete_state(state, self.param_groups, self.defaults)
-            self._turns = {}
         super().__setstate__(state)
+        self._turns = {id(group): turn_of(group) for group in self.param_groups}
         if loading:
             self._engine, self._is_stale = self._build(previous), False
         else:

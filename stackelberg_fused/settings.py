@@ -16,11 +16,17 @@ from .watch import make_watch
 
 
 class Accepted(NamedTuple):
-    """Groups that were accepted with another rule, which may need state that it did not need before, and those of them
-    that begin to wait for their turn anew."""
+    """Groups that were accepted with other settings.
+
+    Attributes:
+        new_rules: with another rule or turn, which may need state that was not needed before.
+        new_turns: those of them that begin to wait for their turn anew.
+        new_averages: those of them that begin to average, or do so again.
+    """
 
     new_rules: list[int]
     new_turns: list[int]
+    new_averages: list[int]
 
 
 class GroupSettings:
@@ -51,8 +57,10 @@ class GroupSettings:
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         self._turns = {} if turns is None else turns
-        for index, group in enumerate(groups):
-            self._turns.setdefault(index, _turn(group))
+        for gone in self._turns.keys() - {id(group) for group in groups}:
+            del self._turns[gone]
+        for group in groups:
+            self._turns.setdefault(id(group), turn_of(group))
         # groups to look at in every step: not accepted yet, or with a setting that can change in place
         self._open = set(range(len(groups)))
         self._edited: set[int] = set()  # those to look at until they are accepted
@@ -130,15 +138,26 @@ class GroupSettings:
                 self._tensors.pop(index, None)
         self.version += self._content(changed) != before  # volatile groups come here at every step
         self._edited.clear()
-        accepted = Accepted([], [])
+        accepted = Accepted([], [], [])
         for index in changed:
-            turn = _turn(self.groups[index])
-            if self._turns[index] != turn:
+            group, old, new = self.groups[index], self._rules[index], self.rule(index)
+            has_new_turn = self._turns[id(group)] != turn_of(group)
+            if has_new_turn:
                 accepted.new_turns.append(index)
-            if self._rules[index] != self.rule(index) or self._turns[index] != turn:
+            if old != new or has_new_turn:
                 accepted.new_rules.append(index)
-            self._rules[index], self._turns[index] = self.rule(index), turn
+            if old is not None and new & ~old & Rule.EMA:
+                accepted.new_averages.append(index)
+            self._rules[index], self._turns[id(group)] = new, turn_of(group)
         return accepted
+
+    def changes_rules(self, changed: list[int]) -> bool:
+        """Whether any of these groups follows another rule or turn than was accepted."""
+        groups = ((i, self.groups[i]) for i in changed)
+        return any(
+            self._rules[i] != rule_of(group) or self._turns[id(group)] != turn_of(group)
+            for i, group in groups
+        )
 
     def scalars_for(self, device: torch.device) -> np.ndarray:
         """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
@@ -158,6 +177,10 @@ class GroupSettings:
         tensors = [self._tensors.get(index) for index in groups]
         addresses = [None if lr is None else lr.data_ptr() for lr in tensors]
         return self.static[groups].tobytes(), self.scalars[groups].tobytes(), addresses
+
+    def tensors(self) -> list[Tensor]:
+        """Rates that are tensors."""
+        return [*self._tensors.values()]
 
     def rates_live_on(self, device: torch.device) -> bool:
         """Whether a rate is in a tensor on this device, and the device is not the host."""
@@ -206,7 +229,8 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
 
 
-def _turn(group: dict[str, Any]) -> tuple[int, str]:
+def turn_of(group: dict[str, Any]) -> tuple[int, str]:
+    """What the counts of a group that takes turns are about."""
     return group["update_every"], group["update_every_grads"]
 
 

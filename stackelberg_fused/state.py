@@ -33,13 +33,13 @@ def state_names(group: dict[str, Any]) -> tuple[str, ...]:
 def allocate_state(
     table: Table,
     indices: Sequence[int],
-    moves: np.ndarray,
     state: Mapping[Tensor, dict[str, Any]],
+    begins: np.ndarray,
 ) -> None:
     """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights.
 
     Args:
-        moves: bool [n]: slots that move now; others get no average yet.
+        begins: bool [n]: slots whose average begins now, with the weights of now, also where there is one.
     """
     missing: dict[str, list[int]] = defaultdict(list)
     for i in indices:
@@ -50,8 +50,10 @@ def allocate_state(
         if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         for name in state_names(table.groups[slot.group]):
-            if entry.get(name) is None and (name != "ema" or moves[i]):
+            if entry.get(name) is None:
                 missing[name].append(i)
+            elif name == "ema" and begins[i]:
+                local_tensor(entry[name]).copy_(slot.local)
     for name, slots in missing.items():
         places = zeros_like_in_arenas([table.slots[i].dense_like() for i in slots])
         for i, place in zip(slots, places, strict=True):
@@ -118,7 +120,9 @@ def _check_entry(
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
-            valid = 0 <= as_number(count) < float("inf")
+            valid = 0 <= as_number(count) < float("inf") and (
+                name == "step" or as_number(count).is_integer()
+            )
         except (TypeError, ValueError, RuntimeError):  # no number, or several
             valid = False
         if not valid:

@@ -76,7 +76,8 @@ class Statistics:
         if self._written != limits:
             self._limits[0].fill_(limits.body)
             self._limits[1].fill_(limits.head)
-            self._written = limits
+            capturing = self._limits.is_cuda and torch.cuda.is_current_stream_capturing()
+            self._written = None if capturing else limits  # a capture writes nothing yet
         return self._limits
 
     @property

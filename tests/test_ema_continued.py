@@ -85,12 +85,12 @@ def test_torch_loads_ours_with_averages(options: Options) -> None:
 @by_backend
 def test_turned_on_and_off(backend: str) -> None:
     ours, never = (averaging_optimizer(ADAM, backend) for _ in range(2))
-    for number, decay in enumerate([None, 0.5, None]):
+    for number, decay in enumerate([None, 0.5, None, 0.5, None]):
         for group in ours.param_groups:
             group["ema_decay"] = decay
         weights = values(ours)
         step(ours, never, seed=number)
-        if decay is not None:  # they begin with the weights of now
+        if decay is not None:  # they begin with the weights of now, also the second time
             assert_averaged(ours, weights, decay)
             kept = [ema.clone() for ema in averages(ours)]
     assert_all_same(averages(ours), kept)

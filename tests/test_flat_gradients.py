@@ -247,6 +247,49 @@ def test_frozen_parameters(flatten: bool) -> None:
     assert (trained.tolist(), frozen.tolist()) == ([-1.0] * 5, [-1.0] * 70)
 
 
+@pytest.mark.parametrize("how", ["step", "zero_grad"])
+def test_a_parameter_that_is_frozen_stays_where_it_is(how: str) -> None:
+    trained, frozen = _zeros(5), _zeros(70)
+    ours = _sgd(trained, frozen, momentum=0.9)
+    (trained.sum() + frozen.sum()).backward()
+    ours.step(zero_grad=True)
+    frozen.requires_grad_(False)
+    for _ in range(2):
+        if how == "zero_grad":
+            ours.zero_grad()
+        trained.sum().backward()
+        ours.step(zero_grad=how == "step")
+    assert frozen.tolist() == [-1.0] * 70
+    assert frozen.grad is None
+    assert ours.flat_grads["body"][0].numel() == padded(5)
+
+
+def test_gradients_without_a_place_that_share_memory() -> None:
+    params = [_zeros(5), *(nn.Parameter(torch.zeros(5), requires_grad=False) for _ in range(2))]
+    ours = _sgd(*params)
+    shared = torch.ones(5)
+    for p in params[1:]:
+        p.grad = shared
+    ours.step(zero_grad=True)
+    assert [p.tolist() for p in params] == [[0.0] * 5, [-1.0] * 5, [-1.0] * 5]
+    assert [p.grad is None for p in params] == [False, True, True]
+
+
+def test_who_asks_for_the_buffers_gets_all_gradients() -> None:
+    """Also those that a model's own zero_grad led elsewhere: whoever reduces the buffers asks before."""
+    model = nn.Linear(3, 2)
+    ours = _sgd(*model.parameters())
+    model.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    (buffer,) = ours.flat_grads["body"]
+    assert float(buffer.sum()) == float(sum(grad.sum() for grad in found)) != 0
+    _assert_attached(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.step()
+
+
 ODD: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: gradient((4, 6), 1).clone(),
     "transposed": lambda: gradient((6, 4), 1).clone().t(),

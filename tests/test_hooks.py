@@ -106,3 +106,13 @@ def test_a_profiler_sees_the_step_under_torchs_name() -> None:
             step(optimizer)
         name = type(optimizer).__name__
         assert f"Optimizer.step#{name}.step" in {event.key for event in profiled.key_averages()}
+
+
+def test_a_hook_may_make_anything_of_a_state_dict() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    ours = sf.StackelbergSGD([p], lr=1.0, momentum=0.9, backend="cpu")
+    ours.register_state_dict_post_hook(lambda optimizer, found: {"wrapped": found})
+    ours.found_inf = torch.zeros(())
+    p.grad = torch.ones(3)
+    ours.step()
+    assert list(ours.state_dict()) == ["wrapped"]

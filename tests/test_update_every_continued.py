@@ -158,3 +158,43 @@ def test_a_cuda_graph(mode: str, backend: str) -> None:
     torch.cuda.synchronize()
     assert_same_optimizers(ours, eager)
     assert_same_bits(ours.last_step.grad_norm["total"], eager.last_step.grad_norm["total"])
+
+
+def test_a_group_that_goes_leaves_the_rounds_of_others() -> None:
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "update_every": 4}]
+    ours = sf.StackelbergSGD(groups, lr=1.0, backend="cpu", update_every_grads="mean")
+    for number in range(4):
+        if number == 3:
+            del ours.param_groups[0]
+        for p in params:
+            p.grad = torch.full((3,), float(number))
+        ours.step()
+    assert params[1].tolist() == [-1.5] * 3
+
+
+def test_long_rounds_are_told_apart_by_what_a_step_does() -> None:
+    ours = optimizer_with_turns(ADAM, "cpu", "mean", every=(1000,))
+    for number in range(300):
+        if number < 2:
+            set_gradients(ours.param_groups, number)
+        ours.step()
+    assert len(ours._engine.units[0]._activity._kept) == 2  # nothing summed up yet, and something
+    assert {int(ours.state[p]["waited"]) for p in all_params(ours)} == {601}
+
+
+def test_an_edit_that_fails_halfway_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters of two dtypes are in two tables, the first of which runs out of memory."""
+    params = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    ours = sf.StackelbergSGD(params, lr=1.0, backend="reference")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    ours.step()
+    ours.param_groups[0]["update_every"] = 3
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._engine.units[0], "follow", lambda accepted: [][0])
+        with pytest.raises(IndexError):
+            ours.step()
+    for _ in range(5):
+        ours.step()
+    assert [p.tolist() for p in params] == [[-2.0] * 3] * 2

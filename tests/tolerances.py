@@ -46,7 +46,7 @@ STEP = {
     "ema": Tolerance(
         10,
         "max(|ema|, |p|, |update|)",
-        "what its parameter is off by, times the weight of at most 1; and the roundings of the difference and of its sum",
+        "what its parameter is off by, times a weight of at most 1; and the roundings of the difference and of the sum",
     ),
 }
 

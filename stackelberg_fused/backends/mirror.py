@@ -77,7 +77,8 @@ class CapturedUploads:
         fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
-        self._kept.append((pinned, copy, table.counts, [*table.statistics.values()]))
+        read = [*table.statistics.values(), *table.state_tensors, *table.settings.tensors()]
+        self._kept.append((pinned, copy, table.counts, read))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
