@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 import stackelberg_fused as sf
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled.*:UserWarning")
+
 MEAN = {"update_every": {"body": 4}, "update_every_grads": "mean"}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "AdamW": (sf.StackelbergAdamW, {}),
