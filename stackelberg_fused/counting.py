@@ -57,8 +57,8 @@ class DeviceCounts:
 
         Args:
             span: the slots of the step.
-            mask: bool [n]: those of them that have a gradient; another array where it changes.
-            update_every, sums: int64 and bool [n]: of each slot's group; likewise.
+            mask: bool [n]: those of them that have a gradient.
+            update_every, sums: int64 and bool [n]: of each slot's group.
             found_inf: one element; not 0: no step is taken.
         """
         if not len(self._empty):
@@ -66,7 +66,7 @@ class DeviceCounts:
         # copied to the device once: a capture must not
         arrays = mask, update_every, sums
         known, tensors = self._known.get(span, ((), []))
-        if not known or any(a is not b for a, b in zip(arrays, known, strict=True)):
+        if not known or not all(map(np.array_equal, arrays, known)):
             inside = np.zeros(len(mask), bool)
             inside[span.first_slot : span.last_slot] = True
             host = (torch.from_numpy(a) for a in (*arrays, inside))
@@ -75,6 +75,9 @@ class DeviceCounts:
         here, every, summed, within = tensors
         if found_inf is not None:
             within = within & (found_inf.view(()) == 0)
+        if not (update_every > 1).any():
+            self.steps.index_add_(0, self._empty, (within & here).float())
+            return
         waited = self.waited[self._empty]
         moves = here | (summed & turns.has_gathered(waited))
         moves = within & moves & ~turns.waits(waited, every)
