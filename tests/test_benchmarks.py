@@ -313,5 +313,6 @@ def test_committed_results_can_be_printed_and_drawn(committed, tmp_path, capsys)
     bench.add_arguments(parser)
     redraw = ["--redraw", str(committed), "--out", str(tmp_path)]
     assert bench.run(parser.parse_args(redraw)) == 0
-    assert "465 groups" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(row["name"] in printed for row in json.loads(committed.read_text())["rows"])
     assert (tmp_path / "bench.png").exists()
