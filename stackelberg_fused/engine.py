@@ -86,9 +86,8 @@ class Engine:
             self._attach_flat(flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
-            if (
-                flat is not None
-            ):  # they are all stepped, and tools that look for state have no other way to it
+            if flat is not None:
+                # all of them are stepped, and tools that look for state have no other way to it
                 unit.allocate_trained()
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
@@ -253,7 +252,7 @@ class Engine:
             if unit.state_moved():
                 raise LayoutChanged("state was moved")
             if unit.flat is not None and unit.flat.is_outdated():
-                raise LayoutChanged("a parameter that was frozen is trained")
+                raise LayoutChanged("a parameter was frozen or unfrozen")
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose settings go together, but not with their parameters, state or table."""

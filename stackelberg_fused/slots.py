@@ -64,6 +64,8 @@ class Placement:
 
     def place_late(self) -> bool:
         """Move parameters that were frozen and now have a gradient; returns whether there were any."""
+        if not self._frozen:
+            return False
         late = [slot for slot in self._frozen.values() if slot.param.grad is not None]
         by_kind: dict[Kind, list[Slot]] = defaultdict(list)
         for slot in late:
