@@ -53,7 +53,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, ema_weight);
   SF_FIELD(row, Row, mean_weight);
   SF_FIELD(row, Row, waits);
-  SF_FIELD(row, Row, gathered);
+  SF_FIELD(row, Row, has_sum);
   m.attr("ROW_OFFSETS") = row;
   m.attr("ROW_BYTES") = sizeof(Row);
 

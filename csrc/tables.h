@@ -62,7 +62,7 @@ struct Row {
   float ema_weight;           // of the average of the parameters, as lerp_weight
   float mean_weight;          // of a sum of gradients: 1 / update_every, or 0 where only the last one counts
   int32_t waits;              // not 0: it is not this group's turn (csrc/turn.h)
-  int32_t gathered;           // not 0: there is a sum of earlier gradients
+  int32_t has_sum;            // not 0: there is a sum of earlier gradients
   float reserved;
 };
 

@@ -13,19 +13,19 @@ SF_SHARED bool waits_for_turn(float waited, int64_t update_every) {
   return static_cast<int64_t>(waited) / 2 + 1 < update_every;
 }
 
-SF_SHARED bool has_gathered(float waited) { return static_cast<int64_t>(waited) % 2 != 0; }
+SF_SHARED bool has_sum(float waited) { return static_cast<int64_t>(waited) % 2 != 0; }
 
 struct Turn {
   bool waits;
-  bool gathered;      // there is a sum of earlier gradients
+  bool has_sum;       // there is a sum of earlier gradients
   float mean_weight;  // of that sum and the gradient; 0: gradients are not summed up
 
   SF_SHARED_MEMBER bool sums() const { return mean_weight != 0.0f; }
-  SF_SHARED_MEMBER bool moves(bool has_grad) const { return !waits && (has_grad || (sums() && gathered)); }
-  SF_SHARED_MEMBER bool gathers(bool has_grad) const { return waits && sums() && has_grad; }
+  SF_SHARED_MEMBER bool moves(bool has_grad) const { return !waits && (has_grad || (sums() && has_sum)); }
+  SF_SHARED_MEMBER bool adds(bool has_grad) const { return waits && sums() && has_grad; }
   SF_SHARED_MEMBER float waited_after(float waited, bool has_grad) const {
     if (!waits) return 0.0f;
-    return static_cast<float>(static_cast<int64_t>(waited) / 2 * 2 + 2 + (gathered || gathers(has_grad)));
+    return static_cast<float>(static_cast<int64_t>(waited) / 2 * 2 + 2 + (has_sum || adds(has_grad)));
   }
 };
 
@@ -37,7 +37,7 @@ SF_SHARED Turn turn_of(const Args& args, int64_t index, const Record& record) {
   const Row& row = args.rows[record.row];
   turn.mean_weight = row.mean_weight;
   turn.waits = args.groups ? waits_for_turn(args.waited[index], args.groups[record.row].update_every) : row.waits != 0;
-  turn.gathered = args.groups ? has_gathered(args.waited[index]) : row.gathered != 0;
+  turn.has_sum = args.groups ? has_sum(args.waited[index]) : row.has_sum != 0;
   return turn;
 }
 

@@ -87,7 +87,7 @@ class Activity:
         stage = b""
         if table.takes_turns and table.counts is None:
             waits = turns.waits(table.waited_counts, table.update_every)
-            stage = (waits + 2 * turns.has_gathered(table.waited_counts)).tobytes()
+            stage = (waits + 2 * turns.has_sum(table.waited_counts)).tobytes()
         key = span, counted, stage
         if key not in self._kept:
             self._kept[key] = self._look(span, counted, before_allocating)
@@ -112,7 +112,7 @@ class Activity:
             counts = mask | (inside & (every > 1) & trained)
             if table.counts is None:
                 waits = turns.waits(now, every)
-                moves = inside & (mask | (sums & turns.has_gathered(now))) & ~waits
+                moves = inside & (mask | (sums & turns.has_sum(now))) & ~waits
             else:
                 # only the device knows who has a sum
                 may = np.array(["waited" in tensors for tensors in table.state_tensors], bool)

@@ -79,7 +79,7 @@ class DeviceCounts:
             self.steps.index_add_(0, self._empty, (within & here).float())
             return
         waited = self.waited[self._empty]
-        moves = here | (summed & turns.has_gathered(waited))
+        moves = here | (summed & turns.has_sum(waited))
         moves = within & moves & ~turns.waits(waited, every)
         after = turns.waited_after(waited, every, summed & here)
         self.steps.index_add_(0, self._empty, moves.float())

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from .backends import Backend, resolve_backend
+from .carried import Carried
+from .clearing import clear_gradients
 from .flat_gradients import FlatGradients, refuse_shards
 from .gradients import LayoutChanged
 from .groups import param_label
 from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
-from .ratio import RatioWatch
 from .scaling import Scaling
 from .settings import GroupSettings
 from .slots import Placement, collect_slots, is_trained
@@ -41,13 +42,9 @@ class Engine:
         state: the optimizer's state.
         choice: backend by name, "auto", or a backend.
         flatten: move parameters into arenas.
+        flat_grads: keep gradients in flat buffers.
+        carried: what the engine before this one left.
         previous: state before a state dict was loaded, see `attach_state`.
-        watch: that of the engine before this one.
-        placed: ids of parameters that were moved before; they are not moved again, and new ones are added.
-        warned: devices and dtypes of which it was said that the reference steps them; new ones are added.
-        turns: `update_every` and `update_every_grads` by group, of those that state counts are of; new ones are added.
-        flat: buffers of gradients, by what their tables have in common with the ones of this engine; those of this
-            engine take their place. None: gradients are gathered.
     """
 
     def __init__(
@@ -56,12 +53,9 @@ class Engine:
         state: Mapping[Tensor, dict[str, Any]],
         choice: str | Backend,
         flatten: bool,
+        flat_grads: bool,
+        carried: Carried,
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
-        watch: RatioWatch | None = None,
-        placed: set[int] | None = None,
-        warned: set[Any] | None = None,
-        flat: dict[Any, FlatGradients] | None = None,
-        turns: dict[int, Any] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
@@ -71,32 +65,35 @@ class Engine:
         updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
         self._frozen = [slot.param for key in slots if key not in updated for slot in slots[key]]
         slots = {key: slots[key] for key in updated}
-        warned = set() if warned is None else warned
-        backends = {key: resolve_backend(choice, *key, slots[key][0].name, warned) for key in slots}
+        backends = {
+            key: resolve_backend(choice, *key, slots[key][0].name, carried.reported)
+            for key in slots
+        }
         for key, backend in backends.items():
             _check_capturable(slots[key], groups, backend)
-        if flat is not None:
+        if flat_grads:
             refuse_shards(slot for key_slots in slots.values() for slot in key_slots)
-        self._placement = Placement(flatten, set() if placed is None else placed)
+        self._placement = Placement(flatten, carried.placed)
         for key_slots in slots.values():
             self._placement.place(key_slots)
-        self.settings = GroupSettings(groups, turns)
+        self.settings = GroupSettings(groups, carried.turns)
         self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
-        if flat is not None:
-            self._attach_flat(flat)
+        if flat_grads:
+            self._attach_flat(carried.flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
-            if flat is not None:
+            if flat_grads:
                 # all of them are stepped, and tools that look for state have no other way to it
                 unit.allocate_trained()
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
         self._held = make_watch([groups if isinstance(groups, list) else [*groups], *lists])
         self._note_state()
-        self.watch = watch or RatioWatch()
+        self._watch = carried.watch
         self._look_at_rates(list(range(len(groups))))
 
     def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
+        """Have gradients lie in buffers: those of the engine before where tables are the same, else new ones."""
         keys = [FlatGradients.key_of(unit.table) for unit in self.units]
         found = {
             key: flat.get(key) or FlatGradients(unit.table)
@@ -136,61 +133,59 @@ class Engine:
         changed = self.settings.check()
         if changed:
             self._refuse(changed)
+        pending = self._prepare(role, limits is not None)
+        self._look_at_rates(changed)  # a warning may be an error
+        if changed:
+            self._accept(changed)
+        staged = self._stage(pending, limits is not None, scaling, zero_grad)
+        launches, statistics, has_new_state = 0, None, False
+        if limits is not None and self.units and not any(unit.skipped for unit in self.units):
+            launches, statistics = self._measure(staged, limits, role)
+        for unit, work in zip(self.units, staged, strict=True):
+            if work is not None:
+                launches += unit.launch(work)
+            has_new_state |= unit.has_new_state
+        if has_new_state:
+            self._note_state()
+        if zero_grad:
+            for unit, read, work in zip(self.units, pending, staged, strict=True):
+                clear_gradients(unit, read, work)
+        return launches, statistics
+
+    def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
+        """What the units read, and whatever they have to raise."""
         for param in self._frozen:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
-        if limits is not None:
+        if clipped:
             for unit in self.units:
                 unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
-        self._look_at_rates(changed)  # a warning may be an error
-        if changed:
-            accepted = self.settings.accept(changed)
-            self.is_broken = True  # should memory run out: then it is built again
-            for unit in self.units:
-                unit.follow(accepted)
-            self.is_broken = False
+        return pending
+
+    def _accept(self, changed: list[int]) -> None:
+        """Go on with settings that somebody changed and that nothing speaks against."""
+        accepted = self.settings.accept(changed)
+        self.is_broken = True  # should memory run out: then it is built again
+        for unit in self.units:
+            unit.follow(accepted)
+        self.is_broken = False
+
+    def _stage(
+        self, pending: list[Pending], clipped: bool, scaling: Scaling | None, zero_grad: bool
+    ) -> list[Staged | None]:
+        """What each unit launches; None where it launches nothing."""
         # a group may have parameters in several tables, which have to wait alike
         counted = len(self.units) > 1 and any(
             unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
             for unit, work in zip(self.units, pending, strict=True)
         )
-        running: list[tuple[LaunchUnit, Staged]] = []
-        to_clear: list[tuple[LaunchUnit, Pending]] = []
-        for unit, work in zip(self.units, pending, strict=True):
-            zeroing = zero_grad and unit.flat is not None
-            in_launch = zeroing and work.clears  # else when all have been read
-            staged = unit.stage(work, limits is not None, scaling, in_launch, counted)
-            if staged is not None:
-                running.append((unit, staged))
-            if zeroing and (staged is None or not in_launch):
-                to_clear.append((unit, work))
-        launches, statistics, has_new_state = 0, None, False
-        if limits is not None and self.units and not any(unit.skipped for unit in self.units):
-            launches, statistics = self._measure(running, limits, role)
-        for unit, staged in running:
-            launches += unit.launch(staged)
-        for unit, work in to_clear:
-            unit.clear(work)
-        for unit in self.units:
-            has_new_state |= unit.has_new_state
-        if has_new_state:
-            self._note_state()
-        if zero_grad:
-            self._finish_clearing(pending)
-        return launches, statistics
-
-    def _finish_clearing(self, pending: list[Pending]) -> None:
-        """What is left to do to clear gradients: let go of gathered ones, and put flat ones back in their place."""
-        for unit, work in zip(self.units, pending, strict=True):
-            if unit.flat is None:
-                for slot in unit.table.slots[work.span.first_slot : work.span.last_slot]:
-                    slot.param.grad = None
-            elif not work.clears:
-                unit.flat.attach(unit.table, work.span, keep=False)
-                unit.flat.drop_others(unit.table, work.span)
+        return [
+            unit.stage(work, clipped, scaling, zero_grad, counted)
+            for unit, work in zip(self.units, pending, strict=True)
+        ]
 
     def flat_gradients(self) -> list[dict[str, Tensor]]:
         """The buffers of each table by role, with all gradients in them."""
@@ -208,14 +203,12 @@ class Engine:
                 unit.flat.zero(unit.table)
 
     def _measure(
-        self,
-        running: list[tuple[LaunchUnit, Staged]],
-        limits: ClipLimits,
-        role: str | None,
+        self, staged: list[Staged | None], limits: ClipLimits, role: str | None
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
+        running = [(unit, work) for unit, work in zip(self.units, staged, strict=True) if work]
         launches = sum(unit.measure(work, limits) for unit, work in running)
-        parts = [staged.work.statistics for _, staged in running]
+        parts = [work.work.statistics for _, work in running]
         if not parts:
             table = self.units[0].table
             parts = [table.statistics_of(table.spans[role])]
@@ -276,7 +269,7 @@ class Engine:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
         rates = self.settings.new_rates(changed)
         if rates is not None:
-            self.watch.look(*rates)
+            self._watch.look(*rates)
 
     def _note_state(self) -> None:
         """Take what the state holds now for what it should hold."""

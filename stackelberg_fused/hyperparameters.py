@@ -100,7 +100,7 @@ class HyperparameterRows:
         self.rows["step_size"] = group["lr"] * factor
         self.rows["eps"] = group["eps"] * bias_correction2_sqrt
         self.rows["waits"] = turns.waits(waited, group["update_every"])
-        self.rows["gathered"] = turns.has_gathered(waited)
+        self.rows["has_sum"] = turns.has_sum(waited)
         return True
 
     def _regroup(self) -> None:

@@ -149,12 +149,13 @@ class LaunchUnit:
         pending: Pending,
         clipped: bool,
         scaling: Scaling | None,
-        zero_grads: bool = False,
+        zero_grad: bool = False,
         counted: bool = False,
     ) -> Staged | None:
         """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move.
 
         Args:
+            zero_grad: clear gradients in the launch, where that may be.
             counted: the step has a gradient in some table, so that groups that wait do so one step less.
         """
         table, span = self.table, pending.span
@@ -181,11 +182,12 @@ class LaunchUnit:
         self.gradients.stage(pending.gathered, span, active.moves)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
-        work = Work(table, span, gradient, rule, self.state, statistics, scaling, zero_grads)
+        clears = zero_grad and pending.clears
+        work = Work(table, span, gradient, rule, self.state, statistics, scaling, clears)
         return Staged(pending.gathered, active, work)
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
-        """Gather the statistics of the gradients that are about to be stepped; returns the launches made."""
+        """Compute the statistics of the gradients that are about to be stepped; returns the launches made."""
         span = staged.work.span
         if span.last_tile > span.first_tile:
             return self.backend.statistics(staged.work, limits)
@@ -201,8 +203,6 @@ class LaunchUnit:
         launches = 0
         if span.last_tile > span.first_tile:
             launches = self.backend.step(staged.work)
-        if staged.work.zero_grads:
-            self._note_cleared(staged.gathered)
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
@@ -219,18 +219,6 @@ class LaunchUnit:
             if active.waits_on_host:
                 self._activity.advance_waiting(span, active)
         return launches
-
-    def clear(self, pending: Pending) -> None:
-        """Clear gradients of which no launch is made."""
-        for grad in pending.gathered.grads:
-            grad.detach().zero_()
-
-    def _note_cleared(self, gathered: Gathered) -> None:
-        """Clear gradients of which the launch cleared a copy, and tell autograd of all others."""
-        for grad in gathered.copied:
-            grad.detach().zero_()
-        if self.backend.reads_memory:
-            increment_version(gathered.grads)
 
     def _begin_anew(self, slots: list[int]) -> None:
         """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""

@@ -15,8 +15,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .averaging import swapped
 from .backends import Backend
+from .carried import Carried
 from .engine import Engine
-from .flat_gradients import FlatGradients
 from .gradients import LayoutChanged
 from .groups import (
     ROLES,
@@ -77,11 +77,8 @@ class StackelbergOptimizer(Optimizer):
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
         self._engine: Engine | None = None
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
-        self._placed: set[int] = set()
-        self._flat: dict[Any, FlatGradients] = {}
-        self._turns: dict[int, tuple[int, str]] = {}  # of each group, those that its counts are of
+        self._carried = Carried()
         self._is_swapped = False
-        self._warned: set[Any] = set()
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
@@ -320,18 +317,14 @@ class StackelbergOptimizer(Optimizer):
 
     def _build(self, previous: Any = None) -> Engine:
         settings = self._settings
-        watch = self._engine.watch if self._engine is not None else None
         return Engine(
             self.param_groups,
             self.state,
             settings["backend"],
             settings["flatten"],
+            settings["grads"] == "flat",
+            self._carried,
             previous,
-            watch,
-            self._placed,
-            self._warned,
-            self._flat if settings["grads"] == "flat" else None,
-            self._turns,
         )
 
     def _build_again(self) -> Engine:
@@ -365,25 +358,24 @@ class StackelbergOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {
-            name: self.__dict__[name]
-            for name in ("_settings", "_warned", "_met_scaler", "launches")
-        }
+        own = {name: self.__dict__[name] for name in ("_settings", "_met_scaler", "launches")}
+        own["_reported"] = self._carried.reported
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = "param_groups" in self.__dict__  # else unpickling or copying
+        previous = None
         if loading:
             self._refuse_averages("load_state_dict()")
-        previous = self.state if loading else None
-        if loading:
-            state = complete_state(state, self.param_groups, self.defaults)
-        super().__setstate__(state)
-        self._turns = {id(group): turn_of(group) for group in self.param_groups}
-        if loading:
-            self._engine, self._is_stale = self._build(previous), False
+            previous = self.state
+            super().__setstate__(complete_state(state, self.param_groups, self.defaults))
         else:
-            self._engine, self._is_stale, self._placed = None, False, set()
-            self._flat, self._is_swapped = {}, False
+            state = dict(state)
+            self._carried = Carried(reported=state.pop("_reported"))
+            super().__setstate__(state)
+            self._engine, self._is_stale, self._is_swapped = None, False, False
             self._last, self._found_inf = (0, None), None
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
+        self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
+        if loading:
+            self._engine, self._is_stale = self._build(previous), False

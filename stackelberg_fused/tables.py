@@ -39,7 +39,7 @@ ROW = np.dtype(
         ("rule", "<i4"),
         *((name, "<f4") for name in _SCALARS),
         ("waits", "<i4"),
-        ("gathered", "<i4"),
+        ("has_sum", "<i4"),
         ("reserved", "<f4"),
     ]
 )

@@ -16,12 +16,12 @@ def waits(waited: Array, update_every: Array) -> Array:
     return waited // 2 + 1 < update_every
 
 
-def has_gathered(waited: Array) -> Array:
+def has_sum(waited: Array) -> Array:
     """Whether there is a sum of earlier gradients: bool, elementwise."""
     return waited % 2 != 0
 
 
-def waited_after(waited: Array, update_every: Array, gathers: Array) -> Array:
-    """`waited` after the coming step; `gathers`: where it adds a gradient to the sum, if it waits."""
-    longer = waited // 2 * 2 + 2 + (has_gathered(waited) | gathers)
+def waited_after(waited: Array, update_every: Array, adds: Array) -> Array:
+    """`waited` after the coming step; `adds`: where it adds a gradient to the sum, if it waits."""
+    longer = waited // 2 * 2 + 2 + (has_sum(waited) | adds)
     return waits(waited, update_every) * longer

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import triton
-from stackelberg_fused.triton_kernels import statistics, step
+from stackelberg_fused.triton_kernels import statistics, step, tile
 from triton.backends.compiler import GPUTarget
 
 WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
@@ -98,7 +98,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": compiled.metadata.enable_fp_fusion,
-        "passes": step.TILE_ELEMENTS // step.NARROW_PASS.value,
+        "passes": step.TILE_ELEMENTS // tile.NARROW_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for
         "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
     }

@@ -22,7 +22,7 @@ FIELDS = (
     "ema",
     "grad_sum",
 )
-# mean_weight, waits and gathered of a row: what a record does whose group takes turns
+# mean_weight, waits and has_sum of a row: what a record does whose group takes turns
 TURNS = {
     "moves": (0, 0, 0),
     "waits": (0, 1, 0),
@@ -106,7 +106,7 @@ class Problem:
         self.records["grad"][list(absent)] = 0
         self.rows = self._rows(rules, random)
         for row, kind in zip(self.rows, kinds, strict=True):
-            row["mean_weight"], row["waits"], row["gathered"] = TURNS[kind]
+            row["mean_weight"], row["waits"], row["has_sum"] = TURNS[kind]
         self.tiles = build_tiles(self.numel)
         self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
 
@@ -147,13 +147,13 @@ class Problem:
     def floats(self, i: int) -> int:
         """What the launch has to move of each element of a record, in float32."""
         has_grad = bool(self.records["grad"][i])
-        mean_weight, waits, gathered = TURNS[self.turns[i]]
+        mean_weight, waits, has_sum = TURNS[self.turns[i]]
         moved = int(has_grad and bool(self.more.get("zero_grads")))
         if self.more.get("found_inf"):
             return moved
         if waits:
             return moved + 3 * (has_grad and mean_weight != 0)  # gradient and sum read, sum written
-        if has_grad or (mean_weight and gathered):
+        if has_grad or (mean_weight and has_sum):
             # but for the gradient where there is none; the sum is read, and begins anew
             moved += sum(buffers_moved(self.rules[i])) - (not has_grad) + 2 * (mean_weight != 0)
         return moved

@@ -145,7 +145,7 @@ def test_rows_of_groups_that_wait_for_their_turn() -> None:
     seen = []
     for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):
         rows.waited[:] = waited
-        seen.append([(row["waits"], row["gathered"]) for row in _step(rows, [7, 7, 7])])
+        seen.append([(row["waits"], row["has_sum"]) for row in _step(rows, [7, 7, 7])])
     assert seen == [
         [(1, 0), (1, 0), (1, 0)],
         [(1, 0), (1, 0), (1, 1)],

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 EVERY = (*RULES, MIXED_RULES)
 SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
 COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
-BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/step.py are chosen for
+BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/tile.py are chosen for
 
 
 @pytest.fixture(scope="module")

@@ -71,24 +71,24 @@ def test_everything_is_little_endian_and_whole_cache_lines() -> None:
 
 
 def test_triton_records_and_tiles() -> None:
-    step = _triton("step")
-    assert step.RECORD_WORDS.value * 8 == RECORD.itemsize
-    assert step.TILE_WORDS.value == 2
-    assert step.TILE_ELEMENTS == TILE_ELEMENTS
+    words = _triton("tables")
+    assert words.RECORD_WORDS.value * 8 == RECORD.itemsize
+    assert words.TILE_WORDS.value == 2
+    assert words.TILE_ELEMENTS == TILE_ELEMENTS
     names = {name: name.upper() for name in RECORD.names if name != "reserved"}
     names["ema"] = "EMA_ADDRESS"
     for field, constant in names.items():
-        assert getattr(step, constant).value == _word(RECORD, field, 8), field
+        assert getattr(words, constant).value == _word(RECORD, field, 8), field
 
 
 def test_triton_rows_and_groups() -> None:
-    step, rule, row = (_triton(name) for name in ("step", "update_rule", "row"))
-    assert step.ROW_WORDS.value * 4 == ROW.itemsize
+    words, rule, row = (_triton(name) for name in ("tables", "update_rule", "row"))
+    assert words.ROW_WORDS.value * 4 == ROW.itemsize
     assert ROW.fields["rule"][1] == 0
     names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
     names["momentum"] = "MOMENTUM_COEFFICIENT"
     for field, constant in names.items():
-        holder = row if field in ("waits", "gathered") else rule
+        holder = row if field in ("waits", "has_sum") else rule
         assert getattr(holder, constant).value == _word(ROW, field, 4), field
     assert row.GROUP_WORDS.value * 8 == GROUP.itemsize
     names = {name: name.upper() for name in GROUP.names if name != "reserved"}
@@ -105,7 +105,7 @@ def test_triton_signals() -> None:
 
 
 def test_triton_rules() -> None:
-    step, rule = _triton("step"), _triton("update_rule")
+    words, rule = _triton("tables"), _triton("update_rule")
     for flag in Rule:
         assert getattr(rule, flag.name).value == flag.value
-    assert step.MIXED_RULES.value == MIXED_RULES
+    assert words.MIXED_RULES.value == MIXED_RULES

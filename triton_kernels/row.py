@@ -5,7 +5,7 @@ import triton.language as tl
 
 # words of struct Row in csrc/tables.h that rules do not get
 WAITS: tl.constexpr = tl.constexpr(13)
-GATHERED: tl.constexpr = tl.constexpr(14)
+HAS_SUM: tl.constexpr = tl.constexpr(14)
 
 # words of struct GroupScalars in csrc/tables.h, 8 bytes each
 GROUP_WORDS: tl.constexpr = tl.constexpr(8)
@@ -103,17 +103,17 @@ def turn_of(row, group, waited, COUNTED: tl.constexpr):
     if COUNTED:
         count = waited.to(tl.int64)
         waits = count // 2 + 1 < tl.load(group + UPDATE_EVERY)
-        gathered = count % 2 != 0
+        has_sum = count % 2 != 0
     else:
         words = row.to(tl.pointer_type(tl.int32))
         waits = tl.load(words + WAITS) != 0
-        gathered = tl.load(words + GATHERED) != 0
-    return waits, gathered
+        has_sum = tl.load(words + HAS_SUM) != 0
+    return waits, has_sum
 
 
 @triton.jit
-def waited_after(waited, waits, gathered):
-    longer = (waited.to(tl.int64) // 2 * 2 + 2 + gathered.to(tl.int64)).to(tl.float32)
+def waited_after(waited, waits, has_sum):
+    longer = (waited.to(tl.int64) // 2 * 2 + 2 + has_sum.to(tl.int64)).to(tl.float32)
     return tl.where(waits, longer, 0.0)
 
 

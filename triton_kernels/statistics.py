@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from .row import GROUP_WORDS, turn_of
-from .step import (
+from .step import Extras
+from .tables import (
     COUNTED,
     GRAD,
     GRAD_SUM,
@@ -20,9 +21,8 @@ from .step import (
     TILE_ELEMENTS,
     TILE_WORDS,
     TURNS,
-    Extras,
-    _elements,
 )
+from .tile import elements
 from .update_rule import MEAN_WEIGHT
 
 NUM_WARPS = 8
@@ -59,12 +59,12 @@ def _parts(effective, offset, count, start, FULL: tl.constexpr, SUMS: tl.constex
     at = offset + within
     if SUMS:
         inside = within < count
-        x = unscale * tl.load(_elements(grad, at, False), mask=inside & (grad != 0), other=0.0)
-        x = mean_weight * (tl.load(_elements(grad_sum, at, False), mask=inside, other=0.0) + x)
+        x = unscale * tl.load(elements(grad, at, False), mask=inside & (grad != 0), other=0.0)
+        x = mean_weight * (tl.load(elements(grad_sum, at, False), mask=inside, other=0.0) + x)
     elif FULL:
-        x = unscale * tl.load(_elements(grad, at, True))
+        x = unscale * tl.load(elements(grad, at, True))
     else:
-        x = unscale * tl.load(_elements(grad, at, False), mask=within < count, other=0.0)
+        x = unscale * tl.load(elements(grad, at, False), mask=within < count, other=0.0)
     wide = x.to(tl.float64)
     return wide * wide
 
@@ -145,10 +145,10 @@ def statistics_kernel(
         if COUNTED & MODE:
             old = tl.load(waited + index)
         of_group = (groups + at * GROUP_WORDS).to(tl.pointer_type(tl.int64))
-        waits, gathered = turn_of(words, of_group, old, COUNTED & MODE)
+        waits, has_sum = turn_of(words, of_group, old, COUNTED & MODE)
         mean_weight = tl.load(words + MEAN_WEIGHT)
         sums = mean_weight != 0
-        moves = (moves | (sums & gathered)) & (waits == 0)
+        moves = (moves | (sums & has_sum)) & (waits == 0)
         effective = (grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     if moves == 0:
         # adds nothing, and its program still counts as done

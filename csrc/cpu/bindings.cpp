@@ -39,7 +39,7 @@ void statistics(std::string_view packed, int threads, const std::string& isa) {
   const auto args = sf::unpack<sf::StatisticsArgs>(packed);
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::gather_statistics(args, kernel.tile_sum, threads);
+  sf::compute_statistics(args, kernel.tile_sum, threads);
 }
 
 void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {

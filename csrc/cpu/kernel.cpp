@@ -82,7 +82,7 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
 #undef SF_CASE
       }
       if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
-    } else if (moves && turn.gathers(gradient)) {
+    } else if (moves && turn.adds(gradient)) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
     if (args.zero_grads && gradient) std::memset(gradient, 0, count * sizeof(float));

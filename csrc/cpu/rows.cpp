@@ -36,7 +36,7 @@ bool update_rows(const RowTable& t) {
     complete_row(t.rows[i], group, group.lr, corrections);
     const float waited = t.waited[t.representative[i]];
     t.rows[i].waits = waits_for_turn(waited, group.update_every);
-    t.rows[i].gathered = has_gathered(waited);
+    t.rows[i].has_sum = has_sum(waited);
   }
   return true;
 }

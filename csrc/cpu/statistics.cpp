@@ -17,7 +17,7 @@ double sum_of(const double* sums, int64_t count) {
 
 }  // namespace
 
-void gather_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads) {
+void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads) {
   struct Context {
     const StatisticsArgs& args;
     TileSum tile_sum;

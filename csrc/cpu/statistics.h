@@ -6,6 +6,6 @@
 namespace sf {
 
 // Fills args.tile_sums for the tiles of the launch, and args.signals.
-void gather_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads);
+void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads);
 
 }  // namespace sf

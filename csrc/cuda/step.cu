@@ -139,8 +139,8 @@ __device__ __forceinline__ void update_partial_tile(const Row& row, const Buffer
 }
 
 // Gradients of a group that waits for its turn are summed up, and gradients are cleared.
-__device__ __forceinline__ void gather_tile(const Record& record, int64_t offset, const Extras& extras, bool gathers) {
-  float *grad = element(record.grad, offset), *grad_sum = gathers ? extras.grad_sum : nullptr;
+__device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, const Extras& extras, bool adds) {
+  float *grad = element(record.grad, offset), *grad_sum = adds ? extras.grad_sum : nullptr;
   const int64_t left = record.numel - offset;
   if (left >= kTileElements && is_aligned(record)) {
     for (int k = 0; k < vectors_per_thread<true>; ++k) {
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMult
     __syncthreads();
     if (skips || !extras.turn.moves(record.grad != 0)) {
       if (!skips && args.groups && threadIdx.x == 0) arrive<EXTRAS>(args, tile.record, record, extras.turn);
-      gather_tile(record, tile.offset, extras, !skips && extras.turn.gathers(record.grad != 0));
+      wait_tile(record, tile.offset, extras, !skips && extras.turn.adds(record.grad != 0));
       return;
     }
   }

@@ -91,17 +91,17 @@ def _turn(work: Work, i: int) -> tuple[bool, bool]:
     table = work.table
     waited = table.waited_counts[i]
     update_every = table.groups[table.slots[i].group]["update_every"]
-    return bool(turns.waits(waited, update_every)), bool(turns.has_gathered(waited))
+    return bool(turns.waits(waited, update_every)), bool(turns.has_sum(waited))
 
 
 def _moving_gradient(work: Work, i: int) -> Tensor | None:
     """The gradient by which a slot moves in this step, before clipping; None: it stays where it is."""
     slot, grad = work.table.slots[i], _unscaled(work, i)
     group = work.table.groups[slot.group]
-    waits, gathered = _turn(work, i)
+    waits, has_sum = _turn(work, i)
     if waits:
         return None
-    if not sums_gradients(group) or (grad is None and not gathered):
+    if not sums_gradients(group) or (grad is None and not has_sum):
         return grad
     grad_sum = local_tensor(work.state[slot.param]["grad_sum"])
     return reference.mean_gradient(grad_sum, grad, group)

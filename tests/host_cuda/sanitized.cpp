@@ -186,7 +186,7 @@ int check_turns(const std::vector<int32_t>& rules, int shifted, int shift, bool 
   for (Problem* problem : {&cuda, &cpu}) {
     for (size_t i = 0; i < problem->rows.size(); ++i) {
       problem->rows[i].waits = i % 3 == 1;
-      problem->rows[i].gathered = i % 2;
+      problem->rows[i].has_sum = i % 2;
       problem->rows[i].mean_weight = i % 4 < 2 ? 0.25f : 0.0f;
     }
     problem->args.takes_turns = 1;

@@ -1,0 +1,38 @@
+"""What `step(zero_grad=True)` leaves to do after the launches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .launch_unit import LaunchUnit, Pending, Staged
+
+
+def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -> None:
+    """Clear the gradients of a span as `zero_grad` does: gathered ones to None, flat ones to zeros in their place.
+
+    After every launch, because tables may share gradients.
+
+    Args:
+        staged: None where no launch was made.
+    """
+    table, span, flat = unit.table, pending.span, unit.flat
+    if flat is None:
+        for slot in table.slots[span.first_slot : span.last_slot]:
+            slot.param.grad = None
+        return
+    if staged is not None and staged.work.zero_grads:
+        # the launch cleared copies where it read them, and autograd knows of nothing that it did
+        _zero(pending.gathered.copied)
+        if unit.backend.reads_memory:
+            increment_version(pending.gathered.grads)
+    else:
+        _zero(pending.gathered.grads)
+    if not pending.clears:
+        flat.attach(table, span, keep=False)
+        flat.drop_others(table, span)
+
+
+def _zero(grads: list[Tensor]) -> None:
+    for grad in grads:
+        grad.detach().zero_()

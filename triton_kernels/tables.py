@@ -1,0 +1,29 @@
+"""What the tables of csrc/tables.h hold, by word, and what a launch is told to do with them."""
+
+import triton.language as tl
+
+TILE_ELEMENTS = 4096
+
+MIXED_RULES: tl.constexpr = tl.constexpr(-1)
+
+# what a launch does beside the update
+CLIPPED: tl.constexpr = tl.constexpr(1)
+SCALED: tl.constexpr = tl.constexpr(2)
+SKIPPABLE: tl.constexpr = tl.constexpr(4)
+COUNTED: tl.constexpr = tl.constexpr(8)
+TURNS: tl.constexpr = tl.constexpr(16)
+ZERO_GRADS: tl.constexpr = tl.constexpr(32)
+
+# words of struct Record, struct Tile and struct Row in csrc/tables.h
+RECORD_WORDS: tl.constexpr = tl.constexpr(16)
+PARAM: tl.constexpr = tl.constexpr(0)
+GRAD: tl.constexpr = tl.constexpr(1)
+EXP_AVG: tl.constexpr = tl.constexpr(2)
+EXP_AVG_SQ: tl.constexpr = tl.constexpr(3)
+MAX_EXP_AVG_SQ: tl.constexpr = tl.constexpr(4)
+NUMEL: tl.constexpr = tl.constexpr(5)
+ROW: tl.constexpr = tl.constexpr(6)
+EMA_ADDRESS: tl.constexpr = tl.constexpr(7)
+GRAD_SUM: tl.constexpr = tl.constexpr(8)
+TILE_WORDS: tl.constexpr = tl.constexpr(2)
+ROW_WORDS: tl.constexpr = tl.constexpr(16)
