@@ -8,11 +8,13 @@ except (ImportError, OSError) as error:  # missing or broken: `doctor` has to ru
     _torch, _error = None, error
 
 __all__ = [
+    "AlternatingStep",
     "BackendStatus",
     "StackelbergAdam",
     "StackelbergAdamW",
     "StackelbergSGD",
     "__version__",
+    "alternating_step",
     "backends",
     "split_body_head",
 ]
@@ -20,6 +22,7 @@ __all__ = [
 if _torch is not None:
     from .adam import StackelbergAdam, StackelbergAdamW
     from .backends import BackendStatus, backends
+    from .game.alternating import AlternatingStep, alternating_step
     from .partition import split_body_head
     from .sgd import StackelbergSGD
 else:

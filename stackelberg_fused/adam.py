@@ -44,6 +44,9 @@ class StackelbergAdam(StackelbergOptimizer):
             role (`flat_grads`), for those who reduce them themselves; use the optimizer's `zero_grad`, not the model's,
             or `step(zero_grad=True)`, which clears them in the same launch. A parameter without a gradient then has
             one of zeros and is stepped. Not for DDP with `gradient_as_bucket_view`, which takes `.grad` for itself.
+        mode: "simultaneous": both players move by gradients at the same point, in one launch. "alternating":
+            `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
+            body. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
@@ -75,6 +78,7 @@ class StackelbergAdam(StackelbergOptimizer):
         update_every: int | dict[str, int] = 1,
         update_every_grads: str = "latest",
         grads: str = "gather",
+        mode: str = "simultaneous",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -101,6 +105,7 @@ class StackelbergAdam(StackelbergOptimizer):
             flatten=flatten,
             max_grad_norm=max_grad_norm,
             grads=grads,
+            mode=mode,
         )
 
 
@@ -134,6 +139,7 @@ class StackelbergAdamW(StackelbergAdam):
         update_every: int | dict[str, int] = 1,
         update_every_grads: str = "latest",
         grads: str = "gather",
+        mode: str = "simultaneous",
     ) -> None:
         super().__init__(
             params,
@@ -153,6 +159,7 @@ class StackelbergAdamW(StackelbergAdam):
             flatten=flatten,
             max_grad_norm=max_grad_norm,
             grads=grads,
+            mode=mode,
             ema_decay=ema_decay,
             update_every=update_every,
             update_every_grads=update_every_grads,

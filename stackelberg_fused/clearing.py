@@ -1,6 +1,8 @@
-"""What `step(zero_grad=True)` leaves to do after the launches."""
+"""Gradients that are cleared: by a step after its launches, and by `zero_grad` for one player."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -31,6 +33,17 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
     if not pending.clears:
         flat.attach(table, span, keep=False)
         flat.drop_others(table, span)
+
+
+def clear_as_torch(groups: list[dict[str, Any]], set_to_none: bool) -> None:
+    """What `torch.optim.Optimizer.zero_grad` does, for some of its groups."""
+    for param in (param for group in groups for param in group["params"]):
+        grad = param.grad
+        if set_to_none:
+            param.grad = None
+        elif grad is not None:
+            grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
+            grad.zero_()
 
 
 def _zero(grads: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ from .carried import Carried
 from .clearing import clear_gradients
 from .flat_gradients import FlatGradients, refuse_shards
 from .gradients import LayoutChanged
-from .groups import param_label
+from .groups import ROLES, param_label
 from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
 from .scaling import Scaling
@@ -63,7 +63,11 @@ class Engine:
         slots = collect_slots(groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
         updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
-        self._frozen = [slot.param for key in slots if key not in updated for slot in slots[key]]
+        frozen = [slot for key in slots if key not in updated for slot in slots[key]]
+        self._frozen = {
+            role: [slot.param for slot in frozen if role in (None, slot.role)]
+            for role in (None, *ROLES)
+        }
         slots = {key: slots[key] for key in updated}
         backends = {
             key: resolve_backend(choice, *key, slots[key][0].name, carried.reported)
@@ -154,7 +158,7 @@ class Engine:
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
         """What the units read, and whatever they have to raise."""
-        for param in self._frozen:
+        for param in self._frozen[None]:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")
         if clipped:
@@ -194,13 +198,13 @@ class Engine:
             flat.attach(unit.table, unit.table.spans[None], keep=True)
         return [flat.buffers for _, flat in found]
 
-    def zero_flat(self) -> None:
-        """Clear all gradients: flat ones in a few operations, others to None."""
-        for param in self._frozen:
+    def zero_flat(self, role: str | None) -> None:
+        """Clear the gradients of a role, or all: flat ones in a few operations, others to None."""
+        for param in self._frozen[role]:
             param.grad = None
         for unit in self.units:
             if unit.flat is not None:
-                unit.flat.zero(unit.table)
+                unit.flat.zero(unit.table, role)
 
     def _measure(
         self, staged: list[Staged | None], limits: ClipLimits, role: str | None

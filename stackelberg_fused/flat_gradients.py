@@ -23,7 +23,6 @@ class FlatGradients:
     Attributes:
         buffers: by role: every gradient at a multiple of 64 elements, zeros between them; no role without any.
         key: what a table must have in common with this one to go on with its buffers.
-
     """
 
     def __init__(self, table: Table) -> None:
@@ -74,13 +73,17 @@ class FlatGradients:
             param.grad = view
 
     @torch.no_grad()
-    def zero(self, table: Table) -> None:
-        """Clear all gradients, those of parameters without a place to None."""
-        for buffer in self.buffers.values():
-            buffer.zero_()
-        increment_version(self._views.values())  # views in memory, but not in autograd's eyes
-        self.attach(table, table.spans[None], keep=False)
-        self.drop_others(table, table.spans[None])
+    def zero(self, table: Table, role: str | None) -> None:
+        """Clear the gradients of a role, or all, those of parameters without a place to None."""
+        span = table.spans[role]
+        for name, buffer in self.buffers.items():
+            if role in (None, name):
+                buffer.zero_()
+        # views in memory, but not in autograd's eyes
+        views = (view for i, view in self._views.items() if span.first_slot <= i < span.last_slot)
+        increment_version(views)
+        self.attach(table, span, keep=False)
+        self.drop_others(table, span)
 
     def is_outdated(self) -> bool:
         """Whether a parameter was frozen or unfrozen since."""

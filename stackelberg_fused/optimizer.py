@@ -16,6 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from .averaging import swapped
 from .backends import Backend
 from .carried import Carried
+from .clearing import clear_as_torch
 from .engine import Engine
 from .gradients import LayoutChanged
 from .groups import (
@@ -30,6 +31,7 @@ from .groups import (
 )
 from .loading import complete_state, split_names, with_exact_counts
 from .overlap import check_overlap
+from .player import Player
 from .scaling import Scaling
 from .settings import turn_of
 from .state import check_loaded, without_unused_momentum
@@ -54,14 +56,18 @@ class StackelbergOptimizer(Optimizer):
         flatten: bool,
         max_grad_norm: Any,
         grads: str,
+        mode: str,
     ) -> None:
         defaults = copy_by_role(defaults)
         if grads not in ("gather", "flat"):
             raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
+        if mode not in ("simultaneous", "alternating"):
+            raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
         if grads == "flat" and defaults["differentiable"]:
             raise ValueError("differentiable=True goes with grads='gather' only")
         self._settings = {
             "grads": grads,
+            "mode": mode,
             "head_lr_ratio": check_ratio(head_lr_ratio),
             "backend": backend,
             "flatten": bool(flatten) and not defaults["differentiable"],
@@ -79,6 +85,8 @@ class StackelbergOptimizer(Optimizer):
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._carried = Carried()
         self._is_swapped = False
+        self._players: dict[str, Player] = {}
+        self._stepped: set[str] = set()  # players that have been, for their schedulers
         self.launches = 0
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
@@ -173,12 +181,41 @@ class StackelbergOptimizer(Optimizer):
         self._refuse_averages("load_state_dict()")
         super().load_state_dict(with_exact_counts(state_dict))
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers."""
+    def zero_grad(self, set_to_none: bool = True, *, role: str | None = None) -> None:
+        """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
+
+        Args:
+            set_to_none: as in torch; not asked for flat gradients.
+            role: "body" or "head" clears the gradients of that player alone.
+        """
+        self._check_role(role)
         if self._settings["grads"] == "flat":
-            self._current().zero_flat()
-        else:
+            self._current().zero_flat(role)
+        elif role is None:
             super().zero_grad(set_to_none)
+        else:
+            clear_as_torch(self.player(role).param_groups, set_to_none)
+
+    def player(self, role: str) -> Player:
+        """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
+
+        A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
+        body's, then one `scaler.update()`.
+
+        Raises:
+            ValueError: neither "body" nor "head".
+        """
+        if role is None:
+            raise ValueError("player() needs a role, 'body' or 'head'")
+        self._check_role(role)
+        if role not in self._players:
+            self._players[role] = Player(self, role)
+        return self._players[role]
+
+    @staticmethod
+    def _check_role(role: str | None) -> None:
+        if role is not None and role not in ROLES:
+            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
 
     @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -230,7 +267,9 @@ class StackelbergOptimizer(Optimizer):
         """Perform one step: one launch per device and dtype, for any number of groups.
 
         Args:
-            closure: reevaluates the model and returns the loss; called with gradients enabled.
+            closure: reevaluates the model and returns the loss; called with gradients enabled. With
+                `mode="alternating"` it is called twice, each time after gradients were cleared: first the head
+                moves, then the body; `last_step` is the body's.
             role: "body" or "head" updates that player alone; None both, simultaneously.
             zero_grad: and then clear the gradients of these players, as `zero_grad` does, but in the same launch.
 
@@ -277,8 +316,9 @@ class StackelbergOptimizer(Optimizer):
         try:
             if self._is_swapped:
                 self._refuse_averages("step()")
-            if role is not None and role not in ROLES:
-                raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+            self._check_role(role)
+            if self._settings["mode"] == "alternating" and role is None:
+                return self._alternate(closure, zero_grad)
             loss = None
             if closure is not None:
                 with torch.enable_grad():
@@ -299,6 +339,26 @@ class StackelbergOptimizer(Optimizer):
         self._met_scaler |= scaling is not None
         self._found_inf = scaling and scaling.found_inf
         self.launches += self._last[0]
+        self._stepped.update(ROLES if role is None else (role,))
+        return loss
+
+    def _alternate(self, closure: Callable[[], Any] | None, zero_grad: bool) -> Any:
+        """The head by its gradient, then the body by its gradient at the new head; returns the loss there.
+
+        The order is that of the paper's two-time-scale method as docs/algorithm.md infers it.
+        """
+        if closure is None:
+            raise ValueError(
+                "mode='alternating': step() needs a closure, which is called once for each player; without one, take "
+                "step(role='head'), compute the loss again, and step(role='body')"
+            )
+        for role in ("head", "body"):
+            self.zero_grad()
+            # autocast may hold on to what it made of a head that has moved since
+            torch.clear_autocast_cache()
+            loss = self._step(closure, role=role, zero_grad=zero_grad)
+        if zero_grad:
+            self.zero_grad()
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)
@@ -375,6 +435,7 @@ class StackelbergOptimizer(Optimizer):
             super().__setstate__(state)
             self._engine, self._is_stale, self._is_swapped = None, False, False
             self._last, self._found_inf = (0, None), None
+            self._players, self._stepped = {}, set()
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
         self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
         if loading:

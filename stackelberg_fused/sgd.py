@@ -18,7 +18,7 @@ class StackelbergSGD(StackelbergOptimizer):
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
         foreach, fused: accepted for compatibility and ignored; every backend is one launch.
         differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every, update_every_grads,
-            grads: as in `StackelbergAdam`.
+            grads, mode: as in `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
@@ -45,6 +45,7 @@ class StackelbergSGD(StackelbergOptimizer):
         update_every: int | dict[str, int] = 1,
         update_every_grads: str = "latest",
         grads: str = "gather",
+        mode: str = "simultaneous",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -69,4 +70,5 @@ class StackelbergSGD(StackelbergOptimizer):
             flatten=flatten,
             max_grad_norm=max_grad_norm,
             grads=grads,
+            mode=mode,
         )

@@ -1,0 +1,222 @@
+"""One alternating step: the follower first, then the leader by its gradient at the new follower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+
+from ..optimizer import StackelbergOptimizer
+from ..player import Player
+from ..statistics import LastStep
+from .microbatches import split_both
+from .players import check_players
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class AlternatingStep:
+    """What an alternating step did; tensors stay on their device until somebody reads them.
+
+    Attributes:
+        loss: [], f(theta_k, w_{k+1}): at the new head, before the body moved.
+        head_losses: [head_steps], each before the head update that it led to.
+        head, body: `last_step` of each update.
+    """
+
+    loss: Tensor
+    head_losses: Tensor
+    head: tuple[LastStep, ...]
+    body: LastStep
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A microbatch after the body's forward pass."""
+
+    features: Any  # what the body returned: tensors with a graph, in any nest
+    targets: Any
+    share: float  # of the batch
+
+    def cut(self) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+        """The features without their graph, and pairs of a tensor in the graph and its copy outside of it."""
+        leaves, structure = pytree.tree_flatten(self.features)
+        pairs = []
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                leaves[i] = leaf.detach().requires_grad_()
+                pairs.append((leaf, leaves[i]))
+        return pytree.tree_unflatten(leaves, structure), pairs
+
+    def detached(self) -> Any:
+        return pytree.tree_map(
+            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.features
+        )
+
+
+def alternating_step(
+    body: Callable[[Any], Any],
+    head: Callable[[Any], Any],
+    loss_fn: LossFunction,
+    optimizer: StackelbergOptimizer,
+    inputs: Any,
+    targets: Any,
+    head_steps: int = 1,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    zero_grad: bool = True,
+    microbatches: int = 1,
+) -> AlternatingStep:
+    """Move the head `head_steps` times on fixed features, then the body by its gradient at the new head.
+
+    One forward and one backward pass of the body, `head_steps + 1` forward and backward passes of the head; of the
+    last one only what leads to the features. The update is that of docs/algorithm.md, inferred from arXiv 2605.15530.
+
+    Args:
+        body: `features = body(inputs)`: a module, or any callable; features are a tensor, or tensors in any nest of
+            tuples, lists and dicts.
+        head: `outputs = head(features)`.
+        loss_fn: `loss = loss_fn(outputs, targets)`, one element. It may depend on the body through the features alone.
+        optimizer: a Stackelberg optimizer with groups of both roles; parameters of `body` have to be in groups of role
+            "body", those of `head` in groups of role "head".
+        inputs, targets: a tensor, or tensors in any nest of tuples, lists and dicts.
+        head_steps: updates of the head, >= 1.
+        scaler: a `torch.amp.GradScaler`: each player is unscaled, checked and skipped on its own, and
+            `scaler.update()` is called once, here.
+        zero_grad: clear the gradients of both players before and after. Otherwise those that are there count into the
+            first head update and into the body's, and the last ones stay; the head's are cleared between its updates.
+        microbatches: cut inputs and targets along their first dimension into so many parts, for a loss that is a mean
+            over rows. The head's passes take one part at a time. The body's graphs are kept for all of them, since
+            its gradient has to wait for the new head: so this saves the memory of logits, not that of the body.
+
+    Returns:
+        Losses and what each update did.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is not of its player, the features
+            need no gradient, or a module is a bare part of one that DistributedDataParallel wraps as a whole, so that
+            its gradients would not be reduced. No parameter was modified.
+    """
+    check_players(optimizer, body, head)
+    for name, value in (("head_steps", head_steps), ("microbatches", microbatches)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    cut = split_both(inputs, targets, microbatches)
+    with torch.enable_grad():
+        parts = [
+            _Part(_forward(body, x, last), y, share) for last, (x, y, share) in _with_last(cut)
+        ]
+        if not any(part.cut()[1] for part in parts):
+            raise ValueError(
+                "the body's output needs no gradient: is the body frozen, or does it run under no_grad()?"
+            )
+        if zero_grad:
+            optimizer.zero_grad()
+        players = _Players(optimizer, scaler)
+        losses, head_did = [], []
+        for number in range(head_steps):
+            if number and not zero_grad:
+                optimizer.zero_grad(role="head")
+            losses.append(_head_gradient(head, loss_fn, parts, scaler))
+            head_did.append(players.step("head", zero_grad))
+        loss = _body_gradient(head, loss_fn, parts, scaler)
+    body_did = players.step("body", zero_grad)
+    players.finish()
+    return AlternatingStep(loss, torch.stack(losses), tuple(head_did), body_did)
+
+
+class _Players:
+    """The updates of both players, with or without a scaler."""
+
+    def __init__(self, optimizer: StackelbergOptimizer, scaler: Any) -> None:
+        self._optimizer, self._scaler = optimizer, scaler
+        self._stepped: list[Player] = []  # a scaler goes by their identity until its update
+
+    def step(self, role: str, zero_grad: bool) -> LastStep:
+        if self._scaler is None:
+            self._optimizer.step(role=role, zero_grad=zero_grad)
+        else:
+            # one of its own for every update: scalers refuse to step an optimizer twice before their update
+            player = Player(self._optimizer, role)
+            self._stepped.append(player)
+            self._scaler.step(player, zero_grad=zero_grad)
+        # inside one autocast region torch would go on with the head's weights as it cast them before
+        torch.clear_autocast_cache()
+        return self._optimizer.last_step
+
+    def finish(self) -> None:
+        if self._scaler is not None:
+            self._scaler.update()
+            self._stepped.clear()
+
+
+def _with_last(parts: list[Any]) -> Iterator[tuple[bool, Any]]:
+    return ((i == len(parts) - 1, part) for i, part in enumerate(parts))
+
+
+def _forward(module: Any, argument: Any, synchronized: bool) -> Any:
+    """A forward pass; under DistributedDataParallel whether the backward pass that is to come reduces gradients."""
+    with _no_sync(module, not synchronized):
+        return module(argument)
+
+
+def _no_sync(module: Any, wanted: bool) -> AbstractContextManager[Any]:
+    return (
+        module.no_sync()
+        if wanted and isinstance(module, DistributedDataParallel)
+        else nullcontext()
+    )
+
+
+def _loss_of(loss_fn: LossFunction, outputs: Any, part: _Part) -> Tensor:
+    loss = loss_fn(outputs, part.targets)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"loss_fn must return a tensor of one element, got {found}")
+    return loss if part.share == 1.0 else loss * part.share
+
+
+def _scaled(loss: Tensor, scaler: Any) -> Tensor:
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def _head_gradient(head: Any, loss_fn: LossFunction, parts: list[_Part], scaler: Any) -> Tensor:
+    """Add the gradient of the head at fixed features to `.grad`; returns the loss."""
+    total: Any = 0.0
+    for last, part in _with_last(parts):
+        with _no_sync(head, not last):
+            loss = _loss_of(loss_fn, head(part.detached()), part)
+            _scaled(loss, scaler).backward()
+        total = total + loss.detach().view(())
+    return total
+
+
+def _body_gradient(head: Any, loss_fn: LossFunction, parts: list[_Part], scaler: Any) -> Tensor:
+    """Add the gradient of the body at the head as it is to `.grad`; returns the loss."""
+    # a wrapper that reduces gradients would wait for those of the head, of which there are none here
+    bare = head.module if isinstance(head, DistributedDataParallel) else head
+    total: Any = 0.0
+    outputs: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for part in parts:
+        features, pairs = part.cut()
+        loss = _loss_of(loss_fn, bare(features), part)
+        copies = [copy for _, copy in pairs]
+        found = torch.autograd.grad(_scaled(loss, scaler), copies, allow_unused=True)
+        for (output, _), gradient in zip(pairs, found, strict=True):
+            if gradient is not None:
+                outputs.append(output)
+                gradients.append(gradient)
+        total = total + loss.detach().view(())
+    # all parts at once: DistributedDataParallel reduces when a parameter's gradient is complete
+    torch.autograd.backward(outputs, gradients)
+    return total
