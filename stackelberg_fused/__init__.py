@@ -9,20 +9,33 @@ except (ImportError, OSError) as error:  # missing or broken: `doctor` has to ru
 
 __all__ = [
     "AlternatingStep",
+    "AnnealedRatioLR",
     "BackendStatus",
+    "BestResponse",
     "StackelbergAdam",
     "StackelbergAdamW",
     "StackelbergSGD",
+    "StackelbergValue",
+    "TwoTimeScaleLR",
     "__version__",
     "alternating_step",
     "backends",
+    "best_response",
     "split_body_head",
+    "stackelberg_value",
 ]
 
 if _torch is not None:
     from .adam import StackelbergAdam, StackelbergAdamW
     from .backends import BackendStatus, backends
     from .game.alternating import AlternatingStep, alternating_step
+    from .game.best_response import (
+        BestResponse,
+        StackelbergValue,
+        best_response,
+        stackelberg_value,
+    )
+    from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .partition import split_body_head
     from .sgd import StackelbergSGD
 else:

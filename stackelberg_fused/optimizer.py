@@ -212,6 +212,10 @@ class StackelbergOptimizer(Optimizer):
             self._players[role] = Player(self, role)
         return self._players[role]
 
+    def _expect_equal_rates(self) -> None:
+        """What a scheduler says that makes rates equal on purpose."""
+        self._carried.watch.expect_equal()
+
     @staticmethod
     def _check_role(role: str | None) -> None:
         if role is not None and role not in ROLES:

@@ -14,6 +14,10 @@ class RatioWatch:
         self._was_two_scale = False
         self._warned: set[str] = set()
 
+    def expect_equal(self) -> None:
+        """Not to warn of rates that become equal: they are meant to."""
+        self._warned.add("collapse")
+
     def look(self, body: np.ndarray, head: np.ndarray) -> None:
         """Rates of body and head groups, float64 arrays."""
         if not (len(body) and len(head)):

@@ -277,6 +277,42 @@ def test_mode_alternating_inside_one_autocast_region() -> None:
     _assert_same(cut, whole)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_an_exact_head(loss: str, parts: int) -> None:
+    """The body moves by the gradient of Phi itself; the head is where no other head does better."""
+    pytest.importorskip("scipy")
+    body, head = _players()
+    optimizer = _optimizer(body, head, "sgd")
+    inputs, targets = _data(0)
+    loss_fn = F.cross_entropy if loss == "cross_entropy" else F.mse_loss
+    targets = targets if loss == "cross_entropy" else normal((ROWS, 4), 5)
+    before = [p.detach().clone() for p in body.parameters()]
+    value = sf.stackelberg_value(body, head, inputs, targets, loss, 0.01)
+    did = sf.alternating_step(
+        body,
+        head,
+        loss_fn,
+        optimizer,
+        inputs,
+        targets,
+        "exact",
+        ridge=0.01,
+        microbatches=parts,
+        zero_grad=False,
+    )
+    assert did.response.value == pytest.approx(value.phi)
+    assert (did.head, did.head_losses.numel()) == ((), 0)
+    ridge = 0.005 * sum(float(p.square().sum()) for p in head.parameters())
+    assert float(did.loss) + ridge == pytest.approx(value.phi, rel=1e-5)
+    gradients = [p.grad for p in body.parameters()]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert float(norm) == pytest.approx(value.grad_norm, rel=1e-4)
+    for p, old, gradient in zip(body.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.01 * gradient)
+    assert optimizer.launches == 1
+
+
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "swapped": (
         lambda a: a.update(body=a["head"], head=a["body"]),
@@ -316,6 +352,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
         lambda a: a["body"].requires_grad_(False),
         ValueError,
         "the body's output needs no gradient",
+    ),
+    "exactly": (lambda a: a.update(head_steps="exactly"), ValueError, "an int or 'exact'"),
+    "exact without a ridge": (lambda a: a.update(head_steps="exact"), ValueError, "ridge > 0"),
+    "a ridge alone": (lambda a: a.update(ridge=1.0), ValueError, "head_steps='exact' only"),
+    "exact, another head": (
+        lambda a: a.update(head_steps="exact", ridge=1.0, head=nn.Sequential(a["head"])),
+        TypeError,
+        "nn.Linear, got Sequential",
     ),
     "loss by row": (
         lambda a: a.update(loss_fn=lambda o, t: F.cross_entropy(o, t, reduction="none")),

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from ..optimizer import StackelbergOptimizer
 from ..player import Player
 from ..statistics import LastStep
+from .best_response import BestResponse, best_response
 from .microbatches import split_both
+from .objective import check_ridge, linear_head, loss_name
 from .players import check_players
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -27,14 +29,16 @@ class AlternatingStep:
 
     Attributes:
         loss: [], f(theta_k, w_{k+1}): at the new head, before the body moved.
-        head_losses: [head_steps], each before the head update that it led to.
+        head_losses: [head_steps], each before the head update that it led to; [0] for an exact head.
         head, body: `last_step` of each update.
+        response: the best response that an exact head took; else None.
     """
 
     loss: Tensor
     head_losses: Tensor
     head: tuple[LastStep, ...]
     body: LastStep
+    response: BestResponse | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,12 @@ def alternating_step(
     optimizer: StackelbergOptimizer,
     inputs: Any,
     targets: Any,
-    head_steps: int = 1,
+    head_steps: int | Literal["exact"] = 1,
     *,
     scaler: torch.amp.GradScaler | None = None,
     zero_grad: bool = True,
     microbatches: int = 1,
+    ridge: float = 0.0,
 ) -> AlternatingStep:
     """Move the head `head_steps` times on fixed features, then the body by its gradient at the new head.
 
@@ -87,7 +92,9 @@ def alternating_step(
         optimizer: a Stackelberg optimizer with groups of both roles; parameters of `body` have to be in groups of role
             "body", those of `head` in groups of role "head".
         inputs, targets: a tensor, or tensors in any nest of tuples, lists and dicts.
-        head_steps: updates of the head, >= 1.
+        head_steps: updates of the head, >= 1; or "exact": the head takes its best response to the features of this
+            batch, without the optimizer (variable projection, Golub & Pereyra 1973). Then the head has to be an
+            `nn.Linear`, and `loss_fn` one that `best_response` knows.
         scaler: a `torch.amp.GradScaler`: each player is unscaled, checked and skipped on its own, and
             `scaler.update()` is called once, here.
         zero_grad: clear the gradients of both players before and after. Otherwise those that are there count into the
@@ -95,6 +102,7 @@ def alternating_step(
         microbatches: cut inputs and targets along their first dimension into so many parts, for a loss that is a mean
             over rows. The head's passes take one part at a time. The body's graphs are kept for all of them, since
             its gradient has to wait for the new head: so this saves the memory of logits, not that of the body.
+        ridge: of the exact head, as in `best_response`; the losses that are returned are without its part.
 
     Returns:
         Losses and what each update did.
@@ -105,11 +113,14 @@ def alternating_step(
             its gradients would not be reduced. No parameter was modified.
     """
     check_players(optimizer, body, head)
-    for name, value in (("head_steps", head_steps), ("microbatches", microbatches)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    exact = isinstance(head_steps, str)
+    _check_int("microbatches", microbatches)
+    if exact:
+        _check_exact(head, loss_fn, head_steps, ridge)
+    else:
+        _check_int("head_steps", head_steps)
+        if ridge:
+            raise ValueError("ridge goes with head_steps='exact' only")
     cut = split_both(inputs, targets, microbatches)
     with torch.enable_grad():
         parts = [
@@ -122,8 +133,10 @@ def alternating_step(
         if zero_grad:
             optimizer.zero_grad()
         players = _Players(optimizer, scaler)
-        losses, head_did = [], []
-        for number in range(head_steps):
+        losses, head_did, response = [], [], None
+        if exact:
+            response = _respond(head, loss_fn, parts, ridge)
+        for number in range(0 if exact else head_steps):
             if number and not zero_grad:
                 optimizer.zero_grad(role="head")
             losses.append(_head_gradient(head, loss_fn, parts, scaler))
@@ -131,7 +144,39 @@ def alternating_step(
         loss = _body_gradient(head, loss_fn, parts, scaler)
     body_did = players.step("body", zero_grad)
     players.finish()
-    return AlternatingStep(loss, torch.stack(losses), tuple(head_did), body_did)
+    head_losses = torch.stack(losses) if losses else loss.new_empty(0)
+    return AlternatingStep(loss, head_losses, tuple(head_did), body_did, response)
+
+
+def _check_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+def _check_exact(head: Any, loss_fn: Any, how: str, ridge: float) -> None:
+    if how != "exact":
+        raise ValueError(f"head_steps must be an int or 'exact', got {how!r}")
+    linear_head(head)
+    name = loss_name(loss_fn)
+    check_ridge(ridge, "the best response of cross entropy" if name != "mse" else "")
+    if isinstance(head, DistributedDataParallel):
+        raise RuntimeError(
+            "head_steps='exact' does not go with DistributedDataParallel: each process would respond to its own rows"
+        )
+
+
+def _respond(head: nn.Linear, loss_fn: Any, parts: list[_Part], ridge: float) -> BestResponse:
+    """Give the head its best response to all of the parts."""
+    features = [part.features for part in parts]
+    if not all(isinstance(f, Tensor) for f in features):
+        raise TypeError("head_steps='exact' needs a body that returns one tensor")
+    targets = torch.cat([part.targets for part in parts])
+    response = best_response(head, torch.cat(features), targets, loss_fn, ridge)
+    response.assign(head)
+    torch.clear_autocast_cache()
+    return response
 
 
 class _Players:

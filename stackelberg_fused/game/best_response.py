@@ -1,0 +1,216 @@
+"""The follower's best response to fixed features, with a bound on what is missing, and the leader's objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .objective import Objective, check_ridge, linear_head, loss_name
+
+SMALLEST_DECREASE = 1e-4
+
+
+@dataclass(frozen=True)
+class BestResponse:
+    """w*, the minimiser of f(theta, .) = loss + ridge / 2 * |w|^2 at fixed features.
+
+    Attributes:
+        weight: float64 [outputs, inputs].
+        bias: float64 [outputs], or None for a head without one.
+        value: f(theta, w) at this response: Phi(theta), but for at most `gap`.
+        gap: bound on f - Phi: |grad_w f|^2 / (2 ridge), by strong convexity; infinite without a ridge.
+        grad_norm: |grad_w f|.
+        iterations: Newton steps taken; 0 where the solution is in closed form.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    value: float
+    gap: float
+    grad_norm: float
+    iterations: int
+
+    @torch.no_grad()
+    def assign(self, head: nn.Module) -> None:
+        """Write the response into a head, rounded to its dtype."""
+        linear = linear_head(head)
+        linear.weight.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+
+
+def best_response(
+    head: nn.Module,
+    features: Tensor,
+    targets: Tensor,
+    loss: Any = "mse",
+    ridge: float = 0.0,
+    *,
+    tolerance: float = 1e-12,
+    max_iterations: int = 100,
+) -> BestResponse:
+    """Solve the follower's problem; the head itself is only read.
+
+    Squared error is solved in closed form, by Cholesky factorisation with a ridge and by least squares (the solution
+    of least norm) without. Cross entropy takes Newton's method with conjugate gradients (Nocedal & Wright 2006,
+    algorithm 7.1), beginning at the head as it is. All in float64.
+
+    Args:
+        head: an `nn.Linear`.
+        features: [..., inputs].
+        targets: as the loss takes them: [..., outputs], or classes [...].
+        loss: "mse" or "cross_entropy", or torch's own function or module of these, without options.
+        ridge: >= 0; for "cross_entropy" > 0, since separable features have no minimiser otherwise.
+        tolerance: of cross entropy: the largest `gap`.
+        max_iterations: Newton steps, at most.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit.
+        RuntimeError: `max_iterations` did not lead to the tolerance.
+    """
+    name, linear = loss_name(loss), linear_head(head)
+    ridge = check_ridge(ridge, "the best response of cross entropy" if name != "mse" else "")
+    objective = Objective.of(name, linear, features, targets, ridge)
+    iterations = 0
+    if name == "mse":
+        w = _least_squares(objective)
+    else:
+        w, iterations = _newton(objective, objective.matrix(linear), tolerance, max_iterations)
+    grad_norm = float(objective.gradient(w).norm())
+    bias = None if linear.bias is None else w[-1].clone()
+    weight = w[: linear.in_features].t().contiguous()
+    gap = grad_norm**2 / (2 * ridge) if ridge else math.inf
+    return BestResponse(weight, bias, objective.value(w), gap, grad_norm, iterations)
+
+
+def _least_squares(objective: Objective) -> Tensor:
+    rows, targets = objective.rows, objective.targets
+    if not objective.ridge:
+        # the driver that knows rows that depend on each other is LAPACK's alone
+        solution = torch.linalg.lstsq(rows.cpu(), targets.cpu(), driver="gelsd").solution
+        return solution.to(rows)
+    scale = 2.0 / targets.numel()
+    normal = scale * (rows.t() @ rows)
+    normal.diagonal().add_(objective.ridge)
+    return torch.cholesky_solve(scale * (rows.t() @ targets), torch.linalg.cholesky(normal))
+
+
+def _newton(
+    objective: Objective, w: Tensor, tolerance: float, max_iterations: int
+) -> tuple[Tensor, int]:
+    """Minimise; returns W and the steps that were taken."""
+    value, gradient = objective.value(w), objective.gradient(w)
+    for iteration in range(max_iterations + 1):
+        norm = float(gradient.norm())
+        if norm**2 / (2 * objective.ridge) <= tolerance:
+            return w, iteration
+        if iteration == max_iterations:
+            break
+        direction = _newton_direction(objective, w, gradient)
+        slope, length = float((gradient * direction).sum()), 1.0
+        while True:
+            candidate = w + length * direction
+            new_value, new_gradient = objective.value(candidate), objective.gradient(candidate)
+            if new_value <= value + SMALLEST_DECREASE * length * slope:
+                break
+            # so close to the minimum that values no longer tell, gradients still do
+            if abs(new_value - value) <= 1e-14 * abs(value) and float(new_gradient.norm()) < norm:
+                break
+            length /= 2
+            if length < 1e-12:
+                raise RuntimeError(
+                    f"the best response stands still at |gradient| = {norm:.3g}: rounding does not allow "
+                    f"tolerance={tolerance:g} with ridge={objective.ridge:g}"
+                )
+        w, value, gradient = candidate, new_value, new_gradient
+    raise RuntimeError(
+        f"the best response has |gradient| = {norm:.3g} after {max_iterations} Newton steps: more of them, a larger "
+        "ridge or a larger tolerance?"
+    )
+
+
+def _newton_direction(objective: Objective, w: Tensor, gradient: Tensor) -> Tensor:
+    """An approximate solution of H d = -g, the more exact the smaller the gradient: superlinear convergence."""
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    def product(vector: Any) -> Any:
+        direction = torch.from_numpy(vector).view(w.shape).to(w)
+        return objective.hessian_product(w, direction).cpu().numpy().ravel()
+
+    size = w.numel()
+    right = -gradient.cpu().numpy().ravel()
+    forcing = min(0.5, float(gradient.norm()) ** 0.5)
+    operator = LinearOperator((size, size), matvec=product, dtype=right.dtype)
+    solution, _ = cg(operator, right, rtol=forcing, maxiter=10 * size)
+    return torch.from_numpy(solution).view(w.shape).to(w)
+
+
+@dataclass(frozen=True)
+class StackelbergValue:
+    """The leader's objective at a point.
+
+    Attributes:
+        phi: Phi(theta) = min over w of f(theta, w), but for at most `response.gap`.
+        follower_gap: f(theta, w) - Phi(theta) at the head as it is.
+        grad_norm: |grad Phi(theta)| = |grad_theta f(theta, w*)|, by the envelope theorem.
+        response: w*.
+    """
+
+    phi: float
+    follower_gap: float
+    grad_norm: float
+    response: BestResponse
+
+
+def stackelberg_value(
+    body: Callable[[Any], Tensor],
+    head: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    loss: Any = "mse",
+    ridge: float = 0.0,
+    *,
+    params: Iterable[Tensor] | None = None,
+    **options: Any,
+) -> StackelbergValue:
+    """Phi, how far the follower is from it, and how steep it is; nothing is modified.
+
+    Args:
+        body: `features = body(inputs)`, [..., inputs of the head].
+        head, targets, loss, ridge, **options: as in `best_response`.
+        params: theta: of which the gradient is taken; the body's trained parameters where it is a module.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `best_response`; no `params` for a body that is no module.
+    """
+    if params is None:
+        if not isinstance(body, nn.Module):
+            raise TypeError("params: needed for a body that is no module")
+        params = body.parameters()
+    theta = [p for p in params if p.requires_grad]
+    with torch.enable_grad():
+        features = body(inputs)
+        response = best_response(head, features, targets, loss, ridge, **options)
+        name, linear = loss_name(loss), linear_head(head)
+        bias = None if response.bias is None else response.bias.to(features)
+        outputs = F.linear(features, response.weight.to(features), bias)
+        if name == "mse":
+            value = F.mse_loss(outputs, targets.to(outputs))
+        else:
+            value = _cross_entropy(outputs, targets)
+        found = torch.autograd.grad(value, theta, allow_unused=True)
+    squares = [float(g.double().square().sum()) for g in found if g is not None]
+    objective = Objective.of(name, linear, features, targets, float(ridge))
+    gap = objective.value(objective.matrix(linear)) - response.value
+    return StackelbergValue(response.value, gap, math.sqrt(sum(squares)), response)
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    flat = targets.flatten() if not targets.is_floating_point() else targets.flatten(0, -2)
+    return F.cross_entropy(outputs.flatten(0, -2), flat.to(outputs.device))

@@ -1,0 +1,172 @@
+"""The losses whose best response is known: squared error and cross entropy of a linear head, with a ridge.
+
+In all of them f(theta, w) = loss(head(features), targets) + ridge / 2 * |w|^2, where `loss` is torch's own mean and w
+are all parameters of the head, the bias too: only so f is strongly convex in w with modulus `ridge`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+LOSSES = ("mse", "cross_entropy")
+
+
+def loss_name(loss: Any) -> str:
+    """The name of a loss that is given by name, as torch's function or as torch's module at its defaults.
+
+    Raises:
+        ValueError: no best response is known for it.
+    """
+    names = {
+        "mse": (F.mse_loss, nn.MSELoss),
+        "cross_entropy": (F.cross_entropy, nn.CrossEntropyLoss),
+    }
+    for name, (function, module) in names.items():
+        if loss == name or loss is function:
+            return name
+        if type(loss) is module:
+            plain = module()
+            same = all(getattr(loss, key) == getattr(plain, key) for key in module.__constants__)
+            if same and getattr(loss, "weight", None) is None:
+                return name
+    raise ValueError(
+        f"no best response is known for loss {loss!r}: expected 'mse' or 'cross_entropy', or "
+        "torch.nn.functional's mse_loss or cross_entropy without options"
+    )
+
+
+def linear_head(head: Any) -> nn.Linear:
+    """The linear layer that a head is.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    bare = head.module if isinstance(head, DistributedDataParallel) else head
+    if not isinstance(bare, nn.Linear):
+        raise TypeError(
+            f"a best response is known for a head that is an nn.Linear, got {type(head).__name__}"
+        )
+    return bare
+
+
+def check_ridge(ridge: Any, needed_for: str = "") -> float:
+    """A finite number >= 0, and > 0 where something needs it."""
+    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
+        raise TypeError(f"ridge must be a number, got {ridge!r}")
+    if not 0.0 <= ridge < math.inf:
+        raise ValueError(f"ridge must be finite and >= 0, got {ridge}")
+    if needed_for and ridge == 0:
+        raise ValueError(f"{needed_for} needs a ridge > 0")
+    return float(ridge)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """f as a function of the head alone, in float64 on the features' device.
+
+    The head's parameters are one matrix W [inputs + 1, outputs] (without the last row if it has no bias): outputs =
+    rows @ W.
+
+    Attributes:
+        name: "mse" or "cross_entropy".
+        rows: float64 [n, inputs + 1]: features, and ones where the head has a bias.
+        targets: float64 [n, outputs]: what to predict, or the probabilities of classes.
+        ridge: >= 0.
+    """
+
+    name: str
+    rows: Tensor
+    targets: Tensor
+    ridge: float
+
+    @classmethod
+    def of(
+        cls, name: str, head: nn.Linear, features: Tensor, targets: Tensor, ridge: float
+    ) -> Objective:
+        """Check features [..., inputs] and targets against a head.
+
+        Args:
+            targets: as the loss takes them: [..., outputs], or for "cross_entropy" classes [...], of which -100 are
+                left out.
+
+        Raises:
+            ValueError, TypeError: they do not fit.
+        """
+        if not features.is_floating_point() or features.shape[-1:] != (head.in_features,):
+            raise ValueError(
+                f"features must be floating point [..., {head.in_features}], got {features.dtype} "
+                f"{tuple(features.shape)}"
+            )
+        rows = features.detach().to(torch.float64).flatten(0, -2)
+        if features.dim() == 1:
+            rows = rows.view(1, -1)
+        outputs = (*features.shape[:-1], head.out_features)
+        targets = targets.detach().to(features.device)
+        if name == "cross_entropy" and not targets.is_floating_point():
+            if targets.shape != outputs[:-1]:
+                raise ValueError(
+                    f"targets must be classes {outputs[:-1]}, got shape {tuple(targets.shape)}"
+                )
+            classes = targets.reshape(-1)
+            rows, classes = rows[classes != -100], classes[classes != -100]
+            if len(classes) and not (
+                int(classes.min()) >= 0 and int(classes.max()) < head.out_features
+            ):
+                raise ValueError(f"targets must be classes below {head.out_features}")
+            wanted = F.one_hot(classes.long(), head.out_features).to(torch.float64)
+        else:
+            if tuple(targets.shape) != outputs:
+                raise ValueError(f"targets must be {outputs}, got shape {tuple(targets.shape)}")
+            wanted = targets.to(torch.float64).reshape(-1, head.out_features)
+        if not len(rows):
+            raise ValueError("there are no rows to respond to")
+        if head.bias is not None:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        return cls(name, rows, wanted, ridge)
+
+    def matrix(self, head: nn.Linear) -> Tensor:
+        """A head's parameters as W, float64."""
+        parts = [head.weight.detach().t()]
+        if head.bias is not None:
+            parts.append(head.bias.detach().view(1, -1))
+        return torch.cat(parts).to(self.rows)
+
+    def loss(self, w: Tensor) -> float:
+        """The loss without the ridge's part."""
+        outputs = self.rows @ w
+        if self.name == "mse":
+            return float((outputs - self.targets).square().mean())
+        total = torch.logsumexp(outputs, 1) * self.targets.sum(1) - (outputs * self.targets).sum(1)
+        return float(total.mean())
+
+    def value(self, w: Tensor) -> float:
+        """f."""
+        return self.loss(w) + self.ridge / 2 * float(w.square().sum())
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Of f, like W."""
+        outputs = self.rows @ w
+        if self.name == "mse":
+            residual = (outputs - self.targets) * (2.0 / outputs.numel())
+        else:
+            weight = self.targets.sum(1, keepdim=True)
+            residual = (outputs.softmax(1) * weight - self.targets) / len(outputs)
+        return self.rows.t() @ residual + self.ridge * w
+
+    def hessian_product(self, w: Tensor, direction: Tensor) -> Tensor:
+        """Of f at W with a matrix like W."""
+        change = self.rows @ direction
+        if self.name == "mse":
+            change = change * (2.0 / change.numel())
+        else:
+            p = (self.rows @ w).softmax(1)
+            weight = self.targets.sum(1, keepdim=True) / len(p)
+            change = (p * change - p * (p * change).sum(1, keepdim=True)) * weight
+        return self.rows.t() @ change + self.ridge * direction

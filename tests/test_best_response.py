@@ -1,0 +1,219 @@
+"""The follower's best response against SciPy and finite differences, and the certificate that comes with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import normal
+from torch import Tensor, nn
+
+import stackelberg_fused as sf
+from stackelberg_fused.game.objective import Objective
+
+optimize = pytest.importorskip("scipy.optimize")
+
+INPUTS, OUTPUTS = 6, 4
+
+
+def _linear(bias: bool = True) -> nn.Linear:
+    head = nn.Linear(INPUTS, OUTPUTS, bias)
+    with torch.no_grad():
+        for number, p in enumerate(head.parameters()):
+            p.copy_(normal(tuple(p.shape), 50 + number))
+    return head
+
+
+def _data(loss: str, rows: int = 40) -> tuple[Tensor, Tensor]:
+    features = normal((rows, INPUTS), 1)
+    if loss == "mse":
+        return features, normal((rows, OUTPUTS), 2)
+    return features, (features[:, 0] > 0) + 2 * (normal(rows, 3) > 0).long()
+
+
+def _by_scipy(loss: str, head: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> float:
+    """The smallest value that a general minimiser of torch's own loss finds."""
+    shapes = [p.shape for p in head.parameters()]
+
+    def f(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w = torch.from_numpy(flat).requires_grad_()
+        parts = list(w.split([s.numel() for s in shapes]))
+        out = F.linear(x.double(), parts[0].view(shapes[0]), parts[1] if len(parts) > 1 else None)
+        value = F.mse_loss(out, y.double()) if loss == "mse" else F.cross_entropy(out, y)
+        value = value + ridge / 2 * w.square().sum()
+        value.backward()
+        return value.item(), w.grad.numpy()
+
+    start = np.zeros(sum(s.numel() for s in shapes))
+    return optimize.minimize(f, start, jac=True, method="BFGS", options={"gtol": 1e-10}).fun
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ridge", [1.0, 1e-3])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_nobody_does_better(loss: str, ridge: float, bias: bool) -> None:
+    head, (x, y) = _linear(bias), _data(loss)
+    before = [p.detach().clone() for p in head.parameters()]
+    found = sf.best_response(head, x, y, loss, ridge)
+    assert all(torch.equal(p, q) for p, q in zip(head.parameters(), before, strict=True))
+    assert found.value == pytest.approx(_by_scipy(loss, head, x, y, ridge), abs=1e-10)
+    assert found.gap <= 1e-12
+    assert (found.bias is None) == (not bias)
+    assert (found.iterations > 0) == (loss == "cross_entropy")
+    found.assign(head)
+    torch.testing.assert_close(head.weight.double(), found.weight)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_the_certificate_bounds_the_gap_wherever_it_is_asked(loss: str) -> None:
+    """f - Phi <= |g|^2 / (2 ridge), at any head."""
+    (x, y), ridge = _data(loss), 0.05
+    phi = sf.best_response(_linear(), x, y, loss, ridge).value
+    for scale in (0.0, 0.01, 1.0):
+        head = _linear()
+        with torch.no_grad():
+            for p in head.parameters():
+                p.mul_(scale)
+        objective = Objective.of(loss, head, x, y, ridge)
+        w = objective.matrix(head)
+        gap = objective.value(w) - phi
+        assert 0 <= gap <= float(objective.gradient(w).norm()) ** 2 / (2 * ridge)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_derivatives(loss: str) -> None:
+    head, (x, y) = _linear(), _data(loss)
+    objective = Objective.of(loss, head, x, y, 0.3)
+    w, direction = (
+        objective.matrix(head).requires_grad_(),
+        normal((INPUTS + 1, OUTPUTS), 9).double(),
+    )
+    out = objective.rows @ w
+    value = F.mse_loss(out, y.double()) if loss == "mse" else F.cross_entropy(out, y)
+    value = value + 0.15 * w.square().sum()
+    assert objective.value(w.detach()) == pytest.approx(value.item())
+    (gradient,) = torch.autograd.grad(value, w, create_graph=True)
+    torch.testing.assert_close(objective.gradient(w.detach()), gradient.detach())
+    (product,) = torch.autograd.grad((gradient * direction).sum(), w)
+    torch.testing.assert_close(objective.hessian_product(w.detach(), direction), product)
+
+
+def test_without_a_ridge_least_squares_has_the_least_norm() -> None:
+    """Also where features depend on each other, and where there are more of them than rows."""
+    for rows in (3, 40):
+        x, y = _data("mse", rows)
+        x[:, 1] = x[:, 0]
+        found = sf.best_response(_linear(False), x, y)
+        expected = np.linalg.pinv(x.double().numpy()) @ y.double().numpy()
+        np.testing.assert_allclose(found.weight.t().numpy(), expected, atol=1e-10)
+        assert found.gap == math.inf
+        assert found.grad_norm < 1e-10
+
+
+def test_separable_features() -> None:
+    """With a ridge there is a minimiser; without one there is none, which is refused."""
+    x = torch.tensor([[-1.0], [1.0]]).expand(2, INPUTS)
+    found = sf.best_response(_linear(), x, torch.tensor([0, 1]), "cross_entropy", 1e-6)
+    assert found.gap <= 1e-12
+    with pytest.raises(ValueError, match="needs a ridge > 0"):
+        sf.best_response(_linear(), x, torch.tensor([0, 1]), "cross_entropy")
+
+
+def test_sequences_probabilities_and_rows_that_are_left_out() -> None:
+    head, (x, y) = _linear(), _data("cross_entropy")
+    plain = sf.best_response(head, x, y, "cross_entropy", 0.1)
+    nested = sf.best_response(head, x.view(4, 10, INPUTS), y.view(4, 10), F.cross_entropy, 0.1)
+    soft = sf.best_response(head, x, F.one_hot(y, OUTPUTS).float(), nn.CrossEntropyLoss(), 0.1)
+    more = torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)])
+    left_out = sf.best_response(head, *more, "cross_entropy", 0.1)
+    for found in (nested, soft, left_out):
+        torch.testing.assert_close(found.weight, plain.weight)
+        assert found.value == pytest.approx(plain.value)
+
+
+def _body() -> nn.Sequential:
+    body = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, INPUTS)).double()
+    with torch.no_grad():
+        for number, p in enumerate(body.parameters()):
+            p.copy_(normal(tuple(p.shape), 70 + number))
+    return body
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_stackelberg_value(loss: str) -> None:
+    """Its gradient by finite differences of Phi itself: the envelope theorem."""
+    body, head, ridge = _body(), _linear().double(), 0.01
+    inputs, y = normal((40, 5), 8).double(), _data(loss)[1]
+    y = y.double() if loss == "mse" else y
+    found = sf.stackelberg_value(body, head, inputs, y, loss, ridge)
+    assert found.follower_gap > 0
+    assert all(p.grad is None for p in body.parameters())
+
+    def phi() -> float:
+        with torch.no_grad():
+            return sf.best_response(head, body(inputs), y, loss, ridge).value
+
+    assert found.phi == pytest.approx(phi(), abs=1e-10)
+    squares = 0.0
+    for p in body.parameters():
+        flat = p.detach().view(-1)
+        for i in range(p.numel()):
+            kept = float(flat[i])
+            sides = []
+            for h in (1e-4, -1e-4):
+                flat[i] = kept + h
+                sides.append(phi())
+            flat[i] = kept
+            squares += ((sides[0] - sides[1]) / 2e-4) ** 2
+    assert found.grad_norm == pytest.approx(math.sqrt(squares), rel=1e-4)
+    found.response.assign(head)
+    again = sf.stackelberg_value(body, head, inputs, y, loss, ridge)
+    assert abs(again.follower_gap) < 1e-10
+
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "loss": ({"loss": F.l1_loss}, ValueError, "no best response is known"),
+    "options": ({"loss": nn.MSELoss(reduction="sum")}, ValueError, "no best response is known"),
+    "weights": (
+        {"loss": nn.CrossEntropyLoss(weight=torch.ones(4))},
+        ValueError,
+        "no best response is known",
+    ),
+    "head": ({"head": nn.Sequential(nn.Linear(6, 4))}, TypeError, "got Sequential"),
+    "ridge": ({"ridge": -1.0}, ValueError, "ridge must be finite and >= 0"),
+    "ridge type": ({"ridge": "1"}, TypeError, "ridge must be a number"),
+    "features": ({"features": torch.ones(40, 5)}, ValueError, r"floating point \[\.\.\., 6\]"),
+    "targets": ({"targets": torch.ones(40, 5)}, ValueError, r"targets must be \(40, 4\)"),
+    "no rows": (
+        {"features": torch.ones(0, 6), "targets": torch.ones(0, 4)},
+        ValueError,
+        "no rows",
+    ),
+    "classes": (
+        {"loss": "cross_entropy", "ridge": 1.0, "targets": torch.full((40,), 7)},
+        ValueError,
+        "classes below 4",
+    ),
+    "too few steps": (
+        {
+            "loss": "cross_entropy",
+            "ridge": 1e-3,
+            "targets": torch.zeros(40).long(),
+            "max_iterations": 1,
+        },
+        RuntimeError,
+        "after 1 Newton steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_refused(kind: str) -> None:
+    change, error, match = BAD[kind]
+    x, y = _data("mse")
+    with pytest.raises(error, match=match):
+        sf.best_response(**{"head": _linear(), "features": x, "targets": y, **change})
