@@ -52,8 +52,9 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, one_minus_dampening);
   SF_FIELD(row, Row, ema_weight);
   SF_FIELD(row, Row, mean_weight);
-  SF_FIELD(row, Row, waits);
-  SF_FIELD(row, Row, has_sum);
+  SF_FIELD(row, Row, low);
+  SF_FIELD(row, Row, high);
+  SF_FIELD(row, Row, turn);
   m.attr("ROW_OFFSETS") = row;
   m.attr("ROW_BYTES") = sizeof(Row);
 

@@ -46,6 +46,12 @@ enum Rule : int32_t {
   kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
 };
 
+// Where a row whose group does not move on every step stands (csrc/turn.h).
+enum TurnFlag : int32_t {
+  kWaits = 1,   // it is not this group's turn
+  kHasSum = 2,  // there is a sum of earlier gradients
+};
+
 // Scalars of one group at one step count, computed in float64 and rounded once.
 struct Row {
   int32_t rule;
@@ -61,9 +67,9 @@ struct Row {
   float one_minus_dampening;  // 1 on the step that creates the momentum buffer
   float ema_weight;           // of the average of the parameters, as lerp_weight
   float mean_weight;          // of a sum of gradients: 1 / update_every, or 0 where only the last one counts
-  int32_t waits;              // not 0: it is not this group's turn (csrc/turn.h)
-  int32_t has_sum;            // not 0: there is a sum of earlier gradients
-  float reserved;
+  float low;                  // what parameters are kept at or above, and
+  float high;                 // at or below: infinities where nothing is asked for
+  int32_t turn;               // TurnFlag
 };
 
 // What the rows of a group are computed from at every step, in double precision.

@@ -36,8 +36,9 @@ SF_SHARED Turn turn_of(const Args& args, int64_t index, const Record& record) {
   if (!args.takes_turns) return turn;
   const Row& row = args.rows[record.row];
   turn.mean_weight = row.mean_weight;
-  turn.waits = args.groups ? waits_for_turn(args.waited[index], args.groups[record.row].update_every) : row.waits != 0;
-  turn.has_sum = args.groups ? has_sum(args.waited[index]) : row.has_sum != 0;
+  turn.waits =
+      args.groups ? waits_for_turn(args.waited[index], args.groups[record.row].update_every) : (row.turn & kWaits) != 0;
+  turn.has_sum = args.groups ? has_sum(args.waited[index]) : (row.turn & kHasSum) != 0;
   return turn;
 }
 

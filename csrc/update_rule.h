@@ -74,6 +74,11 @@ SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momen
   param = fused_multiply_add(-row.step_size, grad, param);
 }
 
+// The nearest point of a box; NaN stays NaN, and where there is no box every value stays what it is.
+SF_SHARED float project(const Row& row, float param) {
+  return param < row.low ? row.low : param > row.high ? row.high : param;
+}
+
 // Average of the parameters (Polyak & Juditsky 1992, with exponential weights).
 SF_SHARED void ema_update(const Row& row, float param, float& ema) { ema = interpolate(row.ema_weight, ema, param); }
 
@@ -101,6 +106,7 @@ SF_SHARED void update_element(const Row& row, float& param, float grad, float& e
   } else {
     adam_update<RULE>(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq);
   }
+  param = project(row, param);
   if constexpr (uses_ema<RULE>) ema_update(row, param, ema);
 }
 

@@ -12,6 +12,9 @@ __all__ = [
     "AnnealedRatioLR",
     "BackendStatus",
     "BestResponse",
+    "Box",
+    "Curvature",
+    "NonNegative",
     "StackelbergAdam",
     "StackelbergAdamW",
     "StackelbergSGD",
@@ -21,6 +24,7 @@ __all__ = [
     "alternating_step",
     "backends",
     "best_response",
+    "curvature",
     "split_body_head",
     "stackelberg_value",
 ]
@@ -28,6 +32,7 @@ __all__ = [
 if _torch is not None:
     from .adam import StackelbergAdam, StackelbergAdamW
     from .backends import BackendStatus, backends
+    from .constraints import Box, NonNegative
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import (
         BestResponse,
@@ -35,6 +40,7 @@ if _torch is not None:
         best_response,
         stackelberg_value,
     )
+    from .game.curvature import Curvature, curvature
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .partition import split_body_head
     from .sgd import StackelbergSGD

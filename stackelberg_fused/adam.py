@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .backends import Backend
+from .constraints import Constraint
 from .optimizer import StackelbergOptimizer
 
 
@@ -47,6 +48,8 @@ class StackelbergAdam(StackelbergOptimizer):
         mode: "simultaneous": both players move by gradients at the same point, in one launch. "alternating":
             `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
             body. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
+        constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
+            `NonNegative`, inside the launch; by role as a dict, or per group. The projection is Euclidean.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
@@ -79,6 +82,7 @@ class StackelbergAdam(StackelbergOptimizer):
         update_every_grads: str = "latest",
         grads: str = "gather",
         mode: str = "simultaneous",
+        constraint: Constraint | dict[str, Constraint] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -95,6 +99,7 @@ class StackelbergAdam(StackelbergOptimizer):
             "ema_decay": ema_decay,
             "update_every": update_every,
             "update_every_grads": update_every_grads,
+            "constraint": constraint,
             "rule": "adamw" if decoupled_weight_decay else self._rule,
         }
         super().__init__(
@@ -140,6 +145,7 @@ class StackelbergAdamW(StackelbergAdam):
         update_every_grads: str = "latest",
         grads: str = "gather",
         mode: str = "simultaneous",
+        constraint: Constraint | dict[str, Constraint] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -163,4 +169,5 @@ class StackelbergAdamW(StackelbergAdam):
             ema_decay=ema_decay,
             update_every=update_every,
             update_every_grads=update_every_grads,
+            constraint=constraint,
         )

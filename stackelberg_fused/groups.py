@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constraints import as_constraint
 from .rules import SETTINGS, as_number
 from .tables import LARGEST_FLOAT
 
@@ -23,7 +24,7 @@ RULE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
 # settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing
-BY_ROLE = {"update_every": 1, "ema_decay": None}
+BY_ROLE = {"update_every": 1, "ema_decay": None, "constraint": None}
 LONGEST_WAIT = 2**20  # steps; counted in float32, twice
 
 
@@ -113,6 +114,7 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     _check_rate(label, group["lr"])
     at_least_zero(label, "weight_decay", group["weight_decay"])
     _check_average_and_turns(label, group)
+    _check_constraint(label, group)
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
@@ -160,6 +162,24 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         raise ValueError(
             f"{label}: differentiable=True goes with neither update_every nor ema_decay"
         )
+
+
+def _check_constraint(label: str, group: dict[str, Any]) -> None:
+    try:
+        constraint = as_constraint(group["constraint"])
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from None
+    if constraint is None:
+        return
+    if group.get("differentiable"):
+        raise ValueError(f"{label}: differentiable=True does not go with a constraint")
+    for dtype in {p.dtype for p in group["params"] if isinstance(p, Tensor)}:
+        if not dtype.is_floating_point:
+            continue
+        try:
+            constraint.check_dtype(dtype)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
 
 
 def copy_by_role(defaults: dict[str, Any]) -> dict[str, Any]:

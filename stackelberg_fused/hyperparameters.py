@@ -8,7 +8,7 @@ from . import turns
 from .bias_correction import bias_corrections
 from .rules import MIXED_RULES
 from .settings import GroupSettings
-from .tables import ROW
+from .tables import HAS_SUM, ROW, WAITS
 
 try:
     from ._cpu import find_bad_count, update_rows
@@ -99,8 +99,8 @@ class HyperparameterRows:
         self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]
         self.rows["step_size"] = group["lr"] * factor
         self.rows["eps"] = group["eps"] * bias_correction2_sqrt
-        self.rows["waits"] = turns.waits(waited, group["update_every"])
-        self.rows["has_sum"] = turns.has_sum(waited)
+        waits = turns.waits(waited, group["update_every"])
+        self.rows["turn"] = WAITS * waits + HAS_SUM * turns.has_sum(waited)
         return True
 
     def _regroup(self) -> None:

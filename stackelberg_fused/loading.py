@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .constraints import Constraint, as_constraint
 from .groups import BY_ROLE, check_settings, complete_group
 from .state import check_loaded, numbers
 
@@ -47,6 +48,14 @@ def with_exact_counts(loaded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def packed_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups as a state dict holds them: of plain values."""
+    return [
+        {n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()}
+        for group in groups
+    ]
+
+
 def _merged(
     loaded: list[dict[str, Any]], groups: list[dict[str, Any]], defaults: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -63,6 +72,7 @@ def _merged(
             own.pop("role")
         group = complete_group({**new, **own}, defaults, 1.0, index)
         check_settings(group, index)
+        group["constraint"] = as_constraint(group["constraint"])
         merged.append(group)
     return merged
 

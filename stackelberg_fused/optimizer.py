@@ -29,7 +29,7 @@ from .groups import (
     copy_by_role,
     param_label,
 )
-from .loading import complete_state, split_names, with_exact_counts
+from .loading import complete_state, packed_groups, split_names, with_exact_counts
 from .overlap import check_overlap
 from .player import Player
 from .scaling import Scaling
@@ -171,6 +171,8 @@ class StackelbergOptimizer(Optimizer):
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
         self._refuse_averages("state_dict()")
         packed = super().state_dict()
+        if "param_groups" in packed:
+            packed["param_groups"] = packed_groups(packed["param_groups"])
         if self._met_scaler and "state" in packed:  # a hook may have made anything of it
             packed["state"] = without_unused_momentum(packed["state"])
         return packed

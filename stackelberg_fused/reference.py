@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .constraints import Box, as_constraint, project_box
+
 
 def adam_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor
@@ -104,6 +106,18 @@ def ema_update(param: Tensor, ema: Tensor, group: dict[str, Any]) -> None:
         group: ema_decay.
     """
     ema.lerp_(param.detach(), 1 - float(group["ema_decay"]))
+
+
+def project(param: Tensor, group: dict[str, Any]) -> None:
+    """The nearest point of the group's box, in place; NaN stays NaN.
+
+    Args:
+        param: any shape, any floating dtype.
+        group: constraint; sets that are no box are projected onto after the update.
+    """
+    constraint = as_constraint(group["constraint"])
+    if isinstance(constraint, Box):
+        param.copy_(project_box(param, *constraint.bounds(param.dtype)))
 
 
 def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) -> Tensor:

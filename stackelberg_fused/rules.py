@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .constraints import CONSTRAINTS
+
 
 class Rule(IntFlag):
     """What a row's update does beyond its scalars (`enum Rule` in csrc/tables.h). No flag: Adam."""
@@ -39,6 +41,7 @@ _COMMON_SETTINGS = (
     "ema_decay",
     "update_every",
     "update_every_grads",
+    "constraint",
 )
 _ADAM_SETTINGS = (*_COMMON_SETTINGS, "betas", "eps", "amsgrad")
 _SGD_SETTINGS = (*_COMMON_SETTINGS, "momentum", "dampening", "nesterov")
@@ -47,7 +50,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "adamw": _ADAM_SETTINGS,
     "sgd": _SGD_SETTINGS,
 }
-_IMMUTABLE = {int, float, bool, tuple, str, NoneType}
+_IMMUTABLE = {int, float, bool, tuple, str, NoneType, *CONSTRAINTS}
 
 
 def as_number(value: Any) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constraints import Box, as_constraint
 from .groups import ROLES, check_settings
 from .rules import Rule, as_number, is_volatile, rule_of, sums_gradients
 from .tables import DOUBLES, GROUP, ROW
@@ -203,6 +204,8 @@ _CONSTANTS = (
     "one_minus_dampening",
     "ema_weight",
     "mean_weight",
+    "low",
+    "high",
 )
 # and those of its scalars
 _OF_GROUP = (*DOUBLES, "update_every")
@@ -217,6 +220,7 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     average = (
         0.0 if group["ema_decay"] is None else _from_the_nearer_end(as_number(group["ema_decay"])),
         1.0 / update_every if sums_gradients(group) else 0.0,
+        *_bounds(group),
     )
     if group["rule"] == "sgd":
         momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
@@ -227,6 +231,14 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     decay = weight_decay if group["rule"] == "adamw" else 0.0
     row = (*row, _from_the_nearer_end(beta1), beta2, 1.0 - beta2, 0.0, 1.0, *average)
     return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
+
+
+def _bounds(group: dict[str, Any]) -> tuple[float, float]:
+    """The box that kernels keep parameters in, as float32 numbers that are in it."""
+    constraint = as_constraint(group["constraint"])
+    if isinstance(constraint, Box):
+        return constraint.bounds(torch.float32)
+    return -math.inf, math.inf
 
 
 def turn_of(group: dict[str, Any]) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .backends import Backend
+from .constraints import Constraint
 from .optimizer import StackelbergOptimizer
 
 
@@ -18,7 +19,7 @@ class StackelbergSGD(StackelbergOptimizer):
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
         foreach, fused: accepted for compatibility and ignored; every backend is one launch.
         differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every, update_every_grads,
-            grads, mode: as in `StackelbergAdam`.
+            grads, mode, constraint: as in `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
@@ -46,6 +47,7 @@ class StackelbergSGD(StackelbergOptimizer):
         update_every_grads: str = "latest",
         grads: str = "gather",
         mode: str = "simultaneous",
+        constraint: Constraint | dict[str, Constraint] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -60,6 +62,7 @@ class StackelbergSGD(StackelbergOptimizer):
             "ema_decay": ema_decay,
             "update_every": update_every,
             "update_every_grads": update_every_grads,
+            "constraint": constraint,
             "rule": "sgd",
         }
         super().__init__(

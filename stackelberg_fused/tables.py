@@ -33,14 +33,15 @@ _SCALARS = (
     "one_minus_dampening",
     "ema_weight",
     "mean_weight",
+    "low",
+    "high",
 )
+WAITS, HAS_SUM = 1, 2  # flags of a row's `turn`
 ROW = np.dtype(
     [
         ("rule", "<i4"),
         *((name, "<f4") for name in _SCALARS),
-        ("waits", "<i4"),
-        ("has_sum", "<i4"),
-        ("reserved", "<f4"),
+        ("turn", "<i4"),
     ]
 )
 

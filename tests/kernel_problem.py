@@ -10,7 +10,7 @@ from audit import buffers_moved, buffers_used
 from stackelberg_fused import _cpu
 from stackelberg_fused.layout import build_tiles
 from stackelberg_fused.rules import MIXED_RULES
-from stackelberg_fused.tables import RECORD, ROW, STEP_ARGS, TILE_ELEMENTS
+from stackelberg_fused.tables import HAS_SUM, RECORD, ROW, STEP_ARGS, TILE_ELEMENTS, WAITS
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 9000)
 FIELDS = (
@@ -106,7 +106,8 @@ class Problem:
         self.records["grad"][list(absent)] = 0
         self.rows = self._rows(rules, random)
         for row, kind in zip(self.rows, kinds, strict=True):
-            row["mean_weight"], row["waits"], row["has_sum"] = TURNS[kind]
+            row["mean_weight"], waits, has_sum = TURNS[kind]
+            row["turn"] = WAITS * waits + HAS_SUM * has_sum
         self.tiles = build_tiles(self.numel)
         self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
 
@@ -116,6 +117,8 @@ class Problem:
         for name in ROW.names[1 : ROW.names.index("mean_weight")]:
             rows[name] = random.uniform(0.001, 0.999, len(rules))
         rows["rule"] = rules
+        rows["low"] = random.choice([-np.inf, -0.5], len(rules))
+        rows["high"] = random.choice([np.inf, 0.25], len(rules))
         rows["grad_sign"] = random.choice([-1, 1], len(rules))
         for name in ("lerp_weight", "ema_weight"):
             rows[name] *= random.choice([-1, 1], len(rules))

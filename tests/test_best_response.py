@@ -80,7 +80,7 @@ def test_the_certificate_bounds_the_gap_wherever_it_is_asked(loss: str) -> None:
                 p.mul_(scale)
         objective = Objective.of(loss, head, x, y, ridge)
         w = objective.matrix(head)
-        gap = objective.value(w) - phi
+        gap = float(objective.value(w)) - phi
         assert 0 <= gap <= float(objective.gradient(w).norm()) ** 2 / (2 * ridge)
 
 
@@ -95,7 +95,7 @@ def test_derivatives(loss: str) -> None:
     out = objective.rows @ w
     value = F.mse_loss(out, y.double()) if loss == "mse" else F.cross_entropy(out, y)
     value = value + 0.15 * w.square().sum()
-    assert objective.value(w.detach()) == pytest.approx(value.item())
+    assert float(objective.value(w.detach())) == pytest.approx(value.item())
     (gradient,) = torch.autograd.grad(value, w, create_graph=True)
     torch.testing.assert_close(objective.gradient(w.detach()), gradient.detach())
     (product,) = torch.autograd.grad((gradient * direction).sum(), w)

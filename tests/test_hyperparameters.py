@@ -69,7 +69,7 @@ class Rows:
 def _step(rows: Rows, counts: list[float], ready: list[bool] | None = None) -> list[dict[str, Any]]:
     """The row of each slot for the coming step, by name."""
     found = rows.at(counts, ready)
-    names = found.dtype.names[:-1]  # without the padding
+    names = found.dtype.names
     return [{name: found[name][i].item() for name in names} for i in range(len(found))]
 
 
@@ -145,7 +145,7 @@ def test_rows_of_groups_that_wait_for_their_turn() -> None:
     seen = []
     for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):
         rows.waited[:] = waited
-        seen.append([(row["waits"], row["has_sum"]) for row in _step(rows, [7, 7, 7])])
+        seen.append([(row["turn"] & 1, row["turn"] >> 1) for row in _step(rows, [7, 7, 7])])
     assert seen == [
         [(1, 0), (1, 0), (1, 0)],
         [(1, 0), (1, 0), (1, 1)],

@@ -88,7 +88,7 @@ def test_triton_rows_and_groups() -> None:
     names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
     names["momentum"] = "MOMENTUM_COEFFICIENT"
     for field, constant in names.items():
-        holder = row if field in ("waits", "has_sum") else rule
+        holder = row if field == "turn" else rule
         assert getattr(holder, constant).value == _word(ROW, field, 4), field
     assert row.GROUP_WORDS.value * 8 == GROUP.itemsize
     names = {name: name.upper() for name in GROUP.names if name != "reserved"}

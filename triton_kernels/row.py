@@ -4,8 +4,11 @@ import triton
 import triton.language as tl
 
 # words of struct Row in csrc/tables.h that rules do not get
-WAITS: tl.constexpr = tl.constexpr(13)
-HAS_SUM: tl.constexpr = tl.constexpr(14)
+TURN: tl.constexpr = tl.constexpr(15)
+
+# enum TurnFlag in csrc/tables.h
+WAITS: tl.constexpr = tl.constexpr(1)
+HAS_SUM: tl.constexpr = tl.constexpr(2)
 
 # words of struct GroupScalars in csrc/tables.h, 8 bytes each
 GROUP_WORDS: tl.constexpr = tl.constexpr(8)
@@ -36,6 +39,8 @@ def load_row(row):
         tl.load(row + 10),
         tl.load(row + 11),
         tl.load(row + 12),
+        tl.load(row + 13),
+        tl.load(row + 14),
     )
 
 
@@ -89,6 +94,8 @@ def complete_row(row, group, count, ready):
         tl.where(ready != 0, tl.load(row + 10), 1.0),
         tl.load(row + 11),
         tl.load(row + 12),
+        tl.load(row + 13),
+        tl.load(row + 14),
     )
 
 
@@ -105,9 +112,9 @@ def turn_of(row, group, waited, COUNTED: tl.constexpr):
         waits = count // 2 + 1 < tl.load(group + UPDATE_EVERY)
         has_sum = count % 2 != 0
     else:
-        words = row.to(tl.pointer_type(tl.int32))
-        waits = tl.load(words + WAITS) != 0
-        has_sum = tl.load(words + HAS_SUM) != 0
+        turn = tl.load(row.to(tl.pointer_type(tl.int32)) + TURN)
+        waits = (WAITS & turn) != 0
+        has_sum = (HAS_SUM & turn) != 0
     return waits, has_sum
 
 

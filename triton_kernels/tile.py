@@ -26,6 +26,7 @@ from .update_rule import (
     adam_update,
     ema_update,
     mean_gradient,
+    project,
     sgd_update,
 )
 
@@ -116,6 +117,7 @@ def _update(
             )
         tl.store(exp_avgs, exp_avg, mask=mask)
         tl.store(exp_avg_sqs, exp_avg_sq, mask=mask)
+    param = project(row, param)
     if EMA & RULE:
         tl.store(emas, ema_update(row, param, ema), mask=mask)
     tl.store(params, param, mask=mask)

@@ -29,6 +29,8 @@ MOMENTUM_COEFFICIENT: tl.constexpr = tl.constexpr(9)
 ONE_MINUS_DAMPENING: tl.constexpr = tl.constexpr(10)
 EMA_WEIGHT: tl.constexpr = tl.constexpr(11)
 MEAN_WEIGHT: tl.constexpr = tl.constexpr(12)
+LOW: tl.constexpr = tl.constexpr(13)
+HIGH: tl.constexpr = tl.constexpr(14)
 
 
 @triton.jit
@@ -84,6 +86,12 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # update
     param = tl.fma(-1.0 * row[STEP_SIZE], grad, param)
     return param, momentum_buffer
+
+
+@triton.jit
+def project(row, param):
+    """The nearest point of a box on a block; NaN stays NaN, and where there is no box every value stays what it is."""
+    return tl.where(param < row[LOW], row[LOW], tl.where(param > row[HIGH], row[HIGH], param))
 
 
 @triton.jit

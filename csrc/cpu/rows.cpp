@@ -35,8 +35,7 @@ bool update_rows(const RowTable& t) {
     }
     complete_row(t.rows[i], group, group.lr, corrections);
     const float waited = t.waited[t.representative[i]];
-    t.rows[i].waits = waits_for_turn(waited, group.update_every);
-    t.rows[i].has_sum = has_sum(waited);
+    t.rows[i].turn = (waits_for_turn(waited, group.update_every) ? kWaits : 0) | (has_sum(waited) ? kHasSum : 0);
   }
   return true;
 }

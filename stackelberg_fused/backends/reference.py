@@ -75,6 +75,7 @@ def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict
         step = float(table.step_counts[i]) + 1.0
         counted = torch.tensor(step) if group.get("differentiable") else step
         reference.adam_update(param, grad, state, group, counted)
+    reference.project(param, group)
     if group["ema_decay"] is not None:
         reference.ema_update(param, state["ema"], group)
 

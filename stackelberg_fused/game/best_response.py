@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .objective import Objective, check_ridge, linear_head, loss_name
@@ -35,6 +34,12 @@ class BestResponse:
     gap: float
     grad_norm: float
     iterations: int
+
+    @property
+    def matrix(self) -> Tensor:
+        """float64 [inputs + 1, outputs]: weight and bias as W of `Objective`."""
+        parts = [self.weight.t()] + ([] if self.bias is None else [self.bias.view(1, -1)])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def assign(self, head: nn.Module) -> None:
@@ -76,7 +81,7 @@ def best_response(
     """
     name, linear = loss_name(loss), linear_head(head)
     ridge = check_ridge(ridge, "the best response of cross entropy" if name != "mse" else "")
-    objective = Objective.of(name, linear, features, targets, ridge)
+    objective = Objective.of(name, linear, features.detach(), targets, ridge)
     iterations = 0
     if name == "mse":
         w = _least_squares(objective)
@@ -86,7 +91,7 @@ def best_response(
     bias = None if linear.bias is None else w[-1].clone()
     weight = w[: linear.in_features].t().contiguous()
     gap = grad_norm**2 / (2 * ridge) if ridge else math.inf
-    return BestResponse(weight, bias, objective.value(w), gap, grad_norm, iterations)
+    return BestResponse(weight, bias, float(objective.value(w)), gap, grad_norm, iterations)
 
 
 def _least_squares(objective: Objective) -> Tensor:
@@ -105,7 +110,7 @@ def _newton(
     objective: Objective, w: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, int]:
     """Minimise; returns W and the steps that were taken."""
-    value, gradient = objective.value(w), objective.gradient(w)
+    value, gradient = float(objective.value(w)), objective.gradient(w)
     for iteration in range(max_iterations + 1):
         norm = float(gradient.norm())
         if norm**2 / (2 * objective.ridge) <= tolerance:
@@ -116,7 +121,8 @@ def _newton(
         slope, length = float((gradient * direction).sum()), 1.0
         while True:
             candidate = w + length * direction
-            new_value, new_gradient = objective.value(candidate), objective.gradient(candidate)
+            new_value = float(objective.value(candidate))
+            new_gradient = objective.gradient(candidate)
             if new_value <= value + SMALLEST_DECREASE * length * slope:
                 break
             # so close to the minimum that values no longer tell, gradients still do
@@ -197,20 +203,11 @@ def stackelberg_value(
     with torch.enable_grad():
         features = body(inputs)
         response = best_response(head, features, targets, loss, ridge, **options)
-        name, linear = loss_name(loss), linear_head(head)
-        bias = None if response.bias is None else response.bias.to(features)
-        outputs = F.linear(features, response.weight.to(features), bias)
-        if name == "mse":
-            value = F.mse_loss(outputs, targets.to(outputs))
-        else:
-            value = _cross_entropy(outputs, targets)
-        found = torch.autograd.grad(value, theta, allow_unused=True)
+        objective = Objective.of(
+            loss_name(loss), linear_head(head), features, targets, float(ridge)
+        )
+        found = torch.autograd.grad(objective.value(response.matrix), theta, allow_unused=True)
     squares = [float(g.double().square().sum()) for g in found if g is not None]
-    objective = Objective.of(name, linear, features, targets, float(ridge))
-    gap = objective.value(objective.matrix(linear)) - response.value
+    alone = objective.detached()
+    gap = float(alone.value(alone.matrix(linear_head(head)))) - response.value
     return StackelbergValue(response.value, gap, math.sqrt(sum(squares)), response)
-
-
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    flat = targets.flatten() if not targets.is_floating_point() else targets.flatten(0, -2)
-    return F.cross_entropy(outputs.flatten(0, -2), flat.to(outputs.device))

@@ -7,7 +7,7 @@ are all parameters of the head, the bias too: only so f is strongly convex in w 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ class Objective:
         """Check features [..., inputs] and targets against a head.
 
         Args:
+            features: with their graph, if f is to be differentiated in theta.
             targets: as the loss takes them: [..., outputs], or for "cross_entropy" classes [...], of which -100 are
                 left out.
 
@@ -104,7 +105,7 @@ class Objective:
                 f"features must be floating point [..., {head.in_features}], got {features.dtype} "
                 f"{tuple(features.shape)}"
             )
-        rows = features.detach().to(torch.float64).flatten(0, -2)
+        rows = features.to(torch.float64).flatten(0, -2)
         if features.dim() == 1:
             rows = rows.view(1, -1)
         outputs = (*features.shape[:-1], head.out_features)
@@ -138,17 +139,15 @@ class Objective:
             parts.append(head.bias.detach().view(1, -1))
         return torch.cat(parts).to(self.rows)
 
-    def loss(self, w: Tensor) -> float:
-        """The loss without the ridge's part."""
-        outputs = self.rows @ w
-        if self.name == "mse":
-            return float((outputs - self.targets).square().mean())
-        total = torch.logsumexp(outputs, 1) * self.targets.sum(1) - (outputs * self.targets).sum(1)
-        return float(total.mean())
+    def detached(self) -> Objective:
+        """The same as a function of the head alone."""
+        return replace(self, rows=self.rows.detach())
 
-    def value(self, w: Tensor) -> float:
-        """f."""
-        return self.loss(w) + self.ridge / 2 * float(w.square().sum())
+    def value(self, w: Tensor) -> Tensor:
+        """f, []; differentiable in W, and in what made the features."""
+        outputs = self.rows @ w
+        compared = F.mse_loss if self.name == "mse" else F.cross_entropy
+        return compared(outputs, self.targets) + self.ridge / 2 * w.square().sum()
 
     def gradient(self, w: Tensor) -> Tensor:
         """Of f, like W."""

@@ -68,6 +68,8 @@ Row make_row(int32_t rule) {
   row.momentum = 0.9f;
   row.one_minus_dampening = 0.5f;
   row.ema_weight = rule & kAmsgrad ? 0.01f : -0.3f;
+  row.low = rule & kMomentum ? -0.1f : -HUGE_VALF;
+  row.high = rule & kL2 ? 0.2f : HUGE_VALF;
   return row;
 }
 
@@ -185,8 +187,7 @@ int check_turns(const std::vector<int32_t>& rules, int shifted, int shift, bool 
   const float found_inf = skips, scale = 8;
   for (Problem* problem : {&cuda, &cpu}) {
     for (size_t i = 0; i < problem->rows.size(); ++i) {
-      problem->rows[i].waits = i % 3 == 1;
-      problem->rows[i].has_sum = i % 2;
+      problem->rows[i].turn = (i % 3 == 1 ? kWaits : 0) | (i % 2 ? kHasSum : 0);
       problem->rows[i].mean_weight = i % 4 < 2 ? 0.25f : 0.0f;
     }
     problem->args.takes_turns = 1;
