@@ -76,7 +76,13 @@ SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momen
 
 // The nearest point of a box; NaN stays NaN, and where there is no box every value stays what it is.
 SF_SHARED float project(const Row& row, float param) {
-  return param < row.low ? row.low : param > row.high ? row.high : param;
+#if defined(__CUDA_ARCH__)
+  // read for each element, from memory that the block shares: held in registers they would be two too many
+  const float low = const_cast<const volatile Row&>(row).low, high = const_cast<const volatile Row&>(row).high;
+#else
+  const float low = row.low, high = row.high;
+#endif
+  return param < low ? low : param > high ? high : param;
 }
 
 // Average of the parameters (Polyak & Juditsky 1992, with exponential weights).

@@ -50,19 +50,16 @@ class Activity:
         self._has_state = np.zeros(len(table.slots), bool)
         self._kept: dict[tuple[Span, bool, bytes], Active | None] = {}
         self._version = -1
-        self._begun: np.ndarray | None = None  # slots whose average holds more than they began with
 
-    def forget(self, slots: np.ndarray, averages: np.ndarray) -> None:
-        """Look again which state these slots (bool [n]) need; those of `averages` begin to average now."""
+    def forget(self, slots: np.ndarray) -> None:
+        """Look again which state these slots (bool [n]) need."""
         self._kept.clear()
         self._has_state[slots] = False
-        if self._begun is not None:
-            self._begun[averages] = False
 
     def allocate_trained(self) -> None:
         """Give every parameter that is trained its state before its first step."""
         trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
-        allocate_state(self._table, trained, self._state, np.zeros(len(self._table.slots), bool))
+        allocate_state(self._table, trained, self._state)
 
     def advance_waiting(self, span: Span, active: Active) -> None:
         """Count the step for groups that take turns."""
@@ -120,10 +117,8 @@ class Activity:
         missing = np.flatnonzero((counts | moves) & ~self._has_state).tolist()
         if missing:
             before_allocating(f"the state of {table.slots[missing[0]].name}")
-            if self._begun is None:
-                self._begun = (table.step_counts > 0) | (table.waited_counts > 0)
-            allocate_state(table, missing, self._state, ~self._begun)
-            self._has_state[missing] = self._begun[missing] = True
+            allocate_state(table, missing, self._state)
+            self._has_state[missing] = True
         params = [table.slots[i].param for i in np.flatnonzero(moves).tolist()]
         moving = slice(None) if moves.all() else moves
         on_host = table.takes_turns and table.counts is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,20 +14,31 @@ from .sharding import local_tensor
 
 @contextmanager
 def swapped(
-    groups: Iterable[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+    groups: Iterable[dict[str, Any]],
+    state: Mapping[Tensor, dict[str, Any]],
+    note: Callable[[bool], None],
 ) -> Iterator[None]:
     """Exchange the contents of the parameters of averaged groups and of their averages, and back on leaving.
 
     Addresses stay what they are, for CUDA graphs and compiled models; one parameter at a time exists twice.
+
+    Args:
+        note: told whether parameters may hold averages; still True where they could not be exchanged back.
     """
     averaged = {id(p): p for g in groups if g["ema_decay"] is not None for p in g["params"]}
     entries = [(param, state.get(param) or {}) for param in averaged.values()]
     pairs = [(param, entry["ema"]) for param, entry in entries if "ema" in entry]
-    _exchange(pairs)
+    note(True)
+    try:
+        _exchange(pairs)
+    except BaseException:
+        note(False)
+        raise
     try:
         yield
     finally:
         _exchange(pairs)
+        note(False)
 
 
 def _exchange(pairs: list[tuple[Tensor, Tensor]]) -> None:
@@ -42,7 +53,7 @@ def _exchange(pairs: list[tuple[Tensor, Tensor]]) -> None:
         for param, ema in pairs:
             _exchange_one(param, ema)
             done.append((param, ema))
-    except Exception:
+    except BaseException:  # an interrupt too
         for param, ema in done:
             _exchange_one(param, ema)
         raise

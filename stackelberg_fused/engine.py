@@ -143,7 +143,7 @@ class Engine:
             self._accept(changed)
         staged = self._stage(pending, limits is not None, scaling, zero_grad)
         launches, statistics, has_new_state = 0, None, False
-        if limits is not None and self.units and not any(unit.skipped for unit in self.units):
+        if limits is not None and self.units:
             launches, statistics = self._measure(staged, limits, role)
         for unit, work in zip(self.units, staged, strict=True):
             if work is not None:
@@ -210,6 +210,11 @@ class Engine:
         self, staged: list[Staged | None], limits: ClipLimits, role: str | None
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
+        if any(unit.skipped for unit in self.units):
+            table = self.units[0].table
+            statistics = table.statistics_of(table.spans[role])
+            statistics.unknown(limits)
+            return 0, statistics
         running = [(unit, work) for unit, work in zip(self.units, staged, strict=True) if work]
         launches = sum(unit.measure(work, limits) for unit, work in running)
         parts = [work.work.statistics for _, work in running]
@@ -228,7 +233,9 @@ class Engine:
             self._look_at_edits()
         except LayoutChanged:
             return True
-        return False
+        if self.settings.changed_roles(range(len(self.groups))):
+            return True
+        return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
 
     def _look_at_edits(self) -> None:
         """Have groups looked at that hold anything else than the last time.

@@ -21,6 +21,7 @@ from .rules import Rule
 from .scaling import Scaling
 from .settings import Accepted, GroupSettings
 from .sharding import local_tensor
+from .state import drop_averages
 from .statistics import ClipLimits
 from .warning import warn_caller
 
@@ -265,8 +266,12 @@ class LaunchUnit:
         table.set_turns()
         self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
         affected = np.isin(slot_group, flipped)
-        self._activity.forget(affected, np.isin(slot_group, accepted.new_averages))
-        for i in np.flatnonzero(affected).tolist():
+        self._activity.forget(affected)
+        slots = np.flatnonzero(affected).tolist()
+        averaged = [self.settings.rule(table.slots[i].group) & Rule.EMA for i in slots]
+        unwanted = [i for i, is_averaged in zip(slots, averaged, strict=True) if not is_averaged]
+        self.has_new_state |= drop_averages(table, unwanted, self.state)
+        for i in slots:
             slot = table.slots[i]
             entry = self.state.get(slot.param) or {}
             # one without a step was allocated for a step that a gradient scaler skipped

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .constraints import Constraint, as_constraint
 from .groups import BY_ROLE, check_settings, complete_group
+from .settings import turn_of
 from .state import check_loaded, numbers
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
@@ -46,6 +48,26 @@ def with_exact_counts(loaded: dict[str, Any]) -> dict[str, Any]:
         **loaded,
         "state": {**state, **{k: {**state[k], "waited": c} for k, c in counts.items()}},
     }
+
+
+def with_rounds_of_now(
+    packed: dict[str, Any], rounds: list[tuple[int, str] | None]
+) -> dict[str, Any]:
+    """A state dict in which groups whose turns were edited since their last step begin a round, as at their next step.
+
+    Args:
+        rounds: of each group what its counts are of, see `turn_of`.
+    """
+    state = dict(packed["state"])
+    for group, known in zip(packed["param_groups"], rounds, strict=True):
+        if known is None or known == turn_of(group):
+            continue
+        for key in group["params"]:
+            entry = state.get(key)
+            if isinstance(entry, dict) and "waited" in entry:
+                rest = {name: value for name, value in entry.items() if name != "grad_sum"}
+                state[key] = {**rest, "waited": torch.zeros_like(torch.as_tensor(entry["waited"]))}
+    return {**packed, "state": state}
 
 
 def packed_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,13 @@ from .groups import (
     copy_by_role,
     param_label,
 )
-from .loading import complete_state, packed_groups, split_names, with_exact_counts
+from .loading import (
+    complete_state,
+    packed_groups,
+    split_names,
+    with_exact_counts,
+    with_rounds_of_now,
+)
 from .overlap import check_overlap
 from .player import Player
 from .scaling import Scaling
@@ -154,12 +161,9 @@ class StackelbergOptimizer(Optimizer):
     @contextmanager
     def _swapped(self) -> Iterator[None]:
         self._refuse_averages("ema_weights()")
-        with swapped(self.param_groups, self.state):
-            self._is_swapped = True
-            try:
-                yield
-            finally:
-                self._is_swapped = False
+        note = partial(setattr, self, "_is_swapped")
+        with swapped(self.param_groups, self.state, note):
+            yield
 
     def _refuse_averages(self, what: str) -> None:
         if self._is_swapped:
@@ -173,8 +177,10 @@ class StackelbergOptimizer(Optimizer):
         packed = super().state_dict()
         if "param_groups" in packed:
             packed["param_groups"] = packed_groups(packed["param_groups"])
-        if self._met_scaler and "state" in packed:  # a hook may have made anything of it
-            packed["state"] = without_unused_momentum(packed["state"])
+        if "state" in packed:  # a hook may have made anything of it
+            packed = with_rounds_of_now(packed, self._rounds())
+            if self._met_scaler:
+                packed["state"] = without_unused_momentum(packed["state"])
         return packed
 
     @torch._disable_dynamo
@@ -301,7 +307,11 @@ class StackelbergOptimizer(Optimizer):
         how: dict[str, Any] = {} if role is None else {"role": role}
         if zero_grad:
             how["zero_grad"] = True
-        return self._observed_step(*arguments, **how)
+        try:
+            return self._observed_step(*arguments, **how)
+        except BaseException:  # of a hook, before our own step could
+            self._forget_scaler()
+            raise
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -337,16 +347,19 @@ class StackelbergOptimizer(Optimizer):
                 self._last = engine.step(role, self._limits, scaling, zero_grad)
             except LayoutChanged:
                 self._last = self._build_again().step(role, self._limits, scaling, zero_grad)
-        except Exception:
-            # a scaler takes back what it set only after a step, and takes what is still set for a scale of its own
-            for name in ("grad_scale", "found_inf"):
-                self.__dict__.pop(name, None)
+        except BaseException:
+            self._forget_scaler()
             raise
         self._met_scaler |= scaling is not None
         self._found_inf = scaling and scaling.found_inf
         self.launches += self._last[0]
         self._stepped.update(ROLES if role is None else (role,))
         return loss
+
+    def _forget_scaler(self) -> None:
+        """What a scaler takes back only after a step, and takes for a scale of its own where it is still set."""
+        for name in ("grad_scale", "found_inf"):
+            self.__dict__.pop(name, None)
 
     def _alternate(self, closure: Callable[[], Any] | None, zero_grad: bool) -> Any:
         """The head by its gradient, then the body by its gradient at the new head; returns the loss there.
@@ -422,10 +435,14 @@ class StackelbergOptimizer(Optimizer):
             return self._build_again()
         return engine
 
+    def _rounds(self) -> list[tuple[int, str] | None]:
+        """Of each group the `update_every` and `update_every_grads` that its counts are of, if there are any yet."""
+        return [self._carried.turns.get(id(group)) for group in self.param_groups]
+
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
         own = {name: self.__dict__[name] for name in ("_settings", "_met_scaler", "launches")}
-        own["_reported"] = self._carried.reported
+        own["_reported"], own["_rounds_of"] = self._carried.reported, self._rounds()
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -438,11 +455,14 @@ class StackelbergOptimizer(Optimizer):
         else:
             state = dict(state)
             self._carried = Carried(reported=state.pop("_reported"))
+            rounds = state.pop("_rounds_of")
             super().__setstate__(state)
+            known = zip(self.param_groups, rounds, strict=True)
+            self._carried.turns = {id(group): turn for group, turn in known if turn is not None}
             self._engine, self._is_stale, self._is_swapped = None, False, False
             self._last, self._found_inf = (0, None), None
             self._players, self._stepped = {}, set()
             self._limits = ClipLimits.of(self._settings["max_grad_norm"])
-        self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
         if loading:
+            self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
             self._engine, self._is_stale = self._build(previous), False

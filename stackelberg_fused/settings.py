@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,10 @@ class Accepted(NamedTuple):
     Attributes:
         new_rules: with another rule or turn, which may need state that was not needed before.
         new_turns: those of them that begin to wait for their turn anew.
-        new_averages: those of them that begin to average, or do so again.
     """
 
     new_rules: list[int]
     new_turns: list[int]
-    new_averages: list[int]
 
 
 class GroupSettings:
@@ -95,7 +94,7 @@ class GroupSettings:
             check_settings(self.groups[index], index)
         return changed
 
-    def changed_roles(self, changed: list[int]) -> bool:
+    def changed_roles(self, changed: Iterable[int]) -> bool:
         """Whether any of these groups changed sides."""
         return any(self.groups[index]["role"] != self._roles[index] for index in changed)
 
@@ -139,7 +138,7 @@ class GroupSettings:
                 self._tensors.pop(index, None)
         self.version += self._content(changed) != before  # volatile groups come here at every step
         self._edited.clear()
-        accepted = Accepted([], [], [])
+        accepted = Accepted([], [])
         for index in changed:
             group, old, new = self.groups[index], self._rules[index], self.rule(index)
             has_new_turn = self._turns[id(group)] != turn_of(group)
@@ -147,8 +146,6 @@ class GroupSettings:
                 accepted.new_turns.append(index)
             if old != new or has_new_turn:
                 accepted.new_rules.append(index)
-            if old is not None and new & ~old & Rule.EMA:
-                accepted.new_averages.append(index)
             self._rules[index], self._turns[id(group)] = new, turn_of(group)
         return accepted
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,16 +30,9 @@ def state_names(group: dict[str, Any]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def allocate_state(
-    table: Table,
-    indices: Sequence[int],
-    state: Mapping[Tensor, dict[str, Any]],
-    begins: np.ndarray,
+    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
-    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights.
-
-    Args:
-        begins: bool [n]: slots whose average begins now, with the weights of now, also where there is one.
-    """
+    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
     missing: dict[str, list[int]] = defaultdict(list)
     for i in indices:
         slot = table.slots[i]
@@ -52,14 +44,26 @@ def allocate_state(
         for name in state_names(table.groups[slot.group]):
             if entry.get(name) is None:
                 missing[name].append(i)
-            elif name == "ema" and begins[i]:
-                local_tensor(entry[name]).copy_(slot.local)
     for name, slots in missing.items():
         places = zeros_like_in_arenas([table.slots[i].dense_like() for i in slots])
         for i, place in zip(slots, places, strict=True):
             if name == "ema":
                 place.copy_(table.slots[i].local)  # an average of the weights begins with them
             _set(table, i, name, place, state)
+
+
+def drop_averages(
+    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
+) -> bool:
+    """Forget the averages of slots that are not averaged any more; returns whether there were any."""
+    dropped = False
+    for i in indices:
+        if table.state_tensors[i].pop("ema", None) is not None:
+            (state.get(table.slots[i].param) or {}).pop("ema", None)
+            table.records["ema"][i] = 0
+            table.version += 1
+            dropped = True
+    return dropped
 
 
 def _set(

@@ -53,6 +53,8 @@ class ClipLimits:
 
 
 def _limit(name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(f"optimizer: {name} must be a number, got {value!r}")
     unlimited = isinstance(value, float) and value == math.inf
     return math.inf if unlimited else at_least_zero("optimizer", name, value)
 
@@ -99,6 +101,11 @@ class Statistics:
         """What there is to say where no gradient is."""
         self.conclude(torch.zeros(2, dtype=torch.float64, device=self.signals.device), limits)
 
+    def unknown(self, limits: ClipLimits) -> None:
+        """What there is to say of a step that was skipped before anything was measured: NaN."""
+        nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.signals.device)
+        self.conclude(nan, limits)
+
     def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
         """Everything that follows from the sums of both players, float64 [2]: `conclude` of csrc/summation.h."""
         sum_sq = move(sum_sq, self.signals.device)
@@ -138,7 +145,8 @@ class LastStep:
     Attributes:
         launches: kernels launched.
         grad_norm: float64 [] by "body", "head" and "total": the norms, before clipping and without the scale of the
-            loss, of the gradients that moved parameters; None without `max_grad_norm`.
+            loss, of the gradients that moved parameters; None without `max_grad_norm`, NaN where a scaler had the step
+            skipped before anything was measured.
         clip_factor: float32 [] by "body" and "head": what gradients were multiplied by to clip them; None without
             `max_grad_norm`.
         skipped: bool []: whether a gradient scaler said that nothing may move; None without one.

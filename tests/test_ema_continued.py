@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -92,9 +94,36 @@ def test_turned_on_and_off(backend: str) -> None:
         step(ours, never, seed=number)
         if decay is not None:  # they begin with the weights of now, also the second time
             assert_averaged(ours, weights, decay)
-            kept = [ema.clone() for ema in averages(ours)]
-    assert_all_same(averages(ours), kept)
-    assert_same_optimizers(without(ours, "ema"), never)
+        else:
+            assert not any("ema" in entry for entry in ours.state.values())
+    assert_same_optimizers(ours, never)
+
+
+MEANWHILE: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda ours: ours,
+    "copied": copy.deepcopy,
+    "loaded": lambda ours: [ours.load_state_dict(ours.state_dict()), ours][1],
+    "a group more": lambda ours: [ours.add_param_group({"params": [torch.ones(1)]}), ours][1],
+}
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE.values(), ids=MEANWHILE)
+def test_turned_on_again_and_continued_before_the_next_step(
+    meanwhile: Callable[[Any], Any],
+) -> None:
+    ours = averaging_optimizer(ADAM, "cpu", ema_decay=0.5)
+    train(ours)
+    for number, decay in ((7, None), (8, 0.5)):
+        for group in ours.param_groups:
+            group["ema_decay"] = decay
+        if decay is not None:
+            weights = values(ours)
+            with ours.ema_weights():  # there are none yet
+                assert_all_same(values(ours), weights)
+            ours = meanwhile(ours)
+        step(ours, seed=number)
+    for param, before in zip(all_params(ours), weights, strict=False):
+        torch.testing.assert_close(ours.state[param]["ema"], (param.detach() + before) / 2)
 
 
 @by_backend

@@ -26,6 +26,7 @@ from checks import Snapshot, all_params, assert_same_bits, assert_same_optimizer
 from torch import nn
 
 import stackelberg_fused as sf
+from stackelberg_fused import averaging
 
 
 @by_backend
@@ -112,6 +113,41 @@ def test_averages_that_do_not_fit_are_not_put_in_halfway() -> None:
     with pytest.raises(RuntimeError), ours.ema_weights():
         pass
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_an_interrupt_leaves_weights_and_averages_where_they_were(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = averaging_optimizer(ADAM, "cpu", ema_decay=0.9)
+    train(ours)
+    assert len(averages(ours)) > after
+    weights, kept = values(ours), [ema.clone() for ema in averages(ours)]
+    calls, exchange = [], averaging._exchange_one
+
+    def interrupted(param: Any, ema: Any) -> None:
+        calls.append(param)
+        if len(calls) == after + 1:
+            raise KeyboardInterrupt
+        exchange(param, ema)
+
+    monkeypatch.setattr(averaging, "_exchange_one", interrupted)
+    with pytest.raises(KeyboardInterrupt), ours.ema_weights():
+        pass
+    assert_all_same(values(ours), weights)
+    assert_all_same(averages(ours), kept)
+    train(ours)
+
+
+def test_averages_that_cannot_be_taken_out_again_are_not_forgotten() -> None:
+    ours = averaging_optimizer(ADAM, "cpu", ema_decay=0.9)
+    train(ours)
+    changed = all_params(ours)[-1]
+    with pytest.raises(RuntimeError, match="its parameter now"), ours.ema_weights():
+        changed.data = torch.zeros(3, 3, 3)
+    for refused in (ours.step, ours.state_dict):
+        with pytest.raises(RuntimeError, match="hold their averages"):
+            refused()
 
 
 def test_no_group_averages() -> None:

@@ -20,6 +20,7 @@ from flat_buffers import (
 )
 from torch import Tensor, nn
 
+import stackelberg_fused as sf
 from stackelberg_fused.arena import padded
 
 
@@ -37,6 +38,33 @@ def test_frozen_parameters(flatten: bool) -> None:
     ours.step(zero_grad=True)
     assert_attached(ours, 0.0)
     assert (trained.tolist(), frozen.tolist()) == ([-1.0] * 5, [-1.0] * 70)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_parameters_of_another_dtype_have_a_place_once_they_are_trained(
+    dtype: torch.dtype,
+) -> None:
+    """Or whoever reduces the buffers would miss them."""
+    trained = zeros(5)
+    frozen = nn.Parameter(torch.zeros(70, dtype=dtype), requires_grad=False)
+    ours = flat_sgd(trained, frozen, backend="auto")
+    trained.sum().backward()
+    ours.step(zero_grad=True)
+    frozen.requires_grad_(True)
+    (trained.sum() + frozen.sum()).backward()
+    for buffer in ours.flat_grads["body"]:
+        buffer.mul_(10.0)
+    ours.step()
+    assert frozen.tolist() == [-10.0] * 70
+
+
+def test_a_group_that_changes_sides_takes_its_gradients_along() -> None:
+    first, second = zeros(5), zeros(70)
+    ours = sf.StackelbergSGD([{"params": [first]}, {"params": [second]}], lr=1.0, grads="flat")
+    (first.sum() + second.sum()).backward()
+    ours.param_groups[1]["role"] = "head"
+    assert [len(ours.flat_grads[role]) for role in ("body", "head")] == [1, 1]
+    assert_attached(ours, 1.0)
 
 
 @pytest.mark.parametrize("how", ["step", "zero_grad"])

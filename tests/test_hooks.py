@@ -116,3 +116,19 @@ def test_a_hook_may_make_anything_of_a_state_dict() -> None:
     p.grad = torch.ones(3)
     ours.step()
     assert list(ours.state_dict()) == ["wrapped"]
+
+
+def test_a_hook_that_raises_leaves_nothing_of_a_scaler() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    ours, scaler = sf.StackelbergSGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def hook(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = ours.register_step_pre_hook(hook)
+    scaler.scale(p.sum()).backward()
+    with pytest.raises(KeyboardInterrupt):
+        scaler.step(ours)
+    handle.remove()
+    ours.step()
+    assert p.tolist() == [-8.0] * 3

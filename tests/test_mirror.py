@@ -112,6 +112,15 @@ def test_only_what_changed_is_uploaded(gpu: Gpu) -> None:
     assert gpu.recorded == 5
 
 
+def test_rows_by_group_are_not_taken_for_rows_by_step_count(gpu: Gpu) -> None:
+    """Once step counts live on the device they are another table, whose versions count from anywhere."""
+    table, mirror = _table(), Mirror(torch.device("cpu"))
+    mirror.upload(table, TABLES)
+    table.settings.static["momentum"] = 3
+    table.counts = object()
+    assert mirror.upload(table, TABLES)[2].numpy().tobytes() == table.settings.static.tobytes()
+
+
 def test_tables_that_grow(gpu: Gpu) -> None:
     table, mirror = _table(), Mirror(torch.device("cpu"))
     mirror.upload(table, TABLES)

@@ -209,13 +209,18 @@ def test_a_first_step_that_is_skipped_creates_no_momentum(backend: str, then: st
     assert_same_optimizers(skipped, fresh)
 
 
-def test_a_skipped_step_has_no_norms_where_the_host_knew() -> None:
-    optimizer = _optimizer(ADAM, "cpu", max_grad_norm=1.0)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_nobody_measured_a_step_that_the_host_skipped(backend: str) -> None:
+    optimizer = _optimizer(ADAM, backend, max_grad_norm=1.0)
     set_gradients(optimizer.param_groups, 0)
     optimizer.found_inf = torch.ones(())
     optimizer.step()
     last = optimizer.last_step
-    assert (last.launches, last.grad_norm, bool(last.skipped)) == (0, None, True)
+    assert (last.launches, bool(last.skipped)) == (0, True)
+    assert all(bool(norm.isnan()) for norm in last.grad_norm.values())
+    del optimizer.found_inf
+    optimizer.step()
+    assert all(bool(norm.isfinite()) for norm in optimizer.last_step.grad_norm.values())
 
 
 def test_without_a_scaler_nothing_is_said_of_skipping() -> None:

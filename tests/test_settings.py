@@ -162,7 +162,7 @@ def test_groups_with_another_rule_than_before_are_told() -> None:
     groups[0]["eps"] = 1e-3
     groups[1]["amsgrad"] = True
     groups[2]["momentum"] = 0.5
-    assert settings.accept(_edited(settings)) == ([1, 2], [], [])
+    assert settings.accept(_edited(settings)) == ([1, 2], [])
 
 
 def test_groups_that_begin_a_new_round_of_turns_are_told() -> None:
@@ -171,11 +171,11 @@ def test_groups_that_begin_a_new_round_of_turns_are_told() -> None:
     groups[0]["weight_decay"] = 0.5
     groups[1]["update_every"] = 3
     groups[2]["update_every_grads"] = "mean"
-    assert settings.accept(_edited(settings)) == ([0, 1, 2], [1, 2], [])
+    assert settings.accept(_edited(settings)) == ([0, 1, 2], [1, 2])
     groups[1]["amsgrad"] = True
-    assert settings.accept(_edited(settings)) == ([1], [], [])
+    assert settings.accept(_edited(settings)) == ([1], [])
     groups[0]["ema_decay"] = 0.5
-    assert settings.accept(_edited(settings)) == ([0], [], [0])
+    assert settings.accept(_edited(settings)) == ([0], [])
 
 
 def test_a_rate_that_nobody_can_read_is_refused() -> None:

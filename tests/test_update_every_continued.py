@@ -198,3 +198,33 @@ def test_an_edit_that_fails_halfway_is_made_up_for(monkeypatch: pytest.MonkeyPat
     for _ in range(5):
         ours.step()
     assert [p.tolist() for p in params] == [[-2.0] * 3] * 2
+
+
+EDITS = [{"update_every": 2}, {"update_every_grads": "latest"}, {"update_every": 5}]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, None], ids=["copied", "loaded"])
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_a_round_that_was_edited_begins_anew_also_where_it_is_continued_elsewhere(
+    edit: dict[str, Any], copied: Any
+) -> None:
+    def fresh() -> Any:
+        p = nn.Parameter(torch.zeros(3))
+        return sf.StackelbergSGD([p], lr=1.0, update_every=4, update_every_grads="mean")
+
+    def step(optimizer: Any) -> float:
+        (p,) = optimizer.param_groups[0]["params"]
+        p.grad = torch.ones(3)
+        optimizer.step()
+        return p[0].item()
+
+    ours = fresh()
+    for _ in range(3):
+        step(ours)
+    ours.param_groups[0].update(edit)
+    if copied is None:
+        again = fresh()
+        again.load_state_dict(ours.state_dict())
+    else:
+        again = copied(ours)
+    assert [step(again) for _ in range(6)] == [step(ours) for _ in range(6)]

@@ -14,6 +14,8 @@ from ..layout import Table
 
 # pinned blocks at hand for a capture: two captures in a row of two roles, each with statistics and a step
 SPARE_BLOCKS = 8
+# which table, and which version of it: rows are another table once step counts live on the device
+Version = tuple[str, int]
 
 
 class PinnedRing:
@@ -45,7 +47,7 @@ class _Copy:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self.ring = PinnedRing(nbytes)
-        self.version: int | None = None
+        self.version: Version | None = None
 
 
 class CapturedUploads:
@@ -77,7 +79,8 @@ class CapturedUploads:
         fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
-        read = [*table.statistics.values(), *table.state_tensors, *table.settings.tensors()]
+        state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
+        read = [*table.statistics.values(), *state, *table.settings.tensors()]
         self._kept.append((pinned, copy, table.counts, read))
         parts, at = [], 0
         for source in sources:
@@ -132,7 +135,7 @@ class Mirror:
         self,
         name: str,
         source: np.ndarray,
-        version: int,
+        version: Version,
         stream: torch.cuda.Stream,
     ) -> Tensor:
         """The copy of a host table, uploaded if `version` differs from the last one seen."""
@@ -173,14 +176,14 @@ def tables_on_device(table: Table) -> tuple[Tensor, ...]:
     return table.mirror.upload(table, names)
 
 
-def _source(table: Table, name: str) -> tuple[np.ndarray, int]:
+def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:
     """A host table, and what changes with its content."""
     if name == "records":
-        return table.records, table.version
+        return table.records, (name, table.version)
     if name == "tiles":
-        return table.tiles, 0
+        return table.tiles, (name, 0)
     if table.counts is None:
-        return table.rows.rows, table.rows.version
+        return table.rows.rows, (name, table.rows.version)
     settings = table.settings
     source = settings.static if name == "rows" else settings.scalars_for(table.device)
-    return source, settings.version
+    return source, (f"{name} by group", settings.version)

@@ -2,6 +2,7 @@
 // every rule and their mixture over ragged sizes, each buffer in an allocation of exactly its size and 0 to 3 floats
 // off a 16-byte boundary; clipped, and with counts on the device. Both have to leave the same bits. With an argument, a
 // planted mistake that has to be caught.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -68,8 +69,8 @@ Row make_row(int32_t rule) {
   row.momentum = 0.9f;
   row.one_minus_dampening = 0.5f;
   row.ema_weight = rule & kAmsgrad ? 0.01f : -0.3f;
-  row.low = rule & kMomentum ? -0.1f : -HUGE_VALF;
-  row.high = rule & kL2 ? 0.2f : HUGE_VALF;
+  row.low = rule & kMomentum ? -0.1f : -INFINITY;
+  row.high = rule & kL2 ? 0.2f : INFINITY;
   return row;
 }
 
