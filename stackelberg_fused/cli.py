@@ -25,6 +25,10 @@ COMMANDS = {
         "stackelberg_fused.demo.train",
         "the demo: a small GPT, or digits, at several head/body ratios",
     ),
+    "experiment": (
+        "stackelberg_fused.benchmarks.experiments.command",
+        "the paper's claims, measured, for and against",
+    ),
 }
 
 

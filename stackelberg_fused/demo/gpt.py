@@ -82,11 +82,15 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [batch, time <= context] -> logits [batch, time, vocabulary]."""
+        return self.lm_head(self.features(tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the body makes of tokens: [batch, time, width]."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks:
             x = block(x)
-        return self.lm_head(self.norm(x))
+        return self.norm(x)
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:

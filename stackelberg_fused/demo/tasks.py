@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class Task:
     validation: list[Batch]
     loss_unit: str
     data: dict[str, object]
+    training: list[Batch] = field(default_factory=list)  # all of it, where that is little
     sample: Callable[[nn.Module], str] | None = None
 
 
@@ -75,6 +76,7 @@ def digits(quick: bool = False) -> Task:
         model=digits_mlp,
         batch=batch,
         validation=[split.validation],
+        training=[split.train],
         loss_unit="nats per image",
         data={
             "source": "sklearn.datasets.load_digits",

@@ -1,0 +1,1 @@
+"""``python -m stackelberg_fused experiment NAME``: the paper's claims, measured, for and against."""

@@ -1,0 +1,203 @@
+"""Curvature of f and of Phi along training, from a head at its usual size and from one ten times smaller."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+from ...demo.data import split_digits
+from ...game.curvature import curvature
+from ...sgd import StackelbergSGD
+from .study import Cell, Cells, Experiment
+from .style import COLORS, new_figure, save
+
+RIDGE = 1e-3
+STARTS = {"head as usual": 1.0, "head 10x smaller": 0.1}
+LOOKED = (0, 5, 10, 20, 50, 100, 200)
+RATE = 0.5
+CLASSES = 10
+# f = mean |outputs - targets|^2 / 2 + ridge / 2 |w|^2 is torch's mean squared error where outputs, targets and head are
+# all so many times as large, with a ridge by the square smaller; theta, and what is measured in it, stay the same
+SCALE = math.sqrt(CLASSES / 2)
+
+
+def follow(seed: int, scale: float, steps: int, rows: int) -> dict[str, Any]:
+    """Spectra by step, along gradient descent of both players at one rate: tanh 64-12-10, digits."""
+    torch.manual_seed(seed)
+    body, head = nn.Sequential(nn.Linear(64, 12), nn.Tanh()), nn.Linear(12, CLASSES)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.mul_(scale)
+    images, labels = (tensor[:rows] for tensor in split_digits().train)
+    targets = F.one_hot(labels, CLASSES).float()
+    optimizer = StackelbergSGD(
+        [{"params": list(body.parameters())}, {"params": list(head.parameters()), "role": "head"}],
+        lr=RATE,
+        head_lr_ratio=1.0,
+    )
+    found: dict[str, Any] = {}
+    for step in range(steps + 1):
+        if step in LOOKED:
+            found[str(step)] = _spectra(body, head, images, targets)
+        ridge = RIDGE / 2 * sum(p.square().sum() for p in head.parameters())
+        loss = (head(body(images)) - targets).square().sum(1).mean() / 2 + ridge
+        loss.backward()
+        optimizer.step(zero_grad=True)
+    return found
+
+
+def _spectra(body: nn.Module, head: nn.Linear, images: Tensor, targets: Tensor) -> dict[str, Any]:
+    large = copy.deepcopy(head)
+    with torch.no_grad():
+        for p in large.parameters():
+            p.mul_(SCALE)
+    ridge = RIDGE / SCALE**2
+    at = curvature(body, large, images, SCALE * targets, "mse", ridge, max_iterations=2000)
+    points = {"stale": at.stale, "response": at.response}
+    return {point: _plain(spectra) for point, spectra in points.items()}
+
+
+def _plain(spectra: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Those in theta alone; NaN, which JSON does not have, as None."""
+    return {
+        name: {k: None if math.isnan(v) else v for k, v in asdict(spectra[name]).items()}
+        for name in ("body", "phi")
+        if name in spectra
+    }
+
+
+class Sharpness(Experiment):
+    name = "curvature"
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__(quick)
+        self.seeds, self.steps, self.rows = (1, 10, 100) if quick else (3, 200, 1438)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "model": "tanh 64-12-10, digits, half the mean squared distance to one-hot classes, ridge on the head",
+            "ridge": RIDGE,
+            "rate": RATE,
+            "seeds": self.seeds,
+            "steps": self.steps,
+            "rows": self.rows,
+        }
+
+    def stages(self, cells: Cells) -> Iterator[list[Cell]]:
+        yield [
+            Cell(f"{name}, seed {seed}", partial(follow, seed, scale, self.steps, self.rows))
+            for name, scale in STARTS.items()
+            for seed in range(self.seeds)
+        ]
+
+    def _values(
+        self, cells: Cells, start: str, step: int, point: str, of: str, what: str
+    ) -> list[float]:
+        found = [
+            cells[f"{start}, seed {seed}"][str(step)][point][of][what] for seed in range(self.seeds)
+        ]
+        return [math.nan if value is None else value for value in found]
+
+    def _looked(self) -> list[int]:
+        return [step for step in LOOKED if step <= self.steps]
+
+    def tables(self, cells: Cells) -> list[Table]:
+        table = Table(
+            title="Largest eigenvalue, smallest and largest of the seeds; each column names its point"
+        )
+        for column in (
+            "start",
+            "step",
+            "f_tt at (theta, w)",
+            "f_tt at (theta, w*)",
+            "hess Phi, at (theta, w*)",
+            "sharper",
+        ):
+            table.add_column(column)
+        for start in STARTS:
+            for step in self._looked():
+                stale, response, phi = (
+                    self._values(cells, start, step, point, of, "largest")
+                    for point, of in (("stale", "body"), ("response", "body"), ("response", "phi"))
+                )
+                sharper = (
+                    "Phi" if min(phi) > max(stale) else "f" if max(phi) < min(stale) else "either"
+                )
+                table.add_row(start, str(step), *map(_range, (stale, response, phi)), sharper)
+        return [table]
+
+    def verdict(self, cells: Cells) -> list[str]:
+        lines = []
+        for start in STARTS:
+            steps = [
+                step
+                for step in self._looked()
+                if min(self._values(cells, start, step, "response", "phi", "largest"))
+                > max(self._values(cells, start, step, "stale", "body", "largest"))
+            ]
+            when = f"at steps {', '.join(map(str, steps))}" if steps else "at no step looked at"
+            lines.append(
+                f"{start}: Phi is sharper than f_tt at the stale head, in all seeds, {when}."
+            )
+        lines.append(
+            "At one and the same point, (theta, w*), Phi is never sharper than f_tt: that is a theorem."
+        )
+        return lines
+
+    def check(self, cells: Cells) -> list[str]:
+        failed = []
+        for start in STARTS:
+            for step in self._looked():
+                body, phi = (
+                    self._values(cells, start, step, "response", of, "largest")
+                    for of in ("body", "phi")
+                )
+                slack = 2e-3 * max(map(abs, body))  # the tolerance of both
+                if any(p > b + slack for b, p in zip(body, phi, strict=True)):
+                    failed.append(f"{start}, step {step}: Phi is sharper than f_tt at (theta, w*)")
+        return failed
+
+    def draw(self, cells: Cells, path: Path) -> None:
+        figure, axes = new_figure(len(STARTS))
+        lines = {
+            "f_tt at (theta, w), the head as it is": ("stale", "body"),
+            "f_tt at (theta, w*)": ("response", "body"),
+            "hess Phi, at (theta, w*)": ("response", "phi"),
+        }
+        for axis, start in zip(axes, STARTS, strict=True):
+            for color, (label, (point, of)) in zip(COLORS, lines.items(), strict=False):
+                values = [
+                    self._values(cells, start, s, point, of, "largest") for s in self._looked()
+                ]
+                axis.plot(
+                    self._looked(),
+                    [sum(v) / len(v) for v in values],
+                    "o-",
+                    color=color,
+                    label=label,
+                )
+                low, high = [min(v) for v in values], [max(v) for v in values]
+                axis.fill_between(self._looked(), low, high, color=color, alpha=0.15, lw=0)
+            axis.set(
+                xscale="symlog",
+                yscale="log",
+                title=start,
+                xlabel="step",
+                ylabel="largest eigenvalue",
+            )
+            axis.legend(fontsize=7)
+        save(figure, path, f"mean of {self.seeds} seeds, band: smallest and largest")
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.3g} .. {max(values):.3g}"
