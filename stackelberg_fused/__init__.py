@@ -15,6 +15,7 @@ __all__ = [
     "Box",
     "Curvature",
     "NonNegative",
+    "RatioSearch",
     "StackelbergAdam",
     "StackelbergAdamW",
     "StackelbergSGD",
@@ -25,6 +26,7 @@ __all__ = [
     "backends",
     "best_response",
     "curvature",
+    "find_ratio",
     "split_body_head",
     "stackelberg_value",
 ]
@@ -41,6 +43,7 @@ if _torch is not None:
         stackelberg_value,
     )
     from .game.curvature import Curvature, curvature
+    from .game.find_ratio import RatioSearch, find_ratio
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .partition import split_body_head
     from .sgd import StackelbergSGD

@@ -94,7 +94,7 @@ def train(
         scheduler.step()
         if not bool(loss.isfinite()):
             return {"train_loss": math.inf, "test_loss": math.inf, "accuracy": 0.0}
-    trained = evaluate(model, task.training)[0] if task.training else float(loss)
+    trained = evaluate(model, task.training)[0] if task.training else loss.item()
     tested, accuracy = evaluate(model, task.validation)
     finite = math.isfinite(trained) and math.isfinite(tested)
     return {

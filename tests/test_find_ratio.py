@@ -1,0 +1,134 @@
+"""The search for a ratio: it finds one where there is one to find, and says so where there is none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import normal
+from torch import Tensor, nn
+
+import stackelberg_fused as sf
+
+
+class Game(nn.Module):
+    """The quadratic of docs/algorithm.md, whose Phi is better conditioned than f."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ParameterList([nn.Parameter(torch.ones(1))])
+        self.head = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+
+
+def _quadratic(model: Game, _: Any) -> Tensor:
+    theta, w = model.body[0], model.head[0]
+    return ((w - 10 * theta).square() / 2 + 50 * theta.square()).sum()
+
+
+def test_a_ratio_where_there_is_one_to_find(tmp_path: Path) -> None:
+    found = sf.find_ratio(
+        Game(),
+        [0],
+        _quadratic,
+        head="head",
+        ratios=(1, 10, 100),
+        body_lrs=(1e-3, 2e-3, 4e-3),
+        optimizer=sf.StackelbergSGD,
+        steps=40,
+    )
+    assert found.recommended > 1
+    assert found.confidence == 1.0
+    assert found.losses.keys() == {1.0, 10.0, 100.0}
+    assert f"Ratio {found.recommended:g} at a body rate of" in found.verdict()
+    assert sum("<- recommended" in line for line in found.table().splitlines()) == 1
+    found.plot(tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").stat().st_size > 10_000
+
+
+def _regression(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def _noise() -> list[tuple[Tensor, Tensor]]:
+    return [(normal((8, 4), i), normal((8, 1), 100 + i)) for i in range(10)]
+
+
+def test_one_rate_where_nothing_is_to_be_won() -> None:
+    """Targets are noise: whatever is faster for one seed is not for another."""
+    found = sf.find_ratio(
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)),
+        _noise(),
+        _regression,
+        head="1",
+        ratios=(1, 1.01),
+        body_lrs=(1e-5, 2e-5),
+        steps=4,
+        seeds=5,
+    )
+    assert found.recommended == 1
+    assert "One rate for all layers" in found.verdict()
+
+
+def test_the_grid_is_extended_to_where_the_best_rate_is() -> None:
+    found = sf.find_ratio(
+        Game(),
+        [0],
+        _quadratic,
+        head="head",
+        ratios=(),
+        body_lrs=(1e-6, 1e-5),
+        optimizer=sf.StackelbergSGD,
+        steps=20,
+    )
+    rates = found.losses[1.0]
+    assert len(rates) > 2
+    assert min(rates) < found.best_rate[1.0] < max(rates)
+    assert found.at_edge == []
+
+
+def test_diverging_runs_and_random_states() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    model = Game()
+    found = sf.find_ratio(
+        model,
+        [0],
+        _quadratic,
+        head=model.head,
+        ratios=(1, 1e6),
+        body_lrs=(1e-3, 1e-2),
+        optimizer=sf.StackelbergSGD,
+        steps=80,
+    )
+    assert torch.equal(torch.rand(3), expected)
+    assert model.body[0].item() == 1.0
+    assert found.recommended == 1
+    assert all(math.isinf(v) for v in found.losses[1e6][1e-2])
+    with pytest.raises(ValueError, match="diverged"):
+        sf.find_ratio(
+            model, [0], _quadratic, head="head", body_lrs=(1e9, 1e10), optimizer=sf.StackelbergSGD
+        )
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"ratios": (0,)}, "ratios must be finite"),
+        ({"body_lrs": ()}, "body_lrs must be finite"),
+        ({"batches": []}, "needs batches"),
+        ({"steps": 0}, "needs batches, steps"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], match: str) -> None:
+    arguments = {"model": Game(), "batches": [0], "loss_fn": _quadratic, "head": "head"}
+    with pytest.raises(ValueError, match=match):
+        sf.find_ratio(**{**arguments, **change})
+
+
+def test_few_seeds_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="cannot tell a difference from chance"):
+        sf.find_ratio(Game(), [0], _quadratic, head="head", ratios=(), steps=2, seeds=1)
