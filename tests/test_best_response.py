@@ -188,6 +188,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "ridge type": ({"ridge": "1"}, TypeError, "ridge must be a number"),
     "features": ({"features": torch.ones(40, 5)}, ValueError, r"floating point \[\.\.\., 6\]"),
     "targets": ({"targets": torch.ones(40, 5)}, ValueError, r"targets must be \(40, 4\)"),
+    "diverged": ({"features": torch.full((40, 6), math.nan)}, ValueError, "are not finite"),
     "no rows": (
         {"features": torch.ones(0, 6), "targets": torch.ones(0, 4)},
         ValueError,

@@ -24,7 +24,7 @@ from .style import COLORS, new_figure, save
 RIDGE = 1e-3
 STARTS = {"head as usual": 1.0, "head 10x smaller": 0.1}
 LOOKED = (0, 5, 10, 20, 50, 100, 200)
-RATE = 0.5
+RATE = 0.1
 CLASSES = 10
 # f = mean |outputs - targets|^2 / 2 + ridge / 2 |w|^2 is torch's mean squared error where outputs, targets and head are
 # all so many times as large, with a ridge by the square smaller; theta, and what is measured in it, stay the same

@@ -31,7 +31,7 @@ class Spectrum:
 
     Attributes:
         largest, smallest: eigenvalues.
-        condition: largest / smallest; NaN unless all are positive.
+        condition: largest / smallest; NaN unless all are positive beyond the error.
         along_gradient: g'Hg / g'g for the gradient g of the same function in the same variables; NaN where g = 0.
         error: bound on the distance of either end to the nearest eigenvalue, from its residual.
     """
@@ -97,7 +97,7 @@ def curvature(
         inputs: a tensor or a nest of tensors; floating ones are taken in float64.
         targets, loss: as in `best_response`.
         ridge: > 0; f has ridge / 2 * |w|^2 in it.
-        tolerance: of the eigenvalues, relative.
+        tolerance: of the eigenvalues, relative to the one of larger magnitude.
         max_iterations: restarts of the Lanczos method (ARPACK), at most; see `Spectrum.error`.
         seed: of its first vector.
 
@@ -212,7 +212,7 @@ class _Ends:
             if len(gradient) <= DENSE
             else self._lanczos(product, gradient)
         )
-        condition = largest / smallest if smallest > 0 else math.nan
+        condition = largest / smallest if smallest > error else math.nan
         return Spectrum(largest, smallest, condition, along, error)
 
     @staticmethod
@@ -223,6 +223,17 @@ class _Ends:
         return float(values[0]), float(values[-1]), 0.0
 
     def _lanczos(self, product: Product, like: Tensor) -> tuple[float, float, float]:
+        """Smallest, largest, error; all to the tolerance times the one of larger magnitude."""
+        one, first = self._farthest(product, like, "LM")
+        scale = abs(one)
+        # the other end, seen from here: so that an eigenvalue near zero need not be found to its own precision
+        sign = -1.0 if one > 0 else 1.0
+        other, second = self._farthest(lambda v: scale * v + sign * product(v), like, "LA")
+        other = sign * (other - scale)
+        return min(one, other), max(one, other), max(first, second)
+
+    def _farthest(self, product: Product, like: Tensor, which: str) -> tuple[float, float]:
+        """An end of a spectrum, and the norm of its residual."""
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
         size = len(like)
@@ -232,26 +243,15 @@ class _Ends:
             return product(torch.from_numpy(vector.ravel()).to(like)).cpu().numpy()
 
         operator = LinearOperator((size, size), matvec=times, dtype=np.float64)
+        options = {"tol": self.tolerance, "maxiter": self.max_iterations, "ncv": min(size, 20)}
         try:
-            # one run for both ends
-            values, vectors = eigsh(
-                operator,
-                k=2,
-                which="BE",
-                v0=start,
-                tol=self.tolerance,
-                maxiter=self.max_iterations,
-                ncv=min(size, 40),
-            )
-        except ArpackNoConvergence as error:
+            values, vectors = eigsh(operator, k=1, which=which, v0=start, **options)
+        except ArpackNoConvergence:
             raise RuntimeError(
-                f"curvature(): {len(error.eigenvalues)} of 2 eigenvalues found in {self.max_iterations} restarts; "
-                "raise max_iterations or tolerance"
+                f"curvature(): no eigenvalue after {self.max_iterations} restarts; raise max_iterations or tolerance"
             ) from None
-        errors = [
-            float(np.linalg.norm(times(vectors[:, i]) - values[i] * vectors[:, i])) for i in (0, 1)
-        ]
-        return float(values[0]), float(values[1]), max(errors)
+        vector = vectors[:, 0]
+        return float(values[0]), float(np.linalg.norm(times(vector) - values[0] * vector))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -128,6 +128,8 @@ class Objective:
             wanted = targets.to(torch.float64).reshape(-1, head.out_features)
         if not len(rows):
             raise ValueError("there are no rows to respond to")
+        if not bool(rows.isfinite().all()):
+            raise ValueError("features are not finite: has training diverged?")
         if head.bias is not None:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         return cls(name, rows, wanted, ridge)
