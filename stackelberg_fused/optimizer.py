@@ -19,24 +19,23 @@ from .backends import Backend
 from .carried import Carried
 from .clearing import clear_as_torch
 from .engine import Engine
+from .game.closure import alternate
 from .gradients import LayoutChanged
 from .groups import (
     ROLES,
-    check_new_group,
     check_params,
     check_ratio,
     check_settings,
-    complete_group,
     copy_by_role,
     param_label,
 )
 from .loading import (
     complete_state,
     packed_groups,
-    split_names,
     with_exact_counts,
     with_rounds_of_now,
 )
+from .new_group import completed_group, fill_in
 from .overlap import check_overlap
 from .player import Player
 from .scaling import Scaling
@@ -238,29 +237,11 @@ class StackelbergOptimizer(Optimizer):
         """
         self._refuse_averages("add_param_group()")
         if isinstance(param_group, dict) and "params" in param_group:
-            index = len(self.param_groups)
-            completed = complete_group(
-                param_group, self.defaults, self._settings["head_lr_ratio"], index
-            )
-            completed.update(split_names(completed["params"], index))
-            check_settings(completed, index)
-            check_params(completed, index)
-            check_new_group(completed, index, self.param_groups)
-            lr = completed["lr"]
-            if isinstance(lr, Tensor) and any(lr is group["lr"] for group in self.param_groups):
-                completed["lr"] = (
-                    lr if lr.requires_grad else lr.clone()
-                )  # schedulers fill it in place
+            ratio = self._settings["head_lr_ratio"]
+            completed = completed_group(param_group, self.param_groups, self.defaults, ratio)
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
-            if not isinstance(param_group["params"], Tensor):
-                names = completed.get("param_names")
-                tensors = completed["params"]
-                param_group["params"] = list(zip(names, tensors, strict=True)) if names else tensors
-            for name, value in completed.items():
-                if name != "params":
-                    param_group.setdefault(name, value)
-            param_group.update(rule=completed["rule"], lr=completed["lr"])
+            fill_in(param_group, completed)
         super().add_param_group(param_group)
         if self._engine is not None:
             try:
@@ -334,7 +315,7 @@ class StackelbergOptimizer(Optimizer):
                 self._refuse_averages("step()")
             self._check_role(role)
             if self._settings["mode"] == "alternating" and role is None:
-                return self._alternate(closure, zero_grad)
+                return alternate(self, closure, zero_grad)
             loss = None
             if closure is not None:
                 with torch.enable_grad():
@@ -360,25 +341,6 @@ class StackelbergOptimizer(Optimizer):
         """What a scaler takes back only after a step, and takes for a scale of its own where it is still set."""
         for name in ("grad_scale", "found_inf"):
             self.__dict__.pop(name, None)
-
-    def _alternate(self, closure: Callable[[], Any] | None, zero_grad: bool) -> Any:
-        """The head by its gradient, then the body by its gradient at the new head; returns the loss there.
-
-        The order is that of the paper's two-time-scale method as docs/algorithm.md infers it.
-        """
-        if closure is None:
-            raise ValueError(
-                "mode='alternating': step() needs a closure, which is called once for each player; without one, take "
-                "step(role='head'), compute the loss again, and step(role='body')"
-            )
-        for role in ("head", "body"):
-            self.zero_grad()
-            # autocast may hold on to what it made of a head that has moved since
-            torch.clear_autocast_cache()
-            loss = self._step(closure, role=role, zero_grad=zero_grad)
-        if zero_grad:
-            self.zero_grad()
-        return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)
 
