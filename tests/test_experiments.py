@@ -34,6 +34,7 @@ CELLS = {
     "digits": 4 * 3,  # for tuning, before the seeds
     "language": 4 * 3,
     "curvature": 2,
+    "cartpole": 2 + 2,
     "cost": 1,
 }
 
@@ -41,6 +42,8 @@ CELLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "cartpole":
+        pytest.importorskip("gymnasium")
     command = ["experiment", name, "--quick", "--out", str(tmp_path)]
     assert main(command) == 0
     said = capsys.readouterr().out

@@ -223,6 +223,8 @@ class Quadratic(Experiment):
                 axis.plot(
                     [r for r, _ in points], [s for _, s in points], "o-", color=color, label=mode
                 )
+                never = [r for r, s in zip(self.ratios, steps, strict=True) if s is None]
+                axis.plot(never, [game.most] * len(never), "^", color=color, mfc="none")
             axis.set(
                 xscale="log",
                 yscale="log",
@@ -231,7 +233,11 @@ class Quadratic(Experiment):
                 ylabel=f"steps to f < {STOP:g}",
             )
             axis.legend()
-        save(figure, path, "body rate tuned for every ratio; fewer steps are better")
+        save(
+            figure,
+            path,
+            "body rate tuned for every ratio; fewer steps are better; triangle: more than were tried",
+        )
 
 
 class Nonconvex(Quadratic):

@@ -195,7 +195,7 @@ class Sharpness(Experiment):
                 xlabel="step",
                 ylabel="largest eigenvalue",
             )
-            axis.legend(fontsize=7)
+        axes[0].legend(fontsize=7)
         save(figure, path, f"mean of {self.seeds} seeds, band: smallest and largest")
 
 

@@ -1,0 +1,270 @@
+"""Deep Q-learning (Mnih et al. 2015) on CartPole-v1, with a slow body and a fast last layer.
+
+What is measured is the number of environment steps until the mean return of the last 100 episodes is 195.
+The body rate is tuned for every ratio, one rate for all layers among them, with seeds of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+from ...adam import StackelbergAdam
+from .study import Cell, Cells, Experiment
+from .style import COLORS, new_figure, save
+
+RATIOS = (1, 3, 10, 30)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+GOAL, EPISODES = 195.0, 100
+WIDTH, BATCH, DISCOUNT = 128, 64, 0.99
+REPLAY, WARM_UP = 50_000, 1000
+TRAIN_EVERY, COPY_EVERY = 2, 500
+EXPLORE = 10_000  # steps in which the share of random actions falls from 1 to its least
+LEAST_RANDOM = 0.05
+
+
+class Replay:
+    """The last transitions, to be sampled uniformly."""
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self.states, self.following = torch.zeros(size, 4), torch.zeros(size, 4)
+        self.actions = torch.zeros(size, dtype=torch.int64)
+        self.rewards, self.ends = torch.zeros(size), torch.zeros(size)
+        self._generator, self.count = generator, 0
+
+    def add(self, state: Any, action: int, reward: float, following: Any, ended: bool) -> None:
+        at = self.count % len(self.actions)
+        self.states[at], self.following[at] = torch.from_numpy(state), torch.from_numpy(following)
+        self.actions[at], self.rewards[at], self.ends[at] = action, reward, float(ended)
+        self.count += 1
+
+    def sample(self, size: int) -> tuple[Tensor, ...]:
+        most = min(self.count, len(self.actions))
+        rows = torch.randint(most, (size,), generator=self._generator)
+        every = (self.states, self.actions, self.rewards, self.following, self.ends)
+        return tuple(tensor[rows] for tensor in every)
+
+
+def make_network() -> nn.Sequential:
+    """States [rows, 4] to values of both actions [rows, 2]; the last layer is the head."""
+    return nn.Sequential(
+        nn.Linear(4, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2)
+    )
+
+
+def play(ratio: float, rate: float, seed: int, most: int) -> dict[str, Any]:
+    """Learn until the goal is reached; `steps` is None where it is not within `most` steps."""
+    import gymnasium
+
+    torch.manual_seed(seed)
+    chance, sampling = random.Random(seed), torch.Generator().manual_seed(seed)
+    environment = gymnasium.make("CartPole-v1")
+    network, target = make_network(), make_network()
+    target.load_state_dict(network.state_dict())
+    optimizer = StackelbergAdam(
+        [
+            {"params": list(network[:-1].parameters())},
+            {"params": list(network[-1].parameters()), "role": "head"},
+        ],
+        lr=rate,
+        head_lr_ratio=ratio,
+        max_grad_norm=10.0,
+    )
+    replay = Replay(REPLAY, sampling)
+    returns: deque[float] = deque(maxlen=EPISODES)
+    state, _ = environment.reset(seed=seed)
+    total, best = 0.0, 0.0
+    for step in range(1, most + 1):
+        share = max(LEAST_RANDOM, 1.0 - step / EXPLORE)
+        if chance.random() < share:
+            action = chance.randrange(2)
+        else:
+            with torch.no_grad():
+                action = int(network(torch.from_numpy(state)).argmax())
+        following, reward, ended, cut_off, _ = environment.step(action)
+        replay.add(state, action, float(reward), following, ended)
+        state, total = following, total + float(reward)
+        if ended or cut_off:
+            returns.append(total)
+            state, _ = environment.reset()
+            total = 0.0
+            if len(returns) == EPISODES:
+                best = max(best, statistics.fmean(returns))
+                if best >= GOAL:
+                    return {"steps": step, "best_mean_return": best}
+        if step >= WARM_UP and step % TRAIN_EVERY == 0:
+            learn(network, target, optimizer, replay.sample(BATCH))
+        if step % COPY_EVERY == 0:
+            target.load_state_dict(network.state_dict())
+    return {"steps": None, "best_mean_return": best}
+
+
+def learn(
+    network: nn.Module, target: nn.Module, optimizer: StackelbergAdam, batch: tuple[Tensor, ...]
+) -> None:
+    """One update by the Huber loss of the temporal differences."""
+    states, actions, rewards, following, ends = batch
+    with torch.no_grad():
+        wanted = rewards + DISCOUNT * (1 - ends) * target(following).amax(1)
+    values = network(states).gather(1, actions[:, None]).squeeze(1)
+    F.smooth_l1_loss(values, wanted).backward()
+    optimizer.step(zero_grad=True)
+
+
+class CartPole(Experiment):
+    name = "cartpole"
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__(quick)
+        self.ratios = (1, 10) if quick else RATIOS
+        self.rates = (1e-3,) if quick else RATES
+        self.most = 1200 if quick else 60_000
+        self.tuning_seeds = (1000,) if quick else (1000, 1001, 1002)
+        self.seeds = 1 if quick else 10
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "ratios": self.ratios,
+            "rates": self.rates,
+            "most_steps": self.most,
+            "tuning_seeds": self.tuning_seeds,
+            "seeds": self.seeds,
+            "goal": f"mean return {GOAL:g} over {EPISODES} episodes",
+        }
+
+    def _cell(self, ratio: float, rate: float, seed: int) -> Cell:
+        return Cell(_key(ratio, rate, seed), partial(play, ratio, rate, seed, self.most))
+
+    def stages(self, cells: Cells) -> Iterator[list[Cell]]:
+        yield [
+            self._cell(ratio, rate, seed)
+            for ratio in self.ratios
+            for rate in self.rates
+            for seed in self.tuning_seeds
+        ]
+        control = self.best(cells, 1)
+        yield [
+            self._cell(ratio, rate, seed)
+            for ratio in self.ratios
+            for rate in sorted({self.best(cells, ratio), control})
+            for seed in range(self.seeds)
+        ]
+
+    def _steps(self, cells: Cells, ratio: float, rate: float, seeds: Any) -> list[float]:
+        """Infinite where the goal was not reached."""
+        found = [cells[_key(ratio, rate, seed)]["steps"] for seed in seeds]
+        return [math.inf if steps is None else steps for steps in found]
+
+    def best(self, cells: Cells, ratio: float) -> float:
+        """The rate with the smallest median number of steps of the tuning seeds; ties go to the smaller mean."""
+
+        def score(rate: float) -> tuple[float, float]:
+            steps = [
+                min(s, 2 * self.most) for s in self._steps(cells, ratio, rate, self.tuning_seeds)
+            ]
+            return statistics.median(steps), statistics.fmean(steps)
+
+        return min(self.rates, key=score)
+
+    def tables(self, cells: Cells) -> list[Table]:
+        table = Table(title=f"CartPole-v1: steps to a mean return of {GOAL:g}, {self.seeds} seeds")
+        for column in ("ratio", "body rate", "median", "quartiles", "reached it"):
+            table.add_column(column)
+        control = self.best(cells, 1)
+        for ratio in self.ratios:
+            for rate in dict.fromkeys((self.best(cells, ratio), control)):
+                steps = self._steps(cells, ratio, rate, range(self.seeds))
+                low, middle, high = quartiles(steps)
+                mark = " (best)" if rate == self.best(cells, ratio) else " (the best of ratio 1)"
+                reached = f"{sum(map(math.isfinite, steps))} of {len(steps)}"
+                table.add_row(
+                    f"{ratio:g}",
+                    f"{rate:g}{mark}",
+                    _said(middle),
+                    f"{_said(low)} .. {_said(high)}",
+                    reached,
+                )
+        return [table]
+
+    def verdict(self, cells: Cells) -> list[str]:
+        from scipy.stats import mannwhitneyu
+
+        control = self._steps(cells, 1, self.best(cells, 1), range(self.seeds))
+        lines = []
+        for ratio in self.ratios:
+            if ratio == 1:
+                continue
+            steps = self._steps(cells, ratio, self.best(cells, ratio), range(self.seeds))
+            capped = [[min(s, 2 * self.most) for s in side] for side in (steps, control)]
+            p = float(mannwhitneyu(*capped).pvalue)
+            faster = quartiles(steps)[1] < quartiles(control)[1]
+            lines.append(
+                f"ratio {ratio:g} against one tuned rate for all layers: {'fewer' if faster else 'not fewer'} steps in "
+                f"the median, p = {p:.2g} (Mann-Whitney)."
+            )
+        return lines
+
+    def check(self, cells: Cells) -> list[str]:
+        if self.quick:
+            # the pole stands for some 20 steps by chance
+            least = min(cell["best_mean_return"] for cell in cells.values())
+            return [] if least == 0.0 or least > 10 else [f"a mean return of {least}"]
+        control = self._steps(cells, 1, self.best(cells, 1), range(self.seeds))
+        reached = sum(map(math.isfinite, control))
+        return (
+            []
+            if reached > self.seeds / 2
+            else [f"the control reached the goal with {reached} seeds only"]
+        )
+
+    def draw(self, cells: Cells, path: Path) -> None:
+        figure, (axis,) = new_figure(1)
+        for place, ratio in enumerate(self.ratios):
+            rate = self.best(cells, ratio)
+            steps = [min(s, self.most) for s in self._steps(cells, ratio, rate, range(self.seeds))]
+            low, middle, high = quartiles(steps)
+            axis.plot([place] * len(steps), steps, "o", color=COLORS[1], alpha=0.4, ms=4)
+            axis.errorbar(
+                place,
+                middle,
+                yerr=[[middle - low], [high - middle]],
+                fmt="s",
+                color=COLORS[0],
+                capsize=5,
+            )
+        labels = [f"{ratio:g}\nrate {self.best(cells, ratio):g}" for ratio in self.ratios]
+        axis.set_xticks(range(len(self.ratios)), labels)
+        axis.set(xlabel="head/body ratio", ylabel=f"steps to a mean return of {GOAL:g}")
+        note = f"square: median and quartiles of {self.seeds} seeds; runs that did not get there are at {self.most}"
+        save(figure, path, note)
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """By linear interpolation; infinite where one of the two values it is between is."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+        return low if low == high else low + (place - math.floor(place)) * (high - low)
+
+    return at(0.25), at(0.5), at(0.75)
+
+
+def _key(ratio: float, rate: float, seed: int) -> str:
+    return f"ratio {ratio:g}, rate {rate:g}, seed {seed}"
+
+
+def _said(steps: float) -> str:
+    return f"{steps:,.0f}" if math.isfinite(steps) else "never"
