@@ -200,7 +200,7 @@ def test_runs_of_a_seed_begin_alike() -> None:
 
 
 def test_committed_results_are_redrawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "experiments"
     files = [folder / f"{name}.json" for name in EXPERIMENTS if (folder / f"{name}.json").exists()]
     assert files
     for file in files:

@@ -303,6 +303,10 @@ class Training(Experiment):
                 color=color,
                 label=f"{optimizer}, {mode}",
             )
+        means = [mean for line in axis.containers for mean in line[0].get_ydata()]
+        axis.set_ylim(
+            bottom=min(filter(math.isfinite, means)) / 4
+        )  # an interval may reach below zero
         axis.set(
             xscale="log",
             yscale="log",
