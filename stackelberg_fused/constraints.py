@@ -88,7 +88,7 @@ def as_constraint(value: Any) -> Constraint | None:
     Raises:
         TypeError, ValueError: it is none.
     """
-    if value is None or isinstance(value, Constraint):
+    if value is None or type(value) in CONSTRAINTS:
         return value
     if isinstance(value, (tuple, list)) and value and value[0] in KINDS:
         found = KINDS[value[0]](*value[1:])

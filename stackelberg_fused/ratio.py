@@ -6,6 +6,8 @@ import numpy as np
 
 from .warning import warn_caller
 
+ROUNDING = 1e-9  # relative: what chained schedules make of equal rates
+
 
 class RatioWatch:
     """Warns, once each, when the body becomes the faster player or a scheduler makes all rates equal."""
@@ -23,7 +25,7 @@ class RatioWatch:
         if not (len(body) and len(head)):
             return
         fastest, slowest = body.max(), head.min()
-        if fastest > slowest:
+        if fastest > slowest * (1 + ROUNDING):
             self._warn(
                 "order",
                 f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "

@@ -409,3 +409,83 @@ def test_groups_that_change_sides_are_noticed() -> None:
     optimizer.add_param_group({"params": extra.parameters()})
     with pytest.raises(ValueError, match="is in a param group of role 'body'"):
         sf.alternating_step(body, extra, F.cross_entropy, optimizer, *_data(0))
+
+
+def test_a_head_that_begins_in_place() -> None:
+    """Also with an operation that gives something else when it is done twice."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(7, 4)
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.linear(features.mul_(0.5).relu_())
+
+    body, head = _players()[0][:3], Scaled()
+    twins = copy.deepcopy((body, head))
+    ours, by_hand = _optimizer(body, head, "sgd"), _optimizer(*twins, "sgd")
+    inputs, targets = _data(0)
+    sf.alternating_step(body, head, F.cross_entropy, ours, inputs, targets, 2)
+    _by_hand(twins[0], twins[1], by_hand, inputs, targets, 2)
+    for p, q in zip(all_of((body, head)), all_of(twins), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("grads", ["gather", "flat"])
+def test_a_weight_that_the_head_shares_unseen_is_refused(grads: str) -> None:
+    """In a callable nobody sees parameters: their gradients are what tells."""
+    body, head = _players()
+    optimizer = _optimizer(body, head, grads=grads)
+    before = [p.detach().clone() for p in all_of((body, head))]
+    inputs, targets = _data(0)
+    with pytest.raises(RuntimeError, match="parameter 0 of the body is used by the head"):
+        sf.alternating_step(
+            body,
+            lambda z: head(z) + body[0].weight.sum(),
+            lambda out, y: out.square().mean(),
+            optimizer,
+            inputs,
+            targets,
+        )
+    for p, old in zip(all_of((body, head)), before, strict=True):
+        assert_same_bits(p.detach(), old)
+
+
+def test_a_head_without_use_for_the_features_is_noticed() -> None:
+    body, head = _players()
+    with pytest.raises(RuntimeError, match="does not depend on what the body returned"):
+        sf.alternating_step(
+            body, lambda z: head(z.detach()), F.cross_entropy, _optimizer(body, head), *_data(0)
+        )
+
+
+def test_mode_alternating_needs_both_players() -> None:
+    head = nn.Parameter(torch.ones(3))
+    ours = sf.StackelbergSGD([{"params": [head], "role": "head"}], mode="alternating")
+    with pytest.raises(ValueError, match="no param group has role 'body'"):
+        ours.step(lambda: head.sum().backward())
+    assert head.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("what", ["constraint", "ema", "frozen", "targets", "parametrized"])
+def test_what_an_exact_head_refuses(what: str) -> None:
+    body, head = _players()
+    inputs, targets = _data(0)[0], normal((ROWS, 4), 3)
+    more: dict[str, Any] = {}
+    if what == "constraint":
+        more["constraint"] = {"head": sf.Box(-1, 1)}
+    elif what == "ema":
+        more["ema_decay"] = 0.9
+    elif what == "targets":
+        targets[0] = torch.nan
+    elif what == "frozen":
+        head.bias.requires_grad_(False)
+    else:
+        head = nn.utils.parametrizations.weight_norm(head)
+    optimizer = _optimizer(body, head, **more)
+    before = [p.detach().clone() for p in all_of((body, head))]
+    with pytest.raises((ValueError, TypeError)):
+        sf.alternating_step(body, head, F.mse_loss, optimizer, inputs, targets, "exact", ridge=0.1)
+    for p, old in zip(all_of((body, head)), before, strict=True):
+        assert_same_bits(p.detach(), old)

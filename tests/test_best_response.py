@@ -218,3 +218,26 @@ def test_what_is_refused(kind: str) -> None:
     x, y = _data("mse")
     with pytest.raises(error, match=match):
         sf.best_response(**{"head": _linear(), "features": x, "targets": y, **change})
+
+
+def test_one_row_as_a_vector_and_a_ridge_that_rounding_swallows() -> None:
+    x, y = normal(INPUTS, 1), normal(OUTPUTS, 2)
+    as_vector = sf.best_response(_linear(), x, y, "mse", 0.1)
+    as_batch = sf.best_response(_linear(), x[None], y[None], "mse", 0.1)
+    torch.testing.assert_close(as_vector.weight, as_batch.weight)
+    wide = nn.Linear(64, OUTPUTS, bias=False)
+    x, y = normal((10, 64), 3), normal((10, OUTPUTS), 4)
+    found = sf.best_response(wide, x, y, "mse", 1e-18)
+    expected = np.linalg.pinv(x.double().numpy()) @ y.double().numpy()
+    np.testing.assert_allclose(found.weight.t().numpy(), expected, atol=1e-7)
+
+
+def test_buffers_are_put_back_and_a_frozen_body_is_named() -> None:
+    body = nn.Sequential(nn.Linear(5, INPUTS), nn.BatchNorm1d(INPUTS))
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    inputs, y = normal((40, 5), 8), _data("mse")[1]
+    sf.stackelberg_value(body, _linear(), inputs, y, "mse", 0.1)
+    assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
+    body.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trained parameters"):
+        sf.stackelberg_value(body, _linear(), inputs, y, "mse", 0.1)

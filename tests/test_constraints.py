@@ -221,3 +221,11 @@ def _of(constraint: Any, **more: Any) -> Any:
 def test_what_is_refused(make: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+def test_a_set_that_nobody_projects_onto_is_refused() -> None:
+    class Mine(sf.Box):
+        pass
+
+    with pytest.raises(TypeError, match="must be None or one of Box"):
+        _of(Mine(0, 1))

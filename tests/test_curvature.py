@@ -192,3 +192,13 @@ def test_what_is_refused(change: dict[str, Any], error: type[Exception], match: 
     x, y = _data("mse", 2)
     with pytest.raises(error, match=match):
         sf.curvature(**{"body": body, "head": head, "inputs": x, "targets": y, **change})
+
+
+def test_a_head_of_zeros() -> None:
+    """There f_tt is zero, and no first vector of the Lanczos method does."""
+    body, head = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)), nn.Linear(3, 2)
+    for p in head.parameters():
+        nn.init.zeros_(p)
+    found = sf.curvature(body, head, *_data("mse", 2), "mse", RIDGE)
+    assert (found.stale["body"].largest, found.stale["body"].smallest) == (0.0, 0.0)
+    assert found.response["body"].largest > 0

@@ -1,17 +1,23 @@
 """The search for a ratio: it finds one where there is one to find, and says so where there is none."""
 
+# ruff: noqa: NPY002 - what other code may draw from
+
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import normal
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.game import find_ratio as module
 
 
 class Game(nn.Module):
@@ -40,7 +46,8 @@ def test_a_ratio_where_there_is_one_to_find(tmp_path: Path) -> None:
         steps=40,
     )
     assert found.recommended > 1
-    assert found.confidence == 1.0
+    assert all(math.isnan(p) for p in found.p_values.values())  # every seed is the same run
+    assert "nothing is known of chance" in found.verdict()
     assert found.losses.keys() == {1.0, 10.0, 100.0}
     assert f"Ratio {found.recommended:g} at a body rate of" in found.verdict()
     assert sum("<- recommended" in line for line in found.table().splitlines()) == 1
@@ -66,10 +73,77 @@ def test_one_rate_where_nothing_is_to_be_won() -> None:
         ratios=(1, 1.01),
         body_lrs=(1e-5, 2e-5),
         steps=4,
-        seeds=5,
+        seeds=6,
     )
     assert found.recommended == 1
     assert "One rate for all layers" in found.verdict()
+
+
+def test_a_ratio_on_random_batches_is_told_with_its_p_value() -> None:
+    """A linear target that only the head has to learn, at a body rate that is small for it."""
+    target = normal((4, 1), 3)
+    batches = [(x, x @ target) for x in (normal((8, 4), i) for i in range(10))]
+
+    def model() -> nn.Module:
+        made = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1))
+        nn.init.eye_(made[0].weight)
+        return made
+
+    found = sf.find_ratio(
+        model, iter(batches), _regression, head=["1"], ratios=(10,), body_lrs=(1e-4,), steps=20
+    )
+    assert found.recommended == 10
+    assert found.p_values == {10.0: 2.0**-8}
+    assert "p = 0.0039 with 8 seeds and 1 ratios" in found.verdict()
+
+
+@pytest.mark.parametrize("ratios, rates", [(1, 1), (3, 1), (3, 4)])
+def test_noise_is_seldom_taken_for_a_difference(ratios: int, rates: int) -> None:
+    """Also where each ratio shows the best of several rates."""
+    draw, wrong = random.Random(5), 0
+    for _ in range(300):
+        at_best = {
+            float(ratio): min(
+                ([draw.gauss(0, 1) for _ in range(8)] for _ in range(rates)), key=statistics.median
+            )
+            for ratio in range(1, ratios + 2)
+        }
+        wrong += module._recommended(at_best, module._p_values(at_best), 0.05) != 1
+    assert wrong <= 0.08 * 300
+
+
+def test_sign_flips() -> None:
+    assert module.sign_flip_p_value([-1.0] * 5) == 2.0**-5
+    assert module.sign_flip_p_value([1.0] * 5) == 1.0
+    assert module.sign_flip_p_value([-3.0, 1.0]) == 0.5
+    assert module.sign_flip_p_value([-math.inf, -1.0, -1.0]) == 0.125
+    assert module.sign_flip_p_value([-1.0] * 30) < 0.01
+
+
+def test_alternating_runs_and_random_states_of_others() -> None:
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.rand()
+    random.seed(3)
+    np.random.seed(3)
+
+    def drawing(model: nn.Module, batch: Any) -> Tensor:
+        return _quadratic(model, batch) * (1 + 1e-9 * (random.random() + np.random.rand()))
+
+    found = sf.find_ratio(
+        Game(),
+        [0],
+        drawing,
+        head="head",
+        ratios=(100,),
+        body_lrs=(3e-3, 1e-2),
+        optimizer=sf.StackelbergSGD,
+        mode="alternating",
+        steps=20,
+        seeds=2,
+    )
+    assert (random.random(), np.random.rand()) == expected
+    assert min(found.losses[100.0][found.best_rate[100.0]]) < 1e-3
 
 
 def test_the_grid_is_extended_to_where_the_best_rate_is() -> None:
@@ -130,5 +204,13 @@ def test_what_is_refused(change: dict[str, Any], match: str) -> None:
 
 
 def test_few_seeds_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="cannot tell a difference from chance"):
-        sf.find_ratio(Game(), [0], _quadratic, head="head", ratios=(), steps=2, seeds=1)
+    with pytest.warns(UserWarning, match="cannot tell any of 1 ratios from chance with seeds=3"):
+        sf.find_ratio(
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)),
+            _noise(),
+            _regression,
+            head="1",
+            ratios=(3,),
+            steps=2,
+            seeds=3,
+        )

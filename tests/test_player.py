@@ -247,3 +247,25 @@ def test_copies_come_with_an_owner_of_their_own(copied: Any) -> None:
     again.step()
     for old, new in zip(before, _values(ours), strict=True):
         assert_same_bits(old, new)
+
+
+def test_an_error_in_an_alternating_step_leaves_nothing_in_the_scaler() -> None:
+    body, head = nn.Linear(4, 3), nn.Linear(3, 2)
+    groups = [
+        {"params": list(body.parameters())},
+        {"params": list(head.parameters()), "role": "head"},
+    ]
+    ours, scaler = sf.StackelbergSGD(groups, lr=0.01), torch.amp.GradScaler("cpu", init_scale=8.0)
+    calls = []
+
+    def loss_fn(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return F.mse_loss(outputs, targets)
+
+    batch = normal((8, 4), 1), normal((8, 2), 2)
+    with pytest.raises(KeyboardInterrupt):
+        sf.alternating_step(body, head, loss_fn, ours, *batch, scaler=scaler)
+    assert not scaler._per_optimizer_states
+    sf.alternating_step(body, head, loss_fn, ours, *batch, scaler=scaler)

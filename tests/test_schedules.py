@@ -157,3 +157,16 @@ def test_who_becomes_the_faster_player() -> None:
 def test_what_is_refused(make: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make(_optimizer())
+
+
+@pytest.mark.parametrize("lr", [1e-3, 3e-3, 0.1])
+@pytest.mark.parametrize("ratio", [3.0, 7.0, 10.0])
+def test_rates_that_end_equal_are_not_warned_of(ratio: float, lr: float) -> None:
+    """However the product of all factors was rounded."""
+    for steps in (7, 100, 333):
+        ours = _optimizer(ratio, lr)
+        ours.param_groups[1]["lr"] = lr
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            rates = _rates(ours, sf.AnnealedRatioLR(ours, steps), steps + 3)
+        assert rates[-1][2] == pytest.approx(lr)

@@ -50,19 +50,28 @@ class _Part:
     share: float  # of the batch
 
     def cut(self) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-        """The features without their graph, and pairs of a tensor in the graph and its copy outside of it."""
+        """The features without their graph, and pairs of a tensor in the graph and one outside whose gradient is its.
+
+        Copies, because a head may begin with an operation in place.
+        """
         leaves, structure = pytree.tree_flatten(self.features)
         pairs = []
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaves[i] = leaf.detach().requires_grad_()
-                pairs.append((leaf, leaves[i]))
+                outside = leaf.detach().requires_grad_()
+                pairs.append((leaf, outside))
+                leaves[i] = outside.clone()
         return pytree.tree_unflatten(leaves, structure), pairs
 
     def detached(self) -> Any:
         return pytree.tree_map(
-            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.features
+            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.features
         )
+
+    @property
+    def needs_gradient(self) -> bool:
+        leaves = pytree.tree_leaves(self.features)
+        return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
 
 def alternating_step(
@@ -116,7 +125,7 @@ def alternating_step(
     exact = isinstance(head_steps, str)
     _check_int("microbatches", microbatches)
     if exact:
-        _check_exact(head, loss_fn, head_steps, ridge)
+        _check_exact(optimizer, head, loss_fn, head_steps, ridge)
     else:
         _check_int("head_steps", head_steps)
         if ridge:
@@ -126,24 +135,26 @@ def alternating_step(
         parts = [
             _Part(_forward(body, x, last), y, share) for last, (x, y, share) in _with_last(cut)
         ]
-        if not any(part.cut()[1] for part in parts):
+        if not any(part.needs_gradient for part in parts):
             raise ValueError(
                 "the body's output needs no gradient: is the body frozen, or does it run under no_grad()?"
             )
         if zero_grad:
             optimizer.zero_grad()
-        players = _Players(optimizer, scaler)
         losses, head_did, response = [], [], None
-        if exact:
-            response = _respond(head, loss_fn, parts, ridge)
-        for number in range(0 if exact else head_steps):
-            if number and not zero_grad:
-                optimizer.zero_grad(role="head")
-            losses.append(_head_gradient(head, loss_fn, parts, scaler))
-            head_did.append(players.step("head", zero_grad))
-        loss = _body_gradient(head, loss_fn, parts, scaler)
-    body_did = players.step("body", zero_grad)
-    players.finish()
+        with _Players(optimizer, scaler) as players:
+            if exact:
+                response = _respond(head, loss_fn, parts, ridge)
+            for number in range(0 if exact else head_steps):
+                if number and not zero_grad:
+                    optimizer.zero_grad(role="head")
+                untouched = _gradients_of_body(optimizer) if number == 0 else None
+                losses.append(_head_gradient(head, loss_fn, parts, scaler))
+                if untouched is not None:
+                    _refuse_shared(optimizer, untouched)
+                head_did.append(players.step("head", zero_grad))
+            loss = _body_gradient(head, loss_fn, parts, scaler)
+            body_did = players.step("body", zero_grad)
     head_losses = torch.stack(losses) if losses else loss.new_empty(0)
     return AlternatingStep(loss, head_losses, tuple(head_did), body_did, response)
 
@@ -155,10 +166,18 @@ def _check_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _check_exact(head: Any, loss_fn: Any, how: str, ridge: float) -> None:
+def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float) -> None:
     if how != "exact":
         raise ValueError(f"head_steps must be an int or 'exact', got {how!r}")
-    linear_head(head)
+    linear = linear_head(head)
+    if not all(p.requires_grad for p in linear.parameters()):
+        raise ValueError("head_steps='exact': a parameter of the head is frozen")
+    for group in optimizer.param_groups:
+        for name in ("constraint", "ema_decay"):
+            if group["role"] == "head" and group[name] is not None:
+                raise ValueError(
+                    f"head_steps='exact' does not go with {name} on the head, which the optimizer does not step then"
+                )
     name = loss_name(loss_fn)
     check_ridge(ridge, "the best response of cross entropy" if name != "mse" else "")
     if isinstance(head, DistributedDataParallel):
@@ -198,10 +217,19 @@ class _Players:
         torch.clear_autocast_cache()
         return self._optimizer.last_step
 
-    def finish(self) -> None:
-        if self._scaler is not None:
+    def __enter__(self) -> _Players:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._scaler is None:
+            return
+        if kind is None:
             self._scaler.update()
-            self._stepped.clear()
+            return
+        # until its next update a scaler would take another object at the same address for one that was stepped
+        known = getattr(self._scaler, "_per_optimizer_states", {})
+        for player in self._stepped:
+            known.pop(id(player), None)
 
 
 def _with_last(parts: list[Any]) -> Iterator[tuple[bool, Any]]:
@@ -228,6 +256,30 @@ def _loss_of(loss_fn: LossFunction, outputs: Any, part: _Part) -> Tensor:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(f"loss_fn must return a tensor of one element, got {found}")
     return loss if part.share == 1.0 else loss * part.share
+
+
+def _gradients_of_body(optimizer: StackelbergOptimizer) -> list[tuple[Tensor, Any, int]]:
+    """The body's parameters with their gradients and how often these were written."""
+    params = (p for g in optimizer.param_groups if g["role"] == "body" for p in g["params"])
+    return [(p, p.grad, -1 if p.grad is None else p.grad._version) for p in params]
+
+
+def _refuse_shared(optimizer: StackelbergOptimizer, before: list[tuple[Tensor, Any, int]]) -> None:
+    """Raise where the head's pass left a gradient in the body: part of the body's own would be lost."""
+    for param, grad, version in before:
+        now = param.grad
+        if now is not grad or (now is not None and now._version != version):
+            names = {id(p): n for g in optimizer.param_groups for n, p in _names(g)}
+            raise RuntimeError(
+                f"{names[id(param)]} of the body is used by the head or the loss too: take mode='alternating', which "
+                "evaluates the model as a whole"
+            )
+
+
+def _names(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for i, param in enumerate(group["params"]):
+        named = group.get("param_names")
+        yield f"parameter {named[i]!r}" if named else f"parameter {i}", param
 
 
 def _scaled(loss: Tensor, scaler: Any) -> Tensor:
@@ -262,6 +314,10 @@ def _body_gradient(head: Any, loss_fn: LossFunction, parts: list[_Part], scaler:
                 outputs.append(output)
                 gradients.append(gradient)
         total = total + loss.detach().view(())
+    if not outputs:
+        raise RuntimeError(
+            "the loss does not depend on what the body returned: the body cannot move"
+        )
     # all parts at once: DistributedDataParallel reduces when a parameter's gradient is complete
     torch.autograd.backward(outputs, gradients)
     return total

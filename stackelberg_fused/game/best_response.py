@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ def best_response(
     tolerance: float = 1e-12,
     max_iterations: int = 100,
 ) -> BestResponse:
-    """Solve the follower's problem; the head itself is only read.
+    """Solve the follower's problem without constraints; the head itself is only read.
 
     Squared error is solved in closed form, by Cholesky factorisation with a ridge and by least squares (the solution
     of least norm) without. Cross entropy takes Newton's method with conjugate gradients (Nocedal & Wright 2006,
@@ -103,7 +104,15 @@ def _least_squares(objective: Objective) -> Tensor:
     scale = 2.0 / targets.numel()
     normal = scale * (rows.t() @ rows)
     normal.diagonal().add_(objective.ridge)
-    return torch.cholesky_solve(scale * (rows.t() @ targets), torch.linalg.cholesky(normal))
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    if not int(failed):
+        return torch.cholesky_solve(scale * (rows.t() @ targets), factor)
+    # a ridge too small to be seen beside the features: the same problem without squaring them
+    size = rows.shape[1]
+    below = math.sqrt(objective.ridge / scale) * torch.eye(size, dtype=rows.dtype)
+    stacked = torch.cat([rows.cpu(), below])
+    right = torch.cat([targets.cpu(), torch.zeros(size, targets.shape[1], dtype=rows.dtype)])
+    return torch.linalg.lstsq(stacked, right, driver="gelsd").solution.to(rows)
 
 
 def _newton(
@@ -157,6 +166,19 @@ def _newton_direction(objective: Objective, w: Tensor, gradient: Tensor) -> Tens
     return torch.from_numpy(solution).view(w.shape).to(w)
 
 
+@contextmanager
+def _buffers_kept(body: Any) -> Iterator[None]:
+    """Put back what batch norm counts."""
+    buffers = list(body.buffers()) if isinstance(body, nn.Module) else []
+    kept = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+
+
 @dataclass(frozen=True)
 class StackelbergValue:
     """The leader's objective at a point.
@@ -185,7 +207,9 @@ def stackelberg_value(
     params: Iterable[Tensor] | None = None,
     **options: Any,
 ) -> StackelbergValue:
-    """Phi, how far the follower is from it, and how steep it is; nothing is modified.
+    """Phi, how far the follower is from it, and how steep it is; parameters and buffers stay what they are.
+
+    Constraint sets are not looked at: the minimum is over all w. Dropout draws from torch's global generator.
 
     Args:
         body: `features = body(inputs)`, [..., inputs of the head].
@@ -200,7 +224,9 @@ def stackelberg_value(
             raise TypeError("params: needed for a body that is no module")
         params = body.parameters()
     theta = [p for p in params if p.requires_grad]
-    with torch.enable_grad():
+    if not theta:
+        raise ValueError("the body has no trained parameters")
+    with torch.enable_grad(), _buffers_kept(body):
         features = body(inputs)
         response = best_response(head, features, targets, loss, ridge, **options)
         objective = Objective.of(

@@ -26,6 +26,9 @@ def alternate(
             "mode='alternating': step() needs a closure, which is called once for each player; without one, take "
             "step(role='head'), compute the loss again, and step(role='body')"
         )
+    for role in ("head", "body"):
+        if all(group["role"] != role for group in optimizer.param_groups):
+            raise ValueError(f"mode='alternating': no param group has role {role!r}")
     loss = None
     for role in ("head", "body"):
         optimizer.zero_grad()

@@ -226,6 +226,8 @@ class _Ends:
         """Smallest, largest, error; all to the tolerance times the one of larger magnitude."""
         one, first = self._farthest(product, like, "LM")
         scale = abs(one)
+        if scale == 0:
+            return 0.0, 0.0, 0.0
         # the other end, seen from here: so that an eigenvalue near zero need not be found to its own precision
         sign = -1.0 if one > 0 else 1.0
         other, second = self._farthest(lambda v: scale * v + sign * product(v), like, "LA")
@@ -242,6 +244,8 @@ class _Ends:
         def times(vector: np.ndarray) -> np.ndarray:
             return product(torch.from_numpy(vector.ravel()).to(like)).cpu().numpy()
 
+        if not times(start).any():
+            return 0.0, 0.0  # as f_tt at a head of zeros
         operator = LinearOperator((size, size), matvec=times, dtype=np.float64)
         options = {"tol": self.tolerance, "maxiter": self.max_iterations, "ncv": min(size, 20)}
         try:

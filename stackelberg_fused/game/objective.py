@@ -49,10 +49,12 @@ def linear_head(head: Any) -> nn.Linear:
         TypeError: it is something else.
     """
     bare = head.module if isinstance(head, DistributedDataParallel) else head
-    if not isinstance(bare, nn.Linear):
+    if not isinstance(bare, nn.Linear) or type(bare).forward is not nn.Linear.forward:
         raise TypeError(
             f"a best response is known for a head that is an nn.Linear, got {type(head).__name__}"
         )
+    if not isinstance(bare._parameters.get("weight"), nn.Parameter):
+        raise TypeError("a best response is not known for a head whose weight is parametrized")
     return bare
 
 
@@ -105,9 +107,7 @@ class Objective:
                 f"features must be floating point [..., {head.in_features}], got {features.dtype} "
                 f"{tuple(features.shape)}"
             )
-        rows = features.to(torch.float64).flatten(0, -2)
-        if features.dim() == 1:
-            rows = rows.view(1, -1)
+        rows = features.to(torch.float64).reshape(-1, head.in_features)
         outputs = (*features.shape[:-1], head.out_features)
         targets = targets.detach().to(features.device)
         if name == "cross_entropy" and not targets.is_floating_point():
@@ -128,8 +128,9 @@ class Objective:
             wanted = targets.to(torch.float64).reshape(-1, head.out_features)
         if not len(rows):
             raise ValueError("there are no rows to respond to")
-        if not bool(rows.isfinite().all()):
-            raise ValueError("features are not finite: has training diverged?")
+        for what, values in (("features", rows), ("targets", wanted)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"{what} are not finite: has training diverged?")
         if head.bias is not None:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         return cls(name, rows, wanted, ridge)

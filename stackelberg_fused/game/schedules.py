@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..ratio import ROUNDING
 from ..warning import warn_caller
 
 
@@ -63,7 +64,7 @@ class _ByRole(LRScheduler):
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
                 return  # reading it would wait for the device
             rates[group["role"]].append(_rate(lr))
-        if all(rates.values()) and max(rates["body"]) > min(rates["head"]):
+        if all(rates.values()) and max(rates["body"]) > min(rates["head"]) * (1 + ROUNDING):
             self._warn(
                 f"after {self.last_epoch} steps the body's learning rate ({max(rates['body']):g}) is above the head's "
                 f"({min(rates['head']):g})"
