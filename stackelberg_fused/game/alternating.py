@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
 
 from ..optimizer import StackelbergOptimizer
 from ..player import Player
@@ -18,9 +16,17 @@ from ..statistics import LastStep
 from .best_response import BestResponse, best_response
 from .microbatches import split_both
 from .objective import check_ridge, linear_head, loss_name
+from .passes import (
+    LossFunction,
+    Part,
+    body_gradient,
+    forward,
+    gradients_of_body,
+    head_gradient,
+    refuse_shared,
+    with_last,
+)
 from .players import check_players
-
-LossFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,39 +45,6 @@ class AlternatingStep:
     head: tuple[LastStep, ...]
     body: LastStep
     response: BestResponse | None = None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A microbatch after the body's forward pass."""
-
-    features: Any  # what the body returned: tensors with a graph, in any nest
-    targets: Any
-    share: float  # of the batch
-
-    def cut(self) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-        """The features without their graph, and pairs of a tensor in the graph and one outside whose gradient is its.
-
-        Copies, because a head may begin with an operation in place.
-        """
-        leaves, structure = pytree.tree_flatten(self.features)
-        pairs = []
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.requires_grad:
-                outside = leaf.detach().requires_grad_()
-                pairs.append((leaf, outside))
-                leaves[i] = outside.clone()
-        return pytree.tree_unflatten(leaves, structure), pairs
-
-    def detached(self) -> Any:
-        return pytree.tree_map(
-            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, self.features
-        )
-
-    @property
-    def needs_gradient(self) -> bool:
-        leaves = pytree.tree_leaves(self.features)
-        return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
 
 def alternating_step(
@@ -132,9 +105,7 @@ def alternating_step(
             raise ValueError("ridge goes with head_steps='exact' only")
     cut = split_both(inputs, targets, microbatches)
     with torch.enable_grad():
-        parts = [
-            _Part(_forward(body, x, last), y, share) for last, (x, y, share) in _with_last(cut)
-        ]
+        parts = [Part(forward(body, x, last), y, share) for last, (x, y, share) in with_last(cut)]
         if not any(part.needs_gradient for part in parts):
             raise ValueError(
                 "the body's output needs no gradient: is the body frozen, or does it run under no_grad()?"
@@ -148,12 +119,12 @@ def alternating_step(
             for number in range(0 if exact else head_steps):
                 if number and not zero_grad:
                     optimizer.zero_grad(role="head")
-                untouched = _gradients_of_body(optimizer) if number == 0 else None
-                losses.append(_head_gradient(head, loss_fn, parts, scaler))
+                untouched = gradients_of_body(optimizer) if number == 0 else None
+                losses.append(head_gradient(head, loss_fn, parts, scaler))
                 if untouched is not None:
-                    _refuse_shared(optimizer, untouched)
+                    refuse_shared(optimizer, untouched)
                 head_did.append(players.step("head", zero_grad))
-            loss = _body_gradient(head, loss_fn, parts, scaler)
+            loss = body_gradient(head, loss_fn, parts, scaler)
             body_did = players.step("body", zero_grad)
     head_losses = torch.stack(losses) if losses else loss.new_empty(0)
     return AlternatingStep(loss, head_losses, tuple(head_did), body_did, response)
@@ -186,7 +157,7 @@ def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float
         )
 
 
-def _respond(head: nn.Linear, loss_fn: Any, parts: list[_Part], ridge: float) -> BestResponse:
+def _respond(head: nn.Linear, loss_fn: Any, parts: list[Part], ridge: float) -> BestResponse:
     """Give the head its best response to all of the parts."""
     features = [part.features for part in parts]
     if not all(isinstance(f, Tensor) for f in features):
@@ -230,94 +201,3 @@ class _Players:
         known = getattr(self._scaler, "_per_optimizer_states", {})
         for player in self._stepped:
             known.pop(id(player), None)
-
-
-def _with_last(parts: list[Any]) -> Iterator[tuple[bool, Any]]:
-    return ((i == len(parts) - 1, part) for i, part in enumerate(parts))
-
-
-def _forward(module: Any, argument: Any, synchronized: bool) -> Any:
-    """A forward pass; under DistributedDataParallel whether the backward pass that is to come reduces gradients."""
-    with _no_sync(module, not synchronized):
-        return module(argument)
-
-
-def _no_sync(module: Any, wanted: bool) -> AbstractContextManager[Any]:
-    return (
-        module.no_sync()
-        if wanted and isinstance(module, DistributedDataParallel)
-        else nullcontext()
-    )
-
-
-def _loss_of(loss_fn: LossFunction, outputs: Any, part: _Part) -> Tensor:
-    loss = loss_fn(outputs, part.targets)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"loss_fn must return a tensor of one element, got {found}")
-    return loss if part.share == 1.0 else loss * part.share
-
-
-def _gradients_of_body(optimizer: StackelbergOptimizer) -> list[tuple[Tensor, Any, int]]:
-    """The body's parameters with their gradients and how often these were written."""
-    params = (p for g in optimizer.param_groups if g["role"] == "body" for p in g["params"])
-    return [(p, p.grad, -1 if p.grad is None else p.grad._version) for p in params]
-
-
-def _refuse_shared(optimizer: StackelbergOptimizer, before: list[tuple[Tensor, Any, int]]) -> None:
-    """Raise where the head's pass left a gradient in the body: part of the body's own would be lost."""
-    for param, grad, version in before:
-        now = param.grad
-        if now is not grad or (now is not None and now._version != version):
-            names = {id(p): n for g in optimizer.param_groups for n, p in _names(g)}
-            raise RuntimeError(
-                f"{names[id(param)]} of the body is used by the head or the loss too: take mode='alternating', which "
-                "evaluates the model as a whole"
-            )
-
-
-def _names(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for i, param in enumerate(group["params"]):
-        named = group.get("param_names")
-        yield f"parameter {named[i]!r}" if named else f"parameter {i}", param
-
-
-def _scaled(loss: Tensor, scaler: Any) -> Tensor:
-    return loss if scaler is None else scaler.scale(loss)
-
-
-def _head_gradient(head: Any, loss_fn: LossFunction, parts: list[_Part], scaler: Any) -> Tensor:
-    """Add the gradient of the head at fixed features to `.grad`; returns the loss."""
-    total: Any = 0.0
-    for last, part in _with_last(parts):
-        with _no_sync(head, not last):
-            loss = _loss_of(loss_fn, head(part.detached()), part)
-            _scaled(loss, scaler).backward()
-        total = total + loss.detach().view(())
-    return total
-
-
-def _body_gradient(head: Any, loss_fn: LossFunction, parts: list[_Part], scaler: Any) -> Tensor:
-    """Add the gradient of the body at the head as it is to `.grad`; returns the loss."""
-    # a wrapper that reduces gradients would wait for those of the head, of which there are none here
-    bare = head.module if isinstance(head, DistributedDataParallel) else head
-    total: Any = 0.0
-    outputs: list[Tensor] = []
-    gradients: list[Tensor] = []
-    for part in parts:
-        features, pairs = part.cut()
-        loss = _loss_of(loss_fn, bare(features), part)
-        copies = [copy for _, copy in pairs]
-        found = torch.autograd.grad(_scaled(loss, scaler), copies, allow_unused=True)
-        for (output, _), gradient in zip(pairs, found, strict=True):
-            if gradient is not None:
-                outputs.append(output)
-                gradients.append(gradient)
-        total = total + loss.detach().view(())
-    if not outputs:
-        raise RuntimeError(
-            "the loss does not depend on what the body returned: the body cannot move"
-        )
-    # all parts at once: DistributedDataParallel reduces when a parameter's gradient is complete
-    torch.autograd.backward(outputs, gradients)
-    return total
