@@ -25,7 +25,6 @@ class Active:
         mask: bool [n]: slots that have a gradient.
         params: parameters that move; where counts live on the device, those that may.
         moves: bool [n]: which slots these are.
-        moving: `moves`, or a slice, with which NumPy is faster.
         waits_on_host: whether the host counts how long groups wait.
         version: of the gradients.
         ready: whether all that move have taken a step.
@@ -34,7 +33,6 @@ class Active:
     mask: np.ndarray
     params: list[Tensor]
     moves: np.ndarray
-    moving: np.ndarray | slice
     waits_on_host: bool
     version: int
     ready: bool = False
@@ -120,6 +118,5 @@ class Activity:
             allocate_state(table, missing, self._state)
             self._has_state[missing] = True
         params = [table.slots[i].param for i in np.flatnonzero(moves).tolist()]
-        moving = slice(None) if moves.all() else moves
         on_host = table.takes_turns and table.counts is None
-        return Active(mask, params, moves, moving, on_host, self._version)
+        return Active(mask, params, moves, on_host, self._version)

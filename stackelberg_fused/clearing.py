@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from .launch_unit import LaunchUnit, Pending, Staged
+from .tensor_abi import increment_versions
 
 
 def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -> None:
@@ -23,13 +23,15 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
         for slot in table.slots[span.first_slot : span.last_slot]:
             slot.param.grad = None
         return
+    grads = [slot.param.grad for slot in table.slots[span.first_slot : span.last_slot]]
+    grads = [grad for grad in grads if grad is not None]
     if staged is not None and staged.work.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
         _zero(pending.gathered.copied)
         if unit.backend.reads_memory:
-            increment_version(pending.gathered.grads)
+            increment_versions(grads)
     else:
-        _zero(pending.gathered.grads)
+        _zero(grads)
     if not pending.clears:
         flat.attach(table, span, keep=False)
         flat.drop_others(table, span)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch.autograd.graph import increment_version
 
 from .arena import place_in
 from .groups import ROLES
 from .layout import Slot, Span, Table
 from .sharding import is_sharded
+from .tensor_abi import increment_versions
 
 
 class FlatGradients:
@@ -80,8 +80,8 @@ class FlatGradients:
             if role in (None, name):
                 buffer.zero_()
         # views in memory, but not in autograd's eyes
-        views = (view for i, view in self._views.items() if span.first_slot <= i < span.last_slot)
-        increment_version(views)
+        inside = range(span.first_slot, span.last_slot)
+        increment_versions([view for i, view in self._views.items() if i in inside])
         self.attach(table, span, keep=False)
         self.drop_others(table, span)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,16 @@ class Gathered:
     """What one step keeps alive until its launch.
 
     Attributes:
-        grads: the gradients that were read, and the copies of those that had to take their parameter's layout.
+        kept: keeps the gradients that were read.
+        also_kept: copies of those that had to take their parameter's layout, and what else is read in their place.
         odd: slots whose gradient does not have their parameter's layout.
         copied: gradients of which only a copy is read.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
-    grads: list[Tensor]
+    kept: Any
     odd: list[int] = field(default_factory=list)
+    also_kept: list[Tensor] = field(default_factory=list)
     copied: list[Tensor] = field(default_factory=list)
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -72,21 +75,21 @@ class Gradients:
             LayoutChanged: a parameter was rebound to memory with other strides.
         """
         self._check_shards(span)
-        moved, odd, changed, switched, grads = self._reader.read(span.first_slot, span.last_slot)
+        moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
         self._table.version += changed
-        gathered = Gathered(grads, odd)
+        gathered = Gathered(kept, odd)
         for i in moved:
             self._follow(i)
         for i in odd:
             grad = self.gradient(i)
-            gathered.grads.append(grad)
+            gathered.also_kept.append(grad)
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:
                 if self._needs_copy(i, grad):
                     gathered.copied.append(grad)
                     grad = self._in_parameter_layout(i, grad)
-                    gathered.grads.append(grad)
+                    gathered.also_kept.append(grad)
                 self._write("grad", i, grad)
         return gathered
 
@@ -113,7 +116,7 @@ class Gradients:
                 if grad is not None:
                     gathered.copied.append(grad)
                     grad = grad.resolve_neg().contiguous()
-                    gathered.grads.append(grad)
+                    gathered.also_kept.append(grad)
                     self._write("grad", i, grad)
                 if moves[i]:  # autograd would take a write to one that waits for a change
                     copy = local.resolve_neg().contiguous()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from .activity import Active, Activity
 from .backends import Backend, Work
@@ -23,6 +22,7 @@ from .settings import Accepted, GroupSettings
 from .sharding import local_tensor
 from .state import drop_averages
 from .statistics import ClipLimits
+from .tensor_abi import increment_versions
 from .warning import warn_caller
 
 _CPU = torch.device("cpu")
@@ -200,7 +200,7 @@ class LaunchUnit:
         table, active, span = self.table, staged.active, staged.work.span
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
-            increment_version(active.params)
+            increment_versions(active.params)
         launches = 0
         if span.last_tile > span.first_tile:
             launches = self.backend.step(staged.work)
@@ -213,9 +213,9 @@ class LaunchUnit:
             every, sums = table.update_every, table.sums
             table.counts.advance_empty(span, active.mask, every, sums, found_inf)
         else:
-            table.step_counts[active.moving] += 1
+            np.add(table.step_counts, active.moves, out=table.step_counts)
             if not active.ready:
-                table.momentum_ready[active.moving] = True
+                table.momentum_ready[active.moves] = True
                 active.ready = True
             if active.waits_on_host:
                 self._activity.advance_waiting(span, active)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tensor_abi import TENSOR_ABI
+
 try:
     from ._cpu import Places as NativePlaces
     from ._cpu import Reader as NativeReader
@@ -31,7 +33,7 @@ class Reader(Protocol):
         active: bool array [n], written: which slots have a gradient.
     """
 
-    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, list[Tensor]]:
+    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, Any]:
         """Bring the slots `[first, last)` up to date.
 
         Returns:
@@ -40,7 +42,7 @@ class Reader(Protocol):
                 as they are: the caller looks closer.
             changed: whether a record was written.
             switched: whether a gradient appeared or disappeared.
-            grads: the gradients: whatever becomes of `.grad`, their memory has to last until the launch is over.
+            kept: keeps the gradients: whatever becomes of `.grad`, their memory has to last until the launch is over.
         """
         ...
 
@@ -53,7 +55,7 @@ def same_layout(tensor: Tensor, shape: Sequence[int], stride: Sequence[int]) -> 
 
 
 class PythonReader:
-    """`Reader` for what the native one cannot read: shards, and torch before 2.10."""
+    """`Reader` for what the native one cannot read: shards, and a torch that `TensorAbi` does not know."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class PythonReader:
             (tensor.stride(), tensor.shape, tensor.dtype, tensor.device) for tensor in local_tensors
         ]
 
-    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, list[Tensor]]:
+    def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, Any]:
         slots, here = range(first, last), slice(first, last)
         params, grads = self._records["param"], self._records["grad"]
         found = [owner.grad for owner in self._owners[here]]
@@ -121,12 +123,11 @@ def make_reader(
     records: np.ndarray,
     active: np.ndarray,
 ) -> Reader:
-    """The native reader where there is one and torch offers what it needs, else the one above."""
-    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    """The native reader where it knows this torch and these tensors, else the one above."""
     plain = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
-    if NativeReader is None or exchange is None or not plain:
+    if TENSOR_ABI is None or not plain:
         return PythonReader(owners, local_tensors, records, active)
-    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, exchange)
+    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, TENSOR_ABI)
 
 
 class PythonPlaces:
@@ -142,8 +143,5 @@ class PythonPlaces:
 
 
 def make_places(tensors: list[Tensor]) -> Any:
-    """The native `Places` where there is one, else the one above."""
-    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if NativePlaces is None or exchange is None:
-        return PythonPlaces(tensors)
-    return NativePlaces(tensors, exchange)
+    """The native `Places` where it knows this torch, else the one above."""
+    return PythonPlaces(tensors) if TENSOR_ABI is None else NativePlaces(tensors, TENSOR_ABI)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from cases import normal
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import stackelberg_fused as sf
-from stackelberg_fused import reader
+from stackelberg_fused import reader, tensor_abi
 from stackelberg_fused.reader import NativeReader, PythonReader, make_reader
 from stackelberg_fused.tables import RECORD
+from stackelberg_fused.tensor_abi import TENSOR_ABI, TensorAbi, increment_versions
 
-EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 needs_native = pytest.mark.skipif(
-    NativeReader is None or EXCHANGE is None,
-    reason="needs the extension, and a torch that offers DLPack's C exchange API (2.10)",
+    TENSOR_ABI is None, reason="needs the extension, and a torch that it can read tensors of"
 )
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 4), (), (1,), (0, 3), (2, 1, 3), (7,))
 
@@ -46,7 +46,6 @@ class Sides:
         last = len(self.params) if last is None else last
         python, native = (side.read(first, last) for side in self.readers)
         assert python[:4] == native[:4]
-        assert list(map(id, python[4])) == list(map(id, native[4]))
         assert self.records[0].tobytes() == self.records[1].tobytes()
         assert self.active[0].tolist() == self.active[1].tolist()
         return native[:4]
@@ -193,7 +192,7 @@ def test_the_readers_lists_are_its_own() -> None:
     params.clear()
     assert made.read(0, 1)[0] == [0]
     with pytest.raises(ValueError, match="as many local tensors"):
-        NativeReader([torch.ones(1)], [], 0, 0, EXCHANGE)
+        NativeReader([torch.ones(1)], [], 0, 0, TENSOR_ABI)
 
 
 @needs_native
@@ -202,11 +201,12 @@ def test_slots_out_of_range_raise() -> None:
         Sides().readers[1].read(0, 7)
 
 
-def test_without_the_exchange_api_python_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_abi_python_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [nn.Parameter(normal(3, i)) for i in range(2)]
     twins = [nn.Parameter(p.detach().clone()) for p in params]
     expected = sf.StackelbergAdamW(twins, backend="cpu")
-    monkeypatch.setattr(reader, "NativeReader", None)
+    monkeypatch.setattr(reader, "TENSOR_ABI", None)
+    monkeypatch.setattr(tensor_abi, "TENSOR_ABI", None)
     ours = sf.StackelbergAdamW(params, backend="cpu")
     assert type(ours._engine.units[0].gradients._reader) is PythonReader
     for optimizer, of in ((ours, params), (expected, twins)):
@@ -215,6 +215,63 @@ def test_without_the_exchange_api_python_reads(monkeypatch: pytest.MonkeyPatch) 
                 p.grad = normal(3, seed)
             optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_gradients_are_kept_until_what_keeps_them_is_let_go(native: bool, count: int) -> None:
+    param = nn.Parameter(torch.zeros(count))
+    array = np.ones(count, np.float32)
+    memory = weakref.ref(array)
+    param.grad = torch.from_numpy(array)
+    del array
+    args = [param], [param], np.zeros(1, RECORD), np.zeros(1, bool)
+    found = (make_reader(*args) if native else PythonReader(*args)).read(0, 1)
+    param.grad = None
+    assert memory() is not None
+    del found
+    assert memory() is None
+
+
+@needs_native
+def test_a_torch_laid_out_otherwise_is_refused() -> None:
+    probe, other = torch.zeros(3, 2).t(), torch.zeros(2, 3)
+    types, dispatch = (Tensor, nn.Parameter), Tensor.__torch_dispatch__
+    with pytest.raises(RuntimeError, match="does not hold its implementation"):
+        TensorAbi(types, dispatch, probe, probe._cdata + 8, probe.data_ptr())
+    with pytest.raises(RuntimeError, match="not what they are expected"):
+        TensorAbi(types, dispatch, probe, probe._cdata, probe.data_ptr() + 4)
+    with pytest.raises(RuntimeError, match="not what they are expected"):
+        TensorAbi(types, dispatch, other, other._cdata, other.data_ptr())
+
+
+def test_versions_are_incremented_but_in_inference_mode() -> None:
+    with torch.inference_mode():
+        without = torch.zeros(2)
+    view = torch.zeros(4, requires_grad=True).detach()[1:]
+    mine = [nn.Parameter(torch.zeros(2)), without, view, nn.Parameter(torch.zeros(0))]
+    for increment in (increment_versions, torch.autograd.graph.increment_version):
+        before = [t._version for t in (mine[0], view, mine[3])]
+        increment(mine)
+        assert [t._version for t in (mine[0], view, mine[3])] == [v + 1 for v in before]
+
+
+@needs_native
+def test_tensors_exchanged_with_others_are_read_anew() -> None:
+    sides = Sides()
+    torch.utils.swap_tensors(sides.params[0], nn.Parameter(normal((4, 4), 9)))
+    assert sides.read()[0] == [0]
+
+
+@needs_native
+def test_a_wrapper_is_left_to_python(capfd: pytest.CaptureFixture[str]) -> None:
+    with FakeTensorMode():
+        fake = torch.zeros(3)
+    assert isinstance(fake, FakeTensor)
+    records, active = np.zeros(1, RECORD), np.zeros(1, bool)
+    made = make_reader([fake], [fake], records, active)
+    assert made.read(0, 1)[0] == [0]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("cls", [sf.StackelbergAdamW, torch.optim.AdamW])

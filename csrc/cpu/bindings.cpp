@@ -1,6 +1,7 @@
 // Registrations only: plain addresses in, nothing of torch.
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +11,7 @@
 #include "cpu/reader.h"
 #include "cpu/rows.h"
 #include "cpu/statistics.h"
+#include "cpu/tensor_abi.h"
 #include "cpu/watch.h"
 
 namespace {
@@ -107,15 +109,23 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
       "The instruction set that step() takes.");
+  pybind11::class_<sf::TensorAbi, std::shared_ptr<sf::TensorAbi>>(
+      m, "TensorAbi", "How torch's tensors are read; see stackelberg_fused/tensor_abi.py.")
+      .def(pybind11::init<pybind11::tuple, pybind11::object, pybind11::object, int64_t, int64_t>(),
+           pybind11::arg("types"), pybind11::arg("no_dispatch"), pybind11::arg("probe"), pybind11::arg("impl"),
+           pybind11::arg("address"))
+      .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"));
+  pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
                                "Where parameters and gradients lie; see stackelberg_fused/reader.py.")
-      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, pybind11::capsule>(),
+      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
-           pybind11::arg("exchange"))
+           pybind11::arg("abi"))
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
   pybind11::class_<sf::Places>(m, "Places", collected<sf::Places>(),
                                "Whether tensors lie where they lay; see stackelberg_fused/reader.py.")
-      .def(pybind11::init<pybind11::list, pybind11::capsule>(), pybind11::arg("tensors"), pybind11::arg("exchange"))
+      .def(pybind11::init<pybind11::list, std::shared_ptr<const sf::TensorAbi>>(), pybind11::arg("tensors"),
+           pybind11::arg("abi"))
       .def("moved", &sf::Places::moved);
   pybind11::class_<sf::Watch>(m, "Watch", collected<sf::Watch>(),
                               "Whether dicts and lists hold what they held; see stackelberg_fused/watch.py.")

@@ -6,9 +6,25 @@
 namespace py = pybind11;
 
 namespace sf {
+namespace {
+
+// Differs from any before when the dict has changed since; 0 where Python does not say.
+uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030D0000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // since 3.12, without a replacement for many dicts
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#pragma GCC diagnostic pop
+#else
+  (void)dict;
+  return 0;
+#endif
+}
+
+}  // namespace
 
 Watch::Watch(const py::list& containers, int64_t rates, int64_t stride)
-    : rates_(rates), stride_(stride), noted_(py::len(containers)) {
+    : rates_(rates), stride_(stride), noted_(py::len(containers)), versions_(py::len(containers)) {
   PyUnicode_InternInPlace(&lr_.ptr());
   for (py::handle container : containers) {
     if (!PyDict_Check(container.ptr()) && !PyList_Check(container.ptr())) {
@@ -34,6 +50,7 @@ void Watch::note(size_t index) {
       now.push_back(py::reinterpret_borrow<py::object>(PyList_GET_ITEM(container, i)));
     }
   }
+  versions_[index] = 0;
   noted_[index].swap(now);  // what was noted before is released when nothing here is in between
 }
 
@@ -67,7 +84,13 @@ bool Watch::same_dict(PyObject* dict, size_t index) {
 
 bool Watch::same(size_t index) {
   PyObject* container = containers_[index].ptr();
-  if (PyDict_Check(container)) return same_dict(container, index);
+  if (PyDict_Check(container)) {
+    const uint64_t version = version_of(container);
+    if (version && version == versions_[index]) return true;
+    if (!same_dict(container, index)) return false;
+    versions_[index] = version;
+    return true;
+  }
   const std::vector<py::object>& noted = noted_[index];
   if (static_cast<size_t>(PyList_GET_SIZE(container)) != noted.size()) return false;
   for (size_t i = 0; i < noted.size(); ++i) {
@@ -78,7 +101,9 @@ bool Watch::same(size_t index) {
 
 py::list Watch::changed() {
   py::list found;
-  for (size_t i = 0; i < containers_.size(); ++i) {
+  const size_t count = containers_.size();
+  for (size_t i = 0; i < count; ++i) {
+    if (i + 8 < count) __builtin_prefetch(containers_[i + 8].ptr());
     if (!same(i)) found.append(i);
   }
   return found;

@@ -40,6 +40,7 @@ class Watch {
   bool took_over_ = false;
   std::vector<pybind11::object> containers_;
   std::vector<std::vector<pybind11::object>> noted_;
+  std::vector<uint64_t> versions_;  // of dicts, when they were found to hold what was noted
 };
 
 }  // namespace sf

@@ -1,0 +1,101 @@
+// Tensors, read without a Python call and without a header of torch: by the C functions that libtorch keeps stable for
+// models compiled ahead of time (torch/csrc/inductor/aoti_torch/c/shim.h). They are looked up in the running process,
+// and one takes some four nanoseconds, where torch's DLPack exchange takes a hundred for a tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace sf {
+
+struct TensorView {
+  int64_t address;
+  int64_t ndim;
+  const int64_t* shape;    // these two belong to the tensor
+  const int64_t* strides;  // in elements
+  int32_t dtype, device_type, device_index;
+};
+
+class TensorAbi {
+ public:
+  // `types` are those of most tensors, and `no_dispatch` is the `__torch_dispatch__` of a type without any. `probe` is
+  // a tensor of shape (2, 3) with strides (1, 2), to be found at `impl` with its data at `address`.
+  // Throws std::runtime_error where this torch lacks a function, or is not laid out as expected.
+  TensorAbi(pybind11::tuple types, pybind11::object no_dispatch, pybind11::handle probe, int64_t impl, int64_t address);
+
+  // Where an object keeps its tensor: what shim.h calls a handle, an at::Tensor*.
+  void* handle(PyObject* object) const { return reinterpret_cast<char*>(object) + offset_; }
+
+  // False for what is not strided, or has no memory to speak of: wrappers with a `__torch_dispatch__`.
+  bool look(PyObject* object, TensorView* out) const { return is_plain(object) && look_at(handle(object), out); }
+  bool look_at_address(PyObject* object, int64_t* out) const {
+    return is_plain(object) && address(handle(object), out);
+  }
+  // The same of a handle, which does not tell wrappers: they look like tensors at address 0.
+  bool look_at(const void* tensor, TensorView* out) const;
+
+  // What `.grad` of a tensor is that has no such attribute of its own: a handle that is valid until `.grad` is set, or
+  // null. Not wrapped in a Python object, which is most of what asking Python costs.
+  const void* grad(PyObject* object) const;
+
+  // Tensors that stay alive as long as this does.
+  class Kept {
+   public:
+    explicit Kept(std::shared_ptr<const TensorAbi> abi) : abi_(std::move(abi)) {}
+    ~Kept();
+    Kept(const Kept&) = delete;
+    Kept& operator=(const Kept&) = delete;
+    void reserve(std::size_t count) { handles_.reserve(count); }
+    void add(const void* tensor);
+    void add(pybind11::object object) { objects_.push_back(std::move(object)); }
+
+   private:
+    std::shared_ptr<const TensorAbi> abi_;
+    std::vector<void*> handles_;
+    std::vector<pybind11::object> objects_;
+  };
+
+  // What looking at a tensor will wait for: its object, then its implementation, then its storage and its gradient's
+  // place. These are hints and cost next to nothing if wrong: of the last two it is only assumed where they are noted.
+  void prefetch_object(PyObject* object) const { __builtin_prefetch(handle(object)); }
+  void prefetch_implementation(PyObject* object) const {
+    for (int word = 0; word < 24; word += 8) __builtin_prefetch(implementation(object) + word);
+  }
+  void prefetch_storage(PyObject* object) const {
+    __builtin_prefetch(implementation(object)[2]);
+    __builtin_prefetch(implementation(object)[3]);
+  }
+
+  // As torch.autograd.graph.increment_version, which converts every tensor twice; tensors only.
+  void increment_versions(const pybind11::list& tensors) const;
+
+ private:
+  template <typename T>
+  using Getter = int32_t (*)(const void* tensor, T* out);
+
+  void* const* implementation(PyObject* object) const { return *static_cast<void***>(handle(object)); }
+  bool is_plain(PyObject* object) const;
+  bool address(const void* tensor, int64_t* out) const;
+
+  pybind11::tuple types_;
+  pybind11::object no_dispatch_;
+  pybind11::str dispatch_name_{"__torch_dispatch__"};
+  std::size_t offset_ = 0;
+  int32_t strided_ = 0;
+  Getter<void*> data_ptr_;
+  Getter<int64_t> dim_;
+  Getter<int64_t*> sizes_, strides_;
+  Getter<int32_t> dtype_, device_type_, device_index_, layout_;
+  int32_t (*new_handle_)(const void* tensor, void** out);
+  int32_t (*delete_handle_)(void* tensor);
+  // these two are exported, but not among the stable functions
+  void (*bump_version_)(const void* tensor);
+  const void* (*grad_)(const void* implementation);
+  const void* undefined_ = nullptr;  // the implementation of all tensors that are none
+};
+
+}  // namespace sf
