@@ -35,6 +35,10 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(record, Record, row);
   SF_FIELD(record, Record, ema);
   SF_FIELD(record, Record, grad_sum);
+  SF_FIELD(record, Record, set);
+  SF_FIELD(record, Record, row_length);
+  SF_FIELD(record, Record, row_stride);
+  SF_FIELD(record, Record, row_count);
   m.attr("RECORD_OFFSETS") = record;
   m.attr("RECORD_BYTES") = sizeof(Record);
 
@@ -70,6 +74,17 @@ inline void register_tables(pybind11::module_& m) {
   m.attr("GROUP_OFFSETS") = group;
   m.attr("GROUP_BYTES") = sizeof(GroupScalars);
 
+  pybind11::dict joint_set;
+  SF_FIELD(joint_set, JointSet, kind);
+  SF_FIELD(joint_set, JointSet, size);
+  SF_FIELD(joint_set, JointSet, smallest);
+  SF_FIELD(joint_set, JointSet, largest);
+  SF_FIELD(joint_set, JointSet, first_tile);
+  SF_FIELD(joint_set, JointSet, num_tiles);
+  m.attr("JOINT_SET_OFFSETS") = joint_set;
+  m.attr("JOINT_SET_BYTES") = sizeof(JointSet);
+  m.attr("JOINT_SET_KINDS") = pybind11::make_tuple(static_cast<int>(kBall), static_cast<int>(kSimplex));
+
   pybind11::dict signals;
   SF_FIELD(signals, Signals, sum_sq);
   SF_FIELD(signals, Signals, norm);
@@ -97,8 +112,27 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(step, StepArgs, ready);
   SF_FIELD(step, StepArgs, waited);
   SF_FIELD(step, StepArgs, arrived);
+  SF_FIELD(step, StepArgs, sets);
+  SF_FIELD(step, StepArgs, set_sums);
+  SF_FIELD(step, StepArgs, set_factors);
+  SF_FIELD(step, StepArgs, set_tiles_done);
+  SF_FIELD(step, StepArgs, moved);
   m.attr("STEP_ARGS_OFFSETS") = step;
   m.attr("STEP_ARGS_BYTES") = sizeof(StepArgs);
+
+  pybind11::dict project;
+  SF_FIELD(project, ProjectArgs, records);
+  SF_FIELD(project, ProjectArgs, rows);
+  SF_FIELD(project, ProjectArgs, sets);
+  SF_FIELD(project, ProjectArgs, pieces);
+  SF_FIELD(project, ProjectArgs, first_piece);
+  SF_FIELD(project, ProjectArgs, num_pieces);
+  SF_FIELD(project, ProjectArgs, set_sums);
+  SF_FIELD(project, ProjectArgs, set_factors);
+  SF_FIELD(project, ProjectArgs, moved);
+  SF_FIELD(project, ProjectArgs, found_inf);
+  m.attr("PROJECT_ARGS_OFFSETS") = project;
+  m.attr("PROJECT_ARGS_BYTES") = sizeof(ProjectArgs);
 
   pybind11::dict statistics;
   SF_FIELD(statistics, StatisticsArgs, records);

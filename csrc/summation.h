@@ -24,6 +24,25 @@ SF_SHARED double square(float x) { return static_cast<double>(x) * static_cast<d
 
 SF_SHARED double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
+#if !defined(__CUDA_ARCH__)
+// The upper half of the lanes onto the lower until one is left; lanes from `used` on are zeros.
+SF_SHARED double fold_lanes(double lanes[kLanes], int64_t used = kLanes) {
+  for (int half = kLanes / 2; half; half /= 2) {
+    if (half >= used) continue;
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+// Of `count` sums, or whatever `at` gives for an index.
+template <typename At>
+SF_SHARED double sum_in_lanes(int64_t count, At at) {
+  double lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] += at(i);
+  return fold_lanes(lanes, count);
+}
+#endif
+
 // torch.nn.utils.clip_grad_norm_'s, in double: 1 where nothing is to be clipped, NaN where the norm is.
 SF_SHARED double clip_factor(double norm, double max_norm) {
   if (max_norm == kNoLimit) return 1.0;

@@ -25,7 +25,11 @@ struct Record {
   int64_t row;  // index into the hyperparameter rows
   int64_t ema;
   int64_t grad_sum;     // of the gradients that wait for their group's turn
-  int64_t reserved[7];  // pads a record to two 64-byte cache lines
+  int64_t set;          // 1 + index of the joint set that it is projected onto; 0: none
+  int64_t row_length;   // of a simplex's rows, and
+  int64_t row_stride;   // how far apart their elements are, and
+  int64_t row_count;    // how many there are
+  int64_t reserved[3];  // pads a record to two 64-byte cache lines
 };
 
 // A run of at most kTileElements elements of one parameter, starting `offset` elements into it.
@@ -84,6 +88,18 @@ struct GroupScalars {
   int64_t update_every;  // a group moves on every so many steps
 };
 
+enum JointSetKind : int64_t { kBall = 1, kSimplex = 2 };
+
+// A set that many elements share, so that projecting onto it takes a launch of its own, after that of the update.
+struct JointSet {
+  int64_t kind;
+  double size;         // the radius of a ball; what a row of a simplex adds up to
+  double smallest;     // sums from here on, and
+  double largest;      // norms or sums up to here, count as inside
+  int64_t first_tile;  // of the group, in its table
+  int64_t num_tiles;
+};
+
 // What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
 struct Signals {
   double sum_sq[2];     // of the gradients that move each player now, the scale of the loss taken out
@@ -94,7 +110,7 @@ struct Signals {
   int32_t reserved[3];
 };
 
-static_assert(sizeof(Signals) == 64);
+static_assert(sizeof(Signals) == 64 && sizeof(JointSet) == 48);
 static_assert(sizeof(Record) == 128 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
@@ -134,6 +150,27 @@ struct StepArgs {
   int32_t* ready;              // [records]: 0 where the coming step creates the momentum buffer
   float* waited;               // [records]: see csrc/turn.h
   int32_t* arrived;            // [records]: blocks of this launch that have read the count; 0 between launches
+  // Where there are joint sets, for the launch that projects onto them:
+  const JointSet* sets;     // null: there are none
+  double* set_sums;         // [tiles]: squares of the updated elements of those in a ball
+  double* set_factors;      // [sets]: what elements of a ball are to be multiplied by
+  int32_t* set_tiles_done;  // [sets]: tiles of a ball that this launch has summed up; 0 between launches
+  int32_t* moved;           // [records]: whether this launch moved it
+};
+
+// The launch after it, where there are joint sets. Pieces are like tiles, but of a simplex's parameter `offset` is a
+// row.
+struct ProjectArgs {
+  const Record* records;
+  const Row* rows;
+  const JointSet* sets;
+  const Tile* pieces;
+  int64_t first_piece;
+  int64_t num_pieces;
+  const double* set_sums;
+  double* set_factors;
+  const int32_t* moved;
+  const float* found_inf;
 };
 
 // The launch before it, where gradients are to be clipped: sums over the same sub-range of tiles.

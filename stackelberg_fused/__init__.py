@@ -14,8 +14,10 @@ __all__ = [
     "BestResponse",
     "Box",
     "Curvature",
+    "L2Ball",
     "NonNegative",
     "RatioSearch",
+    "Simplex",
     "StackelbergAdam",
     "StackelbergAdamW",
     "StackelbergSGD",
@@ -34,7 +36,7 @@ __all__ = [
 if _torch is not None:
     from .adam import StackelbergAdam, StackelbergAdamW
     from .backends import BackendStatus, backends
-    from .constraints import Box, NonNegative
+    from .constraints import Box, L2Ball, NonNegative, Simplex
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import (
         BestResponse,

@@ -23,16 +23,20 @@ class Active:
 
     Attributes:
         mask: bool [n]: slots that have a gradient.
-        params: parameters that move; where counts live on the device, those that may.
-        moves: bool [n]: which slots these are.
+        moves: bool [n]: slots that move; where counts live on the device, those that may.
+        counts: float32 [n]: what is added to their step counts.
+        written: bool [n]: slots that the step changes: these, and who shares a ball with them.
+        params: their parameters.
         waits_on_host: whether the host counts how long groups wait.
         version: of the gradients.
         ready: whether all that move have taken a step.
     """
 
     mask: np.ndarray
-    params: list[Tensor]
     moves: np.ndarray
+    counts: np.ndarray
+    written: np.ndarray
+    params: list[Tensor]
     waits_on_host: bool
     version: int
     ready: bool = False
@@ -117,6 +121,9 @@ class Activity:
             before_allocating(f"the state of {table.slots[missing[0]].name}")
             allocate_state(table, missing, self._state)
             self._has_state[missing] = True
-        params = [table.slots[i].param for i in np.flatnonzero(moves).tolist()]
+        written = moves if table.joint_sets is None else table.joint_sets.written(moves)
+        params = [table.slots[i].param for i in np.flatnonzero(written).tolist()]
         on_host = table.takes_turns and table.counts is None
-        return Active(mask, params, moves, on_host, self._version)
+        return Active(
+            mask, moves, moves.astype(np.float32), written, params, on_host, self._version
+        )

@@ -49,7 +49,8 @@ class StackelbergAdam(StackelbergOptimizer):
             `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
             body. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
         constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
-            `NonNegative`, inside the launch; by role as a dict, or per group. The projection is Euclidean.
+            `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
+            as a dict, or per group. The projection is Euclidean.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.

@@ -1,21 +1,15 @@
-"""Constraint sets of param groups, and the projections onto them.
-
-A projection's result is rounded towards the set, so that the stored value is in it, and projecting it again leaves it
-as it is, to the bit.
-"""
+"""Constraint sets of param groups: what `constraint=` takes."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+from .projection import SLACK, rounded
 
 
 class Constraint(ABC):
@@ -78,8 +72,95 @@ class NonNegative(Box):
         return "NonNegative()"
 
 
-CONSTRAINTS = (Box, NonNegative)
-KINDS: dict[str, type[Constraint]] = {Box.kind: Box}
+@dataclass(frozen=True)
+class JointSet(Constraint):
+    """A set that many elements share: projected by one launch more, after that of the update.
+
+    A group's parameters need one device and one dtype, and none may be a DTensor shard. An element that is not finite
+    leaves all that share the set with them as they are.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> float:
+        """Its radius or total."""
+
+    @property
+    def largest(self) -> float:
+        """Up to which norm or sum elements count as inside."""
+        return self.size * (1 + SLACK)
+
+    @abstractmethod
+    def smallest(self, dtype: torch.dtype) -> float:
+        """From which sum on they do."""
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        is_lost = rounded(self.size, dtype, up=False) == 0 and self.size > 0
+        if is_lost or self.size > torch.finfo(dtype).max:
+            raise ValueError(f"{self}: {self.size:g} is not in the range of {dtype}")
+
+
+@dataclass(frozen=True)
+class L2Ball(JointSet):
+    """|x| <= radius, the Euclidean norm over all parameters of the group, also those without a gradient.
+
+    When one of them has moved and the norm is larger, all are scaled by one factor.
+
+    Attributes:
+        radius: >= 0 and finite.
+
+    Raises:
+        ValueError, TypeError: anything else.
+    """
+
+    radius: float
+    kind: ClassVar[str] = "l2_ball"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", _number("L2Ball", "radius", self.radius))
+        if not 0 <= self.radius < math.inf:
+            raise ValueError(f"L2Ball: radius must be >= 0 and finite, got {self.radius:g}")
+
+    @property
+    def size(self) -> float:
+        return self.radius
+
+    def smallest(self, dtype: torch.dtype) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Simplex(JointSet):
+    """x >= 0 and sum(x) = total, for each row of a parameter along its last dimension; a scalar is a row of one.
+
+    The sum is as close to the total, from below, as the elements' own rounding towards zero leaves it.
+
+    Attributes:
+        total: > 0 and finite.
+
+    Raises:
+        ValueError, TypeError: anything else.
+    """
+
+    total: float = 1.0
+    kind: ClassVar[str] = "simplex"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", _number("Simplex", "total", self.total))
+        if not 0 < self.total < math.inf:
+            raise ValueError(f"Simplex: total must be > 0 and finite, got {self.total:g}")
+
+    @property
+    def size(self) -> float:
+        return self.total
+
+    def smallest(self, dtype: torch.dtype) -> float:
+        # every element rounded towards zero, and as much again
+        return self.total * (1 - max(2 * torch.finfo(dtype).eps, SLACK))
+
+
+CONSTRAINTS = (Box, NonNegative, L2Ball, Simplex)
+KINDS: dict[str, type[Constraint]] = {kind.kind: kind for kind in (Box, L2Ball, Simplex)}
 
 
 def as_constraint(value: Any) -> Constraint | None:
@@ -93,27 +174,14 @@ def as_constraint(value: Any) -> Constraint | None:
     if isinstance(value, (tuple, list)) and value and value[0] in KINDS:
         found = KINDS[value[0]](*value[1:])
         return NonNegative() if found == Box(0.0) else found
-    raise TypeError(f"constraint must be None or one of Box, NonNegative, got {value!r}")
+    known = ", ".join(kind.__name__ for kind in CONSTRAINTS)
+    raise TypeError(f"constraint must be None or one of {known}, got {value!r}")
 
 
-def project_box(param: Tensor, low: float, high: float) -> Tensor:
-    """The nearest point of a box whose bounds are numbers of the dtype: new; NaN stays NaN, and so does -0.0."""
-    return torch.where(param < low, low, torch.where(param > high, high, param))
-
-
-@lru_cache(maxsize=256)
-def rounded(value: float, dtype: torch.dtype, up: bool) -> float:
-    """The nearest number of a dtype on one side of a number, or that number."""
-    exact = torch.tensor(value, dtype=torch.float64)
-    near = exact.to(dtype)
-    if not (near.double() < exact if up else near.double() > exact):
-        return float(near)
-    bits = near.view(_INTEGERS[near.element_size()])
-    if near == 0:
-        bits = torch.zeros_like(bits) + 1
-        return float(bits.view(dtype)) * (1.0 if up else -1.0)
-    away_from_zero = (near > 0) == up
-    return float((bits + (1 if away_from_zero else -1)).view(dtype))
+def joint_set(group: dict[str, Any]) -> JointSet | None:
+    """The set of a group that is projected onto by a launch of its own, or None."""
+    constraint = as_constraint(group["constraint"])
+    return constraint if isinstance(constraint, JointSet) else None
 
 
 def _number(owner: str, name: str, value: Any) -> float:

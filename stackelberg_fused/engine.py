@@ -10,9 +10,11 @@ from torch import Tensor
 from .backends import Backend, resolve_backend
 from .carried import Carried
 from .clearing import clear_gradients
+from .constraints import joint_set
 from .flat_gradients import FlatGradients, refuse_shards
 from .gradients import LayoutChanged
 from .groups import ROLES, param_label
+from .joint_sets import check_joint_sets
 from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
 from .scaling import Scaling
@@ -61,6 +63,7 @@ class Engine:
         self.state = state
         self.is_broken = False  # accepted settings that not all of its units follow
         slots = collect_slots(groups)
+        check_joint_sets(slots, groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
         updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
         frozen = [slot for key in slots if key not in updated for slot in slots[key]]
@@ -165,7 +168,7 @@ class Engine:
             for unit in self.units:
                 unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
-        if self._placement.place_late():
+        if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
         return pending
 
@@ -182,7 +185,9 @@ class Engine:
     ) -> list[Staged | None]:
         """What each unit launches; None where it launches nothing."""
         # a group may have parameters in several tables, which have to wait alike
-        counted = len(self.units) > 1 and any(
+        if len(self.units) == 1:
+            return [self.units[0].stage(pending[0], clipped, scaling, zero_grad)]
+        counted = any(
             unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
             for unit, work in zip(self.units, pending, strict=True)
         )
@@ -266,6 +271,8 @@ class Engine:
             unit.refuse_rates(changed)
             unit.refuse_edits_in_capture(changed)
             _check_capturable(unit.table.slots, self.groups, unit.backend)
+        if any(joint_set(self.groups[index]) is not None for index in changed):
+            check_joint_sets(collect_slots(self.groups), self.groups)
         # from Adam to SGD or back with the state of the other
         for index in self.settings.changed_families(changed):
             group = self.groups[index]

@@ -99,17 +99,17 @@ class Gradients:
         grad = param.grad
         return None if grad is None else local_gradient(grad, param, self._label(i))
 
-    def stage(self, gathered: Gathered, span: Span, moves: np.ndarray) -> None:
+    def stage(self, gathered: Gathered, span: Span, written: np.ndarray) -> None:
         """Put dense copies in the place of parameters whose memory has gaps.
 
         Args:
-            moves: bool [n]: slots that move, or may where the device counts.
+            written: bool [n]: slots that change, or may where the device counts.
         """
         if not self._reads_memory:
             return
         for i in self._gapped:
             inside = span.first_slot <= i < span.last_slot
-            if not (inside and (self.active[i] or moves[i])):
+            if not (inside and (self.active[i] or written[i])):
                 continue
             local, grad = self._table.slots[i].local, self.gradient(i)
             with torch.no_grad():
@@ -118,7 +118,7 @@ class Gradients:
                     grad = grad.resolve_neg().contiguous()
                     gathered.also_kept.append(grad)
                     self._write("grad", i, grad)
-                if moves[i]:  # autograd would take a write to one that waits for a change
+                if written[i]:  # autograd would take a write to one that waits for a change
                     copy = local.resolve_neg().contiguous()
                     gathered.write_back.append((local, copy))
                     self._write("param", i, copy)

@@ -180,11 +180,25 @@ class LaunchUnit:
         if table.counts is None and table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
-        self.gradients.stage(pending.gathered, span, active.moves)
+        self.gradients.stage(pending.gathered, span, active.written)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
         clears = zero_grad and pending.clears
-        work = Work(table, span, gradient, rule, self.state, statistics, scaling, clears)
+        joint = table.joint_sets
+        if joint is not None and not (joint.slots & active.moves).any():
+            joint = None
+        work = Work(
+            table,
+            span,
+            gradient,
+            rule,
+            self.state,
+            statistics,
+            scaling,
+            clears,
+            active.moves,
+            joint,
+        )
         return Staged(pending.gathered, active, work)
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
@@ -204,6 +218,8 @@ class LaunchUnit:
         launches = 0
         if span.last_tile > span.first_tile:
             launches = self.backend.step(staged.work)
+            if staged.work.joint_sets is not None:
+                launches += self.backend.project(staged.work)
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
@@ -213,7 +229,7 @@ class LaunchUnit:
             every, sums = table.update_every, table.sums
             table.counts.advance_empty(span, active.mask, every, sums, found_inf)
         else:
-            np.add(table.step_counts, active.moves, out=table.step_counts)
+            np.add(table.step_counts, active.counts, out=table.step_counts)
             if not active.ready:
                 table.momentum_ready[active.moves] = True
                 active.ready = True
@@ -264,6 +280,8 @@ class LaunchUnit:
         # a rule may need state now that it did not need before
         slot_group = table.rows.slot_group
         table.set_turns()
+        if table.joint_sets is not None or self.settings.has_joint_sets:
+            table.set_joint_sets()
         self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
         affected = np.isin(slot_group, flipped)
         self._activity.forget(affected)

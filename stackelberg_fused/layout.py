@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .counting import DeviceCounts
 from .hyperparameters import HyperparameterRows
+from .joint_sets import JointSets, make_joint_sets
 from .settings import GroupSettings
 from .statistics import Statistics
 from .tables import RECORD, TILE_ELEMENTS
@@ -113,6 +114,8 @@ class Table:
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()
         self.version = 0  # counts changes of the records: what a device mirror compares
+        self.joint_sets: JointSets | None = None  # until settings are accepted
+        self.sets_version = 0
         self.mirror: Any = None  # what a device backend keeps on its device
         # by the part of the table that is stepped: steps of two roles may run at the same time
         self.statistics: dict[Span, Statistics] = {}
@@ -133,6 +136,14 @@ class Table:
         self.update_every = self.settings.scalars["update_every"][slot_group]  # of each slot
         self.sums = self.settings.static["mean_weight"][slot_group] != 0
         self.takes_turns = bool((self.update_every > 1).any())
+
+    def set_joint_sets(self) -> None:
+        """Follow the settings in what parameters are projected onto by a launch of its own."""
+        self.joint_sets = make_joint_sets(
+            self.slots, self.groups, self.records, self.tiles, self.device
+        )
+        self.sets_version += 1
+        self.version += 1
 
     def turns_in(self, span: Span) -> bool:
         """Whether some group of a span does not move on every step."""

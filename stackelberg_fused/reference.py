@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .constraints import Box, as_constraint, project_box
+from .constraints import Box, as_constraint
+from .projection import project_box
 
 
 def adam_update(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constraints import Box, as_constraint
+from .constraints import Box, JointSet, as_constraint, joint_set
 from .groups import ROLES, check_settings
 from .rules import Rule, as_number, is_volatile, rule_of, sums_gradients
 from .tables import DOUBLES, GROUP, ROW
@@ -21,7 +21,7 @@ class Accepted(NamedTuple):
     """Groups that were accepted with other settings.
 
     Attributes:
-        new_rules: with another rule or turn, which may need state that was not needed before.
+        new_rules: with another rule, turn or joint set, which may need state that was not needed before.
         new_turns: those of them that begin to wait for their turn anew.
     """
 
@@ -56,6 +56,7 @@ class GroupSettings:
         self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
         self._watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
+        self._sets: list[JointSet | None] = [None] * len(groups)
         self._turns = {} if turns is None else turns
         for gone in self._turns.keys() - {id(group) for group in groups}:
             del self._turns[gone]
@@ -140,22 +141,29 @@ class GroupSettings:
         self._edited.clear()
         accepted = Accepted([], [])
         for index in changed:
-            group, old, new = self.groups[index], self._rules[index], self.rule(index)
-            has_new_turn = self._turns[id(group)] != turn_of(group)
-            if has_new_turn:
-                accepted.new_turns.append(index)
-            if old != new or has_new_turn:
+            group = self.groups[index]
+            if self.changes_rules([index]):
                 accepted.new_rules.append(index)
-            self._rules[index], self._turns[id(group)] = new, turn_of(group)
+            if self._turns[id(group)] != turn_of(group):
+                accepted.new_turns.append(index)
+            self._rules[index], self._turns[id(group)] = int(rule_of(group)), turn_of(group)
+            self._sets[index] = joint_set(group)
         return accepted
 
     def changes_rules(self, changed: list[int]) -> bool:
-        """Whether any of these groups follows another rule or turn than was accepted."""
+        """Whether any of these groups follows another rule or turn than was accepted, or has another joint set."""
         groups = ((i, self.groups[i]) for i in changed)
         return any(
-            self._rules[i] != rule_of(group) or self._turns[id(group)] != turn_of(group)
+            self._rules[i] != rule_of(group)
+            or self._turns[id(group)] != turn_of(group)
+            or self._sets[i] != joint_set(group)
             for i, group in groups
         )
+
+    @property
+    def has_joint_sets(self) -> bool:
+        """Whether any group that was accepted has one."""
+        return any(found is not None for found in self._sets)
 
     def scalars_for(self, device: torch.device) -> np.ndarray:
         """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
@@ -184,9 +192,9 @@ class GroupSettings:
         """Whether a rate is in a tensor on this device, and the device is not the host."""
         return device.type != "cpu" and any(lr.device == device for lr in self._tensors.values())
 
-    def rule(self, index: int) -> int:
-        """The rule flags of a group."""
-        return int(self.static["rule"][index])
+    def rule(self, index: int) -> int | None:
+        """The rule flags of a group that was accepted."""
+        return self._rules[index]
 
 
 # the fields of a row that step count and rate do not change
@@ -212,7 +220,10 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     """The fields _CONSTANTS and _OF_GROUP of a group."""
     sign = -1.0 if group["maximize"] else 1.0
     lr, weight_decay = _rate(group), as_number(group["weight_decay"])
-    row = (int(rule_of(group)), sign, weight_decay)
+    rule = rule_of(group)
+    if joint_set(group) is not None:
+        rule &= ~Rule.EMA  # averaged when they are projected, by a launch of its own
+    row = (int(rule), sign, weight_decay)
     update_every = int(group["update_every"])
     average = (
         0.0 if group["ema_decay"] is None else _from_the_nearer_end(as_number(group["ema_decay"])),

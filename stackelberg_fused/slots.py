@@ -62,10 +62,13 @@ class Placement:
         if self._flatten:
             self._frozen.update({id(s.param): s for s in slots if not s.param.requires_grad})
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether an eye is kept on any."""
+        return bool(self._frozen)
+
     def place_late(self) -> bool:
         """Move parameters that were frozen and now have a gradient; returns whether there were any."""
-        if not self._frozen:
-            return False
         late = [slot for slot in self._frozen.values() if slot.param.grad is not None]
         by_kind: dict[Kind, list[Slot]] = defaultdict(list)
         for slot in late:

@@ -17,8 +17,12 @@ _ADDRESSES_AND_INDICES = (
     "row",
     "ema",
     "grad_sum",
+    "set",
+    "row_length",
+    "row_stride",
+    "row_count",
 )
-RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (7,))])
+RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (3,))])
 
 _SCALARS = (
     "grad_sign",
@@ -53,6 +57,15 @@ GROUP = np.dtype(
     ]
 )
 
+BALL, SIMPLEX = 1, 2  # kinds of a joint set
+JOINT_SET = np.dtype(
+    [
+        ("kind", "<i8"),
+        *((name, "<f8") for name in ("size", "smallest", "largest")),
+        *((name, "<i8") for name in ("first_tile", "num_tiles")),
+    ]
+)
+
 SIGNALS = np.dtype(
     [
         ("sum_sq", "<f8", (2,)),
@@ -73,6 +86,12 @@ STEP_ARGS = {
     "takes_turns": "i4x",
     **dict.fromkeys(("signals", "grad_scale", "found_inf"), "q"),
     **dict.fromkeys(("groups", "steps", "ready", "waited", "arrived"), "q"),
+    **dict.fromkeys(("sets", "set_sums", "set_factors", "set_tiles_done", "moved"), "q"),
+}
+PROJECT_ARGS = {
+    **dict.fromkeys(("records", "rows", "sets", "pieces"), "q"),
+    **dict.fromkeys(("first_piece", "num_pieces"), "q"),
+    **dict.fromkeys(("set_sums", "set_factors", "moved", "found_inf"), "q"),
 }
 STATISTICS_ARGS = {
     **dict.fromkeys(("records", "tiles"), "q"),

@@ -103,6 +103,19 @@ def audit_statistics(kernel: sass.Kernel) -> None:
     assert {path.store_bytes for path in kernel.paths()} == {0}, name
 
 
+def audit_projection(kernel: sass.Kernel, put_aside: int = 0) -> None:
+    """Assert that a kernel that projects keeps all in registers and knows what it reads for global memory.
+
+    Args:
+        put_aside: how many values may be, around the calls that 64-bit divisions are: some per row, none per element.
+    """
+    name = kernel.name
+    assert kernel.resources["LOCAL"] == 0, (name, kernel.resources)
+    assert kernel.count("STL") <= put_aside, f"{name} spills"
+    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
+    assert kernel.count(*ATOMICS) == 0, name
+
+
 def unordered_atomics(kernel: sass.Kernel) -> list[sass.Instruction]:
     """Atomics with which a block says that it is done, but that its last store or all it read may be behind.
 

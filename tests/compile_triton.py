@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import triton
-from stackelberg_fused.triton_kernels import statistics, step, tile
+from stackelberg_fused.triton_kernels import project, statistics, step, tile
 from triton.backends.compiler import GPUTarget
 
 WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
@@ -28,6 +28,15 @@ COUNTS = {
     "waited": FLOATS,
     "arrived": INTEGERS,
 }
+JOINT = {
+    "joint": {
+        "sets": WORDS,
+        "set_sums": DOUBLES,
+        "set_factors": DOUBLES,
+        "set_tiles_done": INTEGERS,
+        "moved": INTEGERS,
+    }
+}
 SCALED = {"grad_scale": FLOATS, "found_inf": FLOATS}
 # arguments of step.Extras
 EXTRAS = {
@@ -35,7 +44,15 @@ EXTRAS = {
     "counted": COUNTS,
     "zeroing": {"zero_grads": True},
     "turns": {"takes_turns": True, "zero_grads": True},
-    "everything": {"factors": FLOATS, **SCALED, **COUNTS, "takes_turns": True, "zero_grads": True},
+    "joint-sets": JOINT,
+    "everything": {
+        "factors": FLOATS,
+        **SCALED,
+        **COUNTS,
+        **JOINT,
+        "takes_turns": True,
+        "zero_grads": True,
+    },
 }
 STATISTICS = {"statistics": {}, "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True}}
 
@@ -84,6 +101,10 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         )
         return statistics.statistics_kernel.compiled[-1]
 
+    def compile_projection() -> Any:
+        project.launch_project(WORDS, FLOATS, WORDS, WORDS, 0, 1, DOUBLES, INTEGERS, FLOATS)
+        return project.project_kernel.compiled[-1]
+
     def write(name: object, compiled: Any) -> None:
         (folder / f"{arch}_{name}.cubin").write_bytes(compiled.asm["cubin"])
         (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
@@ -92,6 +113,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         write(name, compile_rule(0, **extras))
     for name, extras in STATISTICS.items():
         write(name, compile_statistics(**extras))
+    write("project", compile_projection())
     for rule in rules:
         compiled = compile_rule(rule)
         write(rule, compiled)
@@ -108,6 +130,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
 if __name__ == "__main__":
     step.step_kernel = CompileOnly(step.step_kernel)
     statistics.statistics_kernel = CompileOnly(statistics.statistics_kernel)
+    project.project_kernel = CompileOnly(project.project_kernel)
     for job in sys.argv[2:]:
         target, _, numbers = job.partition(":")
         compile_arch(Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))

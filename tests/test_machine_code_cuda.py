@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 import sass
-from audit import ATOMICS, audit, audit_statistics, inexact_arithmetic, unordered_atomics
+from audit import (
+    ATOMICS,
+    audit,
+    audit_projection,
+    audit_statistics,
+    inexact_arithmetic,
+    unordered_atomics,
+)
 
 from stackelberg_fused.rules import MIXED_RULES, RULES
 
@@ -17,6 +24,12 @@ _cuda = pytest.importorskip(
 pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
+# what has to be among the instructions of each kernel
+WANTED = {
+    "step": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
+    "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
+    "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
+}
 STEP = (CSRC / "cuda/step.cu").read_text()
 
 
@@ -47,12 +60,13 @@ def _rule(kernel: str) -> tuple[int, bool]:
 @pytest.fixture(scope="module")
 def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
     """Kernels by the source file that they are from, one list per architecture."""
-    found: dict[str, list[list[sass.Kernel]]] = {"step": [], "statistics": []}
+    found: dict[str, list[list[sass.Kernel]]] = {"step": [], "statistics": [], "project": []}
     for cubin in sorted(extracted.glob("*.cubin")):
         kernels = sass.disassemble(cubin)
-        (source,) = {re.search(r"(step|statistics)_kernel", kernel.name)[1] for kernel in kernels}
+        names = {re.search(r"(step|statistics|project)_kernel", k.name)[1] for k in kernels}
+        (source,) = names
         found[source].append(kernels)
-    assert len(found["step"]) == len(found["statistics"]) > 0
+    assert len(found["step"]) == len(found["statistics"]) == len(found["project"]) > 0
     return found
 
 
@@ -79,6 +93,11 @@ def test_statistics_read_each_gradient_once_in_128_bit_accesses(
         audit_statistics(kernel)
 
 
+def test_projections_keep_all_in_registers(cubins: dict[str, list[list[sass.Kernel]]]) -> None:
+    for (kernel,) in cubins["project"]:
+        audit_projection(kernel)
+
+
 def test_a_block_says_that_it_is_done_after_what_it_did(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
@@ -95,6 +114,6 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
     for file in files:
         ptx = file.read_text()
         assert inexact_arithmetic(ptx) == set(), file.name
-        wanted = "add mul div sqrt" if "statistics_kernel" in ptx else "fma div sqrt"
-        kind = "f64" if "statistics_kernel" in ptx else "f32"
-        assert all(f"{name}.rn.{kind}" in ptx for name in wanted.split())
+        (name,) = set(re.findall(r"(step|statistics|project)_kernel", ptx))
+        wanted = WANTED[name]
+        assert all(what in ptx for what in wanted.split()), name

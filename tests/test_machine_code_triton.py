@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 import sass
-from audit import ATOMICS, audit, audit_statistics, inexact_arithmetic, unordered_atomics
+from audit import (
+    ATOMICS,
+    audit,
+    audit_projection,
+    audit_statistics,
+    inexact_arithmetic,
+    unordered_atomics,
+)
 from compile_triton import EXTRAS, STATISTICS
 
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
@@ -74,9 +81,9 @@ def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
 ) -> None:
     facts = json.loads((compiled / f"{arch}.json").read_text())
     (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
-    has_extras = bool({"takes_turns", "zero_grads"} & EXTRAS[name].keys())
+    has_extras = bool({"takes_turns", "zero_grads", "joint"} & EXTRAS[name].keys())
     audit(kernel, (0,), facts["threads"], BLOCKS, facts["passes"], has_extras=has_extras)
-    assert bool(kernel.count(*ATOMICS)) == ("arrived" in EXTRAS[name])
+    assert bool(kernel.count(*ATOMICS)) == bool({"arrived", "joint"} & EXTRAS[name].keys())
     assert unordered_atomics(kernel) == []
     if name == "zeroing":
         written = 4 * TILE_ELEMENTS // facts["threads"]
@@ -96,8 +103,14 @@ def test_statistics_read_each_gradient_once_in_128_bit_accesses(
 
 
 @pytest.mark.parametrize("arch", COMPILED)
+def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_project.cubin")
+    audit_projection(kernel, put_aside=2)
+
+
+@pytest.mark.parametrize("arch", COMPILED)
 def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
-    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *STATISTICS]
+    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *STATISTICS, "project"]
     ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
     for name, text in ptx.items():
         assert inexact_arithmetic(text) == set(), name

@@ -76,6 +76,7 @@ def _table(rows: int = 2) -> SimpleNamespace:
         rows=SimpleNamespace(rows=np.ones(rows, ROW), version=0),
         version=0,
         counts=None,
+        joint_sets=None,
         may_be_captured=False,
         statistics={},
         state_tensors=[],

@@ -11,7 +11,16 @@ import pytest
 
 from stackelberg_fused import tables
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
-from stackelberg_fused.tables import GROUP, RECORD, ROW, SIGNALS, TILE_ELEMENTS
+from stackelberg_fused.tables import (
+    BALL,
+    GROUP,
+    JOINT_SET,
+    RECORD,
+    ROW,
+    SIGNALS,
+    SIMPLEX,
+    TILE_ELEMENTS,
+)
 
 NATIVE = ["_cpu", "_cuda"]
 
@@ -32,7 +41,7 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
     return dtype.fields[field][1] // word
 
 
-@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "SIGNALS"])
+@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "JOINT_SET", "SIGNALS"])
 @pytest.mark.parametrize("module", NATIVE)
 def test_tables(module: str, name: str) -> None:
     native, dtype = _native(module), getattr(tables, name)
@@ -52,9 +61,10 @@ def test_rules(module: str) -> None:
     assert list(RULES) == sorted(set(native.RULES), key=RULES.index)
     assert len(native.RULES) == len(RULES)
     assert native.TILE_ELEMENTS == TILE_ELEMENTS
+    assert native.JOINT_SET_KINDS == (BALL, SIMPLEX)
 
 
-@pytest.mark.parametrize("name", ["STEP_ARGS", "STATISTICS_ARGS"])
+@pytest.mark.parametrize("name", ["STEP_ARGS", "PROJECT_ARGS", "STATISTICS_ARGS"])
 @pytest.mark.parametrize("module", NATIVE)
 def test_arguments(module: str, name: str) -> None:
     native, layout = _native(module), getattr(tables, name)
@@ -95,6 +105,14 @@ def test_triton_rows_and_groups() -> None:
     names |= {name: f"GROUP_{name.upper()}" for name in ("beta2", "eps")}
     for field, constant in names.items():
         assert getattr(row, constant).value == _word(GROUP, field, 8), field
+
+
+def test_triton_joint_sets() -> None:
+    words = _triton("tables")
+    assert words.JOINT_SET_WORDS.value * 8 == JOINT_SET.itemsize
+    for field in JOINT_SET.names:
+        assert getattr(words, field.upper()).value == _word(JOINT_SET, field, 8), field
+    assert words.BALL.value == BALL
 
 
 def test_triton_signals() -> None:

@@ -22,6 +22,7 @@ FILES = (
     "test_update_every.py",
     "test_update_every_continued.py",
     "test_flat_gradients.py",
+    "test_joint_sets.py",
 )
 
 

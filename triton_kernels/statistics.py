@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .row import GROUP_WORDS, turn_of
 from .step import Extras
+from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     COUNTED,
     GRAD,
@@ -28,8 +29,6 @@ from .update_rule import MEAN_WEIGHT
 NUM_WARPS = 8
 # of the step's modes, those in which its gradients' statistics differ
 STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value
-LANE_BITS: tl.constexpr = tl.constexpr(8)
-LANES: tl.constexpr = tl.constexpr(256)
 
 # words of struct Signals in csrc/tables.h: float64, float32 and int32 ones
 SUM_SQ: tl.constexpr = tl.constexpr(0)
@@ -37,14 +36,6 @@ NORM: tl.constexpr = tl.constexpr(2)
 TOTAL_NORM: tl.constexpr = tl.constexpr(4)
 FACTOR: tl.constexpr = tl.constexpr(10)
 BLOCKS_DONE: tl.constexpr = tl.constexpr(12)
-
-
-@triton.jit
-def _fold(lanes):
-    """The upper half of the lanes onto the lower, until one is left: a sum of two has no order of its own."""
-    for bit in tl.static_range(1, LANE_BITS + 1):
-        lanes = tl.sum(tl.reshape(lanes, (2, LANES >> bit)), 0)
-    return tl.sum(lanes, 0)
 
 
 @triton.jit
@@ -74,20 +65,7 @@ def _tile_sum(effective, offset, count, FULL: tl.constexpr, SUMS: tl.constexpr, 
     parts = _parts(effective, offset, count, 0, FULL, SUMS)
     for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
         parts += _parts(effective, offset, count, start, FULL, SUMS)
-    # (0 + 2) + (1 + 3)
-    pairs = tl.sum(tl.reshape(parts, (LANES, 2, 2)), 1)
-    return _fold(tl.sum(pairs, 1))
-
-
-@triton.jit
-def _player_sum(sums, begin, end):
-    lane = tl.arange(0, LANES)
-    lanes = tl.zeros((LANES,), tl.float64)
-    for start in range(begin, end, LANES):
-        # past the first-level cache, which other programs' stores do not reach
-        at = start + lane
-        lanes += tl.load(sums + at, mask=at < end, other=0.0, cache_modifier=".cg")
-    return _fold(lanes)
+    return fold_parts(parts)
 
 
 @triton.jit
@@ -172,8 +150,8 @@ def statistics_kernel(
     if tl.atomic_add(blocks_done, 1, sem="acq_rel") == num_tiles - 1:
         end = first_tile + num_tiles
         split = tl.minimum(tl.maximum(first_head_tile, first_tile), end)
-        body = _player_sum(tile_sums, first_tile, split)
-        head = _player_sum(tile_sums, split, end)
+        body = sum_of_sums(tile_sums, first_tile, split)
+        head = sum_of_sums(tile_sums, split, end)
         body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
         total_norm = tl.sqrt(body + head)
         tl.store(signals + SUM_SQ, body)

@@ -1,22 +1,25 @@
 """One launch for any number of groups: program i updates tile first_tile + i, whatever parameter it belongs to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import triton
 import triton.language as tl
 
+from .project import report_tile
 from .row import GROUP_WORDS, arrive, complete_row, load_row, turn_of, waited_after
 from .tables import (
     CLIPPED,
     COUNTED,
     GRAD,
+    JOINT_SETS,
     MIXED_RULES,
     NUMEL,
     RECORD_WORDS,
     ROW,
     ROW_WORDS,
     SCALED,
+    SET,
     SKIPPABLE,
     TILE_ELEMENTS,
     TILE_WORDS,
@@ -42,6 +45,11 @@ def step_kernel(
     readiness,
     waited,
     arrived,
+    sets,
+    set_sums,
+    set_factors,
+    set_tiles_done,
+    moved,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
@@ -57,6 +65,7 @@ def step_kernel(
         grad_scale: float32 pointer: what they are divided by, in MODE SCALED.
         found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
+        sets, set_sums, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
     """
     t = first_tile + tl.program_id(0)
     tile = tiles + t * TILE_WORDS
@@ -124,6 +133,16 @@ def step_kernel(
     elif ((TURNS | ZERO_GRADS) & MODE) != 0:
         if has_grad:
             wait_tile(record, unscale, adds, offset, MODE, TILE)
+    if JOINT_SETS & MODE:
+        reports = tl.load(record + SET) != 0
+        if SKIPPABLE & MODE:
+            reports = reports & taken
+        if reports:
+            joint = (sets, set_sums, set_factors, set_tiles_done, moved)
+            report_tile(record, index, t, offset, moves, tiles, joint, TILE)
+
+
+JOINT_ARGUMENTS = ("sets", "set_sums", "set_factors", "set_tiles_done", "moved")
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,8 @@ class Extras:
         steps, ready, waited, arrived: float32, int32, float32, int32 [parameters], likewise.
         takes_turns: whether some group does not move on every step.
         zero_grads: whether gradients are zero afterwards.
+        joint: by the kernel's argument: sets int64 [sets * 6], set_sums float64 [tiles], set_factors float64 [sets],
+            set_tiles_done int32 [sets], moved int32 [parameters]; empty where there are no joint sets.
     """
 
     factors: torch.Tensor | None = None
@@ -150,6 +171,7 @@ class Extras:
     arrived: torch.Tensor | None = None
     takes_turns: bool = False
     zero_grads: bool = False
+    joint: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def mode(self) -> int:
@@ -160,6 +182,7 @@ class Extras:
             (COUNTED, self.groups is not None),
             (TURNS, self.takes_turns),
             (ZERO_GRADS, self.zero_grads),
+            (JOINT_SETS, bool(self.joint)),
         )
         return sum(flag.value for flag, is_set in flags if is_set)
 
@@ -167,6 +190,7 @@ class Extras:
         """By the kernel's argument; one that the mode does not read may be any."""
         names = ("factors", "grad_scale", "found_inf", "groups", "steps", "waited", "arrived")
         given = {name: getattr(self, name) for name in names} | {"readiness": self.ready}
+        given |= dict.fromkeys(JOINT_ARGUMENTS) | self.joint
         return {name: unused if tensor is None else tensor for name, tensor in given.items()}
 
 

@@ -1,8 +1,11 @@
-"""Time of an alternating step of the demo's GPT, beside a simultaneous one: forward, backward and update."""
+"""What the game costs: an alternating step beside a simultaneous one, and the curvature of a model of a million
+parameters.
+"""
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,11 +13,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...adam import StackelbergAdamW
 from ...demo.tasks import TASKS
 from ...game.alternating import alternating_step
+from ...game.curvature import curvature
 from ...partition import split_body_head
 from ..timing import Action, interleave, quantiles
 from .study import Cell, Cells, Experiment
@@ -67,6 +71,27 @@ def _step_of(kind: str, task: Any) -> Callable[[], None]:
     return step
 
 
+def measure_curvature(width: int) -> dict[str, Any]:
+    """Seconds for `curvature` at one point of an MLP on digits with two hidden layers of this width."""
+    task = TASKS["digits"](False)
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Linear(64, width),
+        nn.Tanh(),
+        nn.Linear(width, width),
+        nn.Tanh(),
+        nn.Linear(width, 64),
+        nn.Tanh(),
+    )
+    head = nn.Linear(64, 10)
+    inputs, targets = task.batch(torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    curvature(body, head, inputs, targets, "cross_entropy", ridge=1e-3)
+    seconds = time.perf_counter() - start
+    parameters = sum(p.numel() for module in (body, head) for p in module.parameters())
+    return {"parameters": parameters, "seconds": seconds}
+
+
 class Cost(Experiment):
     name = "cost"
 
@@ -75,7 +100,11 @@ class Cost(Experiment):
 
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
         rounds, seconds = (3, 2.0) if self.quick else (60, 60.0)
-        yield [Cell("times", partial(measure, self.quick, rounds, seconds))]
+        width = 8 if self.quick else 900
+        yield [
+            Cell("times", partial(measure, self.quick, rounds, seconds)),
+            Cell("curvature", partial(measure_curvature, width)),
+        ]
 
     def tables(self, cells: Cells) -> list[Table]:
         table = Table(
@@ -99,7 +128,9 @@ class Cost(Experiment):
         one, closed = (times[KINDS[i]]["p50_ns"] / times["simultaneous"]["p50_ns"] for i in (1, 3))
         return [
             f"An alternating step costs {100 * (one - 1):.0f}% more than a simultaneous one where the body's forward "
-            f"pass is shared, {100 * (closed - 1):.0f}% where the model is evaluated twice."
+            f"pass is shared, {100 * (closed - 1):.0f}% where the model is evaluated twice.",
+            f"curvature() at one point of a model of {cells['curvature']['parameters']:,} parameters: "
+            f"{cells['curvature']['seconds']:.1f} s.",
         ]
 
     def draw(self, cells: Cells, path: Path) -> None:

@@ -74,6 +74,7 @@ def run(experiment: Experiment, folder: Path, console: Console) -> int:
     file = folder / f"{experiment.name}.json"
     result = _load(file, experiment, console)
     _compute(experiment, result, file, console)
+    console.print(f"wrote {file}", highlight=False, soft_wrap=True)
     show(experiment, result, folder, console)
     failed = experiment.check(result["cells"])
     for line in failed:
@@ -90,9 +91,7 @@ def show(experiment: Experiment, result: dict[str, Any], folder: Path, console: 
         console.print(line, highlight=False, soft_wrap=True)
     picture = folder / f"{experiment.name}.png"
     experiment.draw(cells, picture)
-    console.print(
-        f"wrote {folder / experiment.name}.json and {picture}", highlight=False, soft_wrap=True
-    )
+    console.print(f"wrote {picture}", highlight=False, soft_wrap=True)
 
 
 def _load(file: Path, experiment: Experiment, console: Console) -> dict[str, Any]:

@@ -304,9 +304,9 @@ class Training(Experiment):
                 label=f"{optimizer}, {mode}",
             )
         means = [mean for line in axis.containers for mean in line[0].get_ydata()]
-        axis.set_ylim(
-            bottom=min(filter(math.isfinite, means)) / 4
-        )  # an interval may reach below zero
+        if axis.get_ylim()[0] <= min(filter(math.isfinite, means)) / 4:
+            # an interval reaches below zero, or nearly
+            axis.set_ylim(bottom=min(filter(math.isfinite, means)) / 4)
         axis.set(
             xscale="log",
             yscale="log",

@@ -8,6 +8,7 @@
 #include "bindings_common.h"
 #include "cpu/kernel.h"
 #include "cpu/parallel.h"
+#include "cpu/project.h"
 #include "cpu/reader.h"
 #include "cpu/rows.h"
 #include "cpu/statistics.h"
@@ -42,6 +43,12 @@ void statistics(std::string_view packed, int threads, const std::string& isa) {
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
   sf::compute_statistics(args, kernel.tile_sum, threads);
+}
+
+void project(std::string_view packed, int threads) {
+  const auto args = sf::unpack<sf::ProjectArgs>(packed);
+  pybind11::gil_scoped_release release;
+  sf::project(args, threads);
 }
 
 void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp_avg_sq, int64_t numel, int threads) {
@@ -98,6 +105,8 @@ PYBIND11_MODULE(_cpu, m) {
         arg("threads"), arg("isa") = "");
   m.def("statistics", &statistics, "Sum up squares of gradients, and what follows; STATISTICS_ARGS.", arg("args"),
         arg("threads"), arg("isa") = "");
+  m.def("project", &project, "Project what step() moved onto its joint sets; `args`: PROJECT_ARGS, packed.",
+        arg("args"), arg("threads"));
   m.def(
       "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },
       "The first slot of a table whose step count is none, or -1.", pybind11::arg("table"));

@@ -51,6 +51,32 @@ void take_mean(const Record& record, const Row& row, float unscale, const float*
   for (int64_t i = 0; i < count; ++i) mean[i] = mean_gradient(row, grad_sum[i], grad ? unscale * grad[i] : 0.0f);
 }
 
+// In the order of summation.h; elements from `count` on do not count.
+double sum_of_squares(const float* elements, int64_t count) {
+  constexpr int row = 4 * kLanes;  // elements that the lanes take at a time
+  float padded[kTileElements];
+  if (count < kTileElements) {
+    for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? elements[i] : 0.0f;
+    elements = padded;
+  }
+  double parts[row], lanes[kLanes];
+  for (int i = 0; i < row; ++i) {
+    double sum = square(elements[i]);
+    for (int k = 1; k < kLaneEntries; ++k) sum += square(elements[k * row + i]);
+    parts[i] = sum;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
+  return fold_lanes(lanes);
+}
+
+// What projecting onto a joint set needs to know of a tile.
+void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record, int64_t count, bool moved) {
+  __atomic_store_n(args.moved + tile.record, moved, __ATOMIC_RELAXED);  // all tiles of a record say the same
+  if (args.sets[record.set - 1].kind == kBall) {
+    args.set_sums[t] = sum_of_squares(pointer<const float>(record.param, tile.offset), count);
+  }
+}
+
 void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
   const bool moves = !args.found_inf || *args.found_inf == 0.0f;
   const float unscale = unscaling(args.grad_scale);
@@ -86,11 +112,11 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
     if (args.zero_grads && gradient) std::memset(gradient, 0, count * sizeof(float));
+    if (args.sets && record.set) report_tile(args, t, tile, record, count, moves && turn.moves(gradient));
   }
 }
 
 double tile_sum(const StatisticsArgs& args, int64_t t) {
-  constexpr int row = 4 * kLanes;  // elements that the lanes take at a time
   const Tile tile = args.tiles[t];
   const Record& record = args.records[tile.record];
   const float* gradient = pointer<const float>(record.grad, tile.offset);
@@ -99,27 +125,16 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   const float unscale = unscaling(args.grad_scale);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
-  float padded[kTileElements];
+  float effective[kTileElements];
   const float* grad = gradient;
   if (turn.sums()) {
-    take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, padded);
-    grad = padded;
-  } else if (args.grad_scale || count < kTileElements) {
-    for (int64_t i = 0; i < count; ++i) padded[i] = unscale * gradient[i];
-    grad = padded;
+    take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, effective);
+    grad = effective;
+  } else if (args.grad_scale) {
+    for (int64_t i = 0; i < count; ++i) effective[i] = unscale * gradient[i];
+    grad = effective;
   }
-  for (int64_t i = count; i < kTileElements; ++i) padded[i] = 0.0f;
-  double parts[row], lanes[kLanes];
-  for (int i = 0; i < row; ++i) {
-    double sum = square(grad[i]);
-    for (int k = 1; k < kLaneEntries; ++k) sum += square(grad[k * row + i]);
-    parts[i] = sum;
-  }
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
-  for (int half = kLanes / 2; half; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  return sum_of_squares(grad, count);
 }
 
 void stream_adam(float* __restrict param, const float* __restrict grad, float* __restrict exp_avg,

@@ -28,7 +28,8 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
-    Slot slot{PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), false, 1, 0, false, shapes_.size()};
+    Slot slot{
+        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), false, 1, 0, false, shapes_.size(), {}};
     TensorView tensor;
     if (slot.owner == slot.local && abi_->look(slot.local, &tensor)) {
       if (slots_.empty()) first_ = tensor;
@@ -47,12 +48,13 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   }
 }
 
-bool Reader::read_gradient(const Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const {
+bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const {
   TensorView tensor;
   if (slot.has_plain_grad) {
     const void* grad = abi_->grad(slot.owner);
     if (!grad) return false;
     kept->add(grad);
+    slot.grad = abi_->trail(grad);
     *fits = abi_->look_at(grad, &tensor) && this->fits(slot, tensor);
   } else {
     auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(slot.owner, grad_.ptr()));
@@ -91,9 +93,12 @@ py::tuple Reader::read(int64_t first, int64_t last) {
   py::list moved, odd;
   for (int64_t i = first; i < last; ++i) {
     if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
-    if (i + 8 < last) abi_->prefetch_implementation(slots_[i + 8].local);
+    if (i + 8 < last) {
+      abi_->prefetch_implementation(slots_[i + 8].local);
+      slots_[i + 8].grad.prefetch();
+    }
     if (i + 4 < last) abi_->prefetch_storage(slots_[i + 4].local);
-    const Slot& slot = slots_[i];
+    Slot& slot = slots_[i];
     Record& record = records_[i];
     TensorView tensor;
     if (!slot.readable || !abi_->look(slot.local, &tensor) || tensor.address != record.param || !fits(slot, tensor)) {

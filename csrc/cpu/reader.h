@@ -42,10 +42,11 @@ class Reader {
     int64_t ndim;
     bool readable;  // else always moved and odd: the caller looks at it
     size_t dims;    // where its shape begins in shapes_, and its strides in strides_
+    TensorAbi::Trail grad;
   };
 
   // Whether the slot has a gradient, which is kept; `fits` is whether it can be read as the slot's parameter is.
-  bool read_gradient(const Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const;
+  bool read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const;
   // Whether a tensor is laid out as the slot was at construction, with memory of its own.
   bool fits(const Slot& slot, const TensorView& tensor) const;
 

@@ -4,19 +4,6 @@
 #include "cpu/statistics.h"
 
 namespace sf {
-namespace {
-
-double sum_of(const double* sums, int64_t count) {
-  double lanes[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] += sums[i];
-  for (int half = kLanes / 2; half; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
-}
-
-}  // namespace
-
 void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads) {
   struct Context {
     const StatisticsArgs& args;
@@ -35,7 +22,7 @@ void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int thread
   for (int player = 0; player < 2; ++player) {
     int64_t begin, end;
     player_tiles(args, player, begin, end);
-    sums[player] = sum_of(args.tile_sums + begin, end - begin);
+    sums[player] = sum_in_lanes(end - begin, [&](int64_t i) { return args.tile_sums[begin + i]; });
   }
   conclude(args, sums[0], sums[1]);
 }

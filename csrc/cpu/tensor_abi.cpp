@@ -68,6 +68,7 @@ TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, 
   torch.find("aoti_torch_get_layout", &layout_);
   torch.find("aoti_torch_new_tensor_handle", &new_handle_);
   torch.find("aoti_torch_delete_tensor_object", &delete_handle_);
+  torch.find("aoti_torch_assign_tensors", &assign_);
   // void torch::autograd::impl::bump_version(const at::Tensor&)
   torch.find("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", &bump_version_);
   // const at::Tensor& c10::TensorImpl::grad() const
@@ -93,14 +94,12 @@ bool TensorAbi::is_plain(PyObject* object) const {
 
 bool TensorAbi::address(const void* tensor, int64_t* out) const {
   void* data;
-  int32_t layout;
-  // asked for an address, what has none prints a message before it fails
-  if (layout_(tensor, &layout) || layout != strided_ || data_ptr_(tensor, &data)) return false;
+  if (data_ptr_(tensor, &data)) return false;
   *out = reinterpret_cast<int64_t>(data);
   return true;
 }
 
-bool TensorAbi::look_at(const void* tensor, TensorView* out) const {
+bool TensorAbi::look_inside(const void* tensor, TensorView* out) const {
   int64_t *shape, *strides;
   if (!address(tensor, &out->address) || dim_(tensor, &out->ndim) || sizes_(tensor, &shape) ||
       strides_(tensor, &strides) || dtype_(tensor, &out->dtype) || device_type_(tensor, &out->device_type) ||
@@ -119,12 +118,23 @@ const void* TensorAbi::grad(PyObject* object) const {
 
 void TensorAbi::Kept::add(const void* tensor) {
   void* handle;
-  if (abi_->new_handle_(tensor, &handle)) throw std::bad_alloc();
+  if (!abi_->spare_.empty()) {
+    handle = abi_->spare_.back();
+    if (abi_->assign_(tensor, handle)) throw std::bad_alloc();
+    abi_->spare_.pop_back();
+  } else if (abi_->new_handle_(tensor, &handle)) {
+    throw std::bad_alloc();
+  }
   handles_.push_back(handle);
 }
 
 TensorAbi::Kept::~Kept() {
-  for (void* handle : handles_) abi_->delete_handle_(handle);
+  for (void* handle : handles_) abi_->assign_(&abi_->undefined_, handle);
+  abi_->spare_.insert(abi_->spare_.end(), handles_.begin(), handles_.end());
+}
+
+TensorAbi::~TensorAbi() {
+  for (void* handle : spare_) delete_handle_(handle);
 }
 
 void TensorAbi::increment_versions(const py::list& tensors) const {

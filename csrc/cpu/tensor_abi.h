@@ -26,17 +26,24 @@ class TensorAbi {
   // a tensor of shape (2, 3) with strides (1, 2), to be found at `impl` with its data at `address`.
   // Throws std::runtime_error where this torch lacks a function, or is not laid out as expected.
   TensorAbi(pybind11::tuple types, pybind11::object no_dispatch, pybind11::handle probe, int64_t impl, int64_t address);
+  ~TensorAbi();
+  TensorAbi(const TensorAbi&) = delete;
+  TensorAbi& operator=(const TensorAbi&) = delete;
 
   // Where an object keeps its tensor: what shim.h calls a handle, an at::Tensor*.
   void* handle(PyObject* object) const { return reinterpret_cast<char*>(object) + offset_; }
 
   // False for what is not strided, or has no memory to speak of: wrappers with a `__torch_dispatch__`.
-  bool look(PyObject* object, TensorView* out) const { return is_plain(object) && look_at(handle(object), out); }
+  bool look(PyObject* object, TensorView* out) const { return is_plain(object) && look_inside(handle(object), out); }
   bool look_at_address(PyObject* object, int64_t* out) const {
     return is_plain(object) && address(handle(object), out);
   }
-  // The same of a handle, which does not tell wrappers: they look like tensors at address 0.
-  bool look_at(const void* tensor, TensorView* out) const;
+  // The same of a handle, which does not tell wrappers: they look like tensors at address 0. Sparse ones are expected
+  // here: asked for its address, one prints a message before it fails.
+  bool look_at(const void* tensor, TensorView* out) const {
+    int32_t layout;
+    return !layout_(tensor, &layout) && layout == strided_ && look_inside(tensor, out);
+  }
 
   // What `.grad` of a tensor is that has no such attribute of its own: a handle that is valid until `.grad` is set, or
   // null. Not wrapped in a Python object, which is most of what asking Python costs.
@@ -62,12 +69,24 @@ class TensorAbi {
   // What looking at a tensor will wait for: its object, then its implementation, then its storage and its gradient's
   // place. These are hints and cost next to nothing if wrong: of the last two it is only assumed where they are noted.
   void prefetch_object(PyObject* object) const { __builtin_prefetch(handle(object)); }
-  void prefetch_implementation(PyObject* object) const {
-    for (int word = 0; word < 24; word += 8) __builtin_prefetch(implementation(object) + word);
-  }
+  void prefetch_implementation(PyObject* object) const { Trail{implementation(object), nullptr}.prefetch(); }
   void prefetch_storage(PyObject* object) const {
     __builtin_prefetch(implementation(object)[2]);
     __builtin_prefetch(implementation(object)[3]);
+  }
+  // Where a tensor was that may be gone by now: nothing to go after, only to ask for.
+  struct Trail {
+    const void* implementation = nullptr;
+    const void* storage = nullptr;
+
+    void prefetch() const {
+      for (int line = 0; line < 3; ++line) __builtin_prefetch(static_cast<const char*>(implementation) + 64 * line);
+      if (storage) __builtin_prefetch(storage);
+    }
+  };
+  Trail trail(const void* tensor) const {
+    void* const* found = *static_cast<void* const* const*>(tensor);
+    return {found, found[2]};
   }
 
   // As torch.autograd.graph.increment_version, which converts every tensor twice; tensors only.
@@ -80,6 +99,7 @@ class TensorAbi {
   void* const* implementation(PyObject* object) const { return *static_cast<void***>(handle(object)); }
   bool is_plain(PyObject* object) const;
   bool address(const void* tensor, int64_t* out) const;
+  bool look_inside(const void* tensor, TensorView* out) const;
 
   pybind11::tuple types_;
   pybind11::object no_dispatch_;
@@ -92,10 +112,12 @@ class TensorAbi {
   Getter<int32_t> dtype_, device_type_, device_index_, layout_;
   int32_t (*new_handle_)(const void* tensor, void** out);
   int32_t (*delete_handle_)(void* tensor);
+  int32_t (*assign_)(const void* from, void* to);
   // these two are exported, but not among the stable functions
   void (*bump_version_)(const void* tensor);
   const void* (*grad_)(const void* implementation);
-  const void* undefined_ = nullptr;  // the implementation of all tensors that are none
+  const void* undefined_ = nullptr;   // the implementation of all tensors that are none
+  mutable std::vector<void*> spare_;  // handles of none: assigning takes less time than making new ones
 };
 
 }  // namespace sf

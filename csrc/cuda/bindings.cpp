@@ -32,6 +32,13 @@ PYBIND11_MODULE(_cuda, m) {
       },
       "Enqueue the statistics of the tiles' gradients; `args`: STATISTICS_ARGS, packed.", arg("args"), arg("device"),
       arg("stream"));
+  m.def(
+      "project",
+      [](std::string_view args, int device, int64_t stream) {
+        check(sf::launch_project(sf::unpack<sf::ProjectArgs>(args), device, stream));
+      },
+      "Enqueue the projection of what a step moved onto its joint sets; `args`: PROJECT_ARGS, packed.", arg("args"),
+      arg("device"), arg("stream"));
   m.def("runtime_version", &sf::runtime_version);
   m.def("driver_version", &sf::driver_version);
 }

@@ -3,32 +3,13 @@
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/step.h"
 #include "summation.h"
 #include "turn.h"
 #include "update_rule.h"
 
 namespace sf {
-
-constexpr int kWarp = 32;
-static_assert(kLanes % kWarp == 0 && (kLanes & (kLanes - 1)) == 0);
-
-// The upper half of the lanes onto the lower, until lane 0 holds the sum. Every thread of the block calls it.
-__device__ __forceinline__ double sum_lanes(double sum, double* shared) {
-  const int lane = static_cast<int>(threadIdx.x);
-  shared[lane] = sum;
-  __syncthreads();
-#pragma unroll
-  for (int half = kLanes / 2; half >= kWarp; half /= 2) {
-    if (lane < half) shared[lane] = sum = sum + shared[lane + half];
-    __syncthreads();
-  }
-  if (lane < kWarp) {
-#pragma unroll
-    for (int half = kWarp / 2; half; half /= 2) sum += __shfl_down_sync(0xffffffffu, sum, half);
-  }
-  return sum;
-}
 
 // What one gradient of the tile is for the update, without clipping.
 struct Effective {
@@ -45,23 +26,19 @@ struct Effective {
 
 __device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
   const int lane = static_cast<int>(threadIdx.x);
+  if (left < kTileElements || x.grad_sum || (reinterpret_cast<uintptr_t>(x.grad) & 15) != 0) {
+    return lane_of_tile(left, [&](int i) { return x.at(i); });
+  }
   double part[4];
-  if (left >= kTileElements && !x.grad_sum && (reinterpret_cast<uintptr_t>(x.grad) & 15) == 0) {
-    float4 loaded[kLaneEntries];
+  float4 loaded[kLaneEntries];
 #pragma unroll
-    for (int k = 0; k < kLaneEntries; ++k) loaded[k] = load4(x.grad + 4 * (kLanes * k + lane));
+  for (int k = 0; k < kLaneEntries; ++k) loaded[k] = load4(x.grad + 4 * (kLanes * k + lane));
 #pragma unroll
-    for (int k = 0; k < kLaneEntries; ++k) {
-      const double square4[] = {square(x.unscale * loaded[k].x), square(x.unscale * loaded[k].y),
-                                square(x.unscale * loaded[k].z), square(x.unscale * loaded[k].w)};
+  for (int k = 0; k < kLaneEntries; ++k) {
+    const double square4[] = {square(x.unscale * loaded[k].x), square(x.unscale * loaded[k].y),
+                              square(x.unscale * loaded[k].z), square(x.unscale * loaded[k].w)};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) part[j] = k ? part[j] + square4[j] : square4[j];
-    }
-  } else {
-    for (int j = 0; j < 4; ++j) {
-      part[j] = 0;
-      for (int i = 4 * lane + j; i < kTileElements && i < left; i += 4 * kLanes) part[j] += square(x.at(i));
-    }
+    for (int j = 0; j < 4; ++j) part[j] = k ? part[j] + square4[j] : square4[j];
   }
   return add_parts(part);
 }
@@ -99,10 +76,7 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   for (int player = 0; player < 2; ++player) {
     int64_t begin, end;
     player_tiles(args, player, begin, end);
-    double mine = 0;
-    // past the first-level cache, which other blocks' stores do not reach
-    for (int64_t i = begin + lane; i < end; i += kLanes) mine += __ldcg(args.tile_sums + i);
-    sums[player] = sum_lanes(mine, shared);
+    sums[player] = sum_lanes(lane_of_sums(args.tile_sums, begin, end), shared);
   }
   if (lane) return;
   conclude(args, sums[0], sums[1]);

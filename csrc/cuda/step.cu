@@ -2,7 +2,9 @@
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/step.h"
+#include "projection.h"
 #include "row.h"
 #include "summation.h"
 #include "turn.h"
@@ -226,33 +228,46 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
   if (!turn.sums()) row.grad_sign *= unscaling(args.grad_scale);
 }
 
-// RULE is one rule for the whole launch, or kMixedRules: then each block follows its own row.
-template <int RULE, bool EXTRAS>
-__global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMultiprocessor : kBlocksPerMultiprocessor)
-    step_kernel(StepArgs args) {
-  const bool skips = args.found_inf && *args.found_inf != 0.0f;
-  if (skips && !(EXTRAS && args.zero_grads)) return;
-  const int64_t t = args.first_tile + blockIdx.x;
-  const Tile tile = args.tiles[t];
-  const Record record = args.records[tile.record];
-  if (!EXTRAS && !record.grad) return;
-  __shared__ Row row;
-  __shared__ Extras extras;  // there, because registers are short
-  if constexpr (EXTRAS) {
-    if (threadIdx.x == 0) {
-      extras.turn = turn_of(args, tile.record, record);  // before the block advances what that is read from
-      extras.grad_sum = extras.turn.sums() ? element(record.grad_sum, tile.offset) : nullptr;
-      extras.unscale = unscaling(args.grad_scale);
-      extras.zero_grads = args.zero_grads && record.grad;
-    }
-    __syncthreads();
-    if (skips || !extras.turn.moves(record.grad != 0)) {
-      if (!skips && args.groups && threadIdx.x == 0) arrive<EXTRAS>(args, tile.record, record, extras.turn);
-      wait_tile(record, tile.offset, extras, !skips && extras.turn.adds(record.grad != 0));
-      return;
-    }
+// What projecting onto a joint set needs to know of a tile. The block that is done last with a ball concludes its
+// factor.
+__device__ __forceinline__ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record,
+                                            bool moved) {
+  static_assert(kExtrasThreads == kLanes);
+  __shared__ double shared[kLanes];
+  __shared__ bool is_last;
+  const bool leads = threadIdx.x == 0;
+  const JointSet& set = args.sets[record.set - 1];
+  if (leads) args.moved[tile.record] = moved;  // all tiles of a record say the same
+  if (set.kind != kBall) return;
+  __syncthreads();  // the block's stores before its loads
+  const float* param = element(record.param, tile.offset);
+  const double mine = lane_of_tile(record.numel - tile.offset, [&](int i) { return load1(param + i); });
+  const double sum = sum_lanes(mine, shared);
+  if (leads) {
+    args.set_sums[t] = sum;
+    __threadfence();  // the sum, and whether it moved, before the count
+    is_last = atomicAdd(&args.set_tiles_done[record.set - 1], 1) == static_cast<int>(set.num_tiles) - 1;
   }
-  if (threadIdx.x == 0) prepare_row<EXTRAS>(args, t, tile.record, record, EXTRAS ? extras.turn : Turn{}, row);
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();  // the count before what other blocks wrote
+  const int64_t end = set.first_tile + set.num_tiles;
+  const double total = sum_lanes(lane_of_sums(args.set_sums, set.first_tile, end), shared);
+  double tiles_moved = 0;
+  for (int64_t i = set.first_tile + static_cast<int>(threadIdx.x); i < end; i += kLanes) {
+    tiles_moved += __ldcg(args.moved + args.tiles[i].record);
+  }
+  tiles_moved = sum_lanes(tiles_moved, shared);
+  if (!leads) return;
+  args.set_factors[record.set - 1] = tiles_moved != 0 ? ball_factor(set, total) : 1.0;
+  args.set_tiles_done[record.set - 1] = 0;
+}
+
+// The part of a block that depends on its rule. RULE is one rule for the whole launch, or kMixedRules: then each block
+// follows its own row.
+template <int RULE, bool EXTRAS>
+__device__ __forceinline__ void update_by_rule(const StepArgs& args, const Tile& tile, const Record& record,
+                                               const Row& row, const Extras& extras) {
   if constexpr (RULE != kMixedRules) {
     update_tile<RULE, EXTRAS>(record, row, tile.offset, extras);
   } else {
@@ -267,10 +282,45 @@ __global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMult
   }
 }
 
+template <int RULE, bool EXTRAS>
+__global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMultiprocessor : kBlocksPerMultiprocessor)
+    step_kernel(StepArgs args) {
+  const bool skips = args.found_inf && *args.found_inf != 0.0f;
+  if (skips && !(EXTRAS && args.zero_grads)) return;
+  const int64_t t = args.first_tile + blockIdx.x;
+  const Tile tile = args.tiles[t];
+  const Record record = args.records[tile.record];
+  if (!EXTRAS && !record.grad) return;
+  __shared__ Row row;
+  __shared__ Extras extras;  // there, because registers are short
+  bool moves = true;
+  if constexpr (EXTRAS) {
+    if (threadIdx.x == 0) {
+      extras.turn = turn_of(args, tile.record, record);  // before the block advances what that is read from
+      extras.grad_sum = extras.turn.sums() ? element(record.grad_sum, tile.offset) : nullptr;
+      extras.unscale = unscaling(args.grad_scale);
+      extras.zero_grads = args.zero_grads && record.grad;
+    }
+    __syncthreads();
+    moves = !skips && extras.turn.moves(record.grad != 0);
+    if (!moves) {
+      if (!skips && args.groups && threadIdx.x == 0) arrive<EXTRAS>(args, tile.record, record, extras.turn);
+      wait_tile(record, tile.offset, extras, !skips && extras.turn.adds(record.grad != 0));
+    }
+  }
+  if (moves) {
+    if (threadIdx.x == 0) prepare_row<EXTRAS>(args, t, tile.record, record, EXTRAS ? extras.turn : Turn{}, row);
+    update_by_rule<RULE, EXTRAS>(args, tile, record, row, extras);
+  }
+  if constexpr (EXTRAS) {
+    if (args.sets && record.set && !skips) report_tile(args, t, tile, record, moves);
+  }
+}
+
 const char* launch_step(const StepArgs& args, int device, int64_t stream) {
   if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
   const auto grid = static_cast<unsigned>(args.num_tiles);
-  if (args.takes_turns || args.zero_grads) {
+  if (args.takes_turns || args.zero_grads || args.sets) {
     SF_LAUNCH((step_kernel<kMixedRules, true>), grid, kExtrasThreads, stream, args);
     return launch_error();
   }

@@ -12,6 +12,9 @@ const char* launch_step(const StepArgs& args, int device, int64_t stream);
 // Likewise; the launch's signals have to be all zero bytes before the first one.
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream);
 
+// Likewise, after launch_step with the same sets.
+const char* launch_project(const ProjectArgs& args, int device, int64_t stream);
+
 // Versions as CUDA encodes them (13000 = 13.0); the driver's is 0 where there is none.
 int runtime_version();
 int driver_version();

@@ -6,24 +6,32 @@ import struct
 
 from torch import Tensor
 
+from ..joint_sets import JointSets
 from ..statistics import ClipLimits
-from ..tables import STATISTICS_ARGS, STEP_ARGS
+from ..tables import PROJECT_ARGS, STATISTICS_ARGS, STEP_ARGS
 from .base import Work
 
 _STEP = struct.Struct("<" + "".join(STEP_ARGS.values()))
+_PROJECT = struct.Struct("<" + "".join(PROJECT_ARGS.values()))
 _STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
 
 
-def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) -> bytes:
+_NONE = (0, 0, 0, 0)
+
+
+def step_args(
+    work: Work, records: int, tiles: int, rows: int, groups: int = 0, *, sets: int = 0
+) -> bytes:
     """`struct StepArgs`.
 
     Args:
         records, tiles, rows, groups: addresses of the tables where the kernel runs; `groups` only for a table that
             counts on its device.
+        sets: of the joint sets', where there are any.
     """
     table, span, scaling = work.table, work.span, work.scaling
-    counts = table.counts
-    values = (
+    counts, joint = table.counts, work.joint_sets
+    return _STEP.pack(
         records,
         tiles,
         rows,
@@ -32,18 +40,33 @@ def step_args(work: Work, records: int, tiles: int, rows: int, groups: int = 0) 
         table.first_head_tile,
         work.rule,
         work.zero_grads,
-        table.turns_in(span),
-        _address(work.statistics and work.statistics.signals),
-        _address(scaling and scaling.grad_scale),
-        _address(scaling and scaling.found_inf),
+        table.takes_turns and table.turns_in(span),
+        0 if work.statistics is None else work.statistics.signals.data_ptr(),
+        *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
         groups,
         *(
-            (0, 0, 0, 0)
+            _NONE
             if counts is None
             else map(_address, (counts.steps, counts.ready, counts.waited, counts.arrived))
         ),
+        sets,
+        *(_NONE if joint is None else map(_address, _results(joint))),
     )
-    return _STEP.pack(*values)
+
+
+def project_args(work: Work, records: int, rows: int, sets: int, pieces: int) -> bytes:
+    """`struct ProjectArgs`; tables as in `step_args`."""
+    joint, span = work.joint_sets, work.span
+    sums, factors, _, moved = map(_address, _results(joint))
+    found_inf = _address(work.scaling and work.scaling.found_inf)
+    pieces_of_span = joint.piece_range(span.first_slot, span.last_slot)
+    return _PROJECT.pack(
+        records, rows, sets, pieces, *pieces_of_span, sums, factors, moved, found_inf
+    )
+
+
+def _results(joint: JointSets) -> tuple[Tensor, ...]:
+    return joint.sums, joint.factors, joint.tiles_done, joint.moved
 
 
 def statistics_args(

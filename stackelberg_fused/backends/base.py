@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..joint_sets import JointSets
 from ..layout import Span, Table
 from ..scaling import Scaling
 from ..statistics import ClipLimits, Statistics
@@ -37,6 +39,8 @@ class Work:
         statistics: where those of the gradients are, by whose factors they are to be clipped; None: not at all.
         scaling: what a gradient scaler says, on the table's device.
         zero_grads: whether gradients are zero afterwards, also those that moved nothing.
+        moves: bool [slots]: which move; where only the device knows, those that may.
+        joint_sets: those of the table, where any of their slots may move: to be projected onto by `project`.
     """
 
     table: Table
@@ -47,6 +51,8 @@ class Work:
     statistics: Statistics | None = None
     scaling: Scaling | None = None
     zero_grads: bool = False
+    moves: np.ndarray | None = None
+    joint_sets: JointSets | None = None
 
 
 class Backend(ABC):
@@ -74,3 +80,7 @@ class Backend(ABC):
     @abstractmethod
     def step(self, work: Work) -> int:
         """Update in place; returns the number of kernel launches made."""
+
+    @abstractmethod
+    def project(self, work: Work) -> int:
+        """After `step`: project what it moved onto `work.joint_sets`, and average it; returns the launches made."""

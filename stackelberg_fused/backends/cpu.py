@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..statistics import ClipLimits
-from .arguments import statistics_args, step_args
+from .arguments import project_args, statistics_args, step_args
 from .base import Backend, BackendStatus, Work
 
 try:
@@ -54,7 +54,15 @@ class CpuBackend(Backend):
         return 1
 
     def step(self, work: Work) -> int:
-        table = work.table
-        args = step_args(work, table.records_address, table.tiles_address, table.rows.address)
-        _cpu.step(args, torch.get_num_threads(), self._isa)
+        table, joint = work.table, work.joint_sets
+        sets = 0 if joint is None else joint.sets.ctypes.data
+        tables = table.records_address, table.tiles_address, table.rows.address
+        _cpu.step(step_args(work, *tables, sets=sets), torch.get_num_threads(), self._isa)
+        return 1
+
+    def project(self, work: Work) -> int:
+        table, joint = work.table, work.joint_sets
+        tables = joint.sets.ctypes.data, joint.pieces.ctypes.data
+        args = project_args(work, table.records_address, table.rows.address, *tables)
+        _cpu.project(args, torch.get_num_threads())
         return 1

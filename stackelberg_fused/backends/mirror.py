@@ -66,7 +66,9 @@ class CapturedUploads:
 
     def provide(self, table: Table) -> None:
         """Have pinned blocks of the size that this table takes."""
-        parts = (table.records, table.tiles, table.settings.static, table.settings.scalars)
+        parts = [table.records, table.tiles, table.settings.static, table.settings.scalars]
+        if table.joint_sets is not None:
+            parts += [table.joint_sets.sets, table.joint_sets.pieces]
         nbytes = sum(_padded(part.nbytes) for part in parts)
         self._spare = [block for block in self._spare if block.numel() >= nbytes]
         while len(self._spare) < SPARE_BLOCKS:
@@ -81,7 +83,7 @@ class CapturedUploads:
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
         read = [*table.statistics.values(), *state, *table.settings.tensors()]
-        self._kept.append((pinned, copy, table.counts, read))
+        self._kept.append((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
@@ -169,6 +171,15 @@ def tables_on_device(table: Table) -> tuple[Tensor, ...]:
     names = ["records", "tiles", "rows"]
     if table.counts is not None:
         names.append("groups")
+    return _on_device(table, names)
+
+
+def joint_sets_on_device(table: Table) -> tuple[Tensor, ...]:
+    """Sets and pieces likewise, of a table that has any."""
+    return _on_device(table, ["sets", "pieces"])
+
+
+def _on_device(table: Table, names: list[str]) -> tuple[Tensor, ...]:
     if table.device.type == "cpu":
         return tuple(torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names)
     if table.mirror is None:
@@ -182,6 +193,8 @@ def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:
         return table.records, (name, table.version)
     if name == "tiles":
         return table.tiles, (name, 0)
+    if name in ("sets", "pieces"):
+        return getattr(table.joint_sets, name), (name, table.sets_version)
     if table.counts is None:
         return table.rows.rows, (name, table.rows.version)
     settings = table.settings

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference, turns
+from ..constraints import L2Ball, Simplex, joint_set
 from ..groups import ROLES
 from ..layout import Slot
+from ..projection import ball_factor, project_simplex, toward_zero
 from ..rules import sums_gradients
 from ..sharding import local_tensor
 from ..statistics import ClipLimits
@@ -65,6 +68,40 @@ class ReferenceBackend(Backend):
                     slot.param.grad.zero_()
         return 0
 
+    @torch.no_grad()
+    def project(self, work: Work) -> int:
+        table, span = work.table, work.span
+        members: dict[int, list[int]] = defaultdict(list)
+        for i in range(span.first_slot, span.last_slot):
+            if work.joint_sets.slots[i]:
+                members[table.slots[i].group].append(i)
+        for index, indices in members.items():
+            group, moving = table.groups[index], [i for i in indices if work.moves[i]]
+            constraint = joint_set(group)
+            if isinstance(constraint, L2Ball) and moving:
+                _project_onto_ball(work, indices, constraint)
+            for i in moving:
+                local = table.slots[i].local
+                if isinstance(constraint, Simplex):
+                    sums = constraint.smallest(local.dtype), constraint.largest
+                    local.copy_(project_simplex(local, constraint.total, *sums))
+                if group["ema_decay"] is not None:
+                    ema = local_tensor(work.state[table.slots[i].param]["ema"])
+                    reference.ema_update(local, ema, group)
+        return 0
+
+
+def _project_onto_ball(work: Work, members: list[int], ball: L2Ball) -> None:
+    """Scale the parameters of a group into its ball."""
+    slots = [work.table.slots[i] for i in members]
+    sums = [tile_sums(_in_memory_order(slot.local.detach(), slot)) for slot in slots]
+    dtype = slots[0].local.dtype
+    factor = ball_factor(sum_of(torch.cat(sums)), ball.radius, ball.largest, dtype)
+    if factor == 1.0:
+        return
+    for slot in slots:
+        slot.local.copy_(toward_zero(slot.local.double() * factor, dtype))
+
 
 def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     table, param = work.table, work.table.slots[i].local
@@ -76,7 +113,7 @@ def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict
         counted = torch.tensor(step) if group.get("differentiable") else step
         reference.adam_update(param, grad, state, group, counted)
     reference.project(param, group)
-    if group["ema_decay"] is not None:
+    if group["ema_decay"] is not None and joint_set(group) is None:
         reference.ema_update(param, state["ema"], group)
 
 

@@ -12,15 +12,17 @@ from torch import Tensor
 from ..layout import Table
 from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
-from .mirror import tables_on_device
+from .mirror import joint_sets_on_device, tables_on_device
 
 try:
+    from ..triton_kernels.project import launch_project
     from ..triton_kernels.statistics import launch_statistics
-    from ..triton_kernels.step import Extras, launch_step
+    from ..triton_kernels.step import JOINT_ARGUMENTS, Extras, launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:
-    launch_step = launch_statistics = Extras = None
+    launch_step = launch_statistics = launch_project = Extras = None
+    JOINT_ARGUMENTS = ()
     _IMPORT_ERROR = str(error)
 
 
@@ -91,6 +93,33 @@ class TritonBackend(Backend):
             )
         return 1
 
+    def project(self, work: Work) -> int:
+        table, joint, span = work.table, work.joint_sets, work.span
+        with self._on_device(table):
+            records, _, rows, *_ = tables_on_device(table)
+            sets, pieces = joint_sets_on_device(table)
+            launch_project(
+                records.view(torch.int64),
+                rows.view(torch.float32),
+                sets.view(torch.int64),
+                pieces.view(torch.int64),
+                *joint.piece_range(span.first_slot, span.last_slot),
+                joint.factors,
+                joint.moved,
+                work.scaling and work.scaling.found_inf,
+            )
+        return 1
+
+
+def _joint(work: Work) -> dict[str, Tensor]:
+    """The kernel's arguments about joint sets."""
+    joint = work.joint_sets
+    if joint is None:
+        return {}
+    sets = joint_sets_on_device(work.table)[0].view(torch.int64)
+    results = (joint.sums, joint.factors, joint.tiles_done, joint.moved)
+    return dict(zip(JOINT_ARGUMENTS, (sets, *results), strict=True))
+
 
 def _extras(work: Work, groups: Tensor | None = None) -> Extras:
     counts, scaling = work.table.counts, work.scaling
@@ -105,4 +134,5 @@ def _extras(work: Work, groups: Tensor | None = None) -> Extras:
         arrived=counts and counts.arrived,
         takes_turns=work.table.turns_in(work.span),
         zero_grads=work.zero_grads,
+        joint=_joint(work),
     )

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from stackelberg_fused.backends import Backend, BackendStatus, Work
-from stackelberg_fused.backends.arguments import statistics_args, step_args
-from stackelberg_fused.backends.mirror import tables_on_device
+from stackelberg_fused.backends.arguments import project_args, statistics_args, step_args
+from stackelberg_fused.backends.mirror import joint_sets_on_device, tables_on_device
 from stackelberg_fused.statistics import ClipLimits
 from stackelberg_fused.tables import STEP_ARGS
 
@@ -40,11 +40,11 @@ class Counters(NamedTuple):
 @cache
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
-    kernels = [CSRC / "cuda" / name for name in ("step.cu", "statistics.cu")]
+    kernels = [CSRC / "cuda" / name for name in ("step.cu", "statistics.cu", "project.cu")]
     sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
-    loaded.sf_host_step.restype = loaded.sf_host_statistics.restype = ctypes.c_char_p
-    loaded.sf_host_step.argtypes = loaded.sf_host_statistics.argtypes = [ctypes.c_char_p]
+    for launch in (loaded.sf_host_step, loaded.sf_host_statistics, loaded.sf_host_project):
+        launch.restype, launch.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
     return loaded
@@ -94,9 +94,19 @@ class HostCudaBackend(Backend):
     def step(self, work: Work) -> int:
         library().sf_host_set_order(self._order, self._seed)
         tables = tables_on_device(work.table)
-        args = step_args(work, *(t.data_ptr() for t in tables))
+        sets = 0
+        if work.joint_sets is not None:
+            sets = joint_sets_on_device(work.table)[0].data_ptr()
+        args = step_args(work, *(t.data_ptr() for t in tables), sets=sets)
         self._recorded = args, [table.clone() for table in tables]
         _check(library().sf_host_step(args))
+        return 1
+
+    def project(self, work: Work) -> int:
+        library().sf_host_set_order(self._order, self._seed)
+        records, _, rows, *_ = tables_on_device(work.table)
+        tables = (records, rows, *joint_sets_on_device(work.table))
+        _check(library().sf_host_project(project_args(work, *(t.data_ptr() for t in tables))))
         return 1
 
     def replay(self) -> None:

@@ -1,0 +1,104 @@
+#include "cpu/project.h"
+
+#include "cpu/parallel.h"
+#include "projection.h"
+#include "update_rule.h"
+
+namespace sf {
+namespace {
+
+const JointSet& set_of(const ProjectArgs& args, const Record& record) { return args.sets[record.set - 1]; }
+
+// One factor for each ball among the pieces, which are its tiles in their order.
+void conclude_balls(const ProjectArgs& args) {
+  const Tile *piece = args.pieces + args.first_piece, *end = piece + args.num_pieces;
+  while (piece < end) {
+    const Record& record = args.records[piece->record];
+    const JointSet& set = set_of(args, record);
+    if (set.kind != kBall) {
+      ++piece;
+      continue;
+    }
+    bool has_moved = false;
+    for (int64_t i = 0; i < set.num_tiles; ++i) has_moved |= args.moved[piece[i].record] != 0;
+    const double sum = sum_in_lanes(set.num_tiles, [&](int64_t i) { return args.set_sums[set.first_tile + i]; });
+    args.set_factors[record.set - 1] = has_moved ? ball_factor(set, sum) : 1.0;
+    piece += set.num_tiles;
+  }
+}
+
+void average(const Record& record, const Row& row, int64_t index) {
+  if (!record.ema) return;
+  ema_update(row, reinterpret_cast<const float*>(record.param)[index], reinterpret_cast<float*>(record.ema)[index]);
+}
+
+void project_tile(const ProjectArgs& args, const Tile& piece, const Record& record) {
+  const double factor = args.set_factors[record.set - 1];
+  const bool averages = record.ema && args.moved[piece.record];
+  if (factor == 1.0 && !averages) return;
+  float* param = reinterpret_cast<float*>(record.param);
+  const int64_t left = record.numel - piece.offset, last = piece.offset + (left < kTileElements ? left : kTileElements);
+  for (int64_t i = piece.offset; i < last; ++i) {
+    param[i] = on_ball(param[i], factor);
+    if (averages) average(record, args.rows[record.row], i);
+  }
+}
+
+void project_row(const JointSet& set, const Record& record, float* row) {
+  const int64_t length = record.row_length, stride = record.row_stride;
+  const auto at = [&](int64_t j) { return static_cast<double>(row[j * stride]); };
+  double smallest = kNoLimit, largest = -kNoLimit;
+  for (int64_t j = 0; j < length; ++j) {
+    smallest = at(j) < smallest ? at(j) : smallest;
+    largest = at(j) > largest ? at(j) : largest;
+  }
+  if (row_stays(set, smallest, sum_in_lanes(length, at))) return;
+  Threshold threshold(set.size);
+  while (true) {
+    double count = 0;
+    const double sum = sum_in_lanes(length, [&](int64_t j) {
+      const double relative = at(j) - largest;
+      const bool kept = relative > threshold.value;
+      count += kept;
+      return kept ? relative : 0.0;
+    });
+    if (!threshold.narrow(set.size, count, sum)) break;
+  }
+  const double sum = sum_in_lanes(length, [&](int64_t j) { return above(at(j) - largest, threshold.value); });
+  const double scale = set.size / sum;
+  for (int64_t j = 0; j < length; ++j) {
+    row[j * stride] = toward_zero(above(at(j) - largest, threshold.value) * scale);
+  }
+}
+
+void project_rows(const ProjectArgs& args, const Tile& piece, const Record& record) {
+  if (!args.moved[piece.record]) return;
+  const int64_t end = piece.offset + rows_per_piece(record.row_length);
+  for (int64_t index = piece.offset; index < record.row_count && index < end; ++index) {
+    const int64_t start = row_start(record, index);
+    project_row(set_of(args, record), record, reinterpret_cast<float*>(record.param) + start);
+    for (int64_t j = 0; j < record.row_length; ++j) {
+      average(record, args.rows[record.row], start + j * record.row_stride);
+    }
+  }
+}
+
+}  // namespace
+
+void project(const ProjectArgs& args, int threads) {
+  if (args.found_inf && *args.found_inf != 0.0f) return;
+  conclude_balls(args);
+  parallel_for(
+      args.num_pieces, threads,
+      [](void* opaque, int64_t begin, int64_t end) {
+        const auto& args = *static_cast<const ProjectArgs*>(opaque);
+        for (int64_t i = args.first_piece + begin; i < args.first_piece + end; ++i) {
+          const Tile& piece = args.pieces[i];
+          const Record& record = args.records[piece.record];
+          (set_of(args, record).kind == kBall ? project_tile : project_rows)(args, piece, record);
+        }
+      },
+      const_cast<ProjectArgs*>(&args));
+}
+
+}  // namespace sf

@@ -1,0 +1,253 @@
+"""Projections onto sets that many elements share: csrc/projection.h and csrc/cuda/project.cu in Triton.
+
+The launch of the update reports its tiles (`report_tile`), and program i of the launch after it projects piece
+first_piece + i.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .summation import LANES, fold, sum_of_squares, sum_of_sums
+from .tables import (
+    BALL,
+    EMA_ADDRESS,
+    FIRST_TILE,
+    JOINT_SET_WORDS,
+    KIND,
+    LARGEST,
+    NUM_TILES,
+    NUMEL,
+    PARAM,
+    RECORD_WORDS,
+    ROW,
+    ROW_COUNT,
+    ROW_LENGTH,
+    ROW_STRIDE,
+    ROW_WORDS,
+    SET,
+    SIZE,
+    SMALLEST,
+    TILE_ELEMENTS,
+    TILE_WORDS,
+)
+from .tile import SCALAR_PASS, elements
+from .update_rule import EMA_WEIGHT, interpolate
+
+NUM_WARPS = 8
+
+
+@triton.jit
+def _number(words, WORD: tl.constexpr):
+    """A float64 of a joint set."""
+    return tl.load((words + WORD).to(tl.pointer_type(tl.float64)))
+
+
+@triton.jit
+def _tiles_moved(tiles, moved, begin, end):
+    lane = tl.arange(0, LANES)
+    lanes = tl.zeros((LANES,), tl.float64)
+    for start in range(begin, end, LANES):
+        at = start + lane
+        index = tl.load(tiles + at * TILE_WORDS, mask=at < end, other=0)
+        found = tl.load(moved + index, mask=at < end, other=0, cache_modifier=".cg")
+        lanes += found.to(tl.float64)
+    return fold(lanes)
+
+
+@triton.jit
+def report_tile(record, index, t, offset, has_moved, tiles, joint, TILE: tl.constexpr):
+    """What projecting needs to know of a tile. The program that is done last with a ball concludes its factor.
+
+    Args:
+        record: of the tile; index: its place among the records; t: the tile's.
+        has_moved: whether this launch moved it.
+        joint: pointers: sets, set_sums, set_factors, set_tiles_done, moved of struct StepArgs.
+    """
+    sets, set_sums, set_factors, set_tiles_done, moved = joint
+    tl.store(moved + index, has_moved.to(tl.int32))
+    at = tl.load(record + SET) - 1
+    words = sets + at * JOINT_SET_WORDS
+    if tl.load(words + KIND) == BALL:
+        # the program's stores before its loads
+        tl.debug_barrier()
+        count = tl.load(record + NUMEL) - offset
+        tl.store(set_sums + t, sum_of_squares(tl.load(record + PARAM), offset, count, TILE))
+        # the sum, and whether it moved, before the count
+        tl.debug_barrier()
+        num_tiles = tl.load(words + NUM_TILES)
+        if tl.atomic_add(set_tiles_done + at, 1, sem="acq_rel") == num_tiles - 1:
+            begin = tl.load(words + FIRST_TILE)
+            norm = tl.sqrt(sum_of_sums(set_sums, begin, begin + num_tiles))
+            stays = (norm <= _number(words, LARGEST)) | ((norm < float("inf")) == 0)
+            stays = stays | (_tiles_moved(tiles, moved, begin, begin + num_tiles) == 0)
+            tl.store(set_factors + at, tl.where(stays, 1.0, _number(words, SIZE) / norm))
+            tl.store(set_tiles_done + at, 0)
+
+
+@triton.jit
+def _toward_zero(x):
+    """float64 to float32."""
+    near = x.to(tl.float32)
+    # sign and magnitude: one less is one nearer to zero
+    nearer = (near.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(near.to(tl.float64)) > tl.abs(x), nearer, near)
+
+
+@triton.jit
+def _average(record, rows, index, mask, param):
+    ema = tl.load(record + EMA_ADDRESS)
+    if ema != 0:
+        weight = tl.load(rows + tl.load(record + ROW) * ROW_WORDS + EMA_WEIGHT)
+        emas = elements(ema, index, False)
+        tl.store(emas, interpolate(weight, tl.load(emas, mask=mask), param), mask=mask)
+
+
+@triton.jit
+def _project_tile(record, rows, factor, has_moved, offset, TILE: tl.constexpr):
+    count = tl.minimum(tl.load(record + NUMEL) - offset, TILE)
+    for start in range(0, count, SCALAR_PASS):
+        within = start + tl.arange(0, SCALAR_PASS)
+        mask = within < count
+        params = elements(tl.load(record + PARAM), offset + within, False)
+        param = tl.load(params, mask=mask)
+        if factor != 1.0:
+            param = _toward_zero(param.to(tl.float64) * factor)
+            tl.store(params, param, mask=mask)
+        if has_moved:
+            _average(record, rows, offset + within, mask, param)
+
+
+@triton.jit
+def _elements_of_row(record, start, j, stride):
+    return elements(tl.load(record + PARAM), start + j * stride, False)
+
+
+@triton.jit
+def _project_row(record, words, start, length, stride):
+    total = _number(words, SIZE)
+    lane = tl.arange(0, LANES)
+    lowest = tl.full((LANES,), float("inf"), tl.float64)
+    highest = tl.full((LANES,), float("-inf"), tl.float64)
+    sums = tl.zeros((LANES,), tl.float64)
+    for first in range(0, length, LANES):
+        mask = first + lane < length
+        at = _elements_of_row(record, start, first + lane, stride)
+        x = tl.load(at, mask=mask, other=0.0).to(tl.float64)
+        lowest = tl.where(mask & (x < lowest), x, lowest)
+        highest = tl.where(mask & (x > highest), x, highest)
+        sums += x
+    row_sum, smallest, largest = fold(sums), tl.min(lowest, 0), tl.max(highest, 0)
+    inside = (_number(words, SMALLEST) <= row_sum) & (row_sum <= _number(words, LARGEST))
+    stays = (inside & (smallest >= 0)) | (row_sum - row_sum != 0)
+    if stays == 0:
+        # Michelot 1986: see struct Threshold
+        threshold = -total
+        kept = length.to(tl.float64) + 1.0
+        narrows = length > 0
+        while narrows:
+            counts = tl.zeros((LANES,), tl.float64)
+            sums = tl.zeros((LANES,), tl.float64)
+            for first in range(0, length, LANES):
+                mask = first + lane < length
+                at = _elements_of_row(record, start, first + lane, stride)
+                x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
+                above = mask & (x > threshold)
+                counts += tl.where(above, 1.0, 0.0)
+                sums += tl.where(above, x, 0.0)
+            count = fold(counts)
+            narrows = count < kept
+            threshold = tl.where(narrows, (fold(sums) - total) / count, threshold)
+            kept = count
+        sums = tl.zeros((LANES,), tl.float64)
+        for first in range(0, length, LANES):
+            mask = first + lane < length
+            at = _elements_of_row(record, start, first + lane, stride)
+            x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
+            sums += tl.where(mask & (x > threshold), x - threshold, 0.0)
+        scale = total / fold(sums)
+        for first in range(0, length, LANES):
+            mask = first + lane < length
+            at = _elements_of_row(record, start, first + lane, stride)
+            x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
+            found = _toward_zero(tl.where(x > threshold, x - threshold, 0.0) * scale)
+            tl.store(at, found, mask=mask)
+
+
+@triton.jit
+def _average_row(record, rows, start, length, stride):
+    for first in range(0, length, LANES):
+        j = first + tl.arange(0, LANES)
+        param = tl.load(_elements_of_row(record, start, j, stride), mask=j < length)
+        _average(record, rows, start + j * stride, j < length, param)
+
+
+@triton.jit(do_not_specialize=["first_piece"])
+def project_kernel(
+    records,
+    rows,
+    sets,
+    pieces,
+    first_piece: tl.int64,
+    set_factors,
+    moved,
+    found_inf,
+    SKIPPABLE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Project one piece; arguments as in struct ProjectArgs, `found_inf` read where SKIPPABLE."""
+    piece = pieces + (first_piece + tl.program_id(0)) * TILE_WORDS
+    index = tl.load(piece)
+    offset = tl.load(piece + 1)
+    record = records + index * RECORD_WORDS
+    at = tl.load(record + SET) - 1
+    words = sets + at * JOINT_SET_WORDS
+    has_moved = tl.load(moved + index) != 0
+    is_ball = tl.load(words + KIND) == BALL
+    taken = True
+    if SKIPPABLE:
+        taken = tl.load(found_inf) == 0
+    if taken:
+        if is_ball:
+            _project_tile(record, rows, tl.load(set_factors + at), has_moved, offset, TILE)
+        elif has_moved:
+            length = tl.load(record + ROW_LENGTH)
+            stride = tl.load(record + ROW_STRIDE)
+            last = tl.minimum(offset + tl.maximum(TILE // length, 1), tl.load(record + ROW_COUNT))
+            for row in range(offset, last):
+                start = row + row // stride * stride * (length - 1)
+                _project_row(record, words, start, length, stride)
+                _average_row(record, rows, start, length, stride)
+
+
+def launch_project(
+    records: torch.Tensor,
+    rows: torch.Tensor,
+    sets: torch.Tensor,
+    pieces: torch.Tensor,
+    first_piece: int,
+    num_pieces: int,
+    set_factors: torch.Tensor,
+    moved: torch.Tensor,
+    found_inf: torch.Tensor | None,
+) -> None:
+    """Enqueue the projection of `num_pieces` pieces on the current stream, after `launch_step` with these sets.
+
+    Args:
+        records: int64 [parameters * 16], rows: float32 [rows * 16], sets: int64 [sets * 6], pieces: int64
+            [pieces * 2], set_factors: float64 [sets], moved: int32 [parameters], found_inf: float32 [1]; on one device.
+    """
+    project_kernel[(num_pieces,)](
+        records,
+        rows,
+        sets,
+        pieces,
+        first_piece,
+        set_factors,
+        moved,
+        rows if found_inf is None else found_inf,
+        SKIPPABLE=found_inf is not None,
+        TILE=TILE_ELEMENTS,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )

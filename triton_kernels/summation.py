@@ -1,0 +1,53 @@
+"""Sums of squares in the order of csrc/summation.h: the same bits on every native backend."""
+
+import triton
+import triton.language as tl
+
+from .tile import elements
+
+LANE_BITS: tl.constexpr = tl.constexpr(8)
+LANES: tl.constexpr = tl.constexpr(256)
+
+
+@triton.jit
+def fold(lanes):
+    """The upper half of the lanes onto the lower, until one is left: a sum of two has no order of its own."""
+    for bit in tl.static_range(1, LANE_BITS + 1):
+        lanes = tl.sum(tl.reshape(lanes, (2, LANES >> bit)), 0)
+    return tl.sum(lanes, 0)
+
+
+@triton.jit
+def fold_parts(parts):
+    """The sum of 4 * LANES parts: of a lane's four as (0 + 2) + (1 + 3)."""
+    pairs = tl.sum(tl.reshape(parts, (LANES, 2, 2)), 1)
+    return fold(tl.sum(pairs, 1))
+
+
+@triton.jit
+def _squares(address, offset, count, start):
+    within = start + tl.arange(0, 4 * LANES)
+    x = tl.load(elements(address, offset + within, False), mask=within < count, other=0.0)
+    wide = x.to(tl.float64)
+    return wide * wide
+
+
+@triton.jit
+def sum_of_squares(address, offset, count, TILE: tl.constexpr):
+    """Of the elements of a tile; `count`: how many are left from its offset on."""
+    parts = _squares(address, offset, count, 0)
+    for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
+        parts += _squares(address, offset, count, start)
+    return fold_parts(parts)
+
+
+@triton.jit
+def sum_of_sums(sums, begin, end):
+    """Of the entries [begin, end), which other programs wrote."""
+    lane = tl.arange(0, LANES)
+    lanes = tl.zeros((LANES,), tl.float64)
+    for start in range(begin, end, LANES):
+        # past the first-level cache, which other programs' stores do not reach
+        at = start + lane
+        lanes += tl.load(sums + at, mask=at < end, other=0.0, cache_modifier=".cg")
+    return fold(lanes)
