@@ -139,14 +139,16 @@ def test_a_rule_that_changes(backend: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("constraint", [None, sf.L2Ball(2.0), sf.Simplex()], ids=str)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_a_cuda_graph(backend: str) -> None:
+def test_a_cuda_graph(backend: str, constraint: Any) -> None:
     ours, eager = (_optimizer(ADAM, backend, capturable) for capturable in (True, False))
     other = _optimizer(ADAM, backend, False)
     ours.max_grad_norm = eager.max_grad_norm = 1.0
     for optimizer in (ours, eager):
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"], device="cuda")
+            group["constraint"] = constraint
     set_gradients(ours.param_groups, 1)
     set_gradients(eager.param_groups, 1)
     stream = torch.cuda.Stream()

@@ -1,7 +1,8 @@
 """Deep Q-learning (Mnih et al. 2015) on CartPole-v1, with a slow body and a fast last layer.
 
 What is measured is the number of environment steps until the mean return of the last 100 episodes is 195.
-The body rate is tuned for every ratio, one rate for all layers among them, with seeds of its own.
+The body rate is tuned for every ratio, one rate for all layers among them, with seeds of its own, on a grid that is
+extended until the best rate is none of its ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save
 
 RATIOS = (1, 3, 10, 30)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+FIRST_RATES = RATES[2:5]  # the others are tried where the best of these is an end
 GOAL, EPISODES = 195.0, 100
 WIDTH, BATCH, DISCOUNT = 128, 64, 0.99
 REPLAY, WARM_UP = 50_000, 1000
@@ -128,7 +130,7 @@ class CartPole(Experiment):
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
         self.ratios = (1, 10) if quick else RATIOS
-        self.rates = (1e-3,) if quick else RATES
+        self.rates = (1e-3,) if quick else FIRST_RATES
         self.most = 1200 if quick else 60_000
         self.tuning_seeds = (1000,) if quick else (1000, 1001, 1002)
         self.seeds = 1 if quick else 10
@@ -136,7 +138,7 @@ class CartPole(Experiment):
     def settings(self) -> dict[str, Any]:
         return {
             "ratios": self.ratios,
-            "rates": self.rates,
+            "rates": self.rates if self.quick else RATES,
             "most_steps": self.most,
             "tuning_seeds": self.tuning_seeds,
             "seeds": self.seeds,
@@ -147,12 +149,14 @@ class CartPole(Experiment):
         return Cell(_key(ratio, rate, seed), partial(play, ratio, rate, seed, self.most))
 
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
-        yield [
-            self._cell(ratio, rate, seed)
-            for ratio in self.ratios
-            for rate in self.rates
-            for seed in self.tuning_seeds
-        ]
+        yield self._tuning([(ratio, rate) for ratio in self.ratios for rate in self.rates])
+        while not self.quick:
+            more = [
+                (ratio, RATES[at]) for ratio in self.ratios for at in self._neighbours(cells, ratio)
+            ]
+            if not more:
+                break
+            yield self._tuning(more)
         control = self.best(cells, 1)
         yield [
             self._cell(ratio, rate, seed)
@@ -160,6 +164,20 @@ class CartPole(Experiment):
             for rate in sorted({self.best(cells, ratio), control})
             for seed in range(self.seeds)
         ]
+
+    def _tuning(self, pairs: list[tuple[float, float]]) -> list[Cell]:
+        return [self._cell(*pair, seed) for pair in pairs for seed in self.tuning_seeds]
+
+    def _tried(self, cells: Cells, ratio: float) -> list[float]:
+        """Rates that were tuned over."""
+        last = self.tuning_seeds[-1]
+        return [rate for rate in RATES if _key(ratio, rate, last) in cells]
+
+    def _neighbours(self, cells: Cells, ratio: float) -> list[int]:
+        """Places in RATES beside the best rate that were not tried yet."""
+        at = RATES.index(self.best(cells, ratio))
+        beside = [i for i in (at - 1, at + 1) if 0 <= i < len(RATES)]
+        return [i for i in beside if RATES[i] not in self._tried(cells, ratio)]
 
     def _steps(self, cells: Cells, ratio: float, rate: float, seeds: Any) -> list[float]:
         """Infinite where the goal was not reached."""
@@ -175,7 +193,7 @@ class CartPole(Experiment):
             ]
             return statistics.median(steps), statistics.fmean(steps)
 
-        return min(self.rates, key=score)
+        return min(self._tried(cells, ratio), key=score)
 
     def tables(self, cells: Cells) -> list[Table]:
         table = Table(title=f"CartPole-v1: steps to a mean return of {GOAL:g}, {self.seeds} seeds")
@@ -222,11 +240,14 @@ class CartPole(Experiment):
             return [] if least == 0.0 or least > 10 else [f"a mean return of {least}"]
         control = self._steps(cells, 1, self.best(cells, 1), range(self.seeds))
         reached = sum(map(math.isfinite, control))
-        return (
-            []
-            if reached > self.seeds / 2
-            else [f"the control reached the goal with {reached} seeds only"]
-        )
+        failed = [
+            f"ratio {ratio:g}: the best rate is at an end of the grid"
+            for ratio in self.ratios
+            if self.best(cells, ratio) in (RATES[0], RATES[-1])
+        ]
+        if reached <= self.seeds / 2:
+            failed.append(f"the control reached the goal with {reached} seeds only")
+        return failed
 
     def draw(self, cells: Cells, path: Path) -> None:
         figure, (axis,) = new_figure(1)
