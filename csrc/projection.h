@@ -1,5 +1,5 @@
 // Projections onto sets that many elements share, in double precision, and rounded towards zero. The host's
-// stackelberg_fused/projection.py and triton_kernels/projection.py say the same; a box is in update_rule.h.
+// stackelberg_fused/projection.py and triton_kernels/project.py say the same; a box is in update_rule.h.
 #pragma once
 
 #include "shared.h"

@@ -25,21 +25,23 @@ SF_SHARED double square(float x) { return static_cast<double>(x) * static_cast<d
 SF_SHARED double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
 #if !defined(__CUDA_ARCH__)
-// The upper half of the lanes onto the lower until one is left; lanes from `used` on are zeros.
-SF_SHARED double fold_lanes(double lanes[kLanes], int64_t used = kLanes) {
-  for (int half = kLanes / 2; half; half /= 2) {
-    if (half >= used) continue;
+// The upper half of the lanes onto the lower until one is left; `width`: a power of two.
+SF_SHARED double fold_lanes(double* lanes, int width = kLanes) {
+  for (int half = width / 2; half; half /= 2) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
 }
 
-// Of `count` sums, or whatever `at` gives for an index.
+// Of `count` sums, or whatever `at` gives for an index. Lanes that get none are zeros, and left out.
 template <typename At>
 SF_SHARED double sum_in_lanes(int64_t count, At at) {
-  double lanes[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] += at(i);
-  return fold_lanes(lanes, count);
+  double lanes[kLanes];
+  int width = 1;
+  while (width < kLanes && width < count) width *= 2;
+  for (int lane = 0; lane < width; ++lane) lanes[lane] = 0;
+  for (int64_t i = 0; i < count; ++i) lanes[i & (kLanes - 1)] += at(i);
+  return fold_lanes(lanes, width);
 }
 #endif
 

@@ -171,7 +171,7 @@ def as_constraint(value: Any) -> Constraint | None:
     """
     if value is None or type(value) in CONSTRAINTS:
         return value
-    if isinstance(value, (tuple, list)) and value and value[0] in KINDS:
+    if isinstance(value, (tuple, list)) and value and str(value[0]) in KINDS:
         found = KINDS[value[0]](*value[1:])
         return NonNegative() if found == Box(0.0) else found
     known = ", ".join(kind.__name__ for kind in CONSTRAINTS)
@@ -187,6 +187,10 @@ def joint_set(group: dict[str, Any]) -> JointSet | None:
 def _number(owner: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{owner}: {name} is too large") from None
+    if math.isnan(number):
         raise ValueError(f"{owner}: {name} is NaN")
-    return float(value)
+    return number

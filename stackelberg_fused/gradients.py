@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constraints import L2Ball, joint_set
 from .layout import COUNTS, Span, Table
 from .reader import make_reader, same_layout
 from .sharding import local_gradient, local_tensor
@@ -200,6 +201,8 @@ class Gradients:
                 )
         if not same_layout(local, self._shapes[i], self._strides[i]):
             raise LayoutChanged(slot.name)
-        if self._reads_memory and self.active[i] and local.numel() and not local.data_ptr():
+        # a ball scales also who has no gradient
+        is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
+        if self._reads_memory and is_written and local.numel() and not local.data_ptr():
             raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
         self._write("param", i, local)

@@ -32,6 +32,7 @@ class JointSets:
         factors, tiles_done: float64, int32 [sets]: what elements of a ball are multiplied by, and how many of its
             tiles have been summed up in the launch at hand.
         moved: int32 [slots]: which slots that launch moved.
+        slots: bool [slots]: those with a joint set.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class JointSets:
     ) -> None:
         of_slot = [joint_set(groups[slot.group]) for slot in slots]
         self.slots = np.array([found is not None for found in of_slot], bool)
+        self._touching = self.slots & np.array([slot.local.numel() > 0 for slot in slots], bool)
         for name in ("set", "row_length", "row_stride", "row_count"):
             records[name] = 0
         sets, pieces, self._balls = [], [np.zeros((0, 2), np.int64)], []
@@ -65,12 +67,25 @@ class JointSets:
         self.factors = torch.zeros(len(sets), dtype=torch.float64, device=device)
         self.tiles_done = torch.zeros(len(sets), dtype=torch.int32, device=device)
         self.moved = torch.zeros(len(slots), dtype=torch.int32, device=device)
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """What launches leave lasts as long as a stream works with it, and is zero before the first."""
+        if self._stream is not None and stream != self._stream:
+            stream.wait_stream(self._stream)
+        self._stream = None
+        for tensor in (self.sums, self.factors, self.tiles_done, self.moved):
+            tensor.record_stream(stream)
+
+    def are_touched(self, moves: np.ndarray) -> bool:
+        """Whether any element of a set is among these slots (bool [slots])."""
+        return bool((self._touching & moves).any())
 
     def written(self, moves: np.ndarray) -> np.ndarray:
         """Slots that a step changes which moves these (bool [slots]): a ball scales all of its group."""
         written = moves.copy()
         for members in self._balls:
-            written[members] |= moves[members].any()
+            written[members] |= (self._touching & moves)[members].any()
         return written
 
     def piece_range(self, first_slot: int, last_slot: int) -> tuple[int, int]:

@@ -185,7 +185,7 @@ class LaunchUnit:
         statistics = table.statistics_of(span) if clipped else None
         clears = zero_grad and pending.clears
         joint = table.joint_sets
-        if joint is not None and not (joint.slots & active.moves).any():
+        if joint is not None and not joint.are_touched(active.moves):
             joint = None
         work = Work(
             table,

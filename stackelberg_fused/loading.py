@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .constraints import Constraint, as_constraint
 from .groups import BY_ROLE, check_settings, complete_group
+from .joint_sets import check_joint_sets
 from .settings import turn_of
+from .slots import collect_slots
 from .state import check_loaded, numbers
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
@@ -32,6 +34,7 @@ def complete_state(
     """
     merged = _merged(loaded["param_groups"], groups, defaults)
     check_loaded(loaded["state"], merged)
+    check_joint_sets(collect_slots(merged), merged)
     copies = {k: dict(v) if isinstance(v, dict) else v for k, v in loaded["state"].items()}
     return {**loaded, "param_groups": merged, "state": defaultdict(dict, copies)}
 

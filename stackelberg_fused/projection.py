@@ -1,7 +1,7 @@
 """Projections onto constraint sets, in PyTorch: what is correct.
 
 A result is rounded towards the set, so that the stored value is in it, and projecting it again leaves it as it is, to
-the bit. csrc/projection.h and triton_kernels/projection.py say the same of the sets that many elements share.
+the bit. csrc/projection.h and triton_kernels/project.py say the same of the sets that many elements share.
 """
 
 from __future__ import annotations

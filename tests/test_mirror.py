@@ -205,7 +205,7 @@ def test_a_capture_of_a_larger_table_gets_larger_blocks(gpu: Gpu) -> None:
 
 def test_on_the_cpu_the_tables_are_the_hosts_own() -> None:
     table = _table()
-    records, _, rows = tables_on_device(table)
+    records, _, rows = tables_on_device(table).values()
     table.records["grad"] = 48
     table.rows.rows["step_size"] = 2
     assert records.numpy().tobytes() == table.records.tobytes()

@@ -147,6 +147,28 @@ def test_a_type_with_a_grad_of_its_own_is_asked() -> None:
     assert records["grad"][0] == Mine.given.data_ptr()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_type_that_intercepts_its_gradient_is_asked(when: str) -> None:
+    class Scaled(nn.Parameter):
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            with torch._C.DisableTorchFunctionSubclass():
+                found = func(*args, **(kwargs or {}))
+            return found * 10 if func == Tensor.grad.__get__ and found is not None else found
+
+    param = nn.Parameter(torch.zeros(3))
+    if when == "before":
+        param.__class__ = Scaled
+    ours = sf.StackelbergSGD([param], lr=1.0, backend="cpu", flatten=False)
+    param.__class__ = Scaled
+    Tensor.grad.__set__(param, torch.ones(3))
+    ours.step()
+    with torch._C.DisableTorchFunctionSubclass():
+        assert param.tolist() == [-10.0] * 3
+
+
 @needs_native
 def test_what_a_failed_read_wrote_is_reported_by_the_next() -> None:
     class Failing(nn.Parameter):

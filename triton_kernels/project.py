@@ -217,6 +217,8 @@ def project_kernel(
             for row in range(offset, last):
                 start = row + row // stride * stride * (length - 1)
                 _project_row(record, words, start, length, stride)
+                # its elements may have been stored by other threads
+                tl.debug_barrier()
                 _average_row(record, rows, start, length, stride)
 
 

@@ -28,8 +28,7 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
-    Slot slot{
-        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), false, 1, 0, false, shapes_.size(), {}};
+    Slot slot{PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, shapes_.size(), {}};
     TensorView tensor;
     if (slot.owner == slot.local && abi_->look(slot.local, &tensor)) {
       if (slots_.empty()) first_ = tensor;
@@ -40,9 +39,6 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
         shapes_.push_back(tensor.shape[d]);
         strides_.push_back(tensor.strides[d]);
       }
-      // a type may override `grad`; and of a single element is asked what only Python knows
-      slot.has_plain_grad =
-          slot.numel != 1 && Py_IS_TYPE(py::type::of(owners_[i]).attr(grad_).ptr(), &PyGetSetDescr_Type);
     }
     slots_.push_back(slot);
   }
@@ -50,7 +46,8 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
 
 bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const {
   TensorView tensor;
-  if (slot.has_plain_grad) {
+  // a type may have another `.grad`; and of a single element is asked what only Python knows
+  if (slot.readable && slot.numel != 1 && abi_->is_common(slot.owner)) {
     const void* grad = abi_->grad(slot.owner);
     if (!grad) return false;
     kept->add(grad);

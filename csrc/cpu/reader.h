@@ -37,7 +37,6 @@ class Reader {
   struct Slot {
     PyObject* owner;
     PyObject* local;
-    bool has_plain_grad;  // else Python is asked
     int64_t numel;
     int64_t ndim;
     bool readable;  // else always moved and odd: the caller looks at it

@@ -80,11 +80,16 @@ TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, 
   if (!right) throw std::runtime_error("this torch's tensors are not what they are expected to be");
 }
 
-bool TensorAbi::is_plain(PyObject* object) const {
-  PyTypeObject* type = Py_TYPE(object);
+bool TensorAbi::is_common(PyObject* object) const {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(types_.ptr()); ++i) {
-    if (reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(types_.ptr(), i)) == type) return true;
+    if (reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(types_.ptr(), i)) == Py_TYPE(object)) return true;
   }
+  return false;
+}
+
+bool TensorAbi::is_plain(PyObject* object) const {
+  if (is_common(object)) return true;
+  PyTypeObject* type = Py_TYPE(object);
   if (!PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(types_.ptr(), 0)))) return false;
   const auto dispatch =
       py::reinterpret_steal<py::object>(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), dispatch_name_.ptr()));

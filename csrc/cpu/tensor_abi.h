@@ -45,8 +45,11 @@ class TensorAbi {
     return !layout_(tensor, &layout) && layout == strided_ && look_inside(tensor, out);
   }
 
-  // What `.grad` of a tensor is that has no such attribute of its own: a handle that is valid until `.grad` is set, or
-  // null. Not wrapped in a Python object, which is most of what asking Python costs.
+  // Whether nothing but torch's own code stands between an object and its `.grad`; modes that intercept it
+  // (`TorchFunctionMode`) are not asked.
+  bool is_common(PyObject* object) const;
+  // What `.grad` of such an object is: a handle that is valid until `.grad` is set, or null. Not wrapped in a Python
+  // object, which is most of what asking Python costs.
   const void* grad(PyObject* object) const;
 
   // Tensors that stay alive as long as this does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -19,22 +20,19 @@ _STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
 _NONE = (0, 0, 0, 0)
 
 
-def step_args(
-    work: Work, records: int, tiles: int, rows: int, groups: int = 0, *, sets: int = 0
-) -> bytes:
+def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
     """`struct StepArgs`.
 
     Args:
-        records, tiles, rows, groups: addresses of the tables where the kernel runs; `groups` only for a table that
-            counts on its device.
-        sets: of the joint sets', where there are any.
+        tables: addresses where the kernel runs: of records, tiles and rows; of groups, for a table that counts on its
+            device; of sets and pieces, where there are joint sets.
     """
     table, span, scaling = work.table, work.span, work.scaling
     counts, joint = table.counts, work.joint_sets
     return _STEP.pack(
-        records,
-        tiles,
-        rows,
+        tables["records"],
+        tables["tiles"],
+        tables["rows"],
         span.first_tile,
         span.last_tile - span.first_tile,
         table.first_head_tile,
@@ -43,40 +41,37 @@ def step_args(
         table.takes_turns and table.turns_in(span),
         0 if work.statistics is None else work.statistics.signals.data_ptr(),
         *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
-        groups,
+        tables.get("groups", 0),
         *(
             _NONE
             if counts is None
             else map(_address, (counts.steps, counts.ready, counts.waited, counts.arrived))
         ),
-        sets,
+        0 if joint is None else tables["sets"],
         *(_NONE if joint is None else map(_address, _results(joint))),
     )
 
 
-def project_args(work: Work, records: int, rows: int, sets: int, pieces: int) -> bytes:
+def project_args(work: Work, tables: Mapping[str, int]) -> bytes:
     """`struct ProjectArgs`; tables as in `step_args`."""
-    joint, span = work.joint_sets, work.span
-    sums, factors, _, moved = map(_address, _results(joint))
+    span = work.span
+    addresses = [tables[name] for name in ("records", "rows", "sets", "pieces")]
+    pieces = work.joint_sets.piece_range(span.first_slot, span.last_slot)
+    sums, factors, _, moved = map(_address, _results(work.joint_sets))
     found_inf = _address(work.scaling and work.scaling.found_inf)
-    pieces_of_span = joint.piece_range(span.first_slot, span.last_slot)
-    return _PROJECT.pack(
-        records, rows, sets, pieces, *pieces_of_span, sums, factors, moved, found_inf
-    )
+    return _PROJECT.pack(*addresses, *pieces, sums, factors, moved, found_inf)
 
 
 def _results(joint: JointSets) -> tuple[Tensor, ...]:
     return joint.sums, joint.factors, joint.tiles_done, joint.moved
 
 
-def statistics_args(
-    work: Work, limits: ClipLimits, records: int, tiles: int, rows: int, groups: int = 0
-) -> bytes:
+def statistics_args(work: Work, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
     """`struct StatisticsArgs`; tables as in `step_args`."""
     table, span = work.table, work.span
     values = (
-        records,
-        tiles,
+        tables["records"],
+        tables["tiles"],
         span.first_tile,
         span.last_tile - span.first_tile,
         table.first_head_tile,
@@ -87,8 +82,8 @@ def statistics_args(
         limits.joint,
         table.turns_in(span),
         _address(work.scaling and work.scaling.grad_scale),
-        rows,
-        groups,
+        tables["rows"],
+        tables.get("groups", 0),
         0 if table.counts is None else table.counts.waited.data_ptr(),
     )
     return _STATISTICS.pack(*values)

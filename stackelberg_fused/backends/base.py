@@ -41,6 +41,7 @@ class Work:
         zero_grads: whether gradients are zero afterwards, also those that moved nothing.
         moves: bool [slots]: which move; where only the device knows, those that may.
         joint_sets: those of the table, where any of their slots may move: to be projected onto by `project`.
+        tables: what `step` has on its device, by name, for `project` to read the same.
     """
 
     table: Table
@@ -53,6 +54,7 @@ class Work:
     zero_grads: bool = False
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
+    tables: Mapping[str, Tensor] | None = None
 
 
 class Backend(ABC):

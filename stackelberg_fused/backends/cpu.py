@@ -47,22 +47,27 @@ class CpuBackend(Backend):
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table = work.table
-        tables = table.records_address, table.tiles_address, table.rows.address
-        args = statistics_args(work, limits, *tables)
+        args = statistics_args(work, limits, _tables(work))
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
     def step(self, work: Work) -> int:
-        table, joint = work.table, work.joint_sets
-        sets = 0 if joint is None else joint.sets.ctypes.data
-        tables = table.records_address, table.tiles_address, table.rows.address
-        _cpu.step(step_args(work, *tables, sets=sets), torch.get_num_threads(), self._isa)
+        _cpu.step(step_args(work, _tables(work)), torch.get_num_threads(), self._isa)
         return 1
 
     def project(self, work: Work) -> int:
-        table, joint = work.table, work.joint_sets
-        tables = joint.sets.ctypes.data, joint.pieces.ctypes.data
-        args = project_args(work, table.records_address, table.rows.address, *tables)
-        _cpu.project(args, torch.get_num_threads())
+        _cpu.project(project_args(work, _tables(work)), torch.get_num_threads())
         return 1
+
+
+def _tables(work: Work) -> dict[str, int]:
+    """Addresses of the host's own."""
+    table, joint = work.table, work.joint_sets
+    found = {
+        "records": table.records_address,
+        "tiles": table.tiles_address,
+        "rows": table.rows.address,
+    }
+    if joint is not None:
+        found |= {"sets": joint.sets.ctypes.data, "pieces": joint.pieces.ctypes.data}
+    return found

@@ -8,7 +8,7 @@ from ..build_info import build_info, covers, driver_runs
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
 from .base import Backend, BackendStatus, Work
-from .mirror import joint_sets_on_device, tables_on_device
+from .mirror import addresses, tables_on_device
 
 try:
     from .. import _cuda
@@ -54,28 +54,22 @@ class CudaBackend(Backend):
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         index = work.table.device.index
         with torch.cuda.device(index):
-            tables = tables_on_device(work.table)
-            args = statistics_args(work, limits, *(table.data_ptr() for table in tables))
+            args = statistics_args(work, limits, addresses(tables_on_device(work.table)))
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def step(self, work: Work) -> int:
         index = work.table.device.index
         with torch.cuda.device(index):
-            tables = tables_on_device(work.table)
-            sets = 0
-            if work.joint_sets is not None:
-                sets = joint_sets_on_device(work.table)[0].data_ptr()
-            args = step_args(work, *(table.data_ptr() for table in tables), sets=sets)
+            work.tables = tables_on_device(work.table)
+            args = step_args(work, addresses(work.tables))
             _cuda.step(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def project(self, work: Work) -> int:
         index = work.table.device.index
         with torch.cuda.device(index):
-            records, _, rows, *_ = tables_on_device(work.table)
-            tables = (records, rows, *joint_sets_on_device(work.table))
-            args = project_args(work, *(table.data_ptr() for table in tables))
+            args = project_args(work, addresses(work.tables))
             _cuda.project(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,6 +131,8 @@ class Mirror:
         if self._stream is not None and stream != self._stream:
             self._move_to(stream)
         self._stream = stream
+        if table.joint_sets is not None:
+            table.joint_sets.used_on(stream)
         return tuple(self._get(name, *_source(table, name), stream) for name in names)
 
     def _get(
@@ -163,28 +165,25 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
     return table.reshape(-1).view(np.uint8)
 
 
-def tables_on_device(table: Table) -> tuple[Tensor, ...]:
-    """Records, tiles and rows as uint8 tensors on the device, and the groups of a table that counts there.
-
-    On the CPU (interpreted Triton) the host's own.
+def tables_on_device(table: Table) -> dict[str, Tensor]:
+    """What kernels read of a table, as uint8 tensors on its device: records, tiles and rows; the groups of one that
+    counts there; sets and pieces where there are joint sets. On the CPU (interpreted Triton) the host's own.
     """
     names = ["records", "tiles", "rows"]
     if table.counts is not None:
         names.append("groups")
-    return _on_device(table, names)
-
-
-def joint_sets_on_device(table: Table) -> tuple[Tensor, ...]:
-    """Sets and pieces likewise, of a table that has any."""
-    return _on_device(table, ["sets", "pieces"])
-
-
-def _on_device(table: Table, names: list[str]) -> tuple[Tensor, ...]:
+    if table.joint_sets is not None:
+        names += ["sets", "pieces"]
     if table.device.type == "cpu":
-        return tuple(torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names)
+        return {name: torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names}
     if table.mirror is None:
         table.mirror = Mirror(table.device)
-    return table.mirror.upload(table, names)
+    return dict(zip(names, table.mirror.upload(table, names), strict=True))
+
+
+def addresses(tables: Mapping[str, Tensor]) -> dict[str, int]:
+    """Where they lie."""
+    return {name: table.data_ptr() for name, table in tables.items()}
 
 
 def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:

@@ -76,7 +76,8 @@ class ReferenceBackend(Backend):
             if work.joint_sets.slots[i]:
                 members[table.slots[i].group].append(i)
         for index, indices in members.items():
-            group, moving = table.groups[index], [i for i in indices if work.moves[i]]
+            group = table.groups[index]
+            moving = [i for i in indices if work.moves[i] and table.slots[i].local.numel()]
             constraint = joint_set(group)
             if isinstance(constraint, L2Ball) and moving:
                 _project_onto_ball(work, indices, constraint)

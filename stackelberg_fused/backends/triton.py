@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..layout import Table
 from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
-from .mirror import joint_sets_on_device, tables_on_device
+from .mirror import tables_on_device
 
 try:
     from ..triton_kernels.project import launch_project
@@ -61,10 +62,10 @@ class TritonBackend(Backend):
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         table, span = work.table, work.span
         with self._on_device(table):
-            records, tiles, rows, *groups = tables_on_device(table)
+            tables = tables_on_device(table)
             launch_statistics(
-                records.view(torch.int64),
-                tiles.view(torch.int64),
+                tables["records"].view(torch.int64),
+                tables["tiles"].view(torch.int64),
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
@@ -72,37 +73,35 @@ class TritonBackend(Backend):
                 work.statistics.signals.view(torch.float64),
                 work.statistics.limits_on_device(limits),
                 limits.joint,
-                rows.view(torch.float32),
-                _extras(work, *groups),
+                tables["rows"].view(torch.float32),
+                _extras(work, tables),
             )
         return 1
 
     def step(self, work: Work) -> int:
         table, span = work.table, work.span
         with self._on_device(table):
-            records, tiles, rows, *groups = tables_on_device(table)
+            work.tables = tables_on_device(table)
             launch_step(
-                records.view(torch.int64),
-                tiles.view(torch.int64),
-                rows.view(torch.float32),
+                work.tables["records"].view(torch.int64),
+                work.tables["tiles"].view(torch.int64),
+                work.tables["rows"].view(torch.float32),
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
                 work.rule,
-                _extras(work, *groups),
+                _extras(work, work.tables),
             )
         return 1
 
     def project(self, work: Work) -> int:
-        table, joint, span = work.table, work.joint_sets, work.span
-        with self._on_device(table):
-            records, _, rows, *_ = tables_on_device(table)
-            sets, pieces = joint_sets_on_device(table)
+        joint, span = work.joint_sets, work.span
+        with self._on_device(work.table):
             launch_project(
-                records.view(torch.int64),
-                rows.view(torch.float32),
-                sets.view(torch.int64),
-                pieces.view(torch.int64),
+                work.tables["records"].view(torch.int64),
+                work.tables["rows"].view(torch.float32),
+                work.tables["sets"].view(torch.int64),
+                work.tables["pieces"].view(torch.int64),
                 *joint.piece_range(span.first_slot, span.last_slot),
                 joint.factors,
                 joint.moved,
@@ -111,28 +110,22 @@ class TritonBackend(Backend):
         return 1
 
 
-def _joint(work: Work) -> dict[str, Tensor]:
-    """The kernel's arguments about joint sets."""
-    joint = work.joint_sets
-    if joint is None:
-        return {}
-    sets = joint_sets_on_device(work.table)[0].view(torch.int64)
-    results = (joint.sums, joint.factors, joint.tiles_done, joint.moved)
-    return dict(zip(JOINT_ARGUMENTS, (sets, *results), strict=True))
-
-
-def _extras(work: Work, groups: Tensor | None = None) -> Extras:
-    counts, scaling = work.table.counts, work.scaling
+def _extras(work: Work, tables: Mapping[str, Tensor]) -> Extras:
+    counts, scaling, joint = work.table.counts, work.scaling, work.joint_sets
+    results: tuple[Tensor, ...] = ()
+    if joint is not None:
+        sets = tables["sets"].view(torch.int64)
+        results = (sets, joint.sums, joint.factors, joint.tiles_done, joint.moved)
     return Extras(
         factors=work.statistics and work.statistics.factors,
         grad_scale=scaling and scaling.grad_scale,
         found_inf=scaling and scaling.found_inf,
-        groups=None if groups is None else groups.view(torch.float64),
+        groups=tables["groups"].view(torch.float64) if "groups" in tables else None,
         steps=counts and counts.steps,
         ready=counts and counts.ready,
         waited=counts and counts.waited,
         arrived=counts and counts.arrived,
         takes_turns=work.table.turns_in(work.span),
         zero_grads=work.zero_grads,
-        joint=_joint(work),
+        joint=dict(zip(JOINT_ARGUMENTS, results, strict=False)),
     )

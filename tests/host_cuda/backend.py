@@ -11,7 +11,7 @@ import torch
 
 from stackelberg_fused.backends import Backend, BackendStatus, Work
 from stackelberg_fused.backends.arguments import project_args, statistics_args, step_args
-from stackelberg_fused.backends.mirror import joint_sets_on_device, tables_on_device
+from stackelberg_fused.backends.mirror import addresses, tables_on_device
 from stackelberg_fused.statistics import ClipLimits
 from stackelberg_fused.tables import STEP_ARGS
 
@@ -86,27 +86,21 @@ class HostCudaBackend(Backend):
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        tables = tables_on_device(work.table)
-        args = statistics_args(work, limits, *(table.data_ptr() for table in tables))
+        args = statistics_args(work, limits, addresses(tables_on_device(work.table)))
         _check(library().sf_host_statistics(args))
         return 1
 
     def step(self, work: Work) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        tables = tables_on_device(work.table)
-        sets = 0
-        if work.joint_sets is not None:
-            sets = joint_sets_on_device(work.table)[0].data_ptr()
-        args = step_args(work, *(t.data_ptr() for t in tables), sets=sets)
-        self._recorded = args, [table.clone() for table in tables]
+        work.tables = tables_on_device(work.table)
+        args = step_args(work, addresses(work.tables))
+        self._recorded = args, {name: table.clone() for name, table in work.tables.items()}
         _check(library().sf_host_step(args))
         return 1
 
     def project(self, work: Work) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        records, _, rows, *_ = tables_on_device(work.table)
-        tables = (records, rows, *joint_sets_on_device(work.table))
-        _check(library().sf_host_project(project_args(work, *(t.data_ptr() for t in tables))))
+        _check(library().sf_host_project(project_args(work, addresses(work.tables))))
         return 1
 
     def replay(self) -> None:
@@ -114,8 +108,7 @@ class HostCudaBackend(Backend):
         packed, tables = self._recorded
         layout = struct.Struct("<" + "".join(STEP_ARGS.values()))
         values = dict(zip(STEP_ARGS, layout.unpack(packed), strict=True))
-        names = ("records", "tiles", "rows", "groups")
-        values.update((n, t.data_ptr()) for n, t in zip(names, tables, strict=False))
+        values.update((n, a) for n, a in addresses(tables).items() if n in values)
         args = layout.pack(*values.values())
         library().sf_host_set_order(self._order, self._seed)
         _check(library().sf_host_step(args))
