@@ -88,9 +88,10 @@ class Activity:
             waits = turns.waits(table.waited_counts, table.update_every)
             stage = (waits + 2 * turns.has_sum(table.waited_counts)).tobytes()
         key = span, counted, stage
-        if key not in self._kept:
-            self._kept[key] = self._look(span, counted, before_allocating)
-        return self._kept[key]
+        found = self._kept.get(key, self)  # None is an answer
+        if found is self:
+            found = self._kept[key] = self._look(span, counted, before_allocating)
+        return found
 
     def _look(
         self, span: Span, counted: bool, before_allocating: Callable[[str], None]

@@ -22,7 +22,7 @@ from .settings import GroupSettings
 from .slots import Placement, collect_slots, is_trained
 from .state import attach_state, is_attached
 from .statistics import ClipLimits, Statistics, combine
-from .watch import make_watch
+from .watch import make_lookout, make_watch
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -248,6 +248,14 @@ class Engine:
         Raises:
             LayoutChanged: a parameter or its state was replaced.
         """
+        if not self._lookout.is_unchanged():
+            self._look_closer()
+        for unit in self.units:
+            if unit.flat is not None and unit.flat.is_outdated():
+                raise LayoutChanged("a parameter was frozen or unfrozen")
+
+    def _look_closer(self) -> None:
+        """What the lookout found, one by one."""
         if self._held.changed():
             raise LayoutChanged("parameters were replaced")
         for i in self.settings.look():
@@ -257,11 +265,8 @@ class Engine:
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
             self._note_state()  # entries that no rule knows
-        for unit in self.units:
-            if unit.state_moved():
-                raise LayoutChanged("state was moved")
-            if unit.flat is not None and unit.flat.is_outdated():
-                raise LayoutChanged("a parameter was frozen or unfrozen")
+        if any(unit.places.moved() for unit in self.units):
+            raise LayoutChanged("state was moved")
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose settings go together, but not with their parameters, state or table."""
@@ -295,3 +300,5 @@ class Engine:
         self._held_state = make_watch([self.state, *entries])
         for unit in self.units:
             unit.note_state()
+        watches = [self._held, self.settings.watch, self._held_state]
+        self._lookout = make_lookout(watches, [unit.places for unit in self.units])

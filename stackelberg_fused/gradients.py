@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,10 @@ class Gathered:
     """
 
     kept: Any
-    odd: list[int] = field(default_factory=list)
-    also_kept: list[Tensor] = field(default_factory=list)
-    copied: list[Tensor] = field(default_factory=list)
-    write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    odd: list[int]
+    also_kept: list[Tensor]
+    copied: list[Tensor]
+    write_back: list[tuple[Tensor, Tensor]]
 
 
 class Gradients:
@@ -79,7 +79,7 @@ class Gradients:
         moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
         self._table.version += changed
-        gathered = Gathered(kept, odd)
+        gathered = Gathered(kept, odd, [], [], [])
         for i in moved:
             self._follow(i)
         for i in odd:

@@ -75,7 +75,9 @@ class LaunchUnit:
         self.skipped = False  # the last step, by a scaler that the host asked
         # steps may be replayed behind the host's back, at rates that it does not know
         self._is_captured = False
-        self._places = make_places([])
+        self.places = make_places(
+            []
+        )  # of the state: somebody may exchange its memory (`state.data = ...`)
 
     def allocate_trained(self) -> None:
         """As `Activity.allocate_trained`."""
@@ -89,11 +91,7 @@ class LaunchUnit:
             [t for name, t in tensors.items() if name not in COUNTS] or list(tensors.values())
             for tensors in self.table.state_tensors
         ]
-        self._places = make_places([local_tensor(t) for tensors in entries for t in tensors])
-
-    def state_moved(self) -> bool:
-        """Whether somebody exchanged the memory of a state tensor (`state.data = ...`)."""
-        return self._places.moved()
+        self.places = make_places([local_tensor(t) for tensors in entries for t in tensors])
 
     def refuse_rates(self, changed: list[int]) -> None:
         """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""

@@ -313,7 +313,8 @@ class StackelbergOptimizer(Optimizer):
         try:
             if self._is_swapped:
                 self._refuse_averages("step()")
-            self._check_role(role)
+            if role is not None:
+                self._check_role(role)
             if self._settings["mode"] == "alternating" and role is None:
                 return alternate(self, closure, zero_grad)
             loss = None
@@ -323,7 +324,9 @@ class StackelbergOptimizer(Optimizer):
             engine = self._ready()
             if role is not None and not any(group["role"] == role for group in self.param_groups):
                 raise ValueError(f"step(role={role!r}): no param group has this role")
-            scaling = Scaling.of(self.__dict__)
+            attributes = self.__dict__
+            is_scaled = "found_inf" in attributes or "grad_scale" in attributes
+            scaling = Scaling.of(attributes) if is_scaled else None
             try:
                 self._last = engine.step(role, self._limits, scaling, zero_grad)
             except LayoutChanged:

@@ -54,7 +54,7 @@ class GroupSettings:
         self._lr = self.scalars["lr"]
         self._tensors: dict[int, Tensor] = {}  # rates that are
         self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
-        self._watch = make_watch([*groups], self._lr)
+        self.watch = make_watch([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         self._sets: list[JointSet | None] = [None] * len(groups)
         self._turns = {} if turns is None else turns
@@ -73,12 +73,12 @@ class GroupSettings:
 
     def look(self) -> list[int]:
         """Take over new rates, and note which groups were edited in any other way; returns those."""
-        edited = self._watch.changed()
+        edited = self.watch.changed()
         if edited:
             for (
                 index
             ) in edited:  # before they are read: an edit made meanwhile is seen the next time
-                self._watch.note(index)
+                self.watch.note(index)
             self._edited.update(edited)
         return edited
 
@@ -110,7 +110,7 @@ class GroupSettings:
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
-        took_over = self._watch.took_over()
+        took_over = self.watch.took_over()
         self.version += took_over
         if not (took_over or changed):
             return None

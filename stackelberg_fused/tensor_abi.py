@@ -7,6 +7,7 @@ torch lacks one of them, or a probe does not read as it should, Python takes ove
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,9 +37,7 @@ def _open() -> Any:
 TENSOR_ABI = _open()
 
 
-def increment_versions(tensors: list[Tensor]) -> None:
-    """Tell autograd that these were written to, as `torch.autograd.graph.increment_version` does in more time."""
-    if TENSOR_ABI is None:
-        increment_version(tensors)
-    else:
-        TENSOR_ABI.increment_versions(tensors)
+# tells autograd that tensors were written to: of a list, as `torch.autograd.graph.increment_version` does in more time
+increment_versions: Callable[[list[Tensor]], None] = (
+    increment_version if TENSOR_ABI is None else TENSOR_ABI.increment_versions
+)

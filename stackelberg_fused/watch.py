@@ -14,9 +14,10 @@ import numpy as np
 from .tables import LARGEST_FLOAT
 
 try:
+    from ._cpu import Lookout as NativeLookout
     from ._cpu import Watch as NativeWatch
 except ImportError:
-    NativeWatch = None
+    NativeWatch = NativeLookout = None
 
 
 def _objects(container: dict[Any, Any] | list[Any]) -> list[Any]:
@@ -88,3 +89,21 @@ def make_watch(containers: list[Any], rates: np.ndarray | None = None) -> Any:
     if rates is None:
         return NativeWatch(containers)
     return NativeWatch(containers, rates.ctypes.data, rates.strides[0])
+
+
+class PythonLookout:
+    """Watches, and `Places` of `stackelberg_fused.reader`, asked for whether any of them has changed."""
+
+    def __init__(self, watches: list[Any], places: list[Any]) -> None:
+        self._watches, self._places = watches, places
+
+    def is_unchanged(self) -> bool:
+        """False where somebody has to look closer; new rates are taken over, as a watch does."""
+        changed = [watch.changed() for watch in self._watches]
+        return not any(changed) and not any(places.moved() for places in self._places)
+
+
+def make_lookout(watches: list[Any], places: list[Any]) -> Any:
+    """The native `Lookout` where all that it looks through is native, else the one above."""
+    native = [type(each).__module__.endswith("_cpu") for each in (*watches, *places)]
+    return (NativeLookout if native and all(native) else PythonLookout)(watches, places)

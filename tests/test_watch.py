@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stackelberg_fused import watch as watches
+from stackelberg_fused.reader import make_places
 
 
 @pytest.fixture(params=["native", "python"])
@@ -126,3 +127,30 @@ def test_without_rates_a_rate_is_a_value_like_any_other(watch: Any) -> None:
     held = watch(groups)
     groups[0]["lr"] = 0.5
     assert held.changed() == [0]
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_lookout_says_whether_any_changed(watch: Any, name: str) -> None:
+    containers, rates = _containers(), np.zeros(1)
+    group = {"lr": 0.1, "betas": (0.9, 0.99)}
+    tensors = [torch.zeros(3), torch.zeros(2)]
+    places = make_places(tensors)
+    of_groups = watch([group], rates)
+    lookout = watches.make_lookout([watch(containers), of_groups], [places])
+    assert lookout.is_unchanged()
+    group["lr"] = 0.5
+    assert lookout.is_unchanged()  # a rate is taken over on the way
+    assert rates[0] == 0.5
+    assert of_groups.took_over()
+    index, edit = EDITS[name]
+    edit(containers[index])
+    assert not lookout.is_unchanged()
+    assert not lookout.is_unchanged()
+
+
+def test_a_lookout_notices_state_that_moved(watch: Any) -> None:
+    tensors = [torch.zeros(3), torch.zeros(2)]
+    lookout = watches.make_lookout([watch([{}])], [make_places([]), make_places(tensors)])
+    assert lookout.is_unchanged()
+    tensors[1].data = torch.zeros(2)
+    assert not lookout.is_unchanged()

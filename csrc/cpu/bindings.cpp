@@ -7,6 +7,7 @@
 
 #include "bindings_common.h"
 #include "cpu/kernel.h"
+#include "cpu/lookout.h"
 #include "cpu/parallel.h"
 #include "cpu/project.h"
 #include "cpu/reader.h"
@@ -143,5 +144,9 @@ PYBIND11_MODULE(_cpu, m) {
       .def("changed", &sf::Watch::changed)
       .def("took_over", &sf::Watch::took_over)
       .def("note", &sf::Watch::note, pybind11::arg("index"));
+  pybind11::class_<sf::Lookout>(m, "Lookout", collected<sf::Lookout>(),
+                                "Watches and places in one call; see stackelberg_fused/watch.py.")
+      .def(pybind11::init<pybind11::list, pybind11::list>(), pybind11::arg("watches"), pybind11::arg("places"))
+      .def("is_unchanged", &sf::Lookout::is_unchanged);
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

@@ -101,12 +101,20 @@ bool Watch::same(size_t index) {
 
 py::list Watch::changed() {
   py::list found;
-  const size_t count = containers_.size();
-  for (size_t i = 0; i < count; ++i) {
-    if (i + 8 < count) __builtin_prefetch(containers_[i + 8].ptr());
+  for (size_t i = 0; i < containers_.size(); ++i) {
     if (!same(i)) found.append(i);
   }
   return found;
+}
+
+bool Watch::is_unchanged() {
+  const size_t count = containers_.size();
+  bool unchanged = true;
+  for (size_t i = 0; i < count; ++i) {
+    if (i + 8 < count) __builtin_prefetch(containers_[i + 8].ptr());
+    unchanged &= same(i);  // all of them: each takes its new rate over
+  }
+  return unchanged;
 }
 
 int Watch::traverse(visitproc visit, void* arg) const {

@@ -22,6 +22,9 @@ class Watch {
   // New rates are taken over on the way.
   pybind11::list changed();
 
+  // Whether that would be none.
+  bool is_unchanged();
+
   void note(size_t index);
 
   // Whether a rate was written since this was last asked.
