@@ -17,6 +17,7 @@ from torch import Tensor
 from .adam import StackelbergAdam, StackelbergAdamW
 from .backends import Backend, BackendStatus, backends
 from .backends.cpu import CpuBackend
+from .constraints import L2Ball, Simplex
 from .layout import COUNTS
 from .parity import ULP_BOUNDS, worst_ulps
 from .sgd import StackelbergSGD
@@ -39,6 +40,14 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "average, turns": (
         StackelbergAdamW,
         {"mixed": True, "ema_decay": 0.9, "update_every": {"body": 2}},
+    ),
+    "ball, simplex": (
+        StackelbergAdamW,
+        {
+            "mixed": True,
+            "ema_decay": 0.9,
+            "constraint": {"body": L2Ball(30.0), "head": Simplex(5.0)},
+        },
     ),
 }
 
