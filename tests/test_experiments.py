@@ -79,6 +79,19 @@ def test_an_interrupted_experiment_goes_on(
     assert "2 cells done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["nonconvex", "quadratic"])
+def test_jobs_do_not_change_results(name: str, tmp_path: Path) -> None:
+    found = []
+    for jobs in ("1", "2"):
+        folder = tmp_path / jobs
+        command = ["experiment", name, "--quick", "--out", str(folder), "--jobs", jobs]
+        assert main(command) == 0
+        found.append(json.loads((folder / f"{name}.json").read_text())["cells"])
+    assert found[0] == found[1]
+    with pytest.raises(SystemExit, match="measures time"):
+        main(["experiment", "cost", "--quick", "--jobs", "2"])
+
+
 def test_results_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
     command = ["experiment", "nonconvex", "--quick", "--out", str(tmp_path)]
     assert main(command) == 0

@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a few seconds: does it work, not what comes out")
     add("--out", type=Path, help="folder for NAME.json and NAME.png (default runs/experiments)")
     add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
+    add(
+        "--jobs",
+        type=positive(int),
+        default=1,
+        help="so many runs at a time, each in a process with one thread (default 1)",
+    )
     add("--redraw", type=Path, metavar="JSON", help="only print and draw an earlier result")
 
 
@@ -55,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     folder = arguments.out or Path("runs/experiments") / ("quick" if arguments.quick else "")
     try:
-        return study.run(kind(arguments.quick), folder, console)
+        return study.run(kind(arguments.quick), folder, console, arguments.jobs)
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on with what is there")
         return 130

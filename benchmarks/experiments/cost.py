@@ -94,6 +94,7 @@ def measure_curvature(width: int) -> dict[str, Any]:
 
 class Cost(Experiment):
     name = "cost"
+    measures_time = True
 
     def settings(self) -> dict[str, Any]:
         return {"kinds": KINDS, "model": "demo GPT", "threads": torch.get_num_threads()}

@@ -7,15 +7,18 @@ file, which is written after each: an experiment that was interrupted goes on wh
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -39,6 +42,7 @@ class Experiment(ABC):
 
     name: str
     help: str
+    measures_time = False
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -68,12 +72,20 @@ class Experiment(ABC):
         return []
 
 
-def run(experiment: Experiment, folder: Path, console: Console) -> int:
-    """Compute what is missing, then print, draw and check; returns 1 where a check failed."""
+def run(experiment: Experiment, folder: Path, console: Console, jobs: int = 1) -> int:
+    """Compute what is missing, then print, draw and check; returns 1 where a check failed.
+
+    Args:
+        jobs: cells to compute at a time, each in a process of its own with one thread.
+    """
+    if jobs > 1 and experiment.measures_time:
+        raise SystemExit(
+            f"experiment: {experiment.name} measures time, which goes with --jobs 1 only"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{experiment.name}.json"
     result = _load(file, experiment, console)
-    _compute(experiment, result, file, console)
+    _compute(experiment, result, file, console, jobs)
     console.print(f"wrote {file}", highlight=False, soft_wrap=True)
     show(experiment, result, folder, console)
     failed = experiment.check(result["cells"])
@@ -123,7 +135,40 @@ def _load(file: Path, experiment: Experiment, console: Console) -> dict[str, Any
     return found
 
 
-def _compute(experiment: Experiment, result: dict[str, Any], file: Path, console: Console) -> None:
+_cells: list[Cell] = []  # of the stage at hand, in a process that was forked for it
+
+
+def _begin(cells: list[Cell]) -> None:
+    torch.set_num_threads(1)  # torch's pool of threads is not there after a fork
+    _cells[:] = cells
+
+
+def _timed(index: int) -> tuple[Any, float]:
+    """The result of a cell, and the seconds that it took."""
+    began = time.monotonic()
+    return _cells[index].work(), time.monotonic() - began
+
+
+def _results(cells: list[Cell], jobs: int) -> Iterator[tuple[str, Any, float]]:
+    """Key, result and seconds of each cell, in the order in which they are done."""
+    if jobs == 1:
+        _cells[:] = cells
+        yield from ((cell.key, *_timed(index)) for index, cell in enumerate(cells))
+        return
+    # forked, because what a cell computes need not be picklable
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(cells,))
+    try:
+        futures = {executor.submit(_timed, index): cell for index, cell in enumerate(cells)}
+        for done in as_completed(futures):
+            yield futures[done].key, *done.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _compute(
+    experiment: Experiment, result: dict[str, Any], file: Path, console: Console, jobs: int
+) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -134,10 +179,9 @@ def _compute(experiment: Experiment, result: dict[str, Any], file: Path, console
         for number, stage in enumerate(experiment.stages(result["cells"]), start=1):
             missing = [cell for cell in stage if cell.key not in result["cells"]]
             bar = progress.add_task(f"{experiment.name}, stage {number}", total=len(missing))
-            for cell in missing:
-                began = time.monotonic()
-                result["cells"][cell.key] = cell.work()
-                result["seconds"] = round(result["seconds"] + time.monotonic() - began, 2)
+            for key, found, seconds in _results(missing, jobs):
+                result["cells"][key] = found
+                result["seconds"] = round(result["seconds"] + seconds, 2)
                 text = json.dumps(result, indent=1) + "\n"
                 write_atomically(file, lambda path, text=text: path.write_text(text))
                 progress.advance(bar)
