@@ -22,6 +22,7 @@ from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save
 
 RIDGE = 1e-3
+OTHER_RIDGES = (1e-2, 2e-2)  # at step 0 alone: what the level of Phi's curvature depends on
 STARTS = {"head as usual": 1.0, "head 10x smaller": 0.1}
 LOOKED = (0, 5, 10, 20, 50, 100, 200)
 RATE = 0.1
@@ -31,7 +32,9 @@ CLASSES = 10
 SCALE = math.sqrt(CLASSES / 2)
 
 
-def follow(seed: int, scale: float, steps: int, rows: int) -> dict[str, Any]:
+def follow(
+    seed: int, scale: float, steps: int, rows: int, head_ridge: float = RIDGE
+) -> dict[str, Any]:
     """Spectra by step, along gradient descent of both players at one rate: tanh 64-12-10, digits."""
     torch.manual_seed(seed)
     body, head = nn.Sequential(nn.Linear(64, 12), nn.Tanh()), nn.Linear(12, CLASSES)
@@ -48,20 +51,22 @@ def follow(seed: int, scale: float, steps: int, rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in range(steps + 1):
         if step in LOOKED:
-            found[str(step)] = _spectra(body, head, images, targets)
-        ridge = RIDGE / 2 * sum(p.square().sum() for p in head.parameters())
+            found[str(step)] = _spectra(body, head, images, targets, head_ridge)
+        ridge = head_ridge / 2 * sum(p.square().sum() for p in head.parameters())
         loss = (head(body(images)) - targets).square().sum(1).mean() / 2 + ridge
         loss.backward()
         optimizer.step(zero_grad=True)
     return found
 
 
-def _spectra(body: nn.Module, head: nn.Linear, images: Tensor, targets: Tensor) -> dict[str, Any]:
+def _spectra(
+    body: nn.Module, head: nn.Linear, images: Tensor, targets: Tensor, head_ridge: float
+) -> dict[str, Any]:
     large = copy.deepcopy(head)
     with torch.no_grad():
         for p in large.parameters():
             p.mul_(SCALE)
-    ridge = RIDGE / SCALE**2
+    ridge = head_ridge / SCALE**2
     at = curvature(body, large, images, SCALE * targets, "mse", ridge, max_iterations=2000)
     points = {"stale": at.stale, "response": at.response}
     return {point: _plain(spectra) for point, spectra in points.items()}
@@ -87,6 +92,7 @@ class Sharpness(Experiment):
         return {
             "model": "tanh 64-12-10, digits, half the mean squared distance to one-hot classes, ridge on the head",
             "ridge": RIDGE,
+            "other_ridges": OTHER_RIDGES,
             "rate": RATE,
             "seeds": self.seeds,
             "steps": self.steps,
@@ -99,6 +105,21 @@ class Sharpness(Experiment):
             for name, scale in STARTS.items()
             for seed in range(self.seeds)
         ]
+        yield [
+            Cell(self._key(ridge, seed), partial(follow, seed, scale, 0, self.rows, ridge))
+            for scale in (min(STARTS.values()),)
+            for ridge in OTHER_RIDGES
+            for seed in range(self.seeds)
+        ]
+
+    @staticmethod
+    def _key(ridge: float, seed: int) -> str:
+        return f"head 10x smaller, ridge {ridge:g}, seed {seed}"
+
+    def _by_ridge(self, cells: Cells, ridge: float) -> list[float]:
+        """Phi's largest eigenvalue at step 0, by seed."""
+        found = [cells[self._key(ridge, seed)]["0"]["response"] for seed in range(self.seeds)]
+        return [at["phi"]["largest"] for at in found]
 
     def _values(
         self, cells: Cells, start: str, step: int, point: str, of: str, what: str
@@ -149,6 +170,10 @@ class Sharpness(Experiment):
             lines.append(
                 f"{start}: Phi is sharper than f_tt at the stale head, in all seeds, {when}."
             )
+        known = self._values(cells, "head 10x smaller", 0, "response", "phi", "largest")
+        by_ridge = {RIDGE: known} | {r: self._by_ridge(cells, r) for r in OTHER_RIDGES}
+        said = "; ".join(f"{ridge:g}: {_range(values)}" for ridge, values in by_ridge.items())
+        lines.append(f"Phi's largest eigenvalue at step 0, head 10x smaller, by ridge: {said}.")
         lines.append(
             "At one and the same point, (theta, w*), Phi is never sharper than f_tt: that is a theorem."
         )
