@@ -1,6 +1,5 @@
 // Tensors, read without a Python call and without a header of torch: by the C functions that libtorch keeps stable for
-// models compiled ahead of time (torch/csrc/inductor/aoti_torch/c/shim.h). They are looked up in the running process,
-// and one takes some four nanoseconds, where torch's DLPack exchange takes a hundred for a tensor.
+// models compiled ahead of time (torch/csrc/inductor/aoti_torch/c/shim.h), looked up in the running process.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -92,7 +91,7 @@ class TensorAbi {
     return {found, found[2]};
   }
 
-  // As torch.autograd.graph.increment_version, which converts every tensor twice; tensors only.
+  // As torch.autograd.graph.increment_version, of tensors only.
   void increment_versions(const pybind11::list& tensors) const;
 
  private:
