@@ -39,6 +39,13 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(record, Record, row_length);
   SF_FIELD(record, Record, row_stride);
   SF_FIELD(record, Record, row_count);
+  SF_FIELD(record, Record, format);
+  SF_FIELD(record, Record, grad_dtype);
+  SF_FIELD(record, Record, key);
+  SF_FIELD(record, Record, master);
+  SF_FIELD(record, Record, exp_avg_scale);
+  SF_FIELD(record, Record, exp_avg_sq_scale);
+  SF_FIELD(record, Record, max_exp_avg_sq_scale);
   m.attr("RECORD_OFFSETS") = record;
   m.attr("RECORD_BYTES") = sizeof(Record);
 
@@ -59,6 +66,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(row, Row, low);
   SF_FIELD(row, Row, high);
   SF_FIELD(row, Row, turn);
+  SF_FIELD(row, Row, step);
   m.attr("ROW_OFFSETS") = row;
   m.attr("ROW_BYTES") = sizeof(Row);
 

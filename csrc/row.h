@@ -31,7 +31,9 @@ SF_SHARED BiasCorrections bias_corrections(double beta1, double beta2, int64_t s
 }
 
 // The fields of a row that step count and rate change.
-SF_SHARED void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections) {
+SF_SHARED void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections,
+                            int64_t step) {
+  row.step = static_cast<int32_t>(step & 0x7fffffff);
   row.param_decay = static_cast<float>(1.0 - lr * group.decay);
   row.step_size = static_cast<float>(lr * corrections.factor);
   row.eps = static_cast<float>(group.eps * corrections.bias_correction2_sqrt);

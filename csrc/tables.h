@@ -24,12 +24,19 @@ struct Record {
   int64_t numel;
   int64_t row;  // index into the hyperparameter rows
   int64_t ema;
-  int64_t grad_sum;     // of the gradients that wait for their group's turn
-  int64_t set;          // 1 + index of the joint set that it is projected onto; 0: none
-  int64_t row_length;   // of a simplex's rows, and
-  int64_t row_stride;   // how far apart their elements are, and
-  int64_t row_count;    // how many there are
-  int64_t reserved[3];  // pads a record to two 64-byte cache lines
+  int64_t grad_sum;       // of the gradients that wait for their group's turn
+  int64_t set;            // 1 + index of the joint set that it is projected onto; 0: none
+  int64_t row_length;     // of a simplex's rows, and
+  int64_t row_stride;     // how far apart their elements are, and
+  int64_t row_count;      // how many there are
+  int64_t format;         // how its numbers are stored: csrc/format.h
+  int64_t grad_dtype;     // Dtype
+  int64_t key;            // of its random numbers
+  int64_t master;         // what is stored beside its weight: remainder, compensation or float32 weight
+  int64_t exp_avg_scale;  // of 8-bit codes, one per block
+  int64_t exp_avg_sq_scale;
+  int64_t max_exp_avg_sq_scale;
+  int64_t reserved[4];  // pads a record to three 64-byte cache lines
 };
 
 // A run of at most kTileElements elements of one parameter, starting `offset` elements into it.
@@ -74,6 +81,8 @@ struct Row {
   float low;                  // what parameters are kept at or above, and
   float high;                 // at or below: infinities where nothing is asked for
   int32_t turn;               // TurnFlag
+  int32_t step;               // the count of the step at hand, from 1; what random numbers depend on
+  int32_t reserved[3];
 };
 
 // What the rows of a group are computed from at every step, in double precision.
@@ -111,7 +120,7 @@ struct Signals {
 };
 
 static_assert(sizeof(Signals) == 64 && sizeof(JointSet) == 48);
-static_assert(sizeof(Record) == 128 && sizeof(Tile) == 16 && sizeof(Row) == 64 && sizeof(GroupScalars) == 64);
+static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
 #define SF_FOR_EACH_RULE(X) SF_FOR_EACH_RULE_WITH(X, 0) SF_FOR_EACH_RULE_WITH(X, kEma)

@@ -100,6 +100,7 @@ class HyperparameterRows:
         self.rows["step_size"] = group["lr"] * factor
         self.rows["eps"] = group["eps"] * bias_correction2_sqrt
         waits = turns.waits(waited, group["update_every"])
+        self.rows["step"] = [step & 0x7FFFFFFF for *_, step in keys]
         self.rows["turn"] = WAITS * waits + HAS_SUM * turns.has_sum(waited)
         return True
 

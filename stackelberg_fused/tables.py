@@ -21,8 +21,15 @@ _ADDRESSES_AND_INDICES = (
     "row_length",
     "row_stride",
     "row_count",
+    "format",
+    "grad_dtype",
+    "key",
+    "master",
+    "exp_avg_scale",
+    "exp_avg_sq_scale",
+    "max_exp_avg_sq_scale",
 )
-RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (3,))])
+RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (4,))])
 
 _SCALARS = (
     "grad_sign",
@@ -46,6 +53,8 @@ ROW = np.dtype(
         ("rule", "<i4"),
         *((name, "<f4") for name in _SCALARS),
         ("turn", "<i4"),
+        ("step", "<i4"),
+        ("reserved", "<i4", (3,)),
     ]
 )
 

@@ -69,7 +69,7 @@ class Rows:
 def _step(rows: Rows, counts: list[float], ready: list[bool] | None = None) -> list[dict[str, Any]]:
     """The row of each slot for the coming step, by name."""
     found = rows.at(counts, ready)
-    names = found.dtype.names
+    names = [name for name in found.dtype.names if name != "reserved"]
     return [{name: found[name][i].item() for name in names} for i in range(len(found))]
 
 

@@ -236,7 +236,7 @@ def launch_project(
     """Enqueue the projection of `num_pieces` pieces on the current stream, after `launch_step` with these sets.
 
     Args:
-        records: int64 [parameters * 16], rows: float32 [rows * 16], sets: int64 [sets * 6], pieces: int64
+        records: int64 [parameters * 24], rows: float32 [rows * 20], sets: int64 [sets * 6], pieces: int64
             [pieces * 2], set_factors: float64 [sets], moved: int32 [parameters], found_inf: float32 [1]; on one device.
     """
     project_kernel[(num_pieces,)](

@@ -5,6 +5,7 @@ import triton.language as tl
 
 # words of struct Row in csrc/tables.h that rules do not get
 TURN: tl.constexpr = tl.constexpr(15)
+STEP: tl.constexpr = tl.constexpr(16)
 
 # enum TurnFlag in csrc/tables.h
 WAITS: tl.constexpr = tl.constexpr(1)

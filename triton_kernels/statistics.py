@@ -185,8 +185,8 @@ def launch_statistics(
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 16], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
-            limits: float64 [2], rows: float32 [rows * 16]; on one device.
+        records: int64 [parameters * 24], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
+            limits: float64 [2], rows: float32 [rows * 20]; on one device.
         extras: of the step, of which the statistics take what there is before clipping.
     """
     given = (extras.grad_scale, rows, extras.groups, extras.waited)

@@ -207,7 +207,7 @@ def launch_step(
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 16], tiles: int64 [tiles * 2], rows: float32 [rows * 16], on one device.
+        records: int64 [parameters * 24], tiles: int64 [tiles * 2], rows: float32 [rows * 20], on one device.
     """
     step_kernel[(num_tiles,)](
         records,

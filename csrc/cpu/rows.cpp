@@ -33,7 +33,7 @@ bool update_rows(const RowTable& t) {
       beta1 = group.beta1, beta2 = group.beta2, step = next;
       corrections = bias_corrections(beta1, beta2, step);
     }
-    complete_row(t.rows[i], group, group.lr, corrections);
+    complete_row(t.rows[i], group, group.lr, corrections, step);
     const float waited = t.waited[t.representative[i]];
     t.rows[i].turn = (waits_for_turn(waited, group.update_every) ? kWaits : 0) | (has_sum(waited) ? kHasSum : 0);
   }

@@ -220,7 +220,7 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
     const GroupScalars& group = args.groups[record.row];
     const auto next = static_cast<int64_t>(args.steps[index]) + 1;
     if (!args.ready[index]) row.one_minus_dampening = 1.0f;
-    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, next));
+    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, next), next);
     arrive<EXTRAS>(args, index, record, turn);
   }
   // one sign for all elements anyway: clipping and unscaling cost them nothing

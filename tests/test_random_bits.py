@@ -1,0 +1,65 @@
+"""Counter-based random numbers: the same for the same counters, and random as far as rounding can tell."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from stackelberg_fused.random_bits import random_bits, stream_key
+from stackelberg_fused.tables import TILE_ELEMENTS
+
+HOST = torch.device("cpu")
+COUNT = 4 * TILE_ELEMENTS
+
+
+def draw(seed=0, group=0, position=0, step=1, count=COUNT):
+    return random_bits(stream_key(seed, group, position), step, count, HOST)
+
+
+def test_numbers_depend_on_their_counters_alone():
+    assert torch.equal(draw(count=100), draw()[:100])
+    assert draw(count=1).shape == (1,)
+    assert draw(count=0).shape == (0,)
+    assert draw().min() >= 0
+    assert draw().max() < 2**32
+
+
+def test_golden_values():
+    """What every backend has to give; another sequence would break the resumption of a run."""
+    assert draw(3, 1, 2, 5, 4).tolist() == [1486777197, 2987163064, 2538045985, 2900029342]
+
+
+@pytest.mark.parametrize("shift", [0, 16], ids=["lower", "upper"])
+def test_halves_are_uniform(shift):
+    half = (draw(count=64 * TILE_ELEMENTS) >> shift) & 0xFFFF
+    counts = torch.bincount(half >> 8, minlength=256).double()
+    expected = len(half) / 256
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert 160 < chi_square < 370  # 255 degrees of freedom, five standard deviations
+    for bit in range(16):
+        share = ((half >> bit) & 1).double().mean().item()
+        assert abs(share - 0.5) < 5 * 0.5 / len(half) ** 0.5
+
+
+def correlation(a, b):
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    return ((a * b).mean() / (a.std() * b.std())).item()
+
+
+def test_streams_are_not_correlated():
+    near = [draw(), draw(step=2), draw(position=1), draw(group=1), draw(seed=1)]
+    tiles = draw().view(4, -1)
+    pairs = [*itertools.combinations(near, 2), *itertools.combinations(tiles, 2)]
+    pairs += [(draw()[:-lag], draw()[lag:]) for lag in (1, 2, 31, 32)]
+    for a, b in pairs:
+        bound = 5 / len(a) ** 0.5
+        assert abs(correlation(a, b)) < bound
+        assert abs(correlation(a & 0xFFFF, b & 0xFFFF)) < bound
+        assert abs(correlation(a & 0xFFFF, b >> 16)) < bound
+
+
+def test_halves_of_a_number_are_not_correlated():
+    word = draw(count=64 * TILE_ELEMENTS)
+    assert abs(correlation(word & 0xFFFF, word >> 16)) < 5 / len(word) ** 0.5
