@@ -229,3 +229,71 @@ def test_what_an_exact_head_refuses(what: str) -> None:
         sf.alternating_step(body, head, F.mse_loss, optimizer, inputs, targets, "exact", ridge=0.1)
     for p, old in zip(all_of((body, head)), before, strict=True):
         assert_same_bits(p.detach(), old)
+
+
+class _Tied(nn.Module):
+    """A head that shares its weight with the embedding; `features` is all of the model before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(10, 8), nn.Linear(8, 8)
+        self.lm_head = nn.Linear(8, 10, bias=False)
+        self.lm_head.weight = self.embedding.weight
+
+    def features(self, tokens: Tensor) -> Tensor:
+        return torch.tanh(self.hidden(self.embedding(tokens)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lm_head(self.features(tokens))
+
+
+@pytest.mark.parametrize("head_steps", [1, "exact"])
+@pytest.mark.parametrize("kind", ["method", "lambda", "in place"])
+def test_a_head_that_a_callable_body_uses_too(kind: str, head_steps: Any) -> None:
+    model, tokens = _Tied(), torch.arange(10)
+    bodies = {
+        "method": model.features,
+        "lambda": lambda x: torch.tanh(model.embedding(x) @ model.lm_head.weight[:8]),
+        "in place": lambda x: torch.tanh(model.lm_head(model.embedding(x)))[:, :8],
+    }
+    optimizer = sf.StackelbergSGD(sf.split_body_head(model, head="lm_head", tied="head"), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    how = {"ridge": 0.1} if head_steps == "exact" else {}
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"embedding.weight' of the head is used by the body too"
+        ):
+            sf.alternating_step(
+                bodies[kind],
+                model.lm_head,
+                F.cross_entropy,
+                optimizer,
+                tokens,
+                tokens,
+                head_steps,
+                **how,
+            )
+    for now, then in zip(model.parameters(), before, strict=True):
+        assert_same_bits(now, then)
+        assert now.grad is None
+
+
+def test_a_frozen_head() -> None:
+    body, head = players()
+    optimizer = optimizer_of(body, head, "sgd")
+    head.requires_grad_(False)
+    with pytest.raises(ValueError, match="the head has no trained parameters"):
+        sf.alternating_step(body, head, F.cross_entropy, optimizer, *data(0))
+
+
+def test_torchs_cross_entropy_of_more_than_rows() -> None:
+    """Its classes are in dimension 1: the exact head would minimise another loss than the body."""
+    body, head = nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3)
+    optimizer = optimizer_of(body, head, "sgd")
+    inputs, targets = normal((4, 7, 5), 1), normal((4, 7, 3), 2).softmax(-1)
+    before = head.weight.detach().clone()
+    with pytest.raises(ValueError, match="takes classes in dimension 1"):
+        sf.alternating_step(
+            body, head, F.cross_entropy, optimizer, inputs, targets, "exact", ridge=0.1
+        )
+    assert_same_bits(head.weight, before)

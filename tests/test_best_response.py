@@ -126,13 +126,16 @@ def test_separable_features() -> None:
 def test_sequences_probabilities_and_rows_that_are_left_out() -> None:
     head, (x, y) = _linear(), _data("cross_entropy")
     plain = sf.best_response(head, x, y, "cross_entropy", 0.1)
-    nested = sf.best_response(head, x.view(4, 10, INPUTS), y.view(4, 10), F.cross_entropy, 0.1)
+    nested = sf.best_response(head, x.view(4, 10, INPUTS), y.view(4, 10), "cross_entropy", 0.1)
     soft = sf.best_response(head, x, F.one_hot(y, OUTPUTS).float(), nn.CrossEntropyLoss(), 0.1)
     more = torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)])
     left_out = sf.best_response(head, *more, "cross_entropy", 0.1)
     for found in (nested, soft, left_out):
         torch.testing.assert_close(found.weight, plain.weight)
         assert found.value == pytest.approx(plain.value)
+    # torch's own function takes classes in dimension 1, which are others here
+    with pytest.raises(ValueError, match="takes classes in dimension 1"):
+        sf.best_response(head, x.view(4, 10, INPUTS), y.view(4, 10), F.cross_entropy, 0.1)
 
 
 def _body() -> nn.Sequential:
@@ -241,3 +244,48 @@ def test_buffers_are_put_back_and_a_frozen_body_is_named() -> None:
     body.requires_grad_(False)
     with pytest.raises(ValueError, match="no trained parameters"):
         sf.stackelberg_value(body, _linear(), inputs, y, "mse", 0.1)
+
+
+def test_class_156_of_few_bits_is_not_left_out() -> None:
+    head = nn.Linear(INPUTS, 200)
+    features, classes = normal((5, INPUTS), 1), torch.tensor([156, 3, 156, 199, 0])
+    found = [
+        sf.best_response(head, features, classes.to(dtype), "cross_entropy", 0.1)
+        for dtype in (torch.int64, torch.uint8)
+    ]
+    assert found[0].value == found[1].value
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_a_head_that_is_not_finite(loss: str) -> None:
+    head, body = _linear(), nn.Linear(3, INPUTS)
+    with torch.no_grad():
+        head.weight[0, 0] = math.nan
+    targets = normal((5, OUTPUTS), 2) if loss == "mse" else torch.arange(5) % OUTPUTS
+    with pytest.raises(ValueError, match="head's parameters are not finite"):
+        sf.stackelberg_value(body, head, normal((5, 3), 1), targets, loss, 0.1)
+
+
+def test_a_compiled_head() -> None:
+    head = _linear()
+    features, targets = normal((5, INPUTS), 1), normal((5, OUTPUTS), 2)
+    expected = sf.best_response(head, features, targets, "mse", 0.1)
+    found = sf.best_response(torch.compile(head), features, targets, "mse", 0.1)
+    assert torch.equal(found.weight, expected.weight)
+
+
+def test_buffers_that_a_pass_replaces_stay() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, INPUTS)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + 1
+            return super().forward(x)
+
+    body = Counting()
+    kept = body.seen
+    sf.stackelberg_value(body, _linear(), normal((5, 3), 1), normal((5, OUTPUTS), 2), "mse", 0.1)
+    assert body.seen is kept
+    assert float(kept) == 0

@@ -202,3 +202,24 @@ def test_a_head_of_zeros() -> None:
     found = sf.curvature(body, head, *_data("mse", 2), "mse", RIDGE)
     assert (found.stale["body"].largest, found.stale["body"].smallest) == (0.0, 0.0)
     assert found.response["body"].largest > 0
+
+
+def test_without_gradients_around_it() -> None:
+    body, head = _model(5, 2)
+    expected = sf.curvature(body, head, *_data("mse", 2), "mse", RIDGE)
+    with torch.no_grad():
+        assert sf.curvature(body, head, *_data("mse", 2), "mse", RIDGE) == expected
+
+
+def test_attention_is_differentiated_twice() -> None:
+    body = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    inputs, targets = normal((3, 5, 4), 1), torch.arange(15).view(3, 5) % 3
+    found = sf.curvature(body, nn.Linear(4, 3), inputs, targets, "cross_entropy", RIDGE)
+    assert all(math.isfinite(s.largest) for s in (*found.stale.values(), *found.response.values()))
+
+
+def test_a_body_that_keeps_its_output() -> None:
+    body, head = _model(5, 2)
+    body.last = body(normal((3, 4), 1))
+    with pytest.raises(RuntimeError, match="does it keep an output of its own"):
+        sf.curvature(body, head, *_data("mse", 2), "mse", RIDGE)

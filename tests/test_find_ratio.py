@@ -214,3 +214,14 @@ def test_few_seeds_are_warned_of() -> None:
             steps=2,
             seeds=3,
         )
+
+
+def test_a_tied_head() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    how: dict[str, Any] = {"head": "2", "steps": 4, "seeds": 2, "ratios": (1, 2), "level": 0.6}
+    loss = lambda m, x: (m(x) - x).square().mean()  # noqa: E731
+    with pytest.raises(ValueError, match="tied"):
+        sf.find_ratio(model, [normal((4, 3), 1)], loss, **how)
+    found = sf.find_ratio(model, [normal((4, 3), 1)], loss, tied="head", **how)
+    assert set(found.losses) == {1.0, 2.0}

@@ -23,6 +23,7 @@ from .passes import (
     forward,
     gradients_of_body,
     head_gradient,
+    refuse_head_in_graph,
     refuse_shared,
     with_last,
 )
@@ -110,6 +111,7 @@ def alternating_step(
             raise ValueError(
                 "the body's output needs no gradient: is the body frozen, or does it run under no_grad()?"
             )
+        refuse_head_in_graph(optimizer, body, parts)
         if zero_grad:
             optimizer.zero_grad()
         losses, head_did, response = [], [], None

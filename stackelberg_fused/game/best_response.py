@@ -70,8 +70,9 @@ def best_response(
     Args:
         head: an `nn.Linear`.
         features: [..., inputs].
-        targets: as the loss takes them: [..., outputs], or classes [...].
-        loss: "mse" or "cross_entropy", or torch's own function or module of these, without options.
+        targets: [..., outputs], or classes [...].
+        loss: "mse" or "cross_entropy", or torch's own function or module of these, without options. Torch's
+            cross_entropy has classes in dimension 1, so that features have to be rows, [n, inputs], for it.
         ridge: >= 0; for "cross_entropy" > 0, since separable features have no minimiser otherwise.
         tolerance: of cross entropy: the largest `gap`.
         max_iterations: Newton steps, at most.
@@ -82,7 +83,7 @@ def best_response(
     """
     name, linear = loss_name(loss), linear_head(head)
     ridge = check_ridge(ridge, "the best response of cross entropy" if name != "mse" else "")
-    objective = Objective.of(name, linear, features.detach(), targets, ridge)
+    objective = Objective.of(loss, linear, features.detach(), targets, ridge)
     iterations = 0
     if name == "mse":
         w = _least_squares(objective)
@@ -140,8 +141,9 @@ def _newton(
             length /= 2
             if length < 1e-12:
                 raise RuntimeError(
-                    f"the best response stands still at |gradient| = {norm:.3g}: rounding does not allow "
-                    f"tolerance={tolerance:g} with ridge={objective.ridge:g}"
+                    f"the best response stands still at |gradient| = {norm:.3g}: with features up to "
+                    f"{float(objective.rows.abs().max()):.3g} rounding does not allow tolerance={tolerance:g} with "
+                    f"ridge={objective.ridge:g}; scale the features, or raise one of them"
                 )
         w, value, gradient = candidate, new_value, new_gradient
     raise RuntimeError(
@@ -168,15 +170,18 @@ def _newton_direction(objective: Objective, w: Tensor, gradient: Tensor) -> Tens
 
 @contextmanager
 def _buffers_kept(body: Any) -> Iterator[None]:
-    """Put back what batch norm counts."""
-    buffers = list(body.buffers()) if isinstance(body, nn.Module) else []
-    kept = [buffer.clone() for buffer in buffers]
+    """Put back what batch norm counts, and buffers that a forward pass replaces."""
+    modules = body.modules() if isinstance(body, nn.Module) else ()
+    buffers = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items()]
+    kept = [None if buffer is None else buffer.clone() for *_, buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
+            for (holder, name, buffer), value in zip(buffers, kept, strict=True):
+                holder[name] = buffer
+                if value is not None:
+                    buffer.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -229,9 +234,7 @@ def stackelberg_value(
     with torch.enable_grad(), _buffers_kept(body):
         features = body(inputs)
         response = best_response(head, features, targets, loss, ridge, **options)
-        objective = Objective.of(
-            loss_name(loss), linear_head(head), features, targets, float(ridge)
-        )
+        objective = Objective.of(loss, linear_head(head), features, targets, float(ridge))
         found = torch.autograd.grad(objective.value(response.matrix), theta, allow_unused=True)
     squares = [float(g.double().square().sum()) for g in found if g is not None]
     alone = objective.detached()

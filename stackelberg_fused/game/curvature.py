@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .best_response import best_response
-from .objective import Objective, check_ridge, linear_head, loss_name
+from .objective import Objective, check_ridge, linear_head
 
 DENSE = 64  # up to so many parameters the whole spectrum costs less than its ends
 Product = Callable[[Tensor], Tensor]
@@ -104,15 +105,16 @@ def curvature(
     Raises:
         ValueError, TypeError, RuntimeError: as `best_response`; the body has no trained parameters.
     """
-    name, ridge = loss_name(loss), check_ridge(ridge, "curvature()")
-    body, linear = copy.deepcopy(body).double(), copy.deepcopy(linear_head(head)).double()
+    ridge = check_ridge(ridge, "curvature()")
+    body, linear = _copied(body).double(), copy.deepcopy(linear_head(head)).double()
     theta = [p for p in body.parameters() if p.requires_grad]
     if not theta:
         raise ValueError("the body has no trained parameters")
     inputs = pytree.tree_map(_in_float64, inputs)
-    with torch.enable_grad():
+    # torch's fused attention has no second derivative, the one in plain operators has
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         features = body(inputs)
-    objective = Objective.of(name, linear, features, targets, ridge)
+        objective = Objective.of(loss, linear, features, targets, ridge)
     best = best_response(linear, features, targets, loss, ridge).matrix
     ends = _Ends(tolerance, max_iterations, seed)
     points = []
@@ -126,6 +128,15 @@ def curvature(
             spectra["phi"] = ends.of(point.phi, point.gradient)
         points.append(spectra)
     return Curvature(*points)
+
+
+def _copied(body: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(body)
+    except RuntimeError as error:  # of a tensor in the middle of a graph
+        raise RuntimeError(
+            f"curvature(): the body cannot be copied; does it keep an output of its own? ({error})"
+        ) from error
 
 
 def _in_float64(leaf: Any) -> Any:

@@ -104,6 +104,7 @@ def find_ratio(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     *,
     head: Head = None,
+    tied: str = "error",
     ratios: Iterable[float] = (1, 3, 10, 30),
     body_lrs: Iterable[float] = (3e-4, 1e-3, 3e-3),
     optimizer: Callable[..., torch.optim.Optimizer] = StackelbergAdamW,
@@ -124,7 +125,7 @@ def find_ratio(
         model: a module, of which every run trains a copy, or what makes one.
         batches: any iterable, read once; a run goes through them in the seed's order, again and again.
         loss_fn: `loss = loss_fn(model, batch)`, one element.
-        head: as in `split_body_head`.
+        head, tied: as in `split_body_head`.
         ratios, body_lrs: > 0.
         optimizer: a Stackelberg optimizer's class; `settings` are passed on to it.
         steps: of each run.
@@ -145,7 +146,8 @@ def find_ratio(
 
     def measured(ratio: float, rate: float) -> list[float]:
         make = optimizer, {"lr": rate, "head_lr_ratio": ratio, **settings}
-        return [_run(model, batches, loss_fn, head, make, steps, seed) for seed in range(seeds)]
+        split = {"head": _named(model, head), "tied": tied}
+        return [_run(model, batches, loss_fn, split, make, steps, seed) for seed in range(seeds)]
 
     losses: dict[float, dict[float, list[float]]] = {}
     spacing = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 3.0
@@ -179,7 +181,7 @@ def _run(
     model: nn.Module | Callable[[], nn.Module],
     batches: Sequence[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
-    head: Head,
+    split: dict[str, Any],
     make: tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]],
     steps: int,
     seed: int,
@@ -192,7 +194,7 @@ def _run(
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - what a user's own code may draw from
             mine = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-            stepped = make[0](split_body_head(mine, _named(model, head)), **make[1])
+            stepped = make[0](split_body_head(mine, **split), **make[1])
             return _train(mine, stepped, batches, loss_fn, steps, random.Random(seed))
     finally:
         random.setstate(kept[0])

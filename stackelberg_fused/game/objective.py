@@ -49,6 +49,7 @@ def linear_head(head: Any) -> nn.Linear:
         TypeError: it is something else.
     """
     bare = head.module if isinstance(head, DistributedDataParallel) else head
+    bare = getattr(bare, "_orig_mod", bare)  # of torch.compile
     if not isinstance(bare, nn.Linear) or type(bare).forward is not nn.Linear.forward:
         raise TypeError(
             f"a best response is known for a head that is an nn.Linear, got {type(head).__name__}"
@@ -90,11 +91,12 @@ class Objective:
 
     @classmethod
     def of(
-        cls, name: str, head: nn.Linear, features: Tensor, targets: Tensor, ridge: float
+        cls, loss: Any, head: nn.Linear, features: Tensor, targets: Tensor, ridge: float
     ) -> Objective:
         """Check features [..., inputs] and targets against a head.
 
         Args:
+            loss: see `loss_name`.
             features: with their graph, if f is to be differentiated in theta.
             targets: as the loss takes them: [..., outputs], or for "cross_entropy" classes [...], of which -100 are
                 left out.
@@ -102,6 +104,13 @@ class Objective:
         Raises:
             ValueError, TypeError: they do not fit.
         """
+        name = loss_name(loss)
+        if name == "cross_entropy" and not isinstance(loss, str) and features.dim() > 2:
+            raise ValueError(
+                f"torch's cross_entropy takes classes in dimension 1, a head puts them in the last, and features are "
+                f"{tuple(features.shape)}: flatten features and targets to rows, or pass loss='cross_entropy', which "
+                "takes them in the last"
+            )
         if not features.is_floating_point() or features.shape[-1:] != (head.in_features,):
             raise ValueError(
                 f"features must be floating point [..., {head.in_features}], got {features.dtype} "
@@ -115,13 +124,13 @@ class Objective:
                 raise ValueError(
                     f"targets must be classes {outputs[:-1]}, got shape {tuple(targets.shape)}"
                 )
-            classes = targets.reshape(-1)
+            classes = targets.reshape(-1).long()  # before -100 is looked for, which is 156 in uint8
             rows, classes = rows[classes != -100], classes[classes != -100]
             if len(classes) and not (
                 int(classes.min()) >= 0 and int(classes.max()) < head.out_features
             ):
                 raise ValueError(f"targets must be classes below {head.out_features}")
-            wanted = F.one_hot(classes.long(), head.out_features).to(torch.float64)
+            wanted = F.one_hot(classes, head.out_features).to(torch.float64)
         else:
             if tuple(targets.shape) != outputs:
                 raise ValueError(f"targets must be {outputs}, got shape {tuple(targets.shape)}")
@@ -136,11 +145,14 @@ class Objective:
         return cls(name, rows, wanted, ridge)
 
     def matrix(self, head: nn.Linear) -> Tensor:
-        """A head's parameters as W, float64."""
+        """A head's parameters as W, float64; ValueError where they are not finite."""
         parts = [head.weight.detach().t()]
         if head.bias is not None:
             parts.append(head.bias.detach().view(1, -1))
-        return torch.cat(parts).to(self.rows)
+        found = torch.cat(parts).to(self.rows)
+        if not bool(found.isfinite().all()):
+            raise ValueError("the head's parameters are not finite: has training diverged?")
+        return found
 
     def detached(self) -> Objective:
         """The same as a function of the head alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from ..optimizer import StackelbergOptimizer
+
+# bodies whose graph was looked at
+_walked: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = weakref.WeakKeyDictionary()
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -92,6 +96,38 @@ def refuse_shared(optimizer: StackelbergOptimizer, before: list[tuple[Tensor, An
                 f"{names[id(param)]} of the body is used by the head or the loss too: take mode='alternating', which "
                 "evaluates the model as a whole"
             )
+
+
+def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, parts: list[Part]) -> None:
+    """Raise where the features depend on parameters of the head, which could not move and serve the body after that.
+
+    Looked for in the graph of a body's first pass: of a callable nothing else can be seen.
+    """
+    groups = [(id(g), g["role"], len(g["params"])) for g in optimizer.param_groups]
+    function = getattr(body, "__func__", body)
+    known = _walked.setdefault(optimizer, set())
+    key = (id(getattr(body, "__self__", None)), getattr(function, "__code__", id(body)), *groups)
+    if key in known:
+        return
+    heads = {
+        id(p): name for g in optimizer.param_groups if g["role"] == "head" for name, p in _names(g)
+    }
+    leaves = [leaf for part in parts for leaf in pytree.tree_leaves(part.features)]
+    nodes = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if id(variable) in heads:
+            raise ValueError(
+                f"{heads[id(variable)]} of the head is used by the body too: take mode='alternating', which evaluates "
+                "the model as a whole"
+            )
+        nodes.extend(following for following, _ in node.next_functions)
+    known.add(key)
 
 
 def _names(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

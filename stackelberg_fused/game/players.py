@@ -42,6 +42,10 @@ def check_players(optimizer: Any, body: Any, head: Any) -> None:
     for role in ROLES:
         if all(group["role"] != role for group in optimizer.param_groups):
             raise ValueError(f"the optimizer has no param group of role {role!r}")
+    if not any(
+        p.requires_grad for g in optimizer.param_groups if g["role"] == "head" for p in g["params"]
+    ):
+        raise ValueError("the head has no trained parameters")
     roles = {id(p): g["role"] for g in optimizer.param_groups for p in g["params"]}
     modules = {"body": body, "head": head}
     for role, module in modules.items():
