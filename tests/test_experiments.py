@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from stackelberg_fused.benchmarks.experiments import rates, study
 from stackelberg_fused.benchmarks.experiments.command import EXPERIMENTS
 from stackelberg_fused.benchmarks.experiments.quadratic import oscillating, quadratic
 from stackelberg_fused.benchmarks.experiments.statistics import difference, interval
-from stackelberg_fused.benchmarks.experiments.training import Arm, Digits
+from stackelberg_fused.benchmarks.experiments.training import Arm, Digits, Language
+from stackelberg_fused.benchmarks.experiments.training_picture import ceiling
 
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "experiments"
 # what the JSON of a quick run has to show
 CELLS = {
     "quadratic": 4,
@@ -212,9 +215,111 @@ def test_runs_of_a_seed_begin_alike() -> None:
         assert other["train_loss"] == pytest.approx(runs[0]["train_loss"], rel=1e-6)
 
 
+# module, and how pip calls it, by experiment
+MISSING = [
+    *((name, "matplotlib", "matplotlib") for name in EXPERIMENTS),
+    *((name, "scipy", "scipy") for name in ("rates", "digits", "language", "curvature")),
+    *((name, "scipy", "scipy") for name in ("cartpole", "cost")),
+    *((name, "sklearn", "scikit-learn") for name in ("digits", "curvature", "cost")),
+    ("cartpole", "gymnasium", "gymnasium"),
+]
+
+
+@pytest.mark.parametrize("name, module, package", MISSING)
+def test_what_is_missing_is_said_before_anything_is_computed(
+    name: str,
+    module: str,
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(SystemExit) as refused:
+        main(["experiment", name, "--quick", "--out", str(tmp_path)])
+    said = str(refused.value)
+    assert said.startswith(f"experiment: {name} needs ")
+    assert package in said
+    assert "pip install 'stackelberg-fused[game]'" in said
+    assert "\n" not in said
+    assert "--task" not in said
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_the_extra_that_is_named_has_what_experiments_need() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text()
+    extra = set(tomllib.loads(text)["project"]["optional-dependencies"]["game"])
+    assert {package for _, _, package in MISSING} < extra
+
+
+@pytest.mark.parametrize("name", ["digits", "cartpole", "curvature", "cost"])
+def test_a_result_is_redrawn_without_what_computed_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("gymnasium", "sklearn"):
+        monkeypatch.setitem(sys.modules, module, None)
+    file = RESULTS / f"{name}.json"
+    assert main(["experiment", name, "--redraw", str(file), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"{name}.png").exists()
+
+
+def _other(file: Path) -> None:
+    file.write_text((RESULTS / "quadratic.json").read_text())
+
+
+def _unfinished(file: Path) -> None:
+    result = json.loads((RESULTS / "digits.json").read_text())
+    result["cells"].popitem()
+    file.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    "write, said",
+    [
+        (lambda file: None, "cannot read"),
+        (Path.mkdir, "cannot read"),
+        (lambda file: file.write_text("no"), "is not JSON"),
+        (lambda file: file.write_text("[]"), "holds no result of an experiment, not of digits"),
+        (_other, "holds a result of quadratic, not of digits"),
+        (_unfinished, "is not finished"),
+    ],
+)
+def test_a_file_that_cannot_be_redrawn_is_said_in_a_line(
+    write: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "given.json"
+    write(file)
+    with pytest.raises(SystemExit) as refused:
+        main(["experiment", "digits", "--redraw", str(file), "--out", str(tmp_path / "out")])
+    line = str(refused.value)
+    assert line.startswith("experiment: ")
+    assert said in line
+    assert str(file) in line
+    assert "\n" not in line
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, losses", [("digits", 2), ("language", 1)])
+def test_no_loss_is_a_column_twice(name: str, losses: int) -> None:
+    kind = {"digits": Digits, "language": Language}[name](quick=False)
+    cells = json.loads((RESULTS / f"{name}.json").read_text())["cells"]
+    for table in kind.tables(cells):
+        assert sum("loss" in str(column.header) for column in table.columns) == losses
+        assert len(table.columns) == 3 + losses + 1
+
+
+def test_an_axis_ends_where_bad_scores_would_squeeze_the_others() -> None:
+    assert ceiling([2.0, 2.1, 2.2, 2.3, 15.0, math.inf]) == pytest.approx(2.2 * 1.1**2)
+    assert ceiling([0.002, 0.05, 0.1, 20.0]) == 20.0  # a logarithmic axis shows all of these
+    assert ceiling([math.inf]) == 1.0
+
+
 def test_committed_results_are_redrawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "experiments"
-    files = [folder / f"{name}.json" for name in EXPERIMENTS if (folder / f"{name}.json").exists()]
+    files = [RESULTS / f"{name}.json" for name in EXPERIMENTS]
+    files = [file for file in files if file.exists()]
     assert files
     for file in files:
         assert main(["experiment", file.stem, "--redraw", str(file), "--out", str(tmp_path)]) == 0

@@ -126,6 +126,8 @@ def learn(
 
 class CartPole(Experiment):
     name = "cartpole"
+    computes_with = ("gymnasium",)
+    shows_with = ("matplotlib", "scipy")
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
@@ -255,9 +257,11 @@ class CartPole(Experiment):
             rate = self.best(cells, ratio)
             steps = [min(s, self.most) for s in self._steps(cells, ratio, rate, range(self.seeds))]
             low, middle, high = quartiles(steps)
-            axis.plot([place] * len(steps), steps, "o", color=COLORS[1], alpha=0.4, ms=4)
+            # a seed has its place beside the square, so that equal numbers do not cover each other
+            beside = [place + 0.04 * seed for seed in range(len(steps))]
+            axis.plot(beside, steps, "o", color=COLORS[1], alpha=0.6, ms=4)
             axis.errorbar(
-                place,
+                place - 0.1,
                 middle,
                 yerr=[[middle - low], [high - middle]],
                 fmt="s",
@@ -265,9 +269,10 @@ class CartPole(Experiment):
                 capsize=5,
             )
         labels = [f"{ratio:g}\nrate {self.best(cells, ratio):g}" for ratio in self.ratios]
-        axis.set_xticks(range(len(self.ratios)), labels)
+        axis.set_xticks([place + 0.1 for place in range(len(self.ratios))], labels)
+        axis.grid(visible=False, axis="x")
         axis.set(xlabel="head/body ratio", ylabel=f"steps to a mean return of {GOAL:g}")
-        note = f"square: median and quartiles of {self.seeds} seeds; runs that did not get there are at {self.most}"
+        note = f"square: median and quartiles of the {self.seeds} seeds beside it; not reached: at {self.most}"
         save(figure, path, note)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from pathlib import Path
 
 import torch
@@ -53,11 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     module, name, _ = EXPERIMENTS[arguments.name]
     kind = getattr(importlib.import_module(f".{module}", __package__), name)
+    study.require(kind, computes=arguments.redraw is None)
     if arguments.redraw:
-        result = json.loads(arguments.redraw.read_text())
-        folder = arguments.out or Path("runs/redraw")
-        folder.mkdir(parents=True, exist_ok=True)
-        study.show(kind(result["settings"]["quick"]), result, folder, console)
+        study.redraw(kind, arguments.redraw, arguments.out or Path("runs/redraw"), console)
         return 0
     folder = arguments.out or Path("runs/experiments") / ("quick" if arguments.quick else "")
     try:

@@ -72,7 +72,7 @@ def _step_of(kind: str, task: Any) -> Callable[[], None]:
 
 
 def measure_curvature(width: int) -> dict[str, Any]:
-    """Seconds for `curvature` at one point of an MLP on digits with two hidden layers of this width."""
+    """Seconds for `curvature`, at both of its points, of an MLP on digits with two hidden layers of this width."""
     task = TASKS["digits"](False)
     torch.manual_seed(0)
     body = nn.Sequential(
@@ -95,6 +95,7 @@ def measure_curvature(width: int) -> dict[str, Any]:
 class Cost(Experiment):
     name = "cost"
     measures_time = True
+    computes_with = ("scipy", "sklearn")
 
     def settings(self) -> dict[str, Any]:
         return {"kinds": KINDS, "model": "demo GPT", "threads": torch.get_num_threads()}
@@ -130,7 +131,7 @@ class Cost(Experiment):
         return [
             f"An alternating step costs {100 * (one - 1):.0f}% more than a simultaneous one where the body's forward "
             f"pass is shared, {100 * (closed - 1):.0f}% where the model is evaluated twice.",
-            f"curvature() at one point of a model of {cells['curvature']['parameters']:,} parameters: "
+            f"curvature(), at both of its points, of a model of {cells['curvature']['parameters']:,} parameters: "
             f"{cells['curvature']['seconds']:.1f} s.",
         ]
 

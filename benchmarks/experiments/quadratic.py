@@ -217,13 +217,14 @@ class Quadratic(Experiment):
     def draw(self, cells: Cells, path: Path) -> None:
         figure, axes = new_figure(len(self.games))
         for axis, game in zip(axes, self.games, strict=True):
-            for color, mode in zip(COLORS, MODES, strict=False):
+            # triangles are at one height: a little sideways, or one would cover the other
+            for color, mode, aside in zip(COLORS, MODES, (0.93, 1.07), strict=False):
                 steps = self._steps(cells, game, mode)
                 points = [(r, s) for r, s in zip(self.ratios, steps, strict=True) if s is not None]
                 axis.plot(
                     [r for r, _ in points], [s for _, s in points], "o-", color=color, label=mode
                 )
-                never = [r for r, s in zip(self.ratios, steps, strict=True) if s is None]
+                never = [r * aside for r, s in zip(self.ratios, steps, strict=True) if s is None]
                 axis.plot(never, [game.most] * len(never), "^", color=color, mfc="none")
             axis.set(
                 xscale="log",

@@ -146,6 +146,7 @@ def slope(curve: list[list[float]]) -> float:
 
 class Rates(Experiment):
     name = "rates"
+    shows_with = ("matplotlib", "scipy")
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)

@@ -83,6 +83,7 @@ def _plain(spectra: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 class Sharpness(Experiment):
     name = "curvature"
+    computes_with = ("scipy", "sklearn")
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)

@@ -6,6 +6,7 @@ file, which is written after each: an experiment that was interrupted goes on wh
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import shlex
@@ -38,11 +39,18 @@ class Cell:
 
 
 class Experiment(ABC):
-    """A question, what is computed for it, and how the answer is shown."""
+    """A question, what is computed for it, and how the answer is shown.
+
+    Attributes:
+        computes_with: modules that cells need, beyond those of the library itself.
+        shows_with: modules that tables, verdict and picture need.
+    """
 
     name: str
     help: str
     measures_time = False
+    computes_with: tuple[str, ...] = ()
+    shows_with: tuple[str, ...] = ("matplotlib",)
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -70,6 +78,21 @@ class Experiment(ABC):
     def check(self, cells: Cells) -> list[str]:
         """What contradicts known results; empty where nothing does."""
         return []
+
+
+def require(kind: type[Experiment], computes: bool) -> None:
+    """Exit with a line that says what to install, where a module is missing; before hours of work, not after."""
+    needed = dict.fromkeys((*(kind.computes_with if computes else ()), *kind.shows_with))
+    missing = [
+        {"sklearn": "scikit-learn"}.get(name, name)
+        for name in needed
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise SystemExit(
+            f"experiment: {kind.name} needs {', '.join(missing)}, not installed for {sys.executable}: "
+            "pip install 'stackelberg-fused[game]'"
+        )
 
 
 def run(experiment: Experiment, folder: Path, console: Console, jobs: int = 1) -> int:
@@ -104,6 +127,28 @@ def show(experiment: Experiment, result: dict[str, Any], folder: Path, console: 
     picture = folder / f"{experiment.name}.png"
     experiment.draw(cells, picture)
     console.print(f"wrote {picture}", highlight=False, soft_wrap=True)
+
+
+def redraw(kind: type[Experiment], file: Path, folder: Path, console: Console) -> None:
+    """Print and draw an earlier result; exits with a line where the file does not hold a finished one."""
+    try:
+        result = json.loads(file.read_text())
+    except OSError as error:
+        raise SystemExit(f"experiment: cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise SystemExit(f"experiment: {file} is not JSON: {error}") from error
+    of = result.get("experiment") if isinstance(result, dict) else None
+    if of != kind.name:
+        held = f"a result of {of}" if of else "no result of an experiment"
+        raise SystemExit(f"experiment: {file} holds {held}, not of {kind.name}")
+    experiment, cells = kind(result["settings"]["quick"]), result["cells"]
+    # a stage looks at the results of those before it, which are all there when its turn comes
+    if not all(cell.key in cells for stage in experiment.stages(cells) for cell in stage):
+        raise SystemExit(
+            f"experiment: {file} is not finished; go on with it, or draw it with the version that wrote it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    show(experiment, result, folder, console)
 
 
 def _load(file: Path, experiment: Experiment, console: Console) -> dict[str, Any]:

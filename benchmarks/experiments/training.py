@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from ...game.alternating import alternating_step
 from ...sgd import StackelbergSGD
 from .statistics import difference, interval
 from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .style import new_figure, save
+from .training_picture import draw_best, draw_tuning
 
 MODES = ("simultaneous", "alternating")
 TUNING_SEED = 0
@@ -112,6 +113,7 @@ class Training(Experiment):
         grids: first and last exponent of the grid, by optimizer.
     """
 
+    shows_with = ("matplotlib", "scipy")
     score: str
     score_name: str
     steps: int
@@ -120,7 +122,6 @@ class Training(Experiment):
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
-        self.task = TASKS[self.name](quick and self.name == "language")
         ratios = (
             {"Adam": (1, 10), "SGD": ()} if quick else {"Adam": (1, 3, 10, 30, 100), "SGD": (1, 10)}
         )
@@ -130,6 +131,11 @@ class Training(Experiment):
         if quick:
             self.steps = 40
             self.grids = {name: (low + 1, low + 3) for name, (low, _) in self.grids.items()}
+
+    @cached_property
+    def task(self) -> Task:
+        """Read when it is needed: a result is redrawn without the data."""
+        return TASKS[self.name](self.quick and self.name == "language")
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -142,7 +148,9 @@ class Training(Experiment):
         }
 
     def _cell(self, arm: Arm, exponent: int, seed: int) -> Cell:
-        work = partial(train, self.task, arm, exponent, seed, self.steps, self.scheduled)
+        def work() -> dict[str, Any]:
+            return train(self.task, arm, exponent, seed, self.steps, self.scheduled)
+
         return Cell(arm.key(exponent, seed), work)
 
     def _tuned(self, cells: Cells, arm: Arm) -> dict[int, float]:
@@ -193,27 +201,22 @@ class Training(Experiment):
 
     def tables(self, cells: Cells) -> list[Table]:
         found = []
+        numbers = {self.score_name: self.score, "test loss": "test_loss", "accuracy": "accuracy"}
+        if self.score == "test_loss":
+            del numbers["test loss"]  # it stands there under the score's name
         for title, choose in (
             ("each at its best body rate", self.best),
             ("at one body rate for all", self.fixed),
         ):
             table = Table(title=f"{self.name}, {self.steps} steps, {self.seeds} seeds: {title}")
-            for column in (
-                "optimizer",
-                "ratio",
-                "body rate",
-                self.score_name,
-                "test loss",
-                "accuracy",
-            ):
+            for column in ("optimizer", "ratio", "body rate", *numbers):
                 table.add_column(column)
             for arm in self.arms:
                 exponent = choose(cells, arm)
-                numbers = [
-                    _said(self.results(cells, arm, exponent, what))
-                    for what in (self.score, "test_loss", "accuracy")
+                said = [
+                    _said(self.results(cells, arm, exponent, what)) for what in numbers.values()
                 ]
-                table.add_row(arm.label(), f"{arm.ratio:g}", f"{rate_of(exponent):.2g}", *numbers)
+                table.add_row(arm.label(), f"{arm.ratio:g}", f"{rate_of(exponent):.2g}", *said)
             found.append(table)
         return found
 
@@ -262,63 +265,27 @@ class Training(Experiment):
     def draw(self, cells: Cells, path: Path) -> None:
         optimizers = list(dict.fromkeys(arm.optimizer for arm in self.arms))
         figure, axes = new_figure(1 + len(optimizers))
+        off = []
         for axis, optimizer in zip(axes, optimizers, strict=False):
-            arms = [arm for arm in self.arms if arm.optimizer == optimizer]
-            ratios = list(dict.fromkeys(arm.ratio for arm in arms))
-            for arm in arms:
-                scores = self._tuned(cells, arm)
-                shown = {e: s for e, s in scores.items() if math.isfinite(s)}
-                style = "-" if arm.mode == "simultaneous" else "--"
-                axis.plot(
-                    [rate_of(e) for e in shown],
-                    list(shown.values()),
-                    "o" + style,
-                    color=COLORS[ratios.index(arm.ratio)],
-                    ms=3,
-                    label=f"ratio {arm.ratio:g}" if arm.mode == "simultaneous" else None,
-                )
-            axis.set(
-                xscale="log",
-                yscale="log",
-                title=f"{optimizer}: tuning",
-                xlabel="body rate",
-                ylabel=self.score_name,
-            )
-            axis.legend(fontsize=7)
-        axis = axes[-1]
-        for color, (optimizer, mode) in zip(
-            COLORS, dict.fromkeys((arm.optimizer, arm.mode) for arm in self.arms), strict=False
-        ):
-            arms = [arm for arm in self.arms if (arm.optimizer, arm.mode) == (optimizer, mode)]
-            stats = [
-                interval(self.results(cells, arm, self.best(cells, arm), self.score))
-                for arm in arms
-            ]
-            axis.errorbar(
-                [arm.ratio for arm in arms],
-                [mean for mean, _ in stats],
-                yerr=[half if math.isfinite(half) else 0.0 for _, half in stats],
-                fmt="o-",
-                capsize=3,
-                color=color,
-                label=f"{optimizer}, {mode}",
-            )
-        means = [mean for line in axis.containers for mean in line[0].get_ydata()]
-        if axis.get_ylim()[0] <= min(filter(math.isfinite, means)) / 4:
-            # an interval reaches below zero, or nearly
-            axis.set_ylim(bottom=min(filter(math.isfinite, means)) / 4)
-        axis.set(
-            xscale="log",
-            yscale="log",
-            title="each at its best body rate",
-            xlabel="head/body ratio",
-            ylabel=self.score_name,
-        )
-        axis.legend(fontsize=7)
+            tuned = {
+                arm: {rate_of(e): score for e, score in self._tuned(cells, arm).items()}
+                for arm in self.arms
+                if arm.optimizer == optimizer
+            }
+            off.append(draw_tuning(axis, tuned))
+            axis.set(title=f"{optimizer}: tuning", ylabel=self.score_name)
+        stats = {
+            arm: interval(self.results(cells, arm, self.best(cells, arm), self.score))
+            for arm in self.arms
+        }
+        draw_best(axes[-1], stats)
+        axes[-1].set(title="each at its best body rate", ylabel=self.score_name)
+        edge = "at the upper edge: above it (triangle) or diverged (cross); " if any(off) else ""
         save(
             figure,
             path,
-            f"solid: simultaneous, dashed: alternating; bars: 95% interval over {self.seeds} seeds",
+            f"solid, full: simultaneous; dashed, open: alternating; {edge}bars: 95% interval over {self.seeds} seeds; "
+            "points of one rate or ratio stand side by side",
         )
 
 
@@ -329,6 +296,7 @@ def _said(values: list[float]) -> str:
 
 class Digits(Training):
     name = "digits"
+    computes_with = ("sklearn",)
     score, score_name = "train_loss", "training loss"
     steps, scheduled = 400, False
     grids = {"Adam": (-7, -4), "SGD": (-3, 0)}  # noqa: RUF012
