@@ -219,7 +219,7 @@ int check_counted(const std::vector<int32_t>& rules, int shifted, int shift) {
   for (int64_t step = 7; step < 9; ++step) {
     for (size_t i = 0; i < groups.size(); ++i) {
       const BiasCorrections corrections = bias_corrections(groups[i].beta1, groups[i].beta2, step);
-      complete_row(cpu.rows[i], groups[i], groups[i].lr_address ? rate : groups[i].lr, corrections);
+      complete_row(cpu.rows[i], groups[i], groups[i].lr_address ? rate : groups[i].lr, corrections, step);
     }
     failures += compare(cuda, cpu, "counted", shifted, shift);
     for (size_t i = 0; i < steps.size(); ++i) {
