@@ -57,6 +57,11 @@ enum Rule : int32_t {
   kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
 };
 
+// How numbers are stored: fields of a record's `format` (csrc/format.h), and its `grad_dtype`.
+enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum StateKind : int32_t { kState32 = 0, kState16 = 1, kState8 = 2 };  // of moments: float32, bfloat16, codes
+enum Master : int32_t { kNoMaster = 0, kStochastic = 1, kKahan = 2, kSplit16 = 3, kSplit8 = 4, kMaster32 = 5 };
+
 // Where a row whose group does not move on every step stands (csrc/turn.h).
 enum TurnFlag : int32_t {
   kWaits = 1,   // it is not this group's turn

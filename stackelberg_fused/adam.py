@@ -9,6 +9,7 @@ from torch import Tensor
 from .backends import Backend
 from .constraints import Constraint
 from .optimizer import StackelbergOptimizer
+from .schemes import StateDtype
 
 
 class StackelbergAdam(StackelbergOptimizer):
@@ -84,6 +85,10 @@ class StackelbergAdam(StackelbergOptimizer):
         grads: str = "gather",
         mode: str = "simultaneous",
         constraint: Constraint | dict[str, Constraint] | None = None,
+        master: str | dict[str, str | None] | None = None,
+        state_dtype: StateDtype | dict[str, StateDtype] = None,
+        float32_state: str | dict[str, str] = "vectors",
+        seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -101,6 +106,10 @@ class StackelbergAdam(StackelbergOptimizer):
             "update_every": update_every,
             "update_every_grads": update_every_grads,
             "constraint": constraint,
+            "master": master,
+            "state_dtype": state_dtype,
+            "float32_state": float32_state,
+            "seed": seed,
             "rule": "adamw" if decoupled_weight_decay else self._rule,
         }
         super().__init__(
@@ -147,6 +156,10 @@ class StackelbergAdamW(StackelbergAdam):
         grads: str = "gather",
         mode: str = "simultaneous",
         constraint: Constraint | dict[str, Constraint] | None = None,
+        master: str | dict[str, str | None] | None = None,
+        state_dtype: StateDtype | dict[str, StateDtype] = None,
+        float32_state: str | dict[str, str] = "vectors",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -171,4 +184,8 @@ class StackelbergAdamW(StackelbergAdam):
             update_every=update_every,
             update_every_grads=update_every_grads,
             constraint=constraint,
+            master=master,
+            state_dtype=state_dtype,
+            float32_state=float32_state,
+            seed=seed,
         )

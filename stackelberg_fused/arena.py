@@ -83,17 +83,26 @@ def move_into_arenas(parameters: Sequence[Tensor]) -> None:
             parameter.data = place
 
 
-def zeros_like_in_arenas(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Zero-filled tensors with the shapes, strides, dtype and device of dense `tensors`, packed into new arenas."""
-    return [place for bucket in buckets(tensors) for place in place_in(bucket)[1]]
+def zeros_like_in_arenas(
+    tensors: Sequence[Tensor], device: torch.device | None = None
+) -> list[Tensor]:
+    """Zero-filled tensors with the shapes, strides and dtype of dense `tensors`, packed into new arenas.
+
+    Args:
+        device: where; theirs if None.
+    """
+    return [place for bucket in buckets(tensors) for place in place_in(bucket, device)[1]]
 
 
-def place_in(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def place_in(
+    tensors: Sequence[Tensor], device: torch.device | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """One new arena of zeros, and tensors in it as `zeros_like_in_arenas` makes them."""
     offsets, end = _places(tensors)
-    arena = torch.zeros(end, dtype=tensors[0].dtype, device=tensors[0].device)
+    device = tensors[0].device if device is None else device
+    arena = torch.zeros(end, dtype=tensors[0].dtype, device=device)
     places = [
-        _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor)
+        _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor, device=device)
         for tensor, offset in zip(tensors, offsets, strict=True)
     ]
     return arena, places

@@ -238,7 +238,8 @@ class Engine:
             self._look_at_edits()
         except LayoutChanged:
             return True
-        if self.settings.changed_roles(range(len(self.groups))):
+        every = range(len(self.groups))
+        if self.settings.changed_roles(every) or self.settings.changed_storage(every):
             return True
         return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
 
@@ -272,6 +273,8 @@ class Engine:
         """Raise for groups whose settings go together, but not with their parameters, state or table."""
         if self.settings.changed_roles(changed):
             raise LayoutChanged("a param group changed its role")
+        if self.settings.changed_storage(changed):
+            raise LayoutChanged("a param group is to be stored in another way")
         for unit in self.units:
             unit.refuse_rates(changed)
             unit.refuse_edits_in_capture(changed)

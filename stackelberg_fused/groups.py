@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .constraints import as_constraint
 from .rules import SETTINGS, as_number
+from .schemes import check_scheme, check_scheme_settings
 from .tables import LARGEST_FLOAT
 
 ROLES = ("body", "head")
@@ -24,7 +25,14 @@ RULE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
 # settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing
-BY_ROLE = {"update_every": 1, "ema_decay": None, "constraint": None}
+BY_ROLE = {
+    "update_every": 1,
+    "ema_decay": None,
+    "constraint": None,
+    "master": None,
+    "state_dtype": None,
+    "float32_state": "vectors",
+}
 LONGEST_WAIT = 2**20  # steps; counted in float32, twice
 
 
@@ -60,6 +68,10 @@ def complete_group(
     for name in BY_ROLE:
         if name not in group and isinstance(completed[name], dict):
             completed[name] = completed[name].get(role, BY_ROLE[name])
+    if isinstance(
+        completed["state_dtype"], torch.dtype
+    ):  # plain values are what state dicts are of
+        completed["state_dtype"] = str(completed["state_dtype"]).removeprefix("torch.")
     if "lr" not in group and role == "head":
         _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio
@@ -115,6 +127,7 @@ def check_settings(group: dict[str, Any], index: int) -> None:
     at_least_zero(label, "weight_decay", group["weight_decay"])
     _check_average_and_turns(label, group)
     _check_constraint(label, group)
+    check_scheme_settings(label, group)
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
@@ -215,6 +228,8 @@ def check_params(group: dict[str, Any], index: int) -> None:
         frozen = not param.requires_grad and param.grad is None
         if not param.is_floating_point() and not frozen:
             raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
+        if not frozen:
+            check_scheme(label, group, param)
         if param.is_meta:
             raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
         if not (param.is_leaf or param.retains_grad or group.get("differentiable")):

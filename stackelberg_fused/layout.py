@@ -17,6 +17,7 @@ from torch import Tensor
 from .counting import DeviceCounts
 from .hyperparameters import HyperparameterRows
 from .joint_sets import JointSets, make_joint_sets
+from .schemes import Scheme, blocks_of
 from .settings import GroupSettings
 from .statistics import Statistics
 from .tables import RECORD, TILE_ELEMENTS
@@ -29,6 +30,13 @@ STATE_FIELD = {
     "momentum_buffer": "exp_avg",
     "ema": "ema",
     "grad_sum": "grad_sum",
+    "exp_avg_scale": "exp_avg_scale",
+    "exp_avg_sq_scale": "exp_avg_sq_scale",
+    "max_exp_avg_sq_scale": "max_exp_avg_sq_scale",
+    "momentum_buffer_scale": "exp_avg_scale",
+    "kahan_comp": "master",
+    "remainder": "master",
+    "master": "master",
 }
 COUNTS = ("step", "waited")  # state that is one number per parameter
 
@@ -44,6 +52,8 @@ class Slot:
         role: "body" or "head".
         local: the plain tensor whose memory is updated: `param`, or the local shard of a DTensor.
         dense: whether `local` fills a gap-free run of memory; if not, the update goes through a dense copy.
+        scheme: how its numbers are stored.
+        key: of its random numbers.
     """
 
     param: Tensor
@@ -52,12 +62,25 @@ class Slot:
     role: str
     local: Tensor
     dense: bool
+    scheme: Scheme
+    key: int
 
     def dense_like(self) -> Tensor:
         """A tensor with the shape and strides that state and flat gradients have."""
         if self.dense:
             return self.local.detach()
         return torch.empty_like(self.local, memory_format=torch.contiguous_format)
+
+    def state_like(self, name: str) -> Tensor:
+        """A tensor without memory, of the shape, strides and dtype that a tensor of its state has."""
+        is_scale = name.endswith("_scale")
+        like = (
+            torch.empty(blocks_of(self.local.numel()), device="meta")
+            if is_scale
+            else self.dense_like()
+        )
+        dtype = self.scheme.dtypes(name.removesuffix("_scale"))[name]
+        return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 
 
 class Span(NamedTuple):
@@ -95,6 +118,7 @@ class Table:
         numel = [slot.local.numel() for slot in slots]
         self.records = np.zeros(len(slots), RECORD)
         self.records["numel"] = numel
+        self.records["key"] = [slot.key for slot in slots]
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")

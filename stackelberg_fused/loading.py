@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,30 @@ from torch import Tensor
 from .constraints import Constraint, as_constraint
 from .groups import BY_ROLE, check_settings, complete_group
 from .joint_sets import check_joint_sets
+from .layout import STATE_FIELD
 from .settings import turn_of
 from .slots import collect_slots
 from .state import check_loaded, numbers
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
-_EXECUTION = ("foreach", "fused", "capturable", "differentiable")
-_OURS = (*BY_ROLE, "update_every_grads")
+# Nor does it change how numbers are stored: those of another scheme are converted.
+_EXECUTION = (
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "master",
+    "state_dtype",
+    "float32_state",
+)
+_OURS = (*BY_ROLE, "update_every_grads", "seed")
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A tensor that torch would cast to its parameter's dtype on loading."""
+
+    tensor: Tensor
 
 
 def complete_state(
@@ -33,24 +51,39 @@ def complete_state(
         ValueError, TypeError: names the group or parameter that it does not fit.
     """
     merged = _merged(loaded["param_groups"], groups, defaults)
-    check_loaded(loaded["state"], merged)
+    copies = {
+        key: {n: v.tensor if isinstance(v, _Exact) else v for n, v in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for key, entry in loaded["state"].items()
+    }
+    check_loaded(copies, merged)
     check_joint_sets(collect_slots(merged), merged)
-    copies = {k: dict(v) if isinstance(v, dict) else v for k, v in loaded["state"].items()}
     return {**loaded, "param_groups": merged, "state": defaultdict(dict, copies)}
 
 
-def with_exact_counts(loaded: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose counts are no tensors, which torch casts to the parameters' dtype on loading."""
+def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of which torch casts nothing that we know: a state may have more bits than its parameter, or codes.
+
+    Counts become numbers, tensors of one entry per element are wrapped until `complete_state`.
+    """
     state = loaded.get("state", {})
     found = {k: e["waited"] for k, e in state.items() if isinstance(e, dict) and "waited" in e}
     try:
         counts = numbers(found)
     except (TypeError, ValueError, RuntimeError):
-        return loaded  # to be refused by name
-    return {
-        **loaded,
-        "state": {**state, **{k: {**state[k], "waited": c} for k, c in counts.items()}},
+        counts = {}  # to be refused by name
+
+    def exact(key: Any, name: str, value: Any) -> Any:
+        if name == "waited" and key in counts:
+            return counts[key]
+        return _Exact(value) if name in STATE_FIELD and isinstance(value, Tensor) else value
+
+    entries = {
+        key: {n: exact(key, n, v) for n, v in entry.items()} if isinstance(entry, dict) else entry
+        for key, entry in state.items()
     }
+    return {**loaded, "state": entries}
 
 
 def with_rounds_of_now(

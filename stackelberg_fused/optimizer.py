@@ -32,7 +32,7 @@ from .groups import (
 from .loading import (
     complete_state,
     packed_groups,
-    with_exact_counts,
+    with_exact_values,
     with_rounds_of_now,
 )
 from .new_group import completed_group, fill_in
@@ -186,7 +186,12 @@ class StackelbergOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`."""
         self._refuse_averages("load_state_dict()")
-        super().load_state_dict(with_exact_counts(state_dict))
+        # after the hooks of others, who expect tensors
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: with_exact_values(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
 
     def zero_grad(self, set_to_none: bool = True, *, role: str | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.

@@ -109,16 +109,17 @@ def ema_update(param: Tensor, ema: Tensor, group: dict[str, Any]) -> None:
     ema.lerp_(param.detach(), 1 - float(group["ema_decay"]))
 
 
-def project(param: Tensor, group: dict[str, Any]) -> None:
+def project(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> None:
     """The nearest point of the group's box, in place; NaN stays NaN.
 
     Args:
         param: any shape, any floating dtype.
+        dtype: that it is stored in, whose numbers the bounds are.
         group: constraint; sets that are no box are projected onto after the update.
     """
     constraint = as_constraint(group["constraint"])
     if isinstance(constraint, Box):
-        param.copy_(project_box(param, *constraint.bounds(param.dtype)))
+        param.copy_(project_box(param, *constraint.bounds(dtype)))
 
 
 def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) -> Tensor:

@@ -42,6 +42,10 @@ _COMMON_SETTINGS = (
     "update_every",
     "update_every_grads",
     "constraint",
+    "master",
+    "state_dtype",
+    "float32_state",
+    "seed",
 )
 _ADAM_SETTINGS = (*_COMMON_SETTINGS, "betas", "eps", "amsgrad")
 _SGD_SETTINGS = (*_COMMON_SETTINGS, "momentum", "dampening", "nesterov")

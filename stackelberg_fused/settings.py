@@ -13,6 +13,7 @@ from torch import Tensor
 from .constraints import Box, JointSet, as_constraint, joint_set
 from .groups import ROLES, check_settings
 from .rules import Rule, as_number, is_volatile, rule_of, sums_gradients
+from .schemes import storage_of
 from .tables import DOUBLES, GROUP, ROW
 from .watch import make_watch
 
@@ -66,6 +67,7 @@ class GroupSettings:
         self._open = set(range(len(groups)))
         self._edited: set[int] = set()  # those to look at until they are accepted
         self._roles = [group["role"] for group in groups]
+        self._storage = [storage_of(group) for group in groups]
         self._players = [
             np.array([bool(g["params"]) and g["role"] == role for g in groups], bool)
             for role in ROLES
@@ -98,6 +100,10 @@ class GroupSettings:
     def changed_roles(self, changed: Iterable[int]) -> bool:
         """Whether any of these groups changed sides."""
         return any(self.groups[index]["role"] != self._roles[index] for index in changed)
+
+    def changed_storage(self, changed: Iterable[int]) -> bool:
+        """Whether any of these groups is to be stored in another way."""
+        return any(storage_of(self.groups[index]) != self._storage[index] for index in changed)
 
     def changed_families(self, changed: list[int]) -> list[int]:
         """Those of these groups that were accepted with a rule of Adam's and now have SGD's, or the other way round."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from .backends import Backend
 from .constraints import Constraint
 from .optimizer import StackelbergOptimizer
+from .schemes import StateDtype
 
 
 class StackelbergSGD(StackelbergOptimizer):
@@ -48,6 +49,10 @@ class StackelbergSGD(StackelbergOptimizer):
         grads: str = "gather",
         mode: str = "simultaneous",
         constraint: Constraint | dict[str, Constraint] | None = None,
+        master: str | dict[str, str | None] | None = None,
+        state_dtype: StateDtype | dict[str, StateDtype] = None,
+        float32_state: str | dict[str, str] = "vectors",
+        seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -63,6 +68,10 @@ class StackelbergSGD(StackelbergOptimizer):
             "update_every": update_every,
             "update_every_grads": update_every_grads,
             "constraint": constraint,
+            "master": master,
+            "state_dtype": state_dtype,
+            "float32_state": float32_state,
+            "seed": seed,
             "rule": "sgd",
         }
         super().__init__(

@@ -12,6 +12,8 @@ import torch
 from .arena import is_dense, move_into_arenas, owns_storage
 from .groups import param_label
 from .layout import Slot
+from .random_bits import stream_key
+from .schemes import scheme_of
 from .sharding import is_sharded, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
@@ -34,7 +36,9 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 local = local_tensor(param)
                 label = param_label(index, group, position)
                 dense = is_dense(local) and not local.is_neg()
-                slot = Slot(param, label, index, role, local, dense)
+                key = stream_key(group["seed"], index, position)
+                scheme = scheme_of(group, local)
+                slot = Slot(param, label, index, role, local, dense, scheme, key)
                 slots[local.device, local.dtype].append(slot)
     return slots
 

@@ -12,20 +12,10 @@ from torch import Tensor
 from .arena import zeros_like_in_arenas
 from .groups import param_label
 from .layout import COUNTS, STATE_FIELD, Table
-from .rules import as_number, sums_gradients
+from .recoding import as_stored
+from .rules import as_number
+from .schemes import EIGHT_BITS, MASTER_STATE, blocks_of, scale_name, state_names, stored_names
 from .sharding import local_tensor, shard_like
-
-
-def state_names(group: dict[str, Any]) -> tuple[str, ...]:
-    """The per-element state of a group: of its rule, by torch's names, and what every rule may have."""
-    names: tuple[str, ...]
-    if group["rule"] == "sgd":
-        names = ("momentum_buffer",) if group["momentum"] != 0 else ()
-    else:
-        names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
-    if group["ema_decay"] is not None:
-        names += ("ema",)
-    return (*names, "grad_sum") if sums_gradients(group) else names
 
 
 @torch.no_grad()
@@ -33,7 +23,7 @@ def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
     """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
-    missing: dict[str, list[int]] = defaultdict(list)
+    missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
     for i in indices:
         slot = table.slots[i]
         entry = state[slot.param]
@@ -41,14 +31,14 @@ def allocate_state(
             entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-        for name in state_names(table.groups[slot.group]):
+        for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
             if entry.get(name) is None:
-                missing[name].append(i)
-    for name, slots in missing.items():
-        places = zeros_like_in_arenas([table.slots[i].dense_like() for i in slots])
-        for i, place in zip(slots, places, strict=True):
-            if name == "ema":
-                place.copy_(table.slots[i].local)  # an average of the weights begins with them
+                missing[name, dtype].append(i)
+    for (name, _), slots in missing.items():
+        likes = [table.slots[i].state_like(name) for i in slots]
+        for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
+            if name in ("ema", "master"):
+                place.copy_(table.slots[i].local)  # these begin with the weights
             _set(table, i, name, place, state)
 
 
@@ -70,7 +60,9 @@ def _set(
     table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
     param = table.slots[i].param
-    state[param][name] = table.state_tensors[i][name] = shard_like(place, param)
+    is_scale = name.endswith("_scale")  # of a shape of its own
+    entry = place if is_scale else shard_like(place, param)
+    state[param][name] = table.state_tensors[i][name] = entry
     table.set_state_address(i, name, place)
 
 
@@ -109,18 +101,28 @@ def _check_entry(
     if not present and "step" not in entry:
         return
     needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
-    unknown = [name for name in present if name not in state_names({**group, **_MOST_STATE})]
+    known = state_names({**group, **_MOST_STATE})
+    known = (*known, *map(scale_name, known), *MASTER_STATE.values())
+    unknown = [name for name in present if name not in known]
     if unknown or any(entry.get(name) is None for name in needed):
         raise ValueError(
             f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
         )
     for name in present:
-        value = entry[name]
-        if not isinstance(value, Tensor) or value.shape != param.shape:
+        value, shape = entry[name], tuple(param.shape)
+        if name.endswith("_scale"):
+            shape = (blocks_of(param.numel()),)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"{label}: state dict has {name} of shape {found}, the parameter {tuple(param.shape)}"
+                f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
+        if (
+            value.dtype is EIGHT_BITS
+            and not name.endswith("_scale")
+            and entry.get(scale_name(name)) is None
+        ):
+            raise ValueError(f"{label}: state dict has codes of {name} without their scales")
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
@@ -162,31 +164,30 @@ def attach_state(
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         # a buffer without a step was allocated for one that a gradient scaler skipped
         table.momentum_ready[i] = buffer is not None and table.step_counts[i] > 0
-        like = slot.dense_like()
+        stored = as_stored(slot, entry)
         for name in STATE_FIELD:
-            value = entry.get(name)
+            value = stored.get(name)
             if value is None:
                 entry.pop(name, None)
                 continue
-            local = local_tensor(value)
-            fits = (
-                local.dtype == like.dtype
-                and local.device == like.device
-                and local.stride() == like.stride()
-            )
-            if previous is not None or not fits:
+            local, like = local_tensor(value), slot.state_like(name)
+            if previous is not None or not _fits(local, like, table.device):
                 old = previous.get(slot.param, {}).get(name) if previous is not None else None
                 place = local_tensor(old) if old is not None else None
-                if place is None or (place.stride(), place.dtype, place.device) != (
-                    like.stride(),
-                    like.dtype,
-                    like.device,
-                ):
-                    place = zeros_like_in_arenas([like])[0]
+                if place is None or not _fits(place, like, table.device):
+                    place = zeros_like_in_arenas([like], table.device)[0]
                 place.copy_(local)
                 local = place
             _set(table, i, name, local, state)
     _wait_with_their_group(table)
+
+
+_MOMENTUM = ("momentum_buffer", scale_name("momentum_buffer"))
+
+
+def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
+    """Whether a tensor can hold some state; `like` has no memory."""
+    return (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
 
 
 def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
@@ -201,7 +202,7 @@ def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
     }
     unused = {key for key, step in numbers(steps).items() if step == 0}
     return {
-        key: {n: v for n, v in entry.items() if n != "momentum_buffer"} if key in unused else entry
+        key: {n: v for n, v in entry.items() if n not in _MOMENTUM} if key in unused else entry
         for key, entry in packed.items()
     }
 

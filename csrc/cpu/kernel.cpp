@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "cpu/narrow.h"
 #include "summation.h"
 #include "turn.h"
 #include "update_rule.h"
@@ -21,13 +22,21 @@ T* pointer(int64_t address, int64_t offset) {
   return address ? reinterpret_cast<T*>(address) + offset : nullptr;
 }
 
+// What an update reads and writes, element by element; those that its rule does not use may be null.
+struct Elements {
+  float* param;
+  const float* grad;
+  float *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *ema;
+};
+
 template <int RULE>
-void update_tile(const Record& record, const Row& row, const float* __restrict grad, int64_t offset, int64_t count) {
-  float* __restrict param = pointer<float>(record.param, offset);
-  float* __restrict exp_avg = pointer<float>(record.exp_avg, offset);
-  float* __restrict exp_avg_sq = pointer<float>(record.exp_avg_sq, offset);
-  float* __restrict max_exp_avg_sq = pointer<float>(record.max_exp_avg_sq, offset);
-  float* __restrict ema = pointer<float>(record.ema, offset);
+void update_elements(const Row& row, const Elements& of, int64_t count) {
+  float* __restrict param = of.param;
+  const float* __restrict grad = of.grad;
+  float* __restrict exp_avg = of.exp_avg;
+  float* __restrict exp_avg_sq = of.exp_avg_sq;
+  float* __restrict max_exp_avg_sq = of.max_exp_avg_sq;
+  float* __restrict ema = of.ema;
   const Row scalars = row;  // a copy of its own, so that stores through float* cannot alias it
   for (int64_t i = 0; i < count; ++i) {
     float p = param[i], m = 0, v = 0, v_max = 0, e = 0;
@@ -41,6 +50,54 @@ void update_tile(const Record& record, const Row& row, const float* __restrict g
     if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[i] = v;
     if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[i] = v_max;
     if constexpr (uses_ema<RULE>) ema[i] = e;
+  }
+}
+
+void update_by_rule(const Row& row, const Elements& of, int64_t count) {
+  switch (row.rule) {
+#define SF_CASE(rule)                        \
+  case (rule):                               \
+    update_elements<(rule)>(row, of, count); \
+    break;
+    SF_FOR_EACH_RULE(SF_CASE)
+#undef SF_CASE
+  }
+}
+
+// A tile of float32 with float32 state, updated where it lies.
+void update_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
+  const Elements of = {pointer<float>(record.param, offset),          grad,
+                       pointer<float>(record.exp_avg, offset),        pointer<float>(record.exp_avg_sq, offset),
+                       pointer<float>(record.max_exp_avg_sq, offset), pointer<float>(record.ema, offset)};
+  update_by_rule(row, of, count);
+}
+
+// A tile stored in any other way: chunk by chunk decoded, updated and encoded.
+void update_narrow_tile(const Record& record, const Row& given, const float* grad, int64_t offset, int64_t count) {
+  const Format format = format_of(record.format);
+  Row row = given;
+  row.low = rounded_inside(row.low, format.param, true);
+  row.high = rounded_inside(row.high, format.param, false);
+  const Stream stream = tile_stream(record.key, row.step, offset / kTileElements);
+  float weight[kChunk], exp_avg[kChunk], exp_avg_sq[kChunk], max_exp_avg_sq[kChunk];
+  uint32_t random[kChunk];
+  for (int64_t done = 0; done < count; done += kChunk) {
+    const int64_t first = offset + done, left = count - done < kChunk ? count - done : kChunk;
+    const Elements of = {weight, grad + done, exp_avg, exp_avg_sq, max_exp_avg_sq, pointer<float>(record.ema, first)};
+    if (draws(format)) {
+      for (int64_t i = 0; i < left; ++i) random[i] = random_bits(stream, static_cast<uint32_t>(done + i));
+    }
+    read_weights(record, format, first, left, weight);
+    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int index) {
+      float* const out = index == 0 ? exp_avg : index == 1 ? exp_avg_sq : max_exp_avg_sq;
+      read_moments<decltype(code)>(format.state, moment, first, left, out);
+    });
+    update_by_rule(row, of, left);
+    write_weights(record, format, first, left, weight, random);
+    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int index) {
+      const float* const in = index == 0 ? exp_avg : index == 1 ? exp_avg_sq : max_exp_avg_sq;
+      write_moments<decltype(code)>(format.state, in, random, moment, first, left);
+    });
   }
 }
 
@@ -77,6 +134,14 @@ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record
   }
 }
 
+// A gradient as float32: where it lies, or widened into `wide`; null where there is none.
+const float* gradient_of(const Record& record, int64_t offset, int64_t count, float* wide) {
+  if (!record.grad) return nullptr;
+  if (record.grad_dtype == kFloat32) return pointer<const float>(record.grad, offset);
+  widen(record.grad_dtype, record.grad, offset, count, wide);
+  return wide;
+}
+
 void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
   const bool moves = !args.found_inf || *args.found_inf == 0.0f;
   const float unscale = unscaling(args.grad_scale);
@@ -85,10 +150,10 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const Record& record = args.records[tile.record];
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
-    float* const gradient = pointer<float>(record.grad, tile.offset);
+    float wide[kTileElements], mean[kTileElements];
+    const float* const gradient = gradient_of(record, tile.offset, count, wide);
     const Turn turn = turn_of(args, tile.record, record);
     float* const grad_sum = pointer<float>(record.grad_sum, tile.offset);
-    float mean[kTileElements];
     if (moves && turn.moves(gradient)) {
       Row row = args.rows[record.row];
       row.grad_sign *= clipping(args, t);
@@ -99,19 +164,15 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       } else {
         row.grad_sign *= unscale;
       }
-      switch (row.rule) {
-#define SF_CASE(rule)                                           \
-  case (rule):                                                  \
-    update_tile<(rule)>(record, row, grad, tile.offset, count); \
-    break;
-        SF_FOR_EACH_RULE(SF_CASE)
-#undef SF_CASE
-      }
+      (record.format ? update_narrow_tile : update_tile)(record, row, grad, tile.offset, count);
       if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
     } else if (moves && turn.adds(gradient)) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
-    if (args.zero_grads && gradient) std::memset(gradient, 0, count * sizeof(float));
+    if (args.zero_grads && gradient) {
+      const int64_t bytes = bytes_of(record.grad_dtype);
+      std::memset(pointer<char>(record.grad, tile.offset * bytes), 0, count * bytes);
+    }
     if (args.sets && record.set) report_tile(args, t, tile, record, count, moves && turn.moves(gradient));
   }
 }
@@ -119,13 +180,13 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
 double tile_sum(const StatisticsArgs& args, int64_t t) {
   const Tile tile = args.tiles[t];
   const Record& record = args.records[tile.record];
-  const float* gradient = pointer<const float>(record.grad, tile.offset);
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(gradient)) return 0;
+  if (!turn.moves(record.grad)) return 0;
   const float unscale = unscaling(args.grad_scale);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
-  float effective[kTileElements];
+  float wide[kTileElements], effective[kTileElements];
+  const float* const gradient = gradient_of(record, tile.offset, count, wide);
   const float* grad = gradient;
   if (turn.sums()) {
     take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, effective);

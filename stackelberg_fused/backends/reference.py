@@ -11,11 +11,15 @@ from torch import Tensor
 from .. import reference, turns
 from ..constraints import L2Ball, Simplex, joint_set
 from ..groups import ROLES
-from ..layout import Slot
+from ..layout import STATE_FIELD, Slot
 from ..projection import ball_factor, project_simplex, toward_zero
+from ..random_bits import random_bits
+from ..recoding import in_memory_order
 from ..rules import sums_gradients
+from ..schemes import MOMENTS, state_names
 from ..sharding import local_tensor
 from ..statistics import ClipLimits
+from ..storage import read_moment, read_weight, write_moment, write_weight
 from ..summation import sum_of, tile_sums
 from ..tables import TILE_ELEMENTS
 from .base import Backend, BackendStatus, Work
@@ -88,7 +92,7 @@ class ReferenceBackend(Backend):
                     local.copy_(project_simplex(local, constraint.total, *sums))
                 if group["ema_decay"] is not None:
                     ema = local_tensor(work.state[table.slots[i].param]["ema"])
-                    reference.ema_update(local, ema, group)
+                    reference.ema_update(local.to(ema.dtype), ema, group)
         return 0
 
 
@@ -105,7 +109,41 @@ def _project_onto_ball(work: Work, members: list[int], ball: L2Ball) -> None:
 
 
 def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    table, param = work.table, work.table.slots[i].local
+    """Update one parameter by its rule, on what is stored or on what that stands for."""
+    slot = work.table.slots[i]
+    if slot.scheme.is_direct:
+        _apply(work, i, slot.local, grad, state, group)
+        return
+    scheme, local = slot.scheme, slot.local.detach()
+    param = in_memory_order(local if slot.dense else local.resolve_neg().contiguous())
+    stored = {
+        name: in_memory_order(t)
+        for name, t in state.items()
+        if name in STATE_FIELD and not _is_scale(name)
+    }
+    stored |= {name: t for name, t in state.items() if _is_scale(name)}
+    moments = [name for name in state_names(group) if name in MOMENTS]
+    wide = {**stored, **{name: read_moment(scheme, name, stored) for name in moments}}
+    weight = read_weight(scheme, param, stored)
+    _apply(work, i, weight, _in_memory_order(grad, slot), wide, group)
+    step = int(work.table.step_counts[i]) + 1
+    random = random_bits(slot.key, step, len(param), param.device)
+    write_weight(scheme, weight, param, stored, random >> 16)
+    for name in moments:
+        write_moment(scheme, name, wide[name], stored, random & 0xFFFF)
+    if not slot.dense:
+        local.copy_(param.view(local.shape))
+
+
+def _is_scale(name: str) -> bool:
+    return name.endswith("_scale")
+
+
+def _apply(
+    work: Work, i: int, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """The rule, the box and the average, on tensors as they are."""
+    table = work.table
     if group["rule"] == "sgd":
         fresh = not table.momentum_ready[i]
         reference.sgd_update(param, grad, state, group, first_momentum=fresh)
@@ -113,13 +151,15 @@ def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict
         step = float(table.step_counts[i]) + 1.0
         counted = torch.tensor(step) if group.get("differentiable") else step
         reference.adam_update(param, grad, state, group, counted)
-    reference.project(param, group)
+    reference.project(param, group, table.slots[i].local.dtype)
     if group["ema_decay"] is not None and joint_set(group) is None:
         reference.ema_update(param, state["ema"], group)
 
 
 def _unscaled(work: Work, i: int) -> Tensor | None:
-    grad = work.gradient(i)
+    grad, scheme = work.gradient(i), work.table.slots[i].scheme
+    if grad is not None and not scheme.is_direct:
+        grad = grad.to(scheme.wide)
     if grad is None or work.scaling is None or work.scaling.grad_scale is None:
         return grad
     return grad * (1 / work.scaling.grad_scale.view(()))

@@ -1,0 +1,175 @@
+// How numbers of fewer bits are stored: stackelberg_fused/codec.py, bit for bit. `random` are 16 random bits; kHalf in
+// their place rounds to nearest.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "shared.h"
+
+namespace sf {
+
+constexpr uint32_t kHalf = 0x8000;
+constexpr int kBlock = 32;  // elements that share a scale
+
+SF_SHARED uint32_t bits_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+#endif
+}
+
+SF_SHARED float float_of(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+#endif
+}
+
+constexpr uint32_t kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
+
+// --- bfloat16 ---
+
+SF_SHARED float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+
+// To nearest, ties to even.
+SF_SHARED uint16_t to_bfloat16(float x) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  return static_cast<uint16_t>((bits & kMagnitude) > kInfinity ? 0x7FC0 : rounded);
+}
+
+SF_SHARED uint16_t to_bfloat16(float x, uint32_t random) {
+  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
+  const uint32_t rounded = (bits + (magnitude < kInfinity ? random : 0)) >> 16;
+  return static_cast<uint16_t>(magnitude > kInfinity ? 0x7FC0 : rounded);
+}
+
+// --- float16 ---
+
+SF_SHARED float from_float16(uint16_t x) {
+  const uint32_t shifted = static_cast<uint32_t>(x & 0x7FFF) << 13, exponent = shifted & 0x0F800000;
+  const uint32_t normal = shifted + (112u << 23);
+  // subnormal: read as if it had the leading one of the others, which is then taken away
+  const float subnormal = float_of(normal + (1u << 23)) - float_of(113u << 23);
+  const uint32_t special = normal + (112u << 23);
+  const uint32_t bits = exponent == 0 ? bits_of(subnormal) : exponent == 0x0F800000 ? special : normal;
+  return float_of(bits | static_cast<uint32_t>(x & 0x8000) << 16);
+}
+
+// To nearest, ties to even.
+SF_SHARED uint16_t to_float16(float x) {
+  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
+  // an addition rounds at the last bit of a subnormal
+  const uint32_t subnormal = bits_of(float_of(magnitude < 0x38800000 ? magnitude : 0) + 0.5f) - 0x3F000000;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
+  const uint32_t special = magnitude > kInfinity ? 0x7E00 : 0x7C00;
+  const uint32_t rounded = magnitude < 0x38800000 ? subnormal : magnitude < 0x47800000 ? normal : special;
+  return static_cast<uint16_t>(rounded | (bits >> 16 & 0x8000));
+}
+
+SF_SHARED uint16_t to_float16(float x, uint32_t random) {
+  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude, drawn = random >> 3;
+  // where its steps are all alike, else they are steps of the bits themselves; 13 bits below a step are in both
+  const float small = float_of(magnitude < 0x3F800000 ? magnitude : 0x3F800000);
+  const auto steps = static_cast<int32_t>(small * 0x1p24f + static_cast<float>(static_cast<int32_t>(drawn)) * 0x1p-13f);
+  const uint32_t by_bits = magnitude < kInfinity ? (magnitude + drawn) & ~0x1FFFu : magnitude;
+  const uint32_t rounded = magnitude < 0x38800000 ? bits_of(static_cast<float>(steps) * 0x1p-24f) : by_bits;
+  return to_float16(float_of(rounded | (bits & ~kMagnitude)));
+}
+
+// --- a bfloat16 part and a signed remainder ---
+
+struct Split {
+  uint16_t part;
+  int16_t remainder;  // of 8 bits: -128 to 127
+};
+
+// The part is the weight rounded to nearest, ties away from zero: to even would need one remainder more than there is.
+template <int BITS>
+SF_SHARED Split split(float weight) {
+  uint32_t whole = bits_of(weight);
+  const bool is_nan = (whole & kMagnitude) > kInfinity;
+  if constexpr (BITS == 8) whole = (whole + 0x80) & ~0xFFu;
+  const uint32_t upper = (whole + 0x8000) >> 16;
+  const auto remainder = static_cast<int32_t>(whole - (upper << 16)) >> (16 - BITS);
+  return {static_cast<uint16_t>(is_nan ? 0x7FC0 : upper), static_cast<int16_t>(is_nan ? 0 : remainder)};
+}
+
+template <int BITS>
+SF_SHARED float join(uint16_t part, int16_t remainder) {
+  return float_of((static_cast<uint32_t>(part) << 16) + (static_cast<uint32_t>(remainder) << (16 - BITS)));
+}
+
+// What a rounded weight lacks; nothing where it is not finite.
+SF_SHARED float compensation(float weight, float stored) {
+  const float lost = weight - stored;
+  return (bits_of(lost) & kMagnitude) < kInfinity ? lost : 0.0f;
+}
+
+// --- 8 bits and a scale for each block ---
+
+// `exponent * 8 + fraction`, for values of magnitude at most 1 in the block's scale; ONE is the exponent of 1.0.
+template <int ONE, bool SIGNED>
+struct Code {
+  static constexpr int one = ONE;
+  static constexpr bool is_signed = SIGNED;
+  static constexpr int32_t largest = ONE * 8 + 5;  // one more is infinity, and two more NaN
+};
+using FirstMoment = Code<15, true>;
+// Squares: no positive one becomes zero, by whose root a first moment that did not would be divided.
+using SecondMoment = Code<31, false>;
+
+// The bits that count for a block's largest magnitude.
+SF_SHARED uint32_t finite_magnitude(float x) {
+  const uint32_t magnitude = bits_of(x) & kMagnitude;
+  return magnitude < kInfinity ? magnitude : 0;
+}
+
+// The least power of two that is no smaller than any: s stands for 2^(s - 127), 0 for a block of zeros.
+SF_SHARED uint8_t scale_of(uint32_t largest) {
+  const uint32_t scale = (largest + 0x7FFFFF) >> 23;
+  return static_cast<uint8_t>(scale < 253 ? scale : 253);
+}
+
+SF_SHARED float scale_value(uint8_t scale) { return float_of(static_cast<uint32_t>(scale) << 23); }
+SF_SHARED float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
+
+template <typename CODE>
+SF_SHARED uint8_t encode(float x, float inverse, uint32_t random) {
+  constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;  // where steps cease to be all alike
+  constexpr float steps = CODE::one == 15 ? 0x1p17f : 0x1p33f;   // of them in 1.0
+  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
+  const float y = float_of(magnitude) * inverse;
+  const float drawn = static_cast<float>(static_cast<int32_t>(random)) * 0x1p-16f;
+  const auto by_value = static_cast<int32_t>((y < even ? y : even) * steps + drawn);
+  const int32_t by_bits = static_cast<int32_t>((bits_of(y) + (random << 4)) >> 20) - 8 * (127 - CODE::one);
+  int32_t code = y < even ? by_value : by_bits;
+  code = code < CODE::largest ? code : CODE::largest;
+  if constexpr (!CODE::is_signed) code = code == 0 && magnitude > 0 ? 1 : code;
+  const int32_t special = magnitude == kInfinity ? CODE::largest + 1 : CODE::largest + 2;
+  code = magnitude < kInfinity ? code : special;
+  if constexpr (CODE::is_signed) code |= static_cast<int32_t>(bits >> 24 & 0x80);
+  return static_cast<uint8_t>(code);
+}
+
+template <typename CODE>
+SF_SHARED float decode(uint8_t code, float scale) {
+  constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
+  const auto magnitude = static_cast<int32_t>(CODE::is_signed ? code & 0x7F : code);
+  // exponent 0 is read as if it had the leading one of the others, which is then taken away
+  float y = float_of(static_cast<uint32_t>((magnitude << 20) + ((127 - CODE::one) << 23)));
+  y = magnitude < 8 ? (y - shift) * 2.0f : y;
+  uint32_t bits = bits_of(y * scale);
+  bits = magnitude == CODE::largest + 1 ? kInfinity : magnitude == CODE::largest + 2 ? 0x7FC00000u : bits;
+  if constexpr (CODE::is_signed) bits |= static_cast<uint32_t>(code & 0x80) << 24;
+  return float_of(bits);
+}
+
+}  // namespace sf

@@ -1,0 +1,40 @@
+// How the numbers of a record are stored. stackelberg_fused/schemes.py makes the words.
+#pragma once
+
+#include <cstdint>
+
+#include "codec.h"
+#include "shared.h"
+#include "tables.h"
+
+namespace sf {
+
+struct Format {
+  int32_t param;   // Dtype
+  int32_t state;   // StateKind
+  int32_t master;  // Master
+};
+
+SF_SHARED Format format_of(int64_t word) {
+  return {static_cast<int32_t>(word & 3), static_cast<int32_t>(word >> 2 & 3), static_cast<int32_t>(word >> 4 & 7)};
+}
+
+SF_SHARED bool draws(const Format& format) { return format.state != kState32 || format.master == kStochastic; }
+
+SF_SHARED int64_t bytes_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+// The end of an interval as a number of the dtype that is inside of it: `low` rounded up, `high` down.
+SF_SHARED float rounded_inside(float bound, int32_t dtype, bool up) {
+  const bool is_infinite = (bits_of(bound) & kMagnitude) >= kInfinity;
+  if (dtype == kFloat32 || is_infinite || bound == 0.0f) return bound;
+  const bool outward = up == (bound > 0.0f);  // away from zero
+  const float toward = dtype == kBfloat16 ? float_of(bits_of(bound) & ~0xFFFFu) : from_float16(to_float16(bound, 0));
+  if (toward == bound || !outward) return toward;
+  const float magnitude = float_of(bits_of(toward) & kMagnitude);
+  const uint32_t step = dtype == kBfloat16 ? 0x10000 : 0x2000;
+  const float next =
+      dtype == kFloat16 && magnitude < 0x1p-14f ? magnitude + 0x1p-24f : float_of(bits_of(magnitude) + step);
+  return bound > 0.0f ? next : -next;
+}
+
+}  // namespace sf

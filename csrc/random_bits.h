@@ -1,0 +1,40 @@
+// Counter-based random numbers for stochastic rounding: what an element gets depends on the seed, its parameter, the
+// step and its own index, and on nothing else. stackelberg_fused/random_bits.py is the same, operation by operation.
+#pragma once
+
+#include <cstdint>
+
+#include "shared.h"
+
+namespace sf {
+
+// What all elements of a tile share.
+struct Stream {
+  uint32_t first, second;
+};
+
+// The finalizer of SplitMix64 (Steele, Lea & Flood 2014).
+SF_SHARED uint64_t scrambled(uint64_t word) {
+  word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9u;
+  word = (word ^ (word >> 27)) * 0x94D049BB133111EBu;
+  return word ^ (word >> 31);
+}
+
+SF_SHARED Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
+  uint64_t word = scrambled(static_cast<uint64_t>(key) + static_cast<uint64_t>(step) * 0x9E3779B97F4A7C15u);
+  word = scrambled(word + static_cast<uint64_t>(tile) * 0xD1B54A32D192ED03u);
+  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
+}
+
+// 32 random bits for the element `index` of a tile: the upper half for its weight, the lower for its moments.
+SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
+  uint32_t word = stream.first + index * 0x9E3779B9u;
+  word ^= word >> 16;
+  word *= 0x7FEB352Du;
+  word ^= stream.second;
+  word ^= word >> 15;
+  word *= 0x846CA68Bu;
+  return word ^ (word >> 16);
+}
+
+}  // namespace sf

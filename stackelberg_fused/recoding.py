@@ -1,0 +1,92 @@
+"""State that was stored in one way, stored in another: what is loaded into an optimizer with other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .codec import HALF, decode_blocks, encode_blocks
+from .layout import Slot
+from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, scale_name
+from .sharding import local_tensor
+from .storage import code_of, read_weight, same_bits, write_weight
+
+
+def as_stored(slot: Slot, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of the state with codes, and what is stored beside the weight, as the scheme of a slot has them.
+
+    Moments are rounded to nearest. A weight keeps what its parameter lacks of it where the parameter is that weight
+    rounded, as it is where a model is loaded before its optimizer; else the parameter counts. Other dtypes of floating
+    point are left to whoever copies them.
+    """
+    found = dict(entry)
+    for name in MOMENTS:
+        value, scale = found.get(name), found.pop(scale_name(name), None)
+        if value is not None:
+            found |= _moment(slot, name, value, scale)
+    beside = {n: found.pop(n) for n in set(MASTER_STATE.values()) if found.get(n) is not None}
+    return found | _beside_weight(slot, beside)
+
+
+def _moment(slot: Slot, name: str, value: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
+    """A moment and, where it is to have codes, its scales."""
+    local, code = local_tensor(value), code_of(name)
+    wanted = slot.scheme.state is EIGHT_BITS
+    if local.dtype is not EIGHT_BITS:
+        if not wanted:
+            return {name: value}
+    else:
+        # blocks are of elements that lie side by side
+        if wanted and local.stride() == slot.state_like(name).stride():
+            return {name: value, scale_name(name): scale}
+        wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
+        in_memory_order(wide).copy_(decode_blocks(in_memory_order(local), scale, code))
+        if not wanted:
+            return {name: wide}
+        local = wide
+    codes = _as_state(slot, name, local, torch.float32)
+    found, scales = encode_blocks(in_memory_order(codes), HALF.to(codes.device), code)
+    return {name: found.as_strided(codes.shape, codes.stride()), scale_name(name): scales}
+
+
+def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored beside a weight, from what another scheme, or the same one, left there."""
+    name = slot.scheme.master_name
+    if name is None or not stored:
+        return {}
+    like = slot.state_like(name)
+    if name in stored and local_tensor(stored[name]).dtype is like.dtype:
+        return {name: stored[name]}
+    param = in_memory_order(_as_state(slot, name, slot.local.detach(), slot.scheme.param))
+    other, value = next(iter(stored.items()))
+    value = in_memory_order(_as_state(slot, name, local_tensor(value), value.dtype))
+    weight = read_weight(_scheme_with(other, value), param, {other: value})
+    found = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=param.device)
+    rounded = torch.empty_like(param)
+    write_weight(slot.scheme, weight, rounded, {name: in_memory_order(found)}, HALF)
+    alone = param if name == "master" else torch.zeros_like(param)
+    flat = in_memory_order(found)
+    flat.copy_(torch.where(same_bits(rounded, param), flat, alone.to(flat.dtype)))
+    return {name: found}
+
+
+def _scheme_with(name: str, value: Tensor) -> Scheme:
+    """The scheme that leaves such a tensor beside a weight."""
+    masters = {"kahan_comp": "kahan", "master": "fp32", "remainder": "split16"}
+    master = "split8" if value.dtype is torch.int8 else masters[name]
+    return Scheme(torch.bfloat16, master, torch.float32, False)
+
+
+def _as_state(slot: Slot, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in the layout of a slot's state, on its device."""
+    like = slot.state_like(name)
+    copy = torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=slot.local.device)
+    return copy.copy_(value)
+
+
+def in_memory_order(dense: Tensor) -> Tensor:
+    """A flat view of a tensor without gaps, in the order of its memory."""
+    return dense.as_strided((dense.numel(),), (1,))
