@@ -1,7 +1,10 @@
-"""From param groups to launches: one table per device and dtype, built once, stepped in one launch each."""
+"""From param groups to launches: one table per device, and per dtype where a backend takes one at a time, built once,
+stepped in one launch each.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +22,7 @@ from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
 from .scaling import Scaling
 from .settings import GroupSettings
-from .slots import Placement, collect_slots, is_trained
+from .slots import Kind, Placement, collect_slots, is_trained, merged
 from .state import attach_state, is_attached
 from .statistics import ClipLimits, Statistics, combine
 from .watch import make_lookout, make_watch
@@ -73,8 +76,7 @@ class Engine:
         }
         slots = {key: slots[key] for key in updated}
         backends = {
-            key: resolve_backend(choice, *key, slots[key][0].name, carried.reported)
-            for key in slots
+            key: resolve_backend(choice, key, slots[key][0].name, carried.reported) for key in slots
         }
         for key, backend in backends.items():
             _check_capturable(slots[key], groups, backend)
@@ -84,7 +86,13 @@ class Engine:
         for key_slots in slots.values():
             self._placement.place(key_slots)
         self.settings = GroupSettings(groups, carried.turns)
-        self.units = [LaunchUnit(slots[key], self.settings, backends[key], state) for key in slots]
+        tables: dict[Any, list[Kind]] = defaultdict(list)
+        for kind, backend in backends.items():
+            tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
+        self.units = [
+            LaunchUnit(merged(slots[k] for k in kinds), self.settings, backends[kinds[0]], state)
+            for kinds in tables.values()
+        ]
         if flat_grads:
             self._attach_flat(carried.flat)
         for unit in self.units:
@@ -201,7 +209,7 @@ class Engine:
         found = [(unit, unit.flat) for unit in self.units if unit.flat is not None]
         for unit, flat in found:
             flat.attach(unit.table, unit.table.spans[None], keep=True)
-        return [flat.buffers for _, flat in found]
+        return [buffers for _, flat in found for buffers in flat.by_dtype()]
 
     def zero_flat(self, role: str | None) -> None:
         """Clear the gradients of a role, or all: flat ones in a few operations, others to None."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from .arena import place_in
-from .groups import ROLES
 from .layout import Slot, Span, Table
 from .sharding import is_sharded
 from .tensor_abi import increment_versions
@@ -21,27 +21,25 @@ class FlatGradients:
         table: parameters that are frozen now get no place; their gradients are read where they are.
 
     Attributes:
-        buffers: by role: every gradient at a multiple of 64 elements, zeros between them; no role without any.
+        buffers: by role and dtype: every gradient at a multiple of 64 elements, zeros between them; none is empty.
         key: what a table must have in common with this one to go on with its buffers.
     """
 
     def __init__(self, table: Table) -> None:
         self.key = self.key_of(table)
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
         self._views: dict[int, torch.Tensor] = {}
         self._addresses = np.zeros(len(table.slots), np.int64)
         self._has_place = np.zeros(len(table.slots), bool)
         self._params = [slot.param for slot in table.slots]
         self._trained = [slot.param.requires_grad for slot in table.slots]
-        for role in ROLES:
-            slots = [
-                (i, slot)
-                for i, slot in enumerate(table.slots)
-                if slot.role == role and slot.param.requires_grad
-            ]
-            if slots:
-                self.buffers[role], views = place_in([slot.dense_like() for _, slot in slots])
-                self._views.update(zip((i for i, _ in slots), views, strict=True))
+        places: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
+        for i, slot in enumerate(table.slots):
+            if slot.param.requires_grad:
+                places[slot.role, slot.local.dtype].append(i)
+        for kind, slots in places.items():
+            self.buffers[kind], views = place_in([table.slots[i].dense_like() for i in slots])
+            self._views.update(zip(slots, views, strict=True))
         for i, view in self._views.items():
             self._addresses[i] = view.data_ptr()
             self._has_place[i] = True
@@ -49,10 +47,24 @@ class FlatGradients:
     @staticmethod
     def key_of(table: Table) -> tuple[object, ...]:
         slots = tuple(
-            (id(s.param), s.role, s.param.requires_grad, s.local.shape, s.local.stride())
+            (
+                id(s.param),
+                s.role,
+                s.param.requires_grad,
+                s.local.shape,
+                s.local.stride(),
+                s.local.dtype,
+            )
             for s in table.slots
         )
-        return table.device, table.dtype, slots
+        return table.device, slots
+
+    def by_dtype(self) -> list[dict[str, torch.Tensor]]:
+        """The buffers of each dtype by role."""
+        found: dict[torch.dtype, dict[str, torch.Tensor]] = defaultdict(dict)
+        for (role, dtype), buffer in self.buffers.items():
+            found[dtype][role] = buffer
+        return list(found.values())
 
     @torch.no_grad()
     def attach(self, table: Table, span: Span, keep: bool) -> None:
@@ -76,7 +88,7 @@ class FlatGradients:
     def zero(self, table: Table, role: str | None) -> None:
         """Clear the gradients of a role, or all, those of parameters without a place to None."""
         span = table.spans[role]
-        for name, buffer in self.buffers.items():
+        for (name, _), buffer in self.buffers.items():
             if role in (None, name):
                 buffer.zero_()
         # views in memory, but not in autograd's eyes

@@ -13,6 +13,7 @@ from torch import Tensor
 from .constraints import L2Ball, joint_set
 from .layout import COUNTS, Span, Table
 from .reader import make_reader, same_layout
+from .schemes import DTYPE_WORD
 from .sharding import local_gradient, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
@@ -50,9 +51,9 @@ class Gradients:
         sharded: slots whose parameter is a DTensor.
     """
 
-    def __init__(self, table: Table, reads_memory: bool) -> None:
+    def __init__(self, table: Table, reads_memory: bool, mixes_dtypes: bool) -> None:
         self._table = table
-        self._reads_memory = reads_memory
+        self._reads_memory, self._mixes_dtypes = reads_memory, mixes_dtypes
         slots = table.slots
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
@@ -91,7 +92,7 @@ class Gradients:
                     gathered.copied.append(grad)
                     grad = self._in_parameter_layout(i, grad)
                     gathered.also_kept.append(grad)
-                self._write("grad", i, grad)
+                self._write_gradient(i, grad)
         return gathered
 
     def gradient(self, i: int) -> Tensor | None:
@@ -116,13 +117,24 @@ class Gradients:
             with torch.no_grad():
                 if grad is not None:
                     gathered.copied.append(grad)
-                    grad = grad.resolve_neg().contiguous()
+                    grad = grad.resolve_neg().contiguous().to(self._dtype_read(i, grad))
                     gathered.also_kept.append(grad)
-                    self._write("grad", i, grad)
+                    self._write_gradient(i, grad)
                 if written[i]:  # autograd would take a write to one that waits for a change
                     copy = local.resolve_neg().contiguous()
                     gathered.write_back.append((local, copy))
                     self._write("param", i, copy)
+
+    def _write_gradient(self, i: int, grad: Tensor) -> None:
+        self._write("grad", i, grad)
+        dtypes, word = self._table.records["grad_dtype"], DTYPE_WORD.get(grad.dtype, 0)
+        if dtypes[i] != word:
+            dtypes[i] = word
+            self._table.version += 1
+
+    def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
+        """In which dtype a gradient is read."""
+        return grad.dtype if self._mixes_dtypes else self._table.slots[i].scheme.param
 
     def _write(self, name: str, i: int, tensor: Tensor) -> None:
         addresses, address = self._table.records[name], tensor.data_ptr()
@@ -134,23 +146,29 @@ class Gradients:
         return self._table.slots[i].name
 
     def _needs_copy(self, i: int, grad: Tensor) -> bool:
-        if not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i]):
+        is_laid_out = not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i])
+        if is_laid_out and grad.dtype is self._dtype_read(i, grad):
             return False
         if i not in self._copied:
             self._copied.add(i)
+            what = f"strides {tuple(grad.stride())}", f"{tuple(self._strides[i])}"
+            if is_laid_out:
+                what = f"dtype {grad.dtype}", f"{self._table.slots[i].scheme.param}"
             log.info(
-                "%s: its gradient's strides %s differ from the parameter's %s; it is copied into the "
+                "%s: its gradient's %s differ from the parameter's %s; it is copied into the "
                 "parameter's layout before each step",
                 self._label(i),
-                tuple(grad.stride()),
-                tuple(self._strides[i]),
+                *what,
             )
         return True
 
     def _in_parameter_layout(self, i: int, grad: Tensor) -> Tensor:
         with torch.no_grad():
             copy = torch.empty_strided(
-                self._shapes[i], self._strides[i], dtype=grad.dtype, device=grad.device
+                self._shapes[i],
+                self._strides[i],
+                dtype=self._dtype_read(i, grad),
+                device=grad.device,
             )
             return copy.copy_(grad)
 
@@ -161,10 +179,9 @@ class Gradients:
             raise RuntimeError(f"{label}: sparse gradients ({grad.layout}) are not supported")
         if grad.is_complex():
             raise TypeError(f"{label}: complex gradients are not supported")
-        if grad.dtype is not table.dtype:
-            raise TypeError(
-                f"{label}: gradient has dtype {grad.dtype}, the parameter {table.dtype}"
-            )
+        dtype = table.slots[i].scheme.param
+        if grad.dtype is not dtype and not (grad.dtype in DTYPE_WORD and dtype in DTYPE_WORD):
+            raise TypeError(f"{label}: gradient has dtype {grad.dtype}, the parameter {dtype}")
         if grad.device != table.device:
             raise RuntimeError(
                 f"{label}: gradient is on {grad.device}, the parameter on {table.device}"
@@ -189,7 +206,7 @@ class Gradients:
         slot, table = self._table.slots[i], self._table
         local = slot.local
         for what, now, before in (
-            ("dtype", local.dtype, table.dtype),
+            ("dtype", local.dtype, slot.scheme.param),
             ("device", local.device, table.device),
             ("shape", tuple(local.shape), tuple(self._shapes[i])),
         ):

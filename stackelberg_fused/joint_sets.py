@@ -142,6 +142,11 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
                 continue
             if is_sharded(slot.param):
                 raise ValueError(f"{slot.name}: {constraint} does not know DTensor shards")
+            if slot.scheme.master not in (None, "stochastic"):
+                raise ValueError(
+                    f"{slot.name}: {constraint} does not know master {slot.scheme.master!r}: projected are parameters "
+                    "as they are, for which there are None and 'stochastic'"
+                )
             if kinds.setdefault(slot.group, kind) != kind:
                 label = group_label(slot.group, groups[slot.group])
                 raise ValueError(
@@ -150,5 +155,5 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
                 )
 
 
-def _said(kind: tuple[torch.device, torch.dtype]) -> str:
-    return f"{kind[1]} on {kind[0]}"
+def _said(kind: Any) -> str:
+    return f"{kind.dtype} on {kind.device}"

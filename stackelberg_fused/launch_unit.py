@@ -66,7 +66,7 @@ class LaunchUnit:
         self.settings = settings
         self.backend = backend
         self.state = state
-        self.gradients = Gradients(table, backend.reads_memory)
+        self.gradients = Gradients(table, backend.reads_memory, backend.mixes_dtypes)
         self.flat: FlatGradients | None = None
         self._warned_of_flat = False
         self._activity = Activity(table, self.gradients, state)

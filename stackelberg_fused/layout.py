@@ -17,7 +17,7 @@ from torch import Tensor
 from .counting import DeviceCounts
 from .hyperparameters import HyperparameterRows
 from .joint_sets import JointSets, make_joint_sets
-from .schemes import Scheme, blocks_of
+from .schemes import DTYPE_WORD, Scheme, blocks_of
 from .settings import GroupSettings
 from .statistics import Statistics
 from .tables import RECORD, TILE_ELEMENTS
@@ -50,6 +50,7 @@ class Slot:
         name: how errors call it.
         group: index of its param group.
         role: "body" or "head".
+        position: among the parameters of its group.
         local: the plain tensor whose memory is updated: `param`, or the local shard of a DTensor.
         dense: whether `local` fills a gap-free run of memory; if not, the update goes through a dense copy.
         scheme: how its numbers are stored.
@@ -60,6 +61,7 @@ class Slot:
     name: str
     group: int
     role: str
+    position: int
     local: Tensor
     dense: bool
     scheme: Scheme
@@ -102,7 +104,7 @@ def build_tiles(numel: Sequence[int]) -> np.ndarray:
 
 
 class Table:
-    """Everything one launch reads: the parameters of one device and dtype.
+    """Everything one launch reads: parameters of one device.
 
     Args:
         slots: body slots first, head slots last.
@@ -114,11 +116,12 @@ class Table:
         self.settings = settings
         self.groups = settings.groups
         self.device = slots[0].local.device
-        self.dtype = slots[0].local.dtype
         numel = [slot.local.numel() for slot in slots]
         self.records = np.zeros(len(slots), RECORD)
         self.records["numel"] = numel
         self.records["key"] = [slot.key for slot in slots]
+        self.records["format"] = [slot.scheme.format for slot in slots]
+        self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")

@@ -66,6 +66,7 @@ class PythonReader:
     ) -> None:
         self._owners, self._locals = owners, local_tensors
         self._records, self._active = records, active
+        self._dtypes = records["grad_dtype"].copy()  # until now, those of the parameters
         self._layouts = [
             (tensor.stride(), tensor.shape, tensor.dtype, tensor.device) for tensor in local_tensors
         ]
@@ -95,6 +96,10 @@ class PythonReader:
         )
         changed = not np.array_equal(addresses, grads[here])
         grads[here] = addresses
+        dtypes = self._records["grad_dtype"]
+        for i, grad in zip(slots, found, strict=True):
+            if grad is not None and i not in left and dtypes[i] != self._dtypes[i]:
+                dtypes[i], changed = self._dtypes[i], True
         present = np.array([grad is not None for grad in found], bool)
         switched = not np.array_equal(present, self._active[here])
         self._active[here] = present

@@ -49,6 +49,12 @@ FIRST_MOMENTS, SECOND_MOMENTS = ("exp_avg", "momentum_buffer"), ("exp_avg_sq", "
 MOMENTS = (*FIRST_MOMENTS, *SECOND_MOMENTS)
 
 
+# what records say: enum Dtype, StateKind and Master of csrc/tables.h
+DTYPE_WORD = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+STATE_WORD = {torch.float32: 0, torch.bfloat16: 1, EIGHT_BITS: 2}
+MASTER_WORD = {master: word for word, master in enumerate(MASTERS)}
+
+
 def scale_name(moment: str) -> str:
     """What the state calls the scales of a moment of 8 bits."""
     return f"{moment}_scale"
@@ -74,6 +80,14 @@ class Scheme:
     def wide(self) -> torch.dtype:
         """In which the rule works, and of sums and averages."""
         return self.param if self.is_direct else torch.float32
+
+    @property
+    def format(self) -> int:
+        """`struct Format` of csrc/format.h in one word; 0 for float32 with float32 state."""
+        if self.is_direct:
+            return 0
+        state, master = STATE_WORD[self.state], MASTER_WORD[self.master]
+        return DTYPE_WORD[self.param] | state << 2 | master << 4
 
     @property
     def master_name(self) -> str | None:

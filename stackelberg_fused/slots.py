@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .arena import is_dense, move_into_arenas, owns_storage
+from .constraints import joint_set
 from .groups import param_label
 from .layout import Slot
 from .random_bits import stream_key
@@ -18,7 +20,19 @@ from .sharding import is_sharded, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
 
-Kind = tuple[torch.device, torch.dtype]
+
+class Kind(NamedTuple):
+    """What decides which backend can update a parameter.
+
+    Attributes:
+        is_direct: whether its rule works on what is stored, see `Scheme`; alike in a group with a joint set.
+        has_joint_set: whether one that is not direct is projected by a launch of its own.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    is_direct: bool = True
+    has_joint_set: bool = False
 
 
 def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
@@ -38,9 +52,22 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 dense = is_dense(local) and not local.is_neg()
                 key = stream_key(group["seed"], index, position)
                 scheme = scheme_of(group, local)
-                slot = Slot(param, label, index, role, local, dense, scheme, key)
-                slots[local.device, local.dtype].append(slot)
+                slot = Slot(param, label, index, role, position, local, dense, scheme, key)
+                slots[_kind(slot, group)].append(slot)
     return slots
+
+
+def _kind(slot: Slot, group: dict[str, Any]) -> Kind:
+    if joint_set(group) is None:
+        return Kind(slot.local.device, slot.local.dtype, slot.scheme.is_direct)
+    direct = all(scheme_of(group, local_tensor(p)).is_direct for p in group["params"])
+    return Kind(slot.local.device, slot.local.dtype, direct, not direct)
+
+
+def merged(slots: Iterable[list[Slot]]) -> list[Slot]:
+    """The slots of several kinds as those of one table: body first, head last, groups in order."""
+    every = (slot for found in slots for slot in found)
+    return sorted(every, key=lambda slot: (slot.role == "head", slot.group, slot.position))
 
 
 def is_trained(slot: Slot) -> bool:
@@ -74,12 +101,9 @@ class Placement:
     def place_late(self) -> bool:
         """Move parameters that were frozen and now have a gradient; returns whether there were any."""
         late = [slot for slot in self._frozen.values() if slot.param.grad is not None]
-        by_kind: dict[Kind, list[Slot]] = defaultdict(list)
         for slot in late:
             del self._frozen[id(slot.param)]
-            by_kind[slot.local.device, slot.local.dtype].append(slot)
-        for slots in by_kind.values():
-            self._move(slots)
+        self._move(late)
         return bool(late)
 
     def _move(self, slots: Iterable[Slot]) -> None:
@@ -87,16 +111,17 @@ class Placement:
         if not self._flatten:
             return
         new = [slot for slot in slots if id(slot.param) not in self._placed]
-        movable = []
+        movable: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for slot in new:
             if _can_move(slot):
-                movable.append(slot.param)
+                movable[slot.local.device, slot.local.dtype].append(slot.param)
                 continue
             log.info(
                 "%s stays where it is: a shard, a layout with gaps, or a view of shared memory",
                 slot.name,
             )
-        move_into_arenas(movable)
+        for params in movable.values():
+            move_into_arenas(params)
         self._placed.update(id(slot.param) for slot in new)
 
 

@@ -37,11 +37,25 @@ def test_every_backend_says_whether_it_can_run() -> None:
 
 
 def test_auto_on_the_host() -> None:
-    assert sf.StackelbergSGD([_param()]).backend == "cpu"
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert sf.StackelbergSGD([_param(dtype)]).backend == "cpu"
+    for dtype, how in ((torch.float64, {}), (torch.bfloat16, {"constraint": sf.L2Ball(1.0)})):
         with pytest.warns(UserWarning, match=f"parameter 0 .*{dtype}.*reference") as caught:
-            assert sf.StackelbergSGD([_param(dtype)]).backend == "reference"
+            assert sf.StackelbergSGD([_param(dtype)], **how).backend == "reference"
         assert {w.filename for w in caught} == {__file__}
+
+
+def test_one_launch_for_several_dtypes() -> None:
+    params = [_param(dtype) for dtype in (torch.bfloat16, torch.float32, torch.float16)]
+    optimizer = sf.StackelbergAdamW(
+        [{"params": params[:2]}, {"params": params[2:], "role": "head"}], lr=0.1
+    )
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert (optimizer.launches, optimizer.backend) == (1, "cpu")
+    assert all((p < old).all() for p, old in zip(params, before, strict=True))
 
 
 def test_auto_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +75,9 @@ def test_the_warning_comes_once_for_a_dtype() -> None:
         step(optimizer)
         step(copy.deepcopy(optimizer))
         optimizer.add_param_group({"params": [_param(torch.float64)]})
+    ball = {"params": [_param(torch.bfloat16)], "constraint": sf.L2Ball(1.0)}
     with pytest.warns(UserWarning, match="bfloat16"):
-        optimizer.add_param_group({"params": [_param(torch.bfloat16)]})
+        optimizer.add_param_group(ball)
 
 
 def test_what_is_asked_for_gets_no_warning() -> None:

@@ -163,7 +163,8 @@ def test_backends() -> None:
     model["d"] = nn.Parameter(torch.ones(3, dtype=torch.float64))
     groups = [{"params": [("a", model["a"])]}, {"params": [("d", model["d"])], "role": "head"}]
     with pytest.raises(
-        ValueError, match=f"'d' of {HEAD}: the cpu backend updates float32 .*'reference' does"
+        ValueError,
+        match=f"'d' of {HEAD}: the cpu backend updates parameters of at most 32 bits.*'reference' does",
     ):
         sf.StackelbergAdamW(groups, backend="cpu")
     del model["d"]
@@ -204,7 +205,7 @@ ADDED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]
     "role": (lambda m, n: {"params": [n["a"]], "role": "tail"}, ValueError, "param group 2: unknown role"),
     "lr": (lambda m, n: {"params": [n["a"]], "lr": -1}, ValueError, "param group 2 \\(body\\): invalid lr -1"),
     "names": (lambda m, n: {"params": [("a", n["a"])]}, ValueError, "param group 2 .*names"),
-    "dtype": (lambda m, n: {"params": [n["a"].detach().double().requires_grad_()]}, ValueError, "updates float32"),
+    "dtype": (lambda m, n: {"params": [n["a"].detach().double().requires_grad_()]}, ValueError, "at most 32 bits"),
     "non-leaf": (lambda m, n: {"params": [n["a"] * 2]}, ValueError, "non-leaf"),
     "sparse": (lambda m, n: {"params": [torch.eye(2).to_sparse().requires_grad_()]}, TypeError, "group 2 .*sparse"),
     "empty head": (lambda m, n: {"params": [], "role": "head"}, ValueError, "group 2 \\(head\\): the head is empty"),

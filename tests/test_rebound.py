@@ -76,7 +76,7 @@ def test_model_to_between_construction_and_the_firststep(dtype: torch.dtype) -> 
     model.to(dtype)
     model(normal((4, 3), 1).to(dtype)).sum().backward()
     optimizer.step()
-    assert optimizer.backend == "reference"
+    assert optimizer.backend == ("cpu" if dtype is torch.bfloat16 else "reference")
     wide = torch.float32 if dtype is torch.bfloat16 else dtype
     assert optimizer.state[model.weight]["exp_avg"].dtype == wide
     assert optimizer.state[model.weight]["step"] == 1

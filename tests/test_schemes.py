@@ -24,7 +24,7 @@ RULES = [
     Options("sgd"),
 ]
 SIZE = (5, 61)
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 by_rule = pytest.mark.parametrize("options", RULES, ids=str)
 
@@ -72,7 +72,7 @@ def train(optimizer: Any, steps: range, dtype: torch.dtype | None = None) -> Non
 @by_backend
 def test_split16_is_float32_training(backend: str, options: Options) -> None:
     """Bit for bit, by gradients at the same bfloat16 copies."""
-    exact = one(torch.float32, options, backend="reference")
+    exact = one(torch.float32, options, backend=backend)
     ours = one(torch.bfloat16, options, backend=backend, master="split16")
     with torch.no_grad():
         param_of(exact).copy_(param_of(ours).float())
@@ -90,7 +90,7 @@ def test_split16_is_float32_training(backend: str, options: Options) -> None:
 @by_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_float32_master_is_float32_training(backend: str, options: Options, dtype: Any) -> None:
-    exact = one(torch.float32, options, backend="reference")
+    exact = one(torch.float32, options, backend=backend)
     ours = one(dtype, options, backend=backend, master="fp32")
     with torch.no_grad():
         param_of(exact).copy_(param_of(ours).float())

@@ -7,8 +7,8 @@ namespace py = pybind11;
 namespace sf {
 namespace {
 
-bool same_kind(const TensorView& a, const TensorView& b) {
-  return a.dtype == b.dtype && a.device_type == b.device_type && a.device_index == b.device_index;
+bool same_device(const TensorView& a, const TensorView& b) {
+  return a.device_type == b.device_type && a.device_index == b.device_index;
 }
 
 py::list copied(const py::list& list) {
@@ -28,11 +28,14 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
-    Slot slot{PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, shapes_.size(), {}};
+    Slot slot{
+        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}};
     TensorView tensor;
     if (slot.owner == slot.local && abi_->look(slot.local, &tensor)) {
       if (slots_.empty()) first_ = tensor;
-      slot.readable = same_kind(tensor, first_);
+      slot.readable = same_device(tensor, first_);
+      slot.dtype = tensor.dtype;
+      slot.grad_dtype = records_[i].grad_dtype;
       slot.ndim = tensor.ndim;
       for (int64_t d = 0; d < tensor.ndim; ++d) {
         slot.numel *= tensor.shape[d];
@@ -72,7 +75,7 @@ bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, 
 }
 
 bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
-  if (tensor.ndim != slot.ndim || !same_kind(tensor, first_)) return false;
+  if (tensor.ndim != slot.ndim || tensor.dtype != slot.dtype || !same_device(tensor, first_)) return false;
   // a wrapper without memory of its own looks like a tensor at address 0
   if (slot.numel && !tensor.address) return false;
   const int64_t *shape = shapes_.data() + slot.dims, *strides = strides_.data() + slot.dims;
@@ -110,8 +113,9 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     if (!fits) {
       odd.append(i);
-    } else if (address != record.grad) {
+    } else if (address != record.grad || (present && record.grad_dtype != slot.grad_dtype)) {
       record.grad = address;
+      record.grad_dtype = slot.grad_dtype;
       changed_ = true;
     }
   }

@@ -39,8 +39,10 @@ class Reader {
     PyObject* local;
     int64_t numel;
     int64_t ndim;
-    bool readable;  // else always moved and odd: the caller looks at it
-    size_t dims;    // where its shape begins in shapes_, and its strides in strides_
+    bool readable;       // else always moved and odd: the caller looks at it
+    int32_t dtype;       // libtorch's, of the parameter, and
+    int64_t grad_dtype;  // ours, of a gradient that fits
+    size_t dims;         // where its shape begins in shapes_, and its strides in strides_
     TensorAbi::Trail grad;
   };
 
@@ -54,7 +56,7 @@ class Reader {
   pybind11::str grad_{"grad"}, is_neg_{"is_neg"};
   std::vector<Slot> slots_;
   std::vector<int64_t> shapes_, strides_;
-  TensorView first_{};  // dtype and device, which all of them share
+  TensorView first_{};  // a device, which all of them share
   Record* records_;
   uint8_t* active_;
   bool changed_ = false, switched_ = false;  // since the last read() that returned: one may end in an exception

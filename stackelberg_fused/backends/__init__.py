@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from ..slots import Kind
 from ..warning import warn_caller
 from .base import Backend, BackendStatus, Work
 from .cpu import CpuBackend
@@ -26,18 +25,17 @@ def backends() -> list[BackendStatus]:
 
 def resolve_backend(
     choice: str | Backend,
-    device: torch.device,
-    dtype: torch.dtype,
+    kind: Kind,
     label: str,
-    warned: set[tuple[torch.device, torch.dtype]],
+    warned: set[Kind],
 ) -> Backend:
-    """The backend for parameters of one device and dtype.
+    """The backend for parameters of one kind.
 
     Args:
         choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference, with a warning, for what these cannot
             update), a backend's name, or a backend.
-        label: how errors call a parameter of this device and dtype.
-        warned: devices and dtypes of which the warning was given; this one is added.
+        label: how errors call a parameter of this kind.
+        warned: kinds of which the warning was given; this one is added.
 
     Raises:
         ValueError: the name is unknown, or an explicit choice cannot update such parameters.
@@ -45,21 +43,21 @@ def resolve_backend(
     """
     if choice == "auto":
         reasons = []
-        for name in PREFERENCE.get(device.type, ()):
+        for name in PREFERENCE.get(kind.device.type, ()):
             status = BACKENDS[name].status()
             if not status.available:
                 reasons.append(f"{name} is not available: {status.reason}")
                 continue
             backend = BACKENDS[name]()
-            refusal = backend.refusal(device, dtype)
+            refusal = backend.refusal(kind)
             if not refusal:
                 return backend
             reasons.append(refusal)
-        if (device, dtype) not in warned:
-            warned.add((device, dtype))
+        if kind not in warned:
+            warned.add(kind)
             warn_caller(
-                f"{label}, and others of {dtype} on {device.type}: stepped by the reference backend, which is slower "
-                f"than torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
+                f"{label}, and others of {kind.dtype} on {kind.device.type}: stepped by the reference backend, which "
+                f"is slower than torch's fused kernels ({'; '.join(reasons) or 'no kernel for this device'}); "
                 "where that is meant, pass backend='reference'"
             )
         return ReferenceBackend()
@@ -71,7 +69,7 @@ def resolve_backend(
         if not status.available:
             raise RuntimeError(f"backend {choice!r} is not available: {status.reason}")
         choice = BACKENDS[choice]()
-    refusal = choice.refusal(device, dtype)
+    refusal = choice.refusal(kind)
     if refusal:
         raise ValueError(f"{label}: {refusal}; backend='reference' does")
     return choice

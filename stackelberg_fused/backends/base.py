@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..joint_sets import JointSets
 from ..layout import Span, Table
 from ..scaling import Scaling
+from ..slots import Kind
 from ..statistics import ClipLimits, Statistics
 
 
@@ -62,6 +62,7 @@ class Backend(ABC):
 
     name: ClassVar[str]
     reads_memory: ClassVar[bool] = True  # goes by the addresses in the records, not by tensors
+    mixes_dtypes: ClassVar[bool] = False  # updates all parameters of a device in one launch
     counts_on_device: bool = (
         False  # can count steps where the host does not know whether they are taken
     )
@@ -72,8 +73,8 @@ class Backend(ABC):
         """Whether this machine can run it."""
 
     @abstractmethod
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Why parameters of this device and dtype cannot be updated; empty when they can."""
+    def refusal(self, kind: Kind) -> str:
+        """Why parameters of this kind cannot be updated; empty when they can."""
 
     @abstractmethod
     def statistics(self, work: Work, limits: ClipLimits) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..schemes import DTYPE_WORD
+from ..slots import Kind
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
 from .base import Backend, BackendStatus, Work
@@ -25,6 +27,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
+    mixes_dtypes = True
 
     def __init__(self, isa: str = "") -> None:
         self._isa = _cpu.isa(isa)
@@ -39,11 +42,13 @@ class CpuBackend(Backend):
             )
         return BackendStatus(cls.name, True)
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        if device.type != "cpu":
-            return f"the cpu backend cannot update parameters on {device}"
-        if dtype is not torch.float32:
-            return f"the cpu backend updates float32 parameters, not {dtype}"
+    def refusal(self, kind: Kind) -> str:
+        if kind.device.type != "cpu":
+            return f"the cpu backend cannot update parameters on {kind.device}"
+        if kind.dtype not in DTYPE_WORD:
+            return f"the cpu backend updates parameters of at most 32 bits, not {kind.dtype}"
+        if kind.has_joint_set:
+            return "the cpu backend projects onto joint sets float32 parameters with float32 state alone"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..build_info import build_info, covers, driver_runs
+from ..slots import Kind
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
 from .base import Backend, BackendStatus, Work
@@ -44,11 +45,13 @@ class CudaBackend(Backend):
             reason = ""
         return BackendStatus(cls.name, not reason, reason)
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        if device.type != "cuda":
-            return f"the cuda backend cannot update parameters on {device}"
-        if dtype is not torch.float32:
-            return f"the cuda backend updates float32 parameters, not {dtype}"
+    def refusal(self, kind: Kind) -> str:
+        if kind.device.type != "cuda":
+            return f"the cuda backend cannot update parameters on {kind.device}"
+        if kind.dtype is not torch.float32:
+            return f"the cuda backend updates float32 parameters, not {kind.dtype}"
+        if not kind.is_direct:
+            return "the cuda backend keeps state in float32 alone"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

@@ -18,6 +18,7 @@ from ..recoding import in_memory_order
 from ..rules import sums_gradients
 from ..schemes import MOMENTS, state_names
 from ..sharding import local_tensor
+from ..slots import Kind
 from ..statistics import ClipLimits
 from ..storage import read_moment, read_weight, write_moment, write_weight
 from ..summation import sum_of, tile_sums
@@ -35,7 +36,7 @@ class ReferenceBackend(Backend):
     def status(cls) -> BackendStatus:
         return BackendStatus(cls.name, True)
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+    def refusal(self, kind: Kind) -> str:
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
@@ -158,7 +159,7 @@ def _apply(
 
 def _unscaled(work: Work, i: int) -> Tensor | None:
     grad, scheme = work.gradient(i), work.table.slots[i].scheme
-    if grad is not None and not scheme.is_direct:
+    if grad is not None and grad.dtype is not scheme.wide:
         grad = grad.to(scheme.wide)
     if grad is None or work.scaling is None or work.scaling.grad_scale is None:
         return grad

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Table
+from ..slots import Kind
 from ..statistics import ClipLimits
 from .base import Backend, BackendStatus, Work
 from .mirror import tables_on_device
@@ -48,11 +49,13 @@ class TritonBackend(Backend):
             reason = "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernel on the CPU, for tests)"
         return BackendStatus(cls.name, not reason, reason)
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        if device.type != ("cpu" if is_interpreting() else "cuda"):
-            return f"the triton backend cannot update parameters on {device}"
-        if dtype is not torch.float32:
-            return f"the triton backend updates float32 parameters, not {dtype}"
+    def refusal(self, kind: Kind) -> str:
+        if kind.device.type != ("cpu" if is_interpreting() else "cuda"):
+            return f"the triton backend cannot update parameters on {kind.device}"
+        if kind.dtype is not torch.float32:
+            return f"the triton backend updates float32 parameters, not {kind.dtype}"
+        if not kind.is_direct:
+            return "the triton backend keeps state in float32 alone"
         return ""
 
     @staticmethod

@@ -12,6 +12,7 @@ import torch
 from stackelberg_fused.backends import Backend, BackendStatus, Work
 from stackelberg_fused.backends.arguments import project_args, statistics_args, step_args
 from stackelberg_fused.backends.mirror import addresses, tables_on_device
+from stackelberg_fused.slots import Kind
 from stackelberg_fused.statistics import ClipLimits
 from stackelberg_fused.tables import STEP_ARGS
 
@@ -79,9 +80,9 @@ class HostCudaBackend(Backend):
     def status(cls) -> BackendStatus:
         return BackendStatus(cls.name, not unavailable(), unavailable())
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        if device.type != "cpu" or dtype is not torch.float32:
-            return f"{self.name} updates float32 parameters on the CPU, not {dtype} on {device}"
+    def refusal(self, kind: Kind) -> str:
+        if kind.device.type != "cpu" or kind.dtype is not torch.float32 or not kind.is_direct:
+            return f"{self.name} updates float32 parameters on the CPU, not {kind}"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

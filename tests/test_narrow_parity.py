@@ -1,0 +1,194 @@
+"""Weights and state of fewer bits: the same on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import Options, normal
+from checks import assert_same_bits
+from tolerances import NARROW_FLIPPED, NARROW_NEAR, NARROW_STEP
+from torch import Tensor, nn
+
+from stackelberg_fused.recoding import in_memory_order
+from stackelberg_fused.schemes import MASTERS, scheme_of
+from stackelberg_fused.schemes import MOMENTS as MOMENT_NAMES
+from stackelberg_fused.storage import read_moment, read_weight
+
+BACKENDS = ["cpu"]
+by_backend = pytest.mark.parametrize("backend", BACKENDS)
+SIZES = [(0,), (1,), (31,), (32,), (33,), (511,), (513,), (4095,), (4097,), (3, 5000)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# what a weight and its gradient may be, by their dtypes, and what is beside the weight
+WEIGHTS = [("float32", grad, None) for grad in DTYPES] + [
+    (name, grad, master)
+    for master, dtypes in MASTERS.items()
+    for name, dtype in DTYPES.items()
+    if dtype in dtypes
+    for grad in ({name, "float32"} if master != "split16" else DTYPES)
+]
+by_weight = pytest.mark.parametrize("weight", sorted(WEIGHTS, key=str), ids=str)
+by_state = pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+
+SPECIAL = [
+    0.0,
+    -0.0,
+    1e-45,
+    -3e-40,
+    1.2e-38,
+    1e-23,
+    -1e20,
+    3e38,
+    torch.inf,
+    -torch.inf,
+    torch.nan,
+    6e-8,
+    65520.0,
+]
+
+
+def values(size: tuple[int, ...], seed: int, special: bool = False) -> Tensor:
+    """Of many magnitudes within a block."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.empty(size).uniform_(-6, 2, generator=generator)
+    x = normal(size, seed) * 10**spread
+    if special and x.numel():
+        flat = x.view(-1)
+        at = torch.randperm(len(flat), generator=generator)[: len(SPECIAL)]
+        flat[at] = torch.tensor(SPECIAL)[: len(at)]
+    return x
+
+
+def pair(
+    options: Options, weight: tuple[str, str, str | None], backend: str, **how: Any
+) -> list[Any]:
+    """Two optimizers over the same parameters, the second of the reference."""
+    dtype, grad, master = weight
+    found = []
+    for name in (backend, "reference"):
+        params = []
+        for i, size in enumerate(SIZES):
+            p = nn.Parameter(values(size, i).to(DTYPES[dtype]))
+            p.grad_dtype = None if grad != dtype else p.grad_dtype
+            params.append(p)
+        groups = [
+            {"params": params[:-1]},
+            {"params": params[-1:], "role": "head", "ema_decay": 0.9},
+        ]
+        how = {"lr": 0.01, "head_lr_ratio": 3.0, "float32_state": "none", "master": master, **how}
+        found.append(options.ours(groups, backend=name, **how))
+    return found
+
+
+def give(optimizers: list[Any], step: int, grad: str, special: bool = False) -> None:
+    for optimizer in optimizers:
+        params = [p for g in optimizer.param_groups for p in g["params"]]
+        for i, p in enumerate(params):
+            p.grad = values(tuple(p.shape), 100 * step + i, special).to(DTYPES[grad])
+
+
+def tensors(optimizer: Any) -> dict[str, Tensor]:
+    found = {}
+    for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"]):
+        found[f"parameter {i}"] = p.detach()
+        found |= {f"{n} of {i}": v for n, v in optimizer.state[p].items()}
+    return found
+
+
+def assert_same(ours: Any, reference: Any, *only: str) -> None:
+    """The same bits, but for those of NaN and the sign of zero, which depends on how a rule is written."""
+    expected = tensors(reference)
+    for name, found in tensors(ours).items():
+        want = expected[name]
+        if found.is_floating_point():
+            assert torch.equal(found.isnan(), want.isnan()), name
+            found, want = (t.nan_to_num(123.0, torch.inf, -torch.inf) + 0.0 for t in (found, want))
+        elif name.startswith(("exp_avg of", "momentum_buffer of")):
+            found, want = (torch.where(t == 128, 0, t) for t in (found, want))
+        if not only or name.split()[0] in only:
+            assert_same_bits(found, want, name)
+
+
+# their moments are the gradient and its square, to the bit in every language, and the weight stays what it is
+MOMENTS = Options("adamw", {"betas": (0.0, 0.0), "weight_decay": 0.0})
+# the weight is minus the gradient
+WEIGHT = Options("sgd")
+
+
+@by_state
+@by_weight
+@by_backend
+def test_moments_are_stored_as_the_reference_stores_them(
+    backend: str, weight: Any, state_dtype: str
+) -> None:
+    ours, reference = pair(MOMENTS, weight, backend, state_dtype=state_dtype, lr=0.0)
+    for step in range(3):
+        give([ours, reference], step, weight[1], special=step == 2)
+        for optimizer in (ours, reference):
+            optimizer.step()
+        # a weight is infinite or NaN where its moments are, in its own way
+        moments = ("exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale")
+        assert_same(ours, reference, *(moments if step == 2 else ()))
+
+
+@by_weight
+@by_backend
+def test_weights_are_stored_as_the_reference_stores_them(backend: str, weight: Any) -> None:
+    ours, reference = pair(WEIGHT, weight, backend, lr=1.0, head_lr_ratio=1.0)
+    for optimizer in (ours, reference):
+        for tensor in (p for g in optimizer.param_groups for p in g["params"]):
+            tensor.detach().zero_()
+    for special in (False, True):
+        give([ours, reference], 5 + special, weight[1], special)
+        for optimizer in (ours, reference):
+            optimizer.step()
+        assert_same(ours, reference)
+
+
+STEPS = [
+    Options("adamw", {"weight_decay": 0.1}),
+    Options("adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
+    Options("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+]
+
+
+def opened(optimizer: Any) -> dict[str, Tensor]:
+    """What is stored, as float32."""
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            scheme = scheme_of(group, p)
+            entry = optimizer.state[p]
+            flat = {
+                n: t if n.endswith("_scale") else in_memory_order(t)
+                for n, t in entry.items()
+                if t.dim()
+            }
+            at = len(found)
+            found[f"weight {at}"] = read_weight(scheme, in_memory_order(p.detach()), flat)
+            for name in set(MOMENT_NAMES).intersection(flat):
+                found[f"{name} {at}"] = read_moment(scheme, name, flat)
+    return found
+
+
+@by_state
+@by_weight
+@pytest.mark.parametrize("options", STEPS, ids=str)
+@by_backend
+def test_a_step_is_near_the_references(
+    backend: str, options: Options, weight: Any, state_dtype: str
+) -> None:
+    """But for the few elements that an ulp makes round the other way, by the same random number."""
+    ours, reference = pair(options, weight, backend, state_dtype=state_dtype)
+    for step in range(3):
+        give([ours, reference], step, weight[1])
+        for optimizer in (ours, reference):
+            optimizer.step()
+    expected = opened(reference)
+    for name, found in opened(ours).items():
+        error = (found - expected[name]).abs()
+        other = error > NARROW_NEAR * (expected[name].abs() + 0.01)
+        assert other.sum() <= NARROW_FLIPPED * len(other) + 3, name
+        assert (error <= NARROW_STEP * (expected[name].abs() + 0.01)).all(), name
