@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "language": ("training", "Language", "the same for a small GPT; hours"),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),
+    "precision": ("precision", "Precision", "every way to store weights and state beside float32"),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }
 

@@ -1,0 +1,234 @@
+"""Every way to store weights and state against float32: what it does to the final loss.
+
+The same initial weights, batches and rates for all schemes of a seed. Where parameters are bfloat16 the whole model is:
+its forward and backward passes too, which the scheme with a float32 master shows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.optim.lr_scheduler import LambdaLR
+
+from ...adam import StackelbergAdamW
+from ...demo.settings import DEFAULTS
+from ...demo.tasks import TASKS, Task
+from ...demo.trainer import warmup_cosine
+from .statistics import difference, interval
+from .study import Cell, Cells, Experiment
+from .style import COLORS, new_figure, save
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One scheme.
+
+    Attributes:
+        param: "float32" or "bfloat16".
+        master, state: `master` and `state_dtype` of the optimizer.
+    """
+
+    param: str
+    master: str | None = None
+    state: str = "float32"
+
+    def __str__(self) -> str:
+        master = "" if self.param == "float32" else f" {self.master or 'nearest'}"
+        return f"{self.param}{master}, state {self.state}"
+
+
+FLOAT32 = Stored("float32")
+SCHEMES = (
+    FLOAT32,
+    Stored("float32", state="bfloat16"),
+    Stored("float32", state="8bit"),
+    Stored("bfloat16", "fp32"),
+    Stored("bfloat16", "split16"),
+    Stored("bfloat16", "split8"),
+    Stored("bfloat16", "kahan"),
+    Stored("bfloat16", "stochastic"),
+    Stored("bfloat16", None),
+    Stored("bfloat16", "kahan", "bfloat16"),
+    Stored("bfloat16", "stochastic", "bfloat16"),
+    Stored("bfloat16", "split8", "8bit"),
+    Stored("bfloat16", "stochastic", "8bit"),
+    Stored("bfloat16", None, "8bit"),
+)
+BETAS = (0.9, 0.999)  # whose second moments change least in a step
+
+
+def train(task: Task, scheme: Stored, seed: int, steps: int) -> dict[str, float]:
+    """Loss after the last step, over the validation data; of digits over the training data too."""
+    torch.manual_seed(seed)
+    model = task.model().to(getattr(torch, scheme.param))
+    defaults = DEFAULTS[task.name]
+    optimizer = StackelbergAdamW(
+        model.named_parameters(),
+        lr=defaults["lr"],
+        betas=BETAS,
+        weight_decay=defaults["weight_decay"],
+        master=scheme.master,
+        state_dtype=scheme.state,
+        seed=seed,
+    )
+    schedule = partial(warmup_cosine, steps=steps, warmup=0.05, final=0.1)
+    scheduler = LambdaLR(optimizer, schedule)
+    batches = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        loss = _loss(model, task.batch(batches))
+        loss.backward()
+        optimizer.step(zero_grad=True)
+        scheduler.step()
+        if not bool(loss.isfinite()):
+            return {"loss": math.inf, "bytes": math.nan}
+    data = task.training or task.validation
+    with torch.no_grad():
+        losses = [(_loss(model, batch).item(), len(batch[1])) for batch in data]
+    mean = sum(loss * rows for loss, rows in losses) / sum(rows for _, rows in losses)
+    return {"loss": mean, "bytes": stored_bytes(model, optimizer) / _size(model)}
+
+
+def _loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    inputs, targets = batch
+    dtype = next(model.parameters()).dtype
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    outputs = model(inputs).flatten(0, -2).float()
+    return torch.nn.functional.cross_entropy(outputs, targets.flatten())
+
+
+def stored_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Of parameters and state, but for step counts; gradients are not counted."""
+    state = [t for entry in optimizer.state.values() for n, t in entry.items() if n != "step"]
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *state))
+
+
+def _size(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+class Precision(Experiment):
+    name = "precision"
+    computes_with = ("sklearn",)
+    shows_with = ("matplotlib", "scipy")
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__(quick)
+        self.schemes = (FLOAT32, SCHEMES[-3]) if quick else SCHEMES
+        self.seeds = 2 if quick else 5
+        self.steps = {"digits": 30, "language": 10} if quick else {"digits": 400, "language": 300}
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        return {name: TASKS[name](self.quick and name == "language") for name in self.steps}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "data": {name: task.data for name, task in self.tasks.items()},
+            "schemes": [str(scheme) for scheme in self.schemes],
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "betas": BETAS,
+        }
+
+    def stages(self, cells: Cells) -> Iterator[list[Cell]]:
+        yield [
+            Cell(
+                _key(name, scheme, seed),
+                partial(self._train, name, scheme, seed),
+            )
+            for name in self.steps
+            for seed in range(self.seeds)
+            for scheme in self.schemes
+        ]
+
+    def _train(self, name: str, scheme: Stored, seed: int) -> dict[str, float]:
+        return train(self.tasks[name], scheme, seed, self.steps[name])
+
+    def losses(self, cells: Cells, name: str, scheme: Stored) -> list[float]:
+        """By seed."""
+        return [cells[_key(name, scheme, seed)]["loss"] for seed in range(self.seeds)]
+
+    def tables(self, cells: Cells) -> list[Table]:
+        table = Table(
+            title=f"final loss, {self.seeds} seeds; difference from float32, seed by seed"
+        )
+        table.add_column("stored as")
+        table.add_column("bytes per parameter", justify="right")
+        for name in self.steps:
+            table.add_column(f"{name} (spread)")
+            table.add_column("difference")
+        for scheme in self.schemes:
+            row = [str(scheme), f"{cells[_key('language', scheme, 0)]['bytes']:.2f}"]
+            for name in self.steps:
+                losses = self.losses(cells, name, scheme)
+                mean, half = difference(losses, self.losses(cells, name, FLOAT32))
+                row += [
+                    f"{sum(losses) / len(losses):.4f} ({_spread(losses):.4f})",
+                    "" if scheme == FLOAT32 else f"{mean:+.4f} ± {half:.4f}",
+                ]
+            table.add_row(*row)
+        return [table]
+
+    def worse(self, cells: Cells) -> list[str]:
+        """Schemes whose mean loss is above float32's by more than the seeds' own spread, by task."""
+        found = []
+        for name in self.steps:
+            exact = self.losses(cells, name, FLOAT32)
+            for scheme in self.schemes:
+                losses = self.losses(cells, name, scheme)
+                if not (sum(losses) - sum(exact)) / len(exact) <= _spread(exact):
+                    found.append(f"{scheme} ({name})")
+        return found
+
+    def verdict(self, cells: Cells) -> list[str]:
+        worse = self.worse(cells)
+        said = "; ".join(worse) if worse else "none"
+        return [f"worse than float32 by more than the standard deviation over seeds: {said}"]
+
+    def check(self, cells: Cells) -> list[str]:
+        recommended = (Stored("bfloat16", "split8", "8bit"), Stored("bfloat16", "split16"))
+        if self.quick:
+            first = [self.losses(cells, "digits", s)[0] for s in self.schemes]
+            return [] if max(first) < math.log(10) else ["a run has learned nothing"]
+        worse = self.worse(cells)
+        return [
+            f"{s} is worse than float32" for s in recommended if any(str(s) in w for w in worse)
+        ]
+
+    def draw(self, cells: Cells, path: Path) -> None:
+        figure, axes = new_figure(len(self.steps))
+        for axis, name in zip(axes, self.steps, strict=True):
+            exact = self.losses(cells, name, FLOAT32)
+            for place, scheme in enumerate(reversed(self.schemes)):
+                losses = self.losses(cells, name, scheme)
+                differences = [a - b for a, b in zip(losses, exact, strict=True)]
+                axis.plot(
+                    differences, [place] * len(losses), "o", color=COLORS[1], alpha=0.4, ms=3.5
+                )
+                mean, half = interval(differences)
+                axis.errorbar(mean, place, xerr=half, fmt="s", color=COLORS[0], capsize=3, ms=5)
+            axis.axvspan(-_spread(exact), _spread(exact), color=COLORS[2], alpha=0.12, lw=0)
+            axis.set(title=name, xlabel="final loss, less float32's of the same seed")
+            axis.set_yticks(range(len(self.schemes)), [str(s) for s in reversed(self.schemes)])
+        axes[-1].set_yticklabels([])
+        save(
+            figure,
+            path,
+            f"square: mean and 95% interval of {self.seeds} seeds; band: float32's standard deviation over them",
+        )
+
+
+def _spread(losses: list[float]) -> float:
+    mean = sum(losses) / len(losses)
+    return math.sqrt(sum((x - mean) ** 2 for x in losses) / (len(losses) - 1))
+
+
+def _key(task: str, scheme: Stored, seed: int) -> str:
+    return f"{task}, {scheme}, seed {seed}"
