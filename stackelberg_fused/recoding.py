@@ -12,7 +12,7 @@ from .codec import HALF, decode_blocks, encode_blocks
 from .layout import Slot
 from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, scale_name
 from .sharding import local_tensor
-from .storage import code_of, read_weight, same_bits, write_weight
+from .storage import code_of, read_weight, same_bits
 
 
 def as_stored(slot: Slot, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,12 +65,25 @@ def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor
     value = in_memory_order(_as_state(slot, name, local_tensor(value), value.dtype))
     weight = read_weight(_scheme_with(other, value), param, {other: value})
     found = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=param.device)
-    rounded = torch.empty_like(param)
-    write_weight(slot.scheme, weight, rounded, {name: in_memory_order(found)}, HALF)
-    alone = param if name == "master" else torch.zeros_like(param)
-    flat = in_memory_order(found)
-    flat.copy_(torch.where(same_bits(rounded, param), flat, alone.to(flat.dtype)))
+    in_memory_order(found).copy_(_lacking(weight, param, like.dtype, name))
     return {name: found}
+
+
+def _lacking(weight: Tensor, param: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """What is to be stored beside a parameter that is to stay as it is, though a scheme may round ties to another."""
+    if name == "remainder":
+        lower = weight.view(torch.int32).long() - (param.view(torch.int16).long() << 16)
+        steps = lower if dtype is torch.int16 else (lower + 0x80) >> 8
+        known = torch.iinfo(dtype)
+        return torch.where(lower.abs() <= 0x8000, steps.clamp(known.min, known.max), 0)
+    lost = weight - param.float()
+    # a tie, and no more than that, goes to the parameter one step of float32 away from it
+    near = torch.nextafter(weight, param.float())
+    weight = torch.where(same_bits(weight.to(param.dtype), param), weight, near)
+    is_it = same_bits(weight.to(param.dtype), param)
+    if name == "kahan_comp":
+        return torch.where(is_it & lost.isfinite(), lost, 0.0)
+    return torch.where(is_it, weight, param.float())
 
 
 def _scheme_with(name: str, value: Tensor) -> Scheme:
