@@ -52,6 +52,14 @@ class StackelbergAdam(StackelbergOptimizer):
         constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
             `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
             as a dict, or per group. The projection is Euclidean.
+        master: what keeps the weights of bfloat16 and float16 parameters: None (rounded to nearest), "stochastic"
+            (rounded by chance), "kahan", "split16" (bfloat16 and a 16-bit remainder: the float32 weight), "split8" (24
+            bits of it) or "fp32"; by role as a dict, or per group. See docs/numerics.md.
+        state_dtype: of moments: float32 (the default, also of 16-bit parameters), bfloat16, or "8bit" (codes in blocks
+            of 32), stochastically rounded; by role as a dict, or per group.
+        float32_state: "vectors": parameters of at most one dimension keep float32 state whatever `state_dtype` says;
+            or "none".
+        seed: of the random numbers of stochastic rounding; >= 0. It is saved in state dicts, and loaded.
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
