@@ -39,6 +39,7 @@ CELLS = {
     "curvature": 2,
     "cartpole": 2 + 2,
     "cost": 1,
+    "precision": 2 * 2 * 2,
 }
 
 
