@@ -112,6 +112,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(step, StepArgs, rule);
   SF_FIELD(step, StepArgs, zero_grads);
   SF_FIELD(step, StepArgs, takes_turns);
+  SF_FIELD(step, StepArgs, is_narrow);
   SF_FIELD(step, StepArgs, signals);
   SF_FIELD(step, StepArgs, grad_scale);
   SF_FIELD(step, StepArgs, found_inf);

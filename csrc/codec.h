@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "shared.h"
 
@@ -16,9 +15,7 @@ SF_SHARED uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(x);
 #else
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
+  return __builtin_bit_cast(uint32_t, x);
 #endif
 }
 
@@ -26,9 +23,7 @@ SF_SHARED float float_of(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+  return __builtin_bit_cast(float, bits);
 #endif
 }
 
@@ -47,8 +42,10 @@ SF_SHARED uint16_t to_bfloat16(float x) {
 
 SF_SHARED uint16_t to_bfloat16(float x, uint32_t random) {
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
-  const uint32_t rounded = (bits + (magnitude < kInfinity ? random : 0)) >> 16;
-  return static_cast<uint16_t>(magnitude > kInfinity ? 0x7FC0 : rounded);
+  uint32_t rounded = bits + random;
+  rounded = magnitude < kInfinity ? rounded : bits;
+  rounded = magnitude > kInfinity ? 0x7FC00000 : rounded;
+  return static_cast<uint16_t>(rounded >> 16);
 }
 
 // --- float16 ---
@@ -142,7 +139,7 @@ SF_SHARED float scale_value(uint8_t scale) { return float_of(static_cast<uint32_
 SF_SHARED float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
 
 template <typename CODE>
-SF_SHARED uint8_t encode(float x, float inverse, uint32_t random) {
+SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
   constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;  // where steps cease to be all alike
   constexpr float steps = CODE::one == 15 ? 0x1p17f : 0x1p33f;   // of them in 1.0
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
@@ -156,7 +153,7 @@ SF_SHARED uint8_t encode(float x, float inverse, uint32_t random) {
   const int32_t special = magnitude == kInfinity ? CODE::largest + 1 : CODE::largest + 2;
   code = magnitude < kInfinity ? code : special;
   if constexpr (CODE::is_signed) code |= static_cast<int32_t>(bits >> 24 & 0x80);
-  return static_cast<uint8_t>(code);
+  return static_cast<uint32_t>(code);
 }
 
 template <typename CODE>

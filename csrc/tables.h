@@ -151,9 +151,9 @@ struct StepArgs {
   int64_t num_tiles;
   int64_t first_head_tile;  // tiles from here on are the head's
   int32_t rule;
-  int32_t zero_grads;   // not 0: gradients are zero afterwards, also those that moved nothing
-  int32_t takes_turns;  // not 0: some group does not move on every step
-  int32_t reserved;
+  int32_t zero_grads;       // not 0: gradients are zero afterwards, also those that moved nothing
+  int32_t takes_turns;      // not 0: some group does not move on every step
+  int32_t is_narrow;        // not 0: some record is not float32 with float32 state and gradient
   const Signals* signals;   // of a launch of statistics, whose factors clip the gradients, or null
   const float* grad_scale;  // what the loss, and with it the gradients, were multiplied by, or null: 1
   const float* found_inf;   // not 0: nothing moves

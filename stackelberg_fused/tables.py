@@ -92,7 +92,7 @@ STEP_ARGS = {
     **dict.fromkeys(("records", "tiles", "rows"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
     **dict.fromkeys(("rule", "zero_grads"), "i"),
-    "takes_turns": "i4x",
+    **dict.fromkeys(("takes_turns", "is_narrow"), "i"),
     **dict.fromkeys(("signals", "grad_scale", "found_inf"), "q"),
     **dict.fromkeys(("groups", "steps", "ready", "waited", "arrived"), "q"),
     **dict.fromkeys(("sets", "set_sums", "set_factors", "set_tiles_done", "moved"), "q"),

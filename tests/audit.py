@@ -92,6 +92,20 @@ def audit(
         assert path.narrow_loads <= passes * TABLE_LOADS + bounds, f"{name}: {path}"
 
 
+def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
+    """Assert that the kernel of any mix of formats keeps all in registers and knows memory for global memory.
+
+    Which bytes it moves is up to the records; the host-run kernel counts them.
+    """
+    name = kernel.name
+    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
+    assert kernel.count("LDL", "STL") == 0, f"{name} spills"
+    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
+    per_thread = -(-kernel.resources["REG"] // 8) * 8
+    assert blocks * threads * per_thread <= REGISTERS, f"{name}: {per_thread} registers per thread"
+    assert kernel.wide_accesses()
+
+
 def audit_statistics(kernel: sass.Kernel) -> None:
     """Assert that a kernel of gradient statistics reads every gradient once, 16 bytes at a time, and writes none."""
     name = kernel.name
@@ -161,6 +175,7 @@ __all__ = [
     "ATOMICS",
     "RULES",
     "audit",
+    "audit_narrow",
     "audit_statistics",
     "buffers_moved",
     "buffers_used",

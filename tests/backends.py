@@ -11,6 +11,8 @@ from stackelberg_fused.backends.cpu import CpuBackend
 from stackelberg_fused.backends.triton import is_interpreting
 
 HOST = ["reference", "cpu", "avx2", "baseline", "cuda-on-host"]
+by_host_backend = pytest.mark.parametrize("backend", HOST)
+by_native_host_backend = pytest.mark.parametrize("backend", HOST[1:])
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 # interpreted Triton runs in a process of its own, because TRITON_INTERPRET is read when a kernel is decorated
 by_backend = pytest.mark.parametrize("backend", ["triton"] if is_interpreting() else [*HOST, *GPU])

@@ -21,10 +21,10 @@ _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\.text\.\S+):\s*$")
 _TARGET = re.compile(r"\.L_x_\d+")
 _POINTER_ACCESSES = ("LD", "LDG", "ST", "STG")
+# BREAK takes threads out of those that a BSYNC waits for, and goes on.
 # opcodes after which the next instruction is not the next in the text, or not the only next
 _JUMPS = ("BRA", "BRX", "EXIT", "RET", "BSYNC")
 _UNMODELLED = (
-    "BREAK",
     "JMP",
     "JMX",
     "JMXU",

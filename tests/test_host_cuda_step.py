@@ -176,6 +176,7 @@ def sanitized() -> Path:
     """The program host_cuda/sanitized.cpp."""
     sources = [
         CSRC / "cuda" / "step.cu",
+        CSRC / "cuda" / "narrow.cu",
         CSRC / "cuda" / "statistics.cu",
         CSRC / "cpu" / "kernel.cpp",
         *(HERE / name for name in ("selftest.cu", "fibers.cpp", "sanitized.cpp")),

@@ -10,6 +10,7 @@ import sass
 from audit import (
     ATOMICS,
     audit,
+    audit_narrow,
     audit_projection,
     audit_statistics,
     inexact_arithmetic,
@@ -27,14 +28,15 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # what has to be among the instructions of each kernel
 WANTED = {
     "step": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
+    "narrow": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
     "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
     "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
 }
-STEP = (CSRC / "cuda/step.cu").read_text()
+LAUNCHES = "".join((CSRC / f"cuda/{name}.cu").read_text() for name in ("step", "narrow"))
 
 
 def _constant(name: str) -> int:
-    return int(re.search(rf"{name} = (\d+);", STEP)[1])
+    return int(re.search(rf"{name} = (\d+);", LAUNCHES)[1])
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +62,14 @@ def _rule(kernel: str) -> tuple[int, bool]:
 @pytest.fixture(scope="module")
 def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
     """Kernels by the source file that they are from, one list per architecture."""
-    found: dict[str, list[list[sass.Kernel]]] = {"step": [], "statistics": [], "project": []}
+    found: dict[str, list[list[sass.Kernel]]] = {name: [] for name in WANTED}
     for cubin in sorted(extracted.glob("*.cubin")):
         kernels = sass.disassemble(cubin)
-        names = {re.search(r"(step|statistics|project)_kernel", k.name)[1] for k in kernels}
+        names = {re.search(r"(step|narrow|statistics|project)_kernel", k.name)[1] for k in kernels}
         (source,) = names
         found[source].append(kernels)
-    assert len(found["step"]) == len(found["statistics"]) == len(found["project"]) > 0
+    assert len({len(kernels) for kernels in found.values()}) == 1
+    assert found["step"]
     return found
 
 
@@ -86,6 +89,16 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
             audit(kernel, rules, threads, blocks, has_extras=has_extras)
 
 
+def test_any_mix_of_formats_keeps_all_in_registers(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["narrow"]:
+        threads, blocks = (
+            _constant(f"kNarrow{name}") for name in ("Threads", "BlocksPerMultiprocessor")
+        )
+        audit_narrow(kernel, threads, blocks)
+
+
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
@@ -101,7 +114,7 @@ def test_projections_keep_all_in_registers(cubins: dict[str, list[list[sass.Kern
 def test_a_block_says_that_it_is_done_after_what_it_did(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
-    for kernels in (*cubins["step"], *cubins["statistics"]):
+    for kernels in (*cubins["step"], *cubins["narrow"], *cubins["statistics"]):
         for kernel in kernels:
             assert kernel.count(*ATOMICS), kernel.name
             assert unordered_atomics(kernel) == [], kernel.name
@@ -114,6 +127,6 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
     for file in files:
         ptx = file.read_text()
         assert inexact_arithmetic(ptx) == set(), file.name
-        (name,) = set(re.findall(r"(step|statistics|project)_kernel", ptx))
+        (name,) = set(re.findall(r"(step|narrow|statistics|project)_kernel", ptx))
         wanted = WANTED[name]
         assert all(what in ptx for what in wanted.split()), name

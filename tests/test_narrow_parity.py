@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from backends import by_native_host_backend, chosen
 from cases import Options, normal
 from checks import assert_same_bits
 from tolerances import NARROW_FLIPPED, NARROW_NEAR, NARROW_STEP
 from torch import Tensor, nn
 
+import stackelberg_fused as sf
 from stackelberg_fused.recoding import in_memory_order
 from stackelberg_fused.schemes import MASTERS, scheme_of
 from stackelberg_fused.schemes import MOMENTS as MOMENT_NAMES
 from stackelberg_fused.storage import read_moment, read_weight
 
-BACKENDS = ["cpu"]
-by_backend = pytest.mark.parametrize("backend", BACKENDS)
 SIZES = [(0,), (1,), (31,), (32,), (33,), (511,), (513,), (4095,), (4097,), (3, 5000)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,15 +62,19 @@ def values(size: tuple[int, ...], seed: int, special: bool = False) -> Tensor:
 
 
 def pair(
-    options: Options, weight: tuple[str, str, str | None], backend: str, **how: Any
+    options: Options,
+    weight: tuple[str, str, str | None],
+    backend: str,
+    other: str = "reference",
+    **how: Any,
 ) -> list[Any]:
-    """Two optimizers over the same parameters, the second of the reference."""
+    """Two optimizers over the same parameters."""
     dtype, grad, master = weight
     found = []
-    for name in (backend, "reference"):
+    for name in (backend, other):
         params = []
         for i, size in enumerate(SIZES):
-            p = nn.Parameter(values(size, i).to(DTYPES[dtype]))
+            p = nn.Parameter(values(size, i).to(chosen(name)[1], DTYPES[dtype]))
             p.grad_dtype = None if grad != dtype else p.grad_dtype
             params.append(p)
         groups = [
@@ -78,7 +82,7 @@ def pair(
             {"params": params[-1:], "role": "head", "ema_decay": 0.9},
         ]
         how = {"lr": 0.01, "head_lr_ratio": 3.0, "float32_state": "none", "master": master, **how}
-        found.append(options.ours(groups, backend=name, **how))
+        found.append(options.ours(groups, backend=chosen(name)[0], **how))
     return found
 
 
@@ -86,14 +90,14 @@ def give(optimizers: list[Any], step: int, grad: str, special: bool = False) -> 
     for optimizer in optimizers:
         params = [p for g in optimizer.param_groups for p in g["params"]]
         for i, p in enumerate(params):
-            p.grad = values(tuple(p.shape), 100 * step + i, special).to(DTYPES[grad])
+            p.grad = values(tuple(p.shape), 100 * step + i, special).to(p.device, DTYPES[grad])
 
 
 def tensors(optimizer: Any) -> dict[str, Tensor]:
     found = {}
     for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"]):
-        found[f"parameter {i}"] = p.detach()
-        found |= {f"{n} of {i}": v for n, v in optimizer.state[p].items()}
+        found[f"parameter {i}"] = p.detach().cpu()
+        found |= {f"{n} of {i}": v.cpu() for n, v in optimizer.state[p].items()}
     return found
 
 
@@ -119,7 +123,7 @@ WEIGHT = Options("sgd")
 
 @by_state
 @by_weight
-@by_backend
+@by_native_host_backend
 def test_moments_are_stored_as_the_reference_stores_them(
     backend: str, weight: Any, state_dtype: str
 ) -> None:
@@ -134,7 +138,7 @@ def test_moments_are_stored_as_the_reference_stores_them(
 
 
 @by_weight
-@by_backend
+@by_native_host_backend
 def test_weights_are_stored_as_the_reference_stores_them(backend: str, weight: Any) -> None:
     ours, reference = pair(WEIGHT, weight, backend, lr=1.0, head_lr_ratio=1.0)
     for optimizer in (ours, reference):
@@ -176,7 +180,7 @@ def opened(optimizer: Any) -> dict[str, Tensor]:
 @by_state
 @by_weight
 @pytest.mark.parametrize("options", STEPS, ids=str)
-@by_backend
+@by_native_host_backend
 def test_a_step_is_near_the_references(
     backend: str, options: Options, weight: Any, state_dtype: str
 ) -> None:
@@ -192,3 +196,37 @@ def test_a_step_is_near_the_references(
         other = error > NARROW_NEAR * (expected[name].abs() + 0.01)
         assert other.sum() <= NARROW_FLIPPED * len(other) + 3, name
         assert (error <= NARROW_STEP * (expected[name].abs() + 0.01)).all(), name
+
+
+EXTRAS = {
+    "plain": {},
+    "clipped": {"max_grad_norm": {"body": 3.0, "head": 1.0}},
+    "turns": {"update_every": {"body": 2, "head": 3}, "update_every_grads": "mean"},
+    "boxed": {"constraint": sf.Box(-0.3, 0.7)},
+}
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@by_state
+@by_weight
+@pytest.mark.parametrize(
+    "backend",
+    ["cuda-on-host", "avx2", "baseline", pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+def test_native_backends_give_the_same_bits(
+    backend: str, weight: Any, state_dtype: str, extras: str
+) -> None:
+    """Random numbers among them, and gradients that a launch clears."""
+    for options in STEPS if extras == "plain" else STEPS[:1]:
+        how = {**EXTRAS[extras], "state_dtype": state_dtype, "seed": 5}
+        ours, on_cpu = pair(options, weight, backend, "cpu", **how)
+        for step in range(4):
+            give([ours, on_cpu], step, weight[1], special=step == 3)
+            for optimizer in (ours, on_cpu):
+                optimizer.step(zero_grad=step == 2)
+        expected = tensors(on_cpu)
+        for name, found in tensors(ours).items():
+            assert_same_bits(found, expected[name], name)
+        if extras == "clipped":
+            for name, norm in on_cpu.last_step.grad_norm.items():
+                assert_same_bits(ours.last_step.grad_norm[name], norm)

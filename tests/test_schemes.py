@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import by_host_backend, chosen
 from cases import Options, gradient, normal
 from checks import assert_same_bits
 from torch import Tensor, nn
@@ -24,8 +25,6 @@ RULES = [
     Options("sgd"),
 ]
 SIZE = (5, 61)
-BACKENDS = ["reference", "cpu"]
-by_backend = pytest.mark.parametrize("backend", BACKENDS)
 by_rule = pytest.mark.parametrize("options", RULES, ids=str)
 
 
@@ -69,11 +68,11 @@ def train(optimizer: Any, steps: range, dtype: torch.dtype | None = None) -> Non
 
 
 @by_rule
-@by_backend
+@by_host_backend
 def test_split16_is_float32_training(backend: str, options: Options) -> None:
     """Bit for bit, by gradients at the same bfloat16 copies."""
-    exact = one(torch.float32, options, backend=backend)
-    ours = one(torch.bfloat16, options, backend=backend, master="split16")
+    exact = one(torch.float32, options, backend=chosen(backend)[0])
+    ours = one(torch.bfloat16, options, backend=chosen(backend)[0], master="split16")
     with torch.no_grad():
         param_of(exact).copy_(param_of(ours).float())
     for _ in range(20):
@@ -87,11 +86,11 @@ def test_split16_is_float32_training(backend: str, options: Options) -> None:
 
 
 @by_rule
-@by_backend
+@by_host_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_float32_master_is_float32_training(backend: str, options: Options, dtype: Any) -> None:
-    exact = one(torch.float32, options, backend=backend)
-    ours = one(dtype, options, backend=backend, master="fp32")
+    exact = one(torch.float32, options, backend=chosen(backend)[0])
+    ours = one(dtype, options, backend=chosen(backend)[0], master="fp32")
     with torch.no_grad():
         param_of(exact).copy_(param_of(ours).float())
     for step in range(20):
@@ -112,7 +111,7 @@ def test_a_float32_master_is_float32_training(backend: str, options: Options, dt
 
 def lost(options: Options, master: str | None, steps: int, backend: str, seed: int = 0) -> float:
     """The mean distance from float32 training after many small steps, in steps of bfloat16."""
-    how = {"lr": 1e-4, "backend": backend}
+    how = {"lr": 1e-4, "backend": chosen(backend)[0]}
     exact, ours = (
         one(torch.float32, options, **how),
         one(torch.bfloat16, options, master=master, seed=seed, **how),
@@ -128,7 +127,7 @@ def lost(options: Options, master: str | None, steps: int, backend: str, seed: i
     return (error.abs() / (param_of(exact).detach().abs() * 2**-8)).mean().item()
 
 
-@by_backend
+@by_host_backend
 def test_steps_smaller_than_rounding_are_not_lost(backend: str) -> None:
     """A weight that is rounded to nearest does not move at all by steps below half its precision."""
     steps = 60
@@ -141,11 +140,15 @@ def test_steps_smaller_than_rounding_are_not_lost(backend: str) -> None:
     assert errors["split16"] == errors["fp32"] == 0
 
 
-@by_backend
+@by_host_backend
 def test_random_numbers_are_those_of_the_seed(backend: str) -> None:
     def run(seed: int) -> list[Tensor]:
         ours = one(
-            torch.bfloat16, backend=backend, master="stochastic", state_dtype="8bit", seed=seed
+            torch.bfloat16,
+            backend=chosen(backend)[0],
+            master="stochastic",
+            state_dtype="8bit",
+            seed=seed,
         )
         train(ours, range(5))
         return [param_of(ours).detach(), *ours.state[param_of(ours)].values()]
@@ -159,7 +162,7 @@ def test_random_numbers_are_those_of_the_seed(backend: str) -> None:
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @by_rule
-@by_backend
+@by_host_backend
 def test_moments_follow_those_of_float32(
     backend: str, options: Options, dtype: torch.dtype, state_dtype: str
 ) -> None:
@@ -168,7 +171,7 @@ def test_moments_follow_those_of_float32(
         return
     size = (64, 64)
     exact = one(torch.float32, options, size, backend="reference")
-    ours = one(dtype, options, size, backend=backend, state_dtype=state_dtype)
+    ours = one(dtype, options, size, backend=chosen(backend)[0], state_dtype=state_dtype)
     for p in (param_of(exact), param_of(ours)):
         p.data.fill_(1.0)
     for step in range(60):
@@ -191,10 +194,10 @@ def test_moments_follow_those_of_float32(
             assert abs(mean - true) <= 5 * spread + 1e-3 * abs(true), (name, mean, true)
 
 
-@by_backend
+@by_host_backend
 def test_vectors_keep_float32_state_by_rule(backend: str) -> None:
     model = nn.Linear(64, 64).bfloat16()
-    ours = sf.StackelbergAdamW(model.parameters(), state_dtype="8bit", backend=backend)
+    ours = sf.StackelbergAdamW(model.parameters(), state_dtype="8bit", backend=chosen(backend)[0])
     model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
     ours.step()
     assert ours.state[model.weight]["exp_avg"].dtype is torch.uint8
@@ -202,14 +205,14 @@ def test_vectors_keep_float32_state_by_rule(backend: str) -> None:
     assert ours.state[model.bias]["exp_avg"].dtype is torch.float32
 
 
-@by_backend
+@by_host_backend
 def test_each_player_may_be_stored_in_its_own_way(backend: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).bfloat16()
     ours = sf.StackelbergAdamW(
         sf.split_body_head(model, head="1"),
         state_dtype={"body": "8bit"},
         master={"body": "split8", "head": "fp32"},
-        backend=backend,
+        backend=chosen(backend)[0],
     )
     model(torch.ones(2, 8, dtype=torch.bfloat16)).sum().backward()
     ours.step()

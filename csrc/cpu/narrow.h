@@ -118,44 +118,40 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
 
 template <typename CODE>
 void decode_blocks(int64_t codes, int64_t scales, int64_t offset, int64_t count, float* __restrict out) {
-  for (int64_t first = 0; first < count; first += kBlock) {
-    const uint8_t* __restrict code = at<const uint8_t>(codes, offset + first);
-    const float scale = scale_value(*at<const uint8_t>(scales, (offset + first) / kBlock));
-    if (count - first >= kBlock) {
-      for (int i = 0; i < kBlock; ++i) out[first + i] = decode<CODE>(code[i], scale);
-    } else {
-      for (int64_t i = 0; i < count - first; ++i) out[first + i] = decode<CODE>(code[i], scale);
-    }
+  const uint8_t* __restrict code = at<const uint8_t>(codes, offset);
+  const uint8_t* __restrict scale = at<const uint8_t>(scales, offset / kBlock);
+  float factor[kChunk];
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+    const float of_block = scale_value(scale[b]);
+    for (int i = 0; i < kBlock; ++i) factor[b * kBlock + i] = of_block;
   }
+  for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], factor[i]);
 }
 
+// In several passes, each of them one that compilers vectorise: over 32 bits at a time, and then down to 8.
 template <typename CODE>
 void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, int64_t codes, int64_t scales,
                    int64_t offset, int64_t count) {
-  for (int64_t first = 0; first < count; first += kBlock) {
-    uint8_t* __restrict code = at<uint8_t>(codes, offset + first);
-    const int64_t length = count - first < kBlock ? count - first : kBlock;
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  uint32_t magnitude[kChunk];
+  for (int64_t i = 0; i < count; ++i) magnitude[i] = finite_magnitude(in[i]);
+  for (int64_t i = count; i < blocks * kBlock; ++i) magnitude[i] = 0;
+  float inverse[kChunk];
+  uint8_t* __restrict scale = at<uint8_t>(scales, offset / kBlock);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const uint32_t* __restrict of_block = magnitude + b * kBlock;
     uint32_t largest = 0;
-    if (length == kBlock) {
-      for (int i = 0; i < kBlock; ++i) {
-        const uint32_t magnitude = finite_magnitude(in[first + i]);
-        largest = largest > magnitude ? largest : magnitude;
-      }
-    } else {
-      for (int64_t i = 0; i < length; ++i) {
-        const uint32_t magnitude = finite_magnitude(in[first + i]);
-        largest = largest > magnitude ? largest : magnitude;
-      }
-    }
-    const uint8_t scale = scale_of(largest);
-    const float inverse = inverse_scale(scale);
-    *at<uint8_t>(scales, (offset + first) / kBlock) = scale;
-    if (length == kBlock) {
-      for (int i = 0; i < kBlock; ++i) code[i] = encode<CODE>(in[first + i], inverse, random[first + i] & 0xFFFF);
-    } else {
-      for (int64_t i = 0; i < length; ++i) code[i] = encode<CODE>(in[first + i], inverse, random[first + i] & 0xFFFF);
-    }
+    for (int i = 0; i < kBlock; ++i) largest = largest > of_block[i] ? largest : of_block[i];
+    scale[b] = scale_of(largest);
   }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float factor = inverse_scale(scale[b]);
+    for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
+  }
+  uint32_t wide[kChunk];
+  for (int64_t i = 0; i < count; ++i) wide[i] = encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF);
+  uint8_t* __restrict code = at<uint8_t>(codes, offset);
+  for (int64_t i = 0; i < count; ++i) code[i] = static_cast<uint8_t>(wide[i]);
 }
 
 // Where a moment and, of 8 bits, its scales lie.

@@ -5,6 +5,7 @@
 #include "cuda/access.cuh"
 #include "cuda/lanes.cuh"
 #include "cuda/step.h"
+#include "cuda/stored.cuh"
 #include "summation.h"
 #include "turn.h"
 #include "update_rule.h"
@@ -13,32 +14,49 @@ namespace sf {
 
 // What one gradient of the tile is for the update, without clipping.
 struct Effective {
-  const float* grad;      // of the tile; null: absent
-  const float* grad_sum;  // null: these gradients are not summed up
+  int64_t grad;           // of the parameter; 0: absent
+  int64_t dtype;          // of the gradient
+  int64_t offset;         // of the tile
+  const float* grad_sum;  // of the tile; null: these gradients are not summed up
   const Row& row;         // read only where there is a sum
   float unscale;
 
   __device__ __forceinline__ float at(int i) const {
-    const float g = grad ? unscale * load1(grad + i) : 0.0f;
-    return grad_sum ? mean_gradient(row, load1(grad_sum + i), g) : g;
+    float g[1] = {};
+    if (grad) read_floats<1>(dtype, grad, offset + i, g);
+    g[0] *= unscale;
+    return grad_sum ? mean_gradient(row, load1(grad_sum + i), g[0]) : g[0];
   }
 };
 
+__device__ __forceinline__ void read_entries(Dtype dtype, const Effective& x, float (&loaded)[kLaneEntries][4]) {
+#pragma unroll
+  for (int k = 0; k < kLaneEntries; ++k) {
+    read_floats<4>(dtype, x.grad, x.offset + 4 * (kLanes * k + static_cast<int>(threadIdx.x)), loaded[k]);
+  }
+}
+
 __device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
-  const int lane = static_cast<int>(threadIdx.x);
-  if (left < kTileElements || x.grad_sum || (reinterpret_cast<uintptr_t>(x.grad) & 15) != 0) {
+  if (left < kTileElements || x.grad_sum || (x.grad & 15) != 0) {
     return lane_of_tile(left, [&](int i) { return x.at(i); });
   }
   double part[4];
-  float4 loaded[kLaneEntries];
-#pragma unroll
-  for (int k = 0; k < kLaneEntries; ++k) loaded[k] = load4(x.grad + 4 * (kLanes * k + lane));
+  float loaded[kLaneEntries][4];
+  // asked once, so that all loads are on their way before the first is used
+  if (x.dtype == kFloat32) {
+    read_entries(kFloat32, x, loaded);
+  } else if (x.dtype == kBfloat16) {
+    read_entries(kBfloat16, x, loaded);
+  } else {
+    read_entries(kFloat16, x, loaded);
+  }
 #pragma unroll
   for (int k = 0; k < kLaneEntries; ++k) {
-    const double square4[] = {square(x.unscale * loaded[k].x), square(x.unscale * loaded[k].y),
-                              square(x.unscale * loaded[k].z), square(x.unscale * loaded[k].w)};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) part[j] = k ? part[j] + square4[j] : square4[j];
+    for (int j = 0; j < 4; ++j) {
+      const double squared = square(x.unscale * loaded[k][j]);
+      part[j] = k ? part[j] + squared : squared;
+    }
   }
   return add_parts(part);
 }
@@ -47,11 +65,10 @@ __device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
 __device__ __forceinline__ double lane_sum_of(const StatisticsArgs& args, const Tile& tile, const Record& record) {
   const Turn turn = turn_of(args, tile.record, record);
   if (!turn.moves(record.grad != 0)) return 0.0;
-  const auto address = [&](int64_t buffer) {
-    return buffer ? reinterpret_cast<const float*>(buffer) + tile.offset : nullptr;
-  };
-  const Effective effective = {address(record.grad), turn.sums() ? address(record.grad_sum) : nullptr,
-                               args.rows[record.row], unscaling(args.grad_scale)};
+  const float* grad_sum = nullptr;
+  if (turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
+  const Effective effective = {record.grad, record.grad_dtype,     tile.offset,
+                               grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
   return lane_sum(effective, record.numel - tile.offset);
 }
 

@@ -9,6 +9,9 @@ namespace sf {
 // went wrong.
 const char* launch_step(const StepArgs& args, int device, int64_t stream);
 
+// The part of launch_step for records of which some are not float32, on the current device.
+const char* launch_narrow(const StepArgs& args, int64_t stream);
+
 // Likewise; the launch's signals have to be all zero bytes before the first one.
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream);
 

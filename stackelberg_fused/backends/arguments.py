@@ -39,6 +39,7 @@ def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
         work.rule,
         work.zero_grads,
         table.takes_turns and table.turns_in(span),
+        table.is_narrow,
         0 if work.statistics is None else work.statistics.signals.data_ptr(),
         *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
         tables.get("groups", 0),

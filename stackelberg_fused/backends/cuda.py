@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..build_info import build_info, covers, driver_runs
+from ..schemes import DTYPE_WORD
 from ..slots import Kind
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
@@ -24,6 +25,7 @@ class CudaBackend(Backend):
     """One kernel on the current stream for all groups; NVIDIA sm_80 and newer."""
 
     name = "cuda"
+    mixes_dtypes = True
     counts_on_device = True
 
     @classmethod
@@ -48,10 +50,10 @@ class CudaBackend(Backend):
     def refusal(self, kind: Kind) -> str:
         if kind.device.type != "cuda":
             return f"the cuda backend cannot update parameters on {kind.device}"
-        if kind.dtype is not torch.float32:
-            return f"the cuda backend updates float32 parameters, not {kind.dtype}"
-        if not kind.is_direct:
-            return "the cuda backend keeps state in float32 alone"
+        if kind.dtype not in DTYPE_WORD:
+            return f"the cuda backend updates parameters of at most 32 bits, not {kind.dtype}"
+        if kind.has_joint_set:
+            return "the cuda backend projects onto joint sets float32 parameters with float32 state alone"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

@@ -7,11 +7,10 @@ import struct
 from functools import cache
 from typing import NamedTuple
 
-import torch
-
 from stackelberg_fused.backends import Backend, BackendStatus, Work
 from stackelberg_fused.backends.arguments import project_args, statistics_args, step_args
 from stackelberg_fused.backends.mirror import addresses, tables_on_device
+from stackelberg_fused.schemes import DTYPE_WORD
 from stackelberg_fused.slots import Kind
 from stackelberg_fused.statistics import ClipLimits
 from stackelberg_fused.tables import STEP_ARGS
@@ -41,7 +40,9 @@ class Counters(NamedTuple):
 @cache
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
-    kernels = [CSRC / "cuda" / name for name in ("step.cu", "statistics.cu", "project.cu")]
+    kernels = [
+        CSRC / "cuda" / name for name in ("step.cu", "narrow.cu", "statistics.cu", "project.cu")
+    ]
     sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
     for launch in (loaded.sf_host_step, loaded.sf_host_statistics, loaded.sf_host_project):
@@ -68,6 +69,7 @@ class HostCudaBackend(Backend):
     """
 
     name = "cuda-on-host"
+    mixes_dtypes = True
     counts_on_device = True
 
     def __init__(self, order: str = "forward", seed: int = 0) -> None:
@@ -81,8 +83,8 @@ class HostCudaBackend(Backend):
         return BackendStatus(cls.name, not unavailable(), unavailable())
 
     def refusal(self, kind: Kind) -> str:
-        if kind.device.type != "cpu" or kind.dtype is not torch.float32 or not kind.is_direct:
-            return f"{self.name} updates float32 parameters on the CPU, not {kind}"
+        if kind.device.type != "cpu" or kind.dtype not in DTYPE_WORD or kind.has_joint_set:
+            return f"{self.name} updates parameters of at most 32 bits on the CPU, not {kind}"
         return ""
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:

@@ -1,0 +1,175 @@
+// V consecutive elements of a thread, from what is stored to float32 and back. Formats are those of the record at hand,
+// alike for all threads of a block.
+#pragma once
+
+#include "cuda/access.cuh"
+#include "format.h"
+#include "tables.h"
+
+namespace sf {
+
+// Element j of elements of 16 bits.
+template <int BYTES>
+__device__ __forceinline__ uint16_t half_at(const Words<BYTES>& words, int j) {
+  return static_cast<uint16_t>(words.word[j / 2] >> (j % 2 * 16));
+}
+
+template <int BYTES>
+__device__ __forceinline__ uint8_t byte_at(const Words<BYTES>& words, int j) {
+  return static_cast<uint8_t>(words.word[j / 4] >> (j % 4 * 8));
+}
+
+// Words of elements of 16 or 8 bits, of which `at` gives the j-th.
+template <int BYTES, int V, typename At>
+__device__ __forceinline__ Words<BYTES> packed(At at) {
+  constexpr int bits = 8 * BYTES / V, per_word = V < 32 / bits ? V : 32 / bits;
+  Words<BYTES> words;
+#pragma unroll
+  for (int w = 0; w < V / per_word; ++w) {
+    uint32_t word = 0;
+#pragma unroll
+    for (int j = 0; j < per_word; ++j) word |= static_cast<uint32_t>(at(w * per_word + j)) << (j * bits);
+    words.word[w] = word;
+  }
+  return words;
+}
+
+template <int V>
+__device__ __forceinline__ void read_floats(int64_t dtype, int64_t address, int64_t i, float (&x)[V]) {
+  if (dtype == kFloat32) {
+    const auto words = load_words<4 * V>(address, 4 * i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[j] = float_of(words.word[j]);
+    return;
+  }
+  const auto words = load_words<2 * V>(address, 2 * i);
+#pragma unroll
+  for (int j = 0; j < V; ++j)
+    x[j] = dtype == kBfloat16 ? from_bfloat16(half_at(words, j)) : from_float16(half_at(words, j));
+}
+
+template <int V>
+__device__ __forceinline__ void write_floats(int64_t dtype, int64_t address, int64_t i, const float (&x)[V]) {
+  if (dtype == kFloat32) {
+    Words<4 * V> words;
+#pragma unroll
+    for (int j = 0; j < V; ++j) words.word[j] = bits_of(x[j]);
+    store_words(address, 4 * i, words);
+    return;
+  }
+  store_words(address, 2 * i,
+              packed<2 * V, V>([&](int j) { return dtype == kBfloat16 ? to_bfloat16(x[j]) : to_float16(x[j]); }));
+}
+
+// The weights that parameters, and what is stored beside them, stand for.
+template <int V>
+__device__ __forceinline__ void read_weights(const Record& record, const Format& format, int64_t i, float (&x)[V]) {
+  if (format.master == kSplit16 || format.master == kSplit8) {
+    const auto parts = load_words<2 * V>(record.param, 2 * i);
+    if (format.master == kSplit16) {
+      const auto remainders = load_words<2 * V>(record.master, 2 * i);
+#pragma unroll
+      for (int j = 0; j < V; ++j) x[j] = join<16>(half_at(parts, j), static_cast<int16_t>(half_at(remainders, j)));
+    } else {
+      const auto remainders = load_words<V>(record.master, i);
+#pragma unroll
+      for (int j = 0; j < V; ++j) x[j] = join<8>(half_at(parts, j), static_cast<int8_t>(byte_at(remainders, j)));
+    }
+    return;
+  }
+  read_floats<V>(format.param, record.param, i, x);
+  if (format.master == kKahan) {
+    float lost[V];
+    read_floats<V>(format.param, record.master, i, lost);
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[j] += lost[j];
+  } else if (format.master == kMaster32) {
+    float master[V];
+    read_floats<V>(kFloat32, record.master, i, master);
+    // a parameter that somebody has changed since counts, not what it was
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const bool is_bfloat16 = format.param == kBfloat16;
+      const uint16_t rounded = is_bfloat16 ? to_bfloat16(master[j]) : to_float16(master[j]);
+      const uint16_t param = is_bfloat16 ? to_bfloat16(x[j]) : to_float16(x[j]);
+      x[j] = rounded == param ? master[j] : x[j];
+    }
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void write_weights(const Record& record, const Format& format, int64_t i,
+                                              const float (&x)[V], const uint32_t (&random)[V]) {
+  if (format.master == kStochastic) {
+    store_words(record.param, 2 * i, packed<2 * V, V>([&](int j) {
+                  return format.param == kBfloat16 ? to_bfloat16(x[j], random[j] >> 16)
+                                                   : to_float16(x[j], random[j] >> 16);
+                }));
+  } else if (format.master == kSplit16) {
+    store_words(record.param, 2 * i, packed<2 * V, V>([&](int j) { return split<16>(x[j]).part; }));
+    store_words(record.master, 2 * i,
+                packed<2 * V, V>([&](int j) { return static_cast<uint16_t>(split<16>(x[j]).remainder); }));
+  } else if (format.master == kSplit8) {
+    store_words(record.param, 2 * i, packed<2 * V, V>([&](int j) { return split<8>(x[j]).part; }));
+    store_words(record.master, i, packed<V, V>([&](int j) { return static_cast<uint8_t>(split<8>(x[j]).remainder); }));
+  } else {
+    write_floats<V>(format.param, record.param, i, x);
+    if (format.master == kKahan) {
+      float lost[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const float stored =
+            format.param == kBfloat16 ? from_bfloat16(to_bfloat16(x[j])) : from_float16(to_float16(x[j]));
+        lost[j] = compensation(x[j], stored);
+      }
+      write_floats<V>(format.param, record.master, i, lost);
+    } else if (format.master == kMaster32) {
+      write_floats<V>(kFloat32, record.master, i, x);
+    }
+  }
+}
+
+template <typename CODE, int V>
+__device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, float (&x)[V]) {
+  if (kind == kState8) {
+    const float scale = scale_value(static_cast<uint8_t>(load_words<1>(scales, i / kBlock).word[0]));
+    const auto codes = load_words<V>(address, i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[j] = decode<CODE>(byte_at(codes, j), scale);
+  } else {
+    read_floats<V>(kind == kState16 ? kBfloat16 : kFloat32, address, i, x);
+  }
+}
+
+// Every thread of a warp comes here; those without elements have zeros for them and store nothing.
+template <typename CODE, int V>
+__device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, bool stores,
+                                              const float (&x)[V], const uint32_t (&random)[V]) {
+  if (kind == kState8) {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const uint32_t magnitude = finite_magnitude(x[j]);
+      largest = largest > magnitude ? largest : magnitude;
+    }
+    // over the threads that share a block
+#pragma unroll
+    for (int flip = kBlock / V / 2; flip; flip /= 2) {
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, largest, flip);
+      largest = largest > other ? largest : other;
+    }
+    const uint8_t scale = scale_of(largest);
+    const float inverse = inverse_scale(scale);
+    if (!stores) return;
+    if (i % kBlock == 0) store_words(scales, i / kBlock, Words<1>{{scale}});
+    store_words(address, i, packed<V, V>([&](int j) { return encode<CODE>(x[j], inverse, random[j] & 0xFFFF); }));
+  } else if (!stores) {
+    return;
+  } else if (kind == kState16) {
+    store_words(address, 2 * i, packed<2 * V, V>([&](int j) { return to_bfloat16(x[j], random[j] & 0xFFFF); }));
+  } else {
+    write_floats<V>(kFloat32, address, i, x);
+  }
+}
+
+}  // namespace sf
