@@ -117,7 +117,7 @@ template <int ONE, bool SIGNED>
 struct Code {
   static constexpr int one = ONE;
   static constexpr bool is_signed = SIGNED;
-  static constexpr int32_t largest = ONE * 8 + 5;  // one more is infinity, and two more NaN
+  static constexpr uint32_t largest = ONE * 8 + 5;  // one more is infinity, and two more NaN
 };
 using FirstMoment = Code<15, true>;
 // Squares: no positive one becomes zero, by whose root a first moment that did not would be divided.
@@ -129,6 +129,9 @@ SF_SHARED uint32_t finite_magnitude(float x) {
   return magnitude < kInfinity ? magnitude : 0;
 }
 
+// Up to here no scale is held back; from infinity on nothing is scaled at all.
+constexpr uint32_t kLargestScaled = 253u << 23;
+
 // The least power of two that is no smaller than any: s stands for 2^(s - 127), 0 for a block of zeros.
 SF_SHARED uint8_t scale_of(uint32_t largest) {
   const uint32_t scale = (largest + 0x7FFFFF) >> 23;
@@ -138,35 +141,54 @@ SF_SHARED uint8_t scale_of(uint32_t largest) {
 SF_SHARED float scale_value(uint8_t scale) { return float_of(static_cast<uint32_t>(scale) << 23); }
 SF_SHARED float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
 
+// The code of a finite number whose block has a scale that is not held back at its largest.
 template <typename CODE>
-SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
-  constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;  // where steps cease to be all alike
-  constexpr float steps = CODE::one == 15 ? 0x1p17f : 0x1p33f;   // of them in 1.0
+SF_SHARED uint32_t encode_finite(float x, float inverse, uint32_t random) {
+  constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
   const float y = float_of(magnitude) * inverse;
-  const float drawn = static_cast<float>(static_cast<int32_t>(random)) * 0x1p-16f;
-  const auto by_value = static_cast<int32_t>((y < even ? y : even) * steps + drawn);
-  const int32_t by_bits = static_cast<int32_t>((bits_of(y) + (random << 4)) >> 20) - 8 * (127 - CODE::one);
-  int32_t code = y < even ? by_value : by_bits;
-  code = code < CODE::largest ? code : CODE::largest;
+  // steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there
+  const bool is_even = y < even;
+  const uint32_t steps = (bits_of(is_even ? y + even : y) + (random << 4)) >> 20;
+  uint32_t code = steps - (is_even ? 8 * (128 - CODE::one) : 8 * (127 - CODE::one));
   if constexpr (!CODE::is_signed) code = code == 0 && magnitude > 0 ? 1 : code;
-  const int32_t special = magnitude == kInfinity ? CODE::largest + 1 : CODE::largest + 2;
-  code = magnitude < kInfinity ? code : special;
-  if constexpr (CODE::is_signed) code |= static_cast<int32_t>(bits >> 24 & 0x80);
-  return static_cast<uint32_t>(code);
+  if constexpr (CODE::is_signed) code |= bits >> 24 & 0x80;
+  return code;
+}
+
+template <typename CODE>
+SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
+  const uint32_t magnitude = bits_of(x) & kMagnitude, sign = CODE::is_signed ? bits_of(x) >> 24 & 0x80 : 0;
+  const uint32_t code = encode_finite<CODE>(float_of(magnitude), inverse, random);
+  const uint32_t finite = code < CODE::largest ? code : CODE::largest;
+  const uint32_t special = magnitude == kInfinity ? CODE::largest + 1 : CODE::largest + 2;
+  return (magnitude < kInfinity ? finite : special) | sign;
+}
+
+// Whether a code is that of infinity or NaN.
+template <typename CODE>
+SF_SHARED bool is_special(uint8_t code) {
+  return (CODE::is_signed ? code & 0x7F : code) > CODE::largest;
+}
+
+template <typename CODE>
+SF_SHARED float decode_finite(uint8_t code, float scale) {
+  constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
+  const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
+  // exponent 0 is read as if it had the leading one of the others, which is then taken away
+  float y = float_of((magnitude << 20) + (static_cast<uint32_t>(127 - CODE::one) << 23));
+  y = magnitude < 8 ? (y - shift) * 2.0f : y;
+  uint32_t bits = bits_of(y * scale);
+  if constexpr (CODE::is_signed) bits |= static_cast<uint32_t>(code & 0x80) << 24;
+  return float_of(bits);
 }
 
 template <typename CODE>
 SF_SHARED float decode(uint8_t code, float scale) {
-  constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
-  const auto magnitude = static_cast<int32_t>(CODE::is_signed ? code & 0x7F : code);
-  // exponent 0 is read as if it had the leading one of the others, which is then taken away
-  float y = float_of(static_cast<uint32_t>((magnitude << 20) + ((127 - CODE::one) << 23)));
-  y = magnitude < 8 ? (y - shift) * 2.0f : y;
-  uint32_t bits = bits_of(y * scale);
-  bits = magnitude == CODE::largest + 1 ? kInfinity : magnitude == CODE::largest + 2 ? 0x7FC00000u : bits;
-  if constexpr (CODE::is_signed) bits |= static_cast<uint32_t>(code & 0x80) << 24;
-  return float_of(bits);
+  const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
+  const uint32_t sign = CODE::is_signed ? static_cast<uint32_t>(code & 0x80) << 24 : 0;
+  const uint32_t special = (magnitude == CODE::largest + 1 ? kInfinity : 0x7FC00000u) | sign;
+  return is_special<CODE>(code) ? float_of(special) : decode_finite<CODE>(code, scale);
 }
 
 }  // namespace sf

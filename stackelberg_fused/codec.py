@@ -61,11 +61,11 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor
     scales = ((largest + 0x7FFFFF) >> 23).clamp(max=253)
     inverse = _float(((254 - scales) << 23).repeat_interleave(BLOCK)[:count])
     y = _float(magnitude) * inverse
-    # where the exponent is 0 steps are all alike, else they are steps of the bits themselves
+    # steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there
     even = 2.0 ** (1 - code.one)
-    by_value = y.clamp(max=even) * 2.0 ** (code.one + 2) + random.to(torch.float32) * 2.0**-16
-    by_bits = ((_bits(y) + (random << 4)) >> 20) - 8 * (127 - code.one)
-    codes = torch.where(y < even, by_value.to(torch.int64), by_bits).clamp(max=code.largest)
+    is_even = y < even
+    steps = (_bits(torch.where(is_even, y + even, y)) + (random << 4)) >> 20
+    codes = (steps - 8 * (127 - code.one) - 8 * is_even).clamp(max=code.largest)
     if code.keeps_positive:
         codes = torch.where(magnitude > 0, codes.clamp(min=1), codes)
     special = torch.where(magnitude == 0x7F800000, code.largest + 1, code.largest + 2)

@@ -216,6 +216,7 @@ class Precision(Experiment):
                 axis.errorbar(mean, place, xerr=half, fmt="s", color=COLORS[0], capsize=3, ms=5)
             axis.axvspan(-_spread(exact), _spread(exact), color=COLORS[2], alpha=0.12, lw=0)
             axis.set(title=name, xlabel="final loss, less float32's of the same seed")
+            axis.locator_params(axis="x", nbins=6)
             axis.set_yticks(range(len(self.schemes)), [str(s) for s in reversed(self.schemes)])
         axes[-1].set_yticklabels([])
         save(

@@ -125,33 +125,50 @@ void decode_blocks(int64_t codes, int64_t scales, int64_t offset, int64_t count,
     const float of_block = scale_value(scale[b]);
     for (int i = 0; i < kBlock; ++i) factor[b * kBlock + i] = of_block;
   }
-  for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], factor[i]);
+  uint8_t has_special = 0;
+  for (int64_t i = 0; i < count; ++i) has_special |= is_special<CODE>(code[i]);
+  if (has_special) {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], factor[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode_finite<CODE>(code[i], factor[i]);
+  }
 }
 
-// In several passes, each of them one that compilers vectorise: over 32 bits at a time, and then down to 8.
+// The largest magnitude of a block, of what is finite if so asked.
+template <bool FINITE>
+uint32_t largest_of(const float* __restrict in, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = FINITE ? finite_magnitude(in[i]) : bits_of(in[i]) & kMagnitude;
+    largest = largest > magnitude ? largest : magnitude;
+  }
+  return largest;
+}
+
+// In several passes, each of them one that compilers vectorise.
 template <typename CODE>
 void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, int64_t codes, int64_t scales,
                    int64_t offset, int64_t count) {
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  uint32_t magnitude[kChunk];
-  for (int64_t i = 0; i < count; ++i) magnitude[i] = finite_magnitude(in[i]);
-  for (int64_t i = count; i < blocks * kBlock; ++i) magnitude[i] = 0;
-  float inverse[kChunk];
-  uint8_t* __restrict scale = at<uint8_t>(scales, offset / kBlock);
-  for (int64_t b = 0; b < blocks; ++b) {
-    const uint32_t* __restrict of_block = magnitude + b * kBlock;
-    uint32_t largest = 0;
-    for (int i = 0; i < kBlock; ++i) largest = largest > of_block[i] ? largest : of_block[i];
-    scale[b] = scale_of(largest);
-  }
-  for (int64_t b = 0; b < blocks; ++b) {
-    const float factor = inverse_scale(scale[b]);
-    for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
-  }
-  uint32_t wide[kChunk];
-  for (int64_t i = 0; i < count; ++i) wide[i] = encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF);
   uint8_t* __restrict code = at<uint8_t>(codes, offset);
-  for (int64_t i = 0; i < count; ++i) code[i] = static_cast<uint8_t>(wide[i]);
+  uint8_t* __restrict scale = at<uint8_t>(scales, offset / kBlock);
+  float inverse[kChunk];
+  uint32_t most = 0;
+  for (int64_t b = 0, first = 0; first < count; ++b, first += kBlock) {
+    const bool is_whole = count - first >= kBlock;
+    uint32_t largest = largest_of<false>(in + first, is_whole ? kBlock : count - first);
+    most = most > largest ? most : largest;
+    if (largest >= kInfinity) largest = largest_of<true>(in + first, is_whole ? kBlock : count - first);
+    scale[b] = scale_of(largest);
+    const float factor = inverse_scale(scale[b]);
+    for (int i = 0; i < kBlock; ++i) inverse[first + i] = factor;
+  }
+  if (most >= kLargestScaled) {
+    for (int64_t i = 0; i < count; ++i)
+      code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+  }
 }
 
 // Where a moment and, of 8 bits, its scales lie.
