@@ -167,26 +167,26 @@ SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
 
 // Whether a code is that of infinity or NaN.
 template <typename CODE>
-SF_SHARED bool is_special(uint8_t code) {
+SF_SHARED bool is_special(uint32_t code) {
   return (CODE::is_signed ? code & 0x7F : code) > CODE::largest;
 }
 
 template <typename CODE>
-SF_SHARED float decode_finite(uint8_t code, float scale) {
+SF_SHARED float decode_finite(uint32_t code, float scale) {
   constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
   const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
   // exponent 0 is read as if it had the leading one of the others, which is then taken away
   float y = float_of((magnitude << 20) + (static_cast<uint32_t>(127 - CODE::one) << 23));
   y = magnitude < 8 ? (y - shift) * 2.0f : y;
   uint32_t bits = bits_of(y * scale);
-  if constexpr (CODE::is_signed) bits |= static_cast<uint32_t>(code & 0x80) << 24;
+  if constexpr (CODE::is_signed) bits |= (code & 0x80) << 24;
   return float_of(bits);
 }
 
 template <typename CODE>
-SF_SHARED float decode(uint8_t code, float scale) {
+SF_SHARED float decode(uint32_t code, float scale) {
   const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
-  const uint32_t sign = CODE::is_signed ? static_cast<uint32_t>(code & 0x80) << 24 : 0;
+  const uint32_t sign = CODE::is_signed ? (code & 0x80) << 24 : 0;
   const uint32_t special = (magnitude == CODE::largest + 1 ? kInfinity : 0x7FC00000u) | sign;
   return is_special<CODE>(code) ? float_of(special) : decode_finite<CODE>(code, scale);
 }

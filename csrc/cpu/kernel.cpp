@@ -79,24 +79,24 @@ void update_narrow_tile(const Record& record, const Row& given, const float* gra
   row.low = rounded_inside(row.low, format.param, true);
   row.high = rounded_inside(row.high, format.param, false);
   const Stream stream = tile_stream(record.key, row.step, offset / kTileElements);
-  float weight[kChunk], exp_avg[kChunk], exp_avg_sq[kChunk], max_exp_avg_sq[kChunk];
-  uint32_t random[kChunk];
+  const bool is_decoded = format.state != kState32;
+  alignas(64) float weight[kChunk], decoded[3][kChunk];
+  alignas(64) uint32_t random[kChunk];
   for (int64_t done = 0; done < count; done += kChunk) {
     const int64_t first = offset + done, left = count - done < kChunk ? count - done : kChunk;
-    const Elements of = {weight, grad + done, exp_avg, exp_avg_sq, max_exp_avg_sq, pointer<float>(record.ema, first)};
-    if (draws(format)) {
-      for (int64_t i = 0; i < left; ++i) random[i] = random_bits(stream, static_cast<uint32_t>(done + i));
-    }
+    if (draws(format)) draw(stream, static_cast<uint32_t>(done), left, random);
     read_weights(record, format, first, left, weight);
-    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int index) {
-      float* const out = index == 0 ? exp_avg : index == 1 ? exp_avg_sq : max_exp_avg_sq;
-      read_moments<decltype(code)>(format.state, moment, first, left, out);
+    float* moments[3] = {};
+    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
+      moments[k] = is_decoded ? decoded[k] : pointer<float>(moment.address, first);
+      if (is_decoded) read_moments<decltype(code)>(format.state, moment, first, left, decoded[k]);
     });
-    update_by_rule(row, of, left);
+    update_by_rule(row, {weight, grad + done, moments[0], moments[1], moments[2], pointer<float>(record.ema, first)},
+                   left);
     write_weights(record, format, first, left, weight, random);
-    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int index) {
-      const float* const in = index == 0 ? exp_avg : index == 1 ? exp_avg_sq : max_exp_avg_sq;
-      write_moments<decltype(code)>(format.state, in, random, moment, first, left);
+    if (!is_decoded) continue;
+    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
+      write_moments<decltype(code)>(format.state, decoded[k], random, moment, first, left);
     });
   }
 }

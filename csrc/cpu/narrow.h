@@ -2,6 +2,8 @@
 // updated there as any other, and encoded. Part of kernel.cpp, and compiled with it for each instruction set.
 #pragma once
 
+#include <cstring>
+
 #include "codec.h"
 #include "format.h"
 #include "random_bits.h"
@@ -16,6 +18,13 @@ static_assert(kTileElements % kChunk == 0 && kChunk % kBlock == 0);
 template <typename T>
 T* at(int64_t address, int64_t offset) {
   return reinterpret_cast<T*>(address) + offset;
+}
+
+// Random numbers of the elements of a tile from `first` on.
+inline void draw(const Stream& stream, uint32_t first, int64_t count, uint32_t* __restrict out) {
+  const Stream of_tile = stream;
+  // counted in the 32 bits that are mixed, or half of the work would be to make them of 64
+  for (uint32_t i = 0; i < static_cast<uint32_t>(count); ++i) out[i] = random_bits(of_tile, first + i);
 }
 
 // float32 of `count` elements at an address.
@@ -116,65 +125,93 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
   }
 }
 
-template <typename CODE>
-void decode_blocks(int64_t codes, int64_t scales, int64_t offset, int64_t count, float* __restrict out) {
-  const uint8_t* __restrict code = at<const uint8_t>(codes, offset);
-  const uint8_t* __restrict scale = at<const uint8_t>(scales, offset / kBlock);
-  float factor[kChunk];
-  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
-    const float of_block = scale_value(scale[b]);
-    for (int i = 0; i < kBlock; ++i) factor[b * kBlock + i] = of_block;
-  }
-  uint8_t has_special = 0;
-  for (int64_t i = 0; i < count; ++i) has_special |= is_special<CODE>(code[i]);
-  if (has_special) {
-    for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], factor[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = decode_finite<CODE>(code[i], factor[i]);
-  }
-}
-
-// The largest magnitude of a block, of what is finite if so asked.
-template <bool FINITE>
-uint32_t largest_of(const float* __restrict in, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = FINITE ? finite_magnitude(in[i]) : bits_of(in[i]) & kMagnitude;
-    largest = largest > magnitude ? largest : magnitude;
-  }
-  return largest;
-}
-
-// In several passes, each of them one that compilers vectorise.
-template <typename CODE>
-void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, int64_t codes, int64_t scales,
-                   int64_t offset, int64_t count) {
-  uint8_t* __restrict code = at<uint8_t>(codes, offset);
-  uint8_t* __restrict scale = at<uint8_t>(scales, offset / kBlock);
-  float inverse[kChunk];
-  uint32_t most = 0;
-  for (int64_t b = 0, first = 0; first < count; ++b, first += kBlock) {
-    const bool is_whole = count - first >= kBlock;
-    uint32_t largest = largest_of<false>(in + first, is_whole ? kBlock : count - first);
-    most = most > largest ? most : largest;
-    if (largest >= kInfinity) largest = largest_of<true>(in + first, is_whole ? kBlock : count - first);
-    scale[b] = scale_of(largest);
-    const float factor = inverse_scale(scale[b]);
-    for (int i = 0; i < kBlock; ++i) inverse[first + i] = factor;
-  }
-  if (most >= kLargestScaled) {
-    for (int64_t i = 0; i < count; ++i)
-      code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
-  } else {
-    for (int64_t i = 0; i < count; ++i)
-      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
-  }
-}
-
 // Where a moment and, of 8 bits, its scales lie.
 struct Moment {
   int64_t address, scales;
 };
+
+template <typename CODE>
+void decode_blocks(const Moment& moment, int64_t offset, int64_t count, float* __restrict out) {
+  const uint8_t* __restrict code = at<const uint8_t>(moment.address, offset);
+  const uint8_t* __restrict scale = at<const uint8_t>(moment.scales, offset / kBlock);
+  alignas(64) float scales[kChunk];
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+    const float of_block = scale_value(scale[b]);
+    for (int i = 0; i < kBlock; ++i) scales[b * kBlock + i] = of_block;
+  }
+  uint8_t has_special = 0;
+  for (int64_t i = 0; i < count; ++i) has_special |= is_special<CODE>(code[i]);
+  if (has_special) {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], scales[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode_finite<CODE>(code[i], scales[i]);
+  }
+}
+
+// Sixteen numbers at a time, however many of them the processor takes.
+using Sixteen = uint32_t __attribute__((vector_size(64)));
+
+// The maxima of a's and of b's neighbours: a's first.
+inline Sixteen pairwise_maxima(const Sixteen& a, const Sixteen& b) {
+#if defined(__clang__)
+  const Sixteen even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const Sixteen odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+  const Sixteen even = __builtin_shuffle(a, b, Sixteen{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+  const Sixteen odd = __builtin_shuffle(a, b, Sixteen{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+#endif
+  return even > odd ? even : odd;
+}
+
+// The largest of each of the sixteen blocks of a chunk, of 32 numbers each.
+inline Sixteen block_maxima(const uint32_t* numbers) {
+  static_assert(kChunk == 16 * kBlock && kBlock == 32);
+  Sixteen rows[16];
+  for (int b = 0; b < 16; ++b) {
+    Sixteen first, second;
+    std::memcpy(&first, numbers + b * kBlock, sizeof first);
+    std::memcpy(&second, numbers + b * kBlock + 16, sizeof second);
+    rows[b] = first > second ? first : second;
+  }
+  for (int left = 8; left; left /= 2) {
+    for (int k = 0; k < left; ++k) rows[k] = pairwise_maxima(rows[2 * k], rows[2 * k + 1]);
+  }
+  return rows[0];
+}
+
+// In several passes, each of them one that compilers vectorise.
+template <typename CODE>
+void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, const Moment& moment, int64_t offset,
+                   int64_t count) {
+  alignas(64) uint32_t magnitude[kChunk], largest[16];
+  for (int64_t i = 0; i < count; ++i) magnitude[i] = bits_of(in[i]) & kMagnitude;
+  for (int64_t i = count; i < kChunk; ++i) magnitude[i] = 0;
+  const Sixteen maxima = block_maxima(magnitude);
+  std::memcpy(largest, &maxima, sizeof largest);
+  uint32_t most = 0;
+  for (int b = 0; b < 16; ++b) most = most > largest[b] ? most : largest[b];
+  const bool is_usual = most < kLargestScaled;
+  if (!is_usual) {
+    for (int64_t i = 0; i < count; ++i) magnitude[i] = finite_magnitude(in[i]);
+    const Sixteen finite = block_maxima(magnitude);
+    std::memcpy(largest, &finite, sizeof largest);
+  }
+  uint8_t* __restrict code = at<uint8_t>(moment.address, offset);
+  uint8_t* __restrict scale = at<uint8_t>(moment.scales, offset / kBlock);
+  alignas(64) float inverse[kChunk];
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+    scale[b] = scale_of(largest[b]);
+    const float factor = inverse_scale(scale[b]);
+    for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
+  }
+  if (is_usual) {
+    for (int64_t i = 0; i < count; ++i)
+      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+  }
+}
 
 // Calls with the code of each moment that a rule has, where it lies, and its number.
 template <typename Function>
@@ -186,13 +223,13 @@ void for_each_moment(const Record& record, int32_t rule, Function&& function) {
     function(SecondMoment{}, Moment{record.max_exp_avg_sq, record.max_exp_avg_sq_scale}, 2);
 }
 
-// `offset` is a multiple of kBlock.
+// Of moments that are not float32; `offset` is a multiple of kBlock.
 template <typename CODE>
 void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t count, float* out) {
   if (kind == kState8) {
-    decode_blocks<CODE>(moment.address, moment.scales, offset, count, out);
+    decode_blocks<CODE>(moment, offset, count, out);
   } else {
-    widen(kind == kState16 ? kBfloat16 : kFloat32, moment.address, offset, count, out);
+    widen(kBfloat16, moment.address, offset, count, out);
   }
 }
 
@@ -200,12 +237,10 @@ template <typename CODE>
 void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __restrict random, const Moment& moment,
                    int64_t offset, int64_t count) {
   if (kind == kState8) {
-    encode_blocks<CODE>(in, random, moment.address, moment.scales, offset, count);
-  } else if (kind == kState16) {
+    encode_blocks<CODE>(in, random, moment, offset, count);
+  } else {
     uint16_t* __restrict out = at<uint16_t>(moment.address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i] & 0xFFFF);
-  } else {
-    narrow(kFloat32, in, moment.address, offset, count);
   }
 }
 
