@@ -179,7 +179,10 @@ def sanitized() -> Path:
         CSRC / "cuda" / "narrow.cu",
         CSRC / "cuda" / "statistics.cu",
         CSRC / "cpu" / "kernel.cpp",
-        *(HERE / name for name in ("selftest.cu", "fibers.cpp", "sanitized.cpp")),
+        *(
+            HERE / name
+            for name in ("selftest.cu", "fibers.cpp", "sanitized.cpp", "sanitized_narrow.cpp")
+        ),
     ]
     options = ["-O1", "-g1", "-DSF_ISA=baseline"]
     options += ["-fsanitize=address,undefined,alignment", "-fno-sanitize-recover=all"]

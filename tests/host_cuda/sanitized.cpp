@@ -22,6 +22,9 @@
 extern "C" void run_sum_blocks(const float* in, float* out, int count, int blocks, int threads);
 
 namespace sf {
+
+int check_narrow();  // sanitized_narrow.cpp
+
 namespace {
 
 constexpr int64_t kSizes[] = {0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 10000};
@@ -270,7 +273,7 @@ int plant(const char* mistake) {
 int main(int argc, char** argv) {
   using namespace sf;
   if (argc > 1) return plant(argv[1]);
-  int failures = check_barriers();
+  int failures = check_barriers() + check_narrow();
   const std::vector<int32_t> all(std::begin(kRules), std::end(kRules));
   for (int shift = 0; shift < 4; ++shift) {
     for (int shifted = 0; shifted <= kBuffers; ++shifted) {
