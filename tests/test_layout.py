@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from cases import SIZES, groups_of, set_gradients, sizes_for
+from checks import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
 import stackelberg_fused as sf
+from stackelberg_fused.codec import join, split
 from stackelberg_fused.layout import Span, Table, build_tiles
 from stackelberg_fused.settings import GroupSettings
 from stackelberg_fused.slots import collect_slots
@@ -72,6 +74,7 @@ def test_head_comes_last_whatever_the_order_of_groups(order: tuple[str, ...]) ->
 
 
 @pytest.mark.large
+@pytest.mark.xdist_group("large")  # one at a time
 def test_more_than_32_bits_of_elements() -> None:
     """NumPy's zeros, unlike torch's, take no memory until they are written: the gradient is free."""
     size = 2**31 + 17
@@ -83,6 +86,35 @@ def test_more_than_32_bits_of_elements() -> None:
     optimizer.step()
     assert [param[i].item() for i in (0, 2**31 - 1, -1)] == [-1.0] * 3
     assert [param[i].item() for i in (1, 2**31, -2)] == [0.0] * 3
+
+
+@pytest.mark.large
+@pytest.mark.xdist_group("large")
+def test_more_than_32_bits_of_elements_in_fewer_bits() -> None:
+    """Parameter, remainder, codes and scales, each in an arena or at an address of its own, past 2**31."""
+    size = 2**31 + 17
+    value, grad = (
+        torch.from_numpy(np.zeros(size, np.int16)).view(torch.bfloat16) for _ in range(2)
+    )
+    param = torch.nn.Parameter(value)
+    sentinels = torch.tensor([0, 2**31 - 1, 2**31, size - 1])
+    grad[sentinels] = torch.tensor([1.0, 2.0, -3.0, 1 + 2**-7], dtype=torch.bfloat16)
+    how = {"momentum": 0.5, "master": "split8", "state_dtype": "8bit", "float32_state": "none"}
+    optimizer = sf.StackelbergSGD([param], lr=1 + 2**-9, backend="cpu", flatten=False, **how)
+    param.grad = grad
+    optimizer.step()
+    state = optimizer.state[param]
+    # what has no gradient stays zero, and so do its codes
+    assert int(param.view(torch.int16).count_nonzero()) == len(sentinels)
+    assert int(state["momentum_buffer"].count_nonzero()) == len(sentinels)
+    assert int(state["momentum_buffer_scale"].count_nonzero()) == 3  # two of them share a block
+    found = join(param.detach()[sentinels], state["remainder"][sentinels])
+    assert_same_bits(found, split_of_24_bits(grad[sentinels].float() * -(1 + 2**-9)))
+
+
+def split_of_24_bits(weight: torch.Tensor) -> torch.Tensor:
+    """float32 as `master="split8"` keeps it."""
+    return join(*split(weight, 8))
 
 
 def test_spans_where_one_role_has_nothing_but_empty_tensors() -> None:
