@@ -101,7 +101,22 @@ SF_SHARED Split split(float weight) {
 
 template <int BITS>
 SF_SHARED float join(uint16_t part, int16_t remainder) {
+  // no weight leaves a negative one beside a zero: somebody has written that zero since
+  if ((part & 0x7FFF) == 0 && remainder < 0) remainder = 0;
   return float_of((static_cast<uint32_t>(part) << 16) + (static_cast<uint32_t>(remainder) << (16 - BITS)));
+}
+
+// The most that rounding takes from a weight: half a step of what is stored.
+SF_SHARED float half_step(float stored, bool is_bfloat16) {
+  const uint32_t exponent = bits_of(stored) & kInfinity, least = is_bfloat16 ? 0x00800000 : 0x38800000;
+  return float_of(exponent > least ? exponent : least) * (is_bfloat16 ? 0x1p-8f : 0x1p-11f);
+}
+
+// The weight that a rounded one and what it lacks stand for; more than rounding takes is of another weight, which
+// somebody has replaced since.
+SF_SHARED float compensated(float stored, float lost, bool is_bfloat16) {
+  const float magnitude = float_of(bits_of(lost) & kMagnitude);
+  return stored + (magnitude <= half_step(stored, is_bfloat16) ? lost : 0.0f);
 }
 
 // What a rounded weight lacks; nothing where it is not finite.

@@ -28,6 +28,8 @@ SF_SHARED float rounded_inside(float bound, int32_t dtype, bool up) {
   const bool is_infinite = (bits_of(bound) & kMagnitude) >= kInfinity;
   if (dtype == kFloat32 || is_infinite || bound == 0.0f) return bound;
   const bool outward = up == (bound > 0.0f);  // away from zero
+  const float largest = dtype == kBfloat16 ? 0x1.FEp127f : 65504.0f;
+  if (!outward && float_of(bits_of(bound) & kMagnitude) >= largest) return bound > 0.0f ? largest : -largest;
   const float toward = dtype == kBfloat16 ? float_of(bits_of(bound) & ~0xFFFFu) : from_float16(to_float16(bound, 0));
   if (toward == bound || !outward) return toward;
   const float magnitude = float_of(bits_of(toward) & kMagnitude);

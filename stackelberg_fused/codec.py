@@ -135,6 +135,8 @@ def join(part: Tensor, remainder: Tensor) -> Tensor:
     lower = remainder.to(torch.int64)
     if remainder.dtype is torch.int8:
         lower = lower << 8
+    # no weight leaves a negative one beside a zero: somebody has written that zero since
+    lower = torch.where((part == 0) & (lower < 0), 0, lower)
     return _float(_wrapped(upper + lower))
 
 

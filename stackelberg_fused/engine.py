@@ -22,7 +22,7 @@ from .launch_unit import LaunchUnit, Pending, Staged
 from .layout import Slot
 from .scaling import Scaling
 from .settings import GroupSettings
-from .slots import Kind, Placement, collect_slots, is_trained, merged
+from .slots import Kind, Placement, collect_slots, is_trained, merged, misfit
 from .state import attach_state, is_attached
 from .statistics import ClipLimits, Statistics, combine
 from .watch import make_lookout, make_watch
@@ -74,6 +74,8 @@ class Engine:
             role: [slot.param for slot in frozen if role in (None, slot.role)]
             for role in (None, *ROLES)
         }
+        every = [slot for key in slots for slot in slots[key]]
+        self._unfit = [slot for slot in every if not is_trained(slot) and misfit(slot, groups)]
         slots = {key: slots[key] for key in updated}
         backends = {
             key: resolve_backend(choice, key, slots[key][0].name, carried.reported) for key in slots
@@ -169,6 +171,9 @@ class Engine:
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
         """What the units read, and whatever they have to raise."""
+        for slot in self._unfit:
+            if slot.param.grad is not None:
+                raise ValueError(misfit(slot, self.groups))
         for param in self._frozen[None]:
             if param.grad is not None:
                 raise LayoutChanged("a parameter that was frozen has a gradient")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .codec import HALF, decode_blocks, encode_blocks
+from .codec import BLOCK, HALF, decode_blocks, encode_blocks
 from .layout import Slot
-from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, scale_name
+from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, blocks_of, scale_name
 from .sharding import local_tensor
 from .storage import code_of, read_weight, same_bits
+
+SLICE = 2**20  # elements that are converted at a time: whole blocks
 
 
 def as_stored(slot: Slot, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +45,26 @@ def _moment(slot: Slot, name: str, value: Tensor, scale: Tensor | None) -> dict[
         if wanted and local.stride() == slot.state_like(name).stride():
             return {name: value, scale_name(name): scale}
         wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
-        in_memory_order(wide).copy_(decode_blocks(in_memory_order(local), scale, code))
+        codes, out = in_memory_order(local), in_memory_order(wide)
+        for here, blocks in _slices(len(out)):
+            out[here] = decode_blocks(codes[here], scale[blocks], code)
         if not wanted:
             return {name: wide}
         local = wide
-    codes = _as_state(slot, name, local, torch.float32)
-    found, scales = encode_blocks(in_memory_order(codes), HALF.to(codes.device), code)
-    return {name: found.as_strided(codes.shape, codes.stride()), scale_name(name): scales}
+    wide = _as_state(slot, name, local, torch.float32)
+    flat = in_memory_order(wide)
+    codes = torch.empty(len(flat), dtype=EIGHT_BITS, device=wide.device)
+    scales = torch.empty(blocks_of(len(flat)), dtype=EIGHT_BITS, device=wide.device)
+    half = HALF.to(wide.device)
+    for here, blocks in _slices(len(flat)):
+        codes[here], scales[blocks] = encode_blocks(flat[here], half, code)
+    return {name: codes.as_strided(wide.shape, wide.stride()), scale_name(name): scales}
+
+
+def _slices(count: int) -> Iterator[tuple[slice, slice]]:
+    """Elements and their blocks, a part at a time: what is calculated meanwhile takes many times their memory."""
+    for first in range(0, count, SLICE):
+        yield slice(first, first + SLICE), slice(first // BLOCK, (first + SLICE) // BLOCK)
 
 
 def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from .constraints import joint_set
 from .groups import param_label
 from .layout import Slot
 from .random_bits import stream_key
-from .schemes import scheme_of
+from .schemes import check_scheme, scheme_of
 from .sharding import is_sharded, local_tensor
 
 log = logging.getLogger("stackelberg_fused")
@@ -68,6 +68,15 @@ def merged(slots: Iterable[list[Slot]]) -> list[Slot]:
     """The slots of several kinds as those of one table: body first, head last, groups in order."""
     every = (slot for found in slots for slot in found)
     return sorted(every, key=lambda slot: (slot.role == "head", slot.group, slot.position))
+
+
+def misfit(slot: Slot, groups: list[dict[str, Any]]) -> str:
+    """Why a parameter cannot be stored as its group says; empty where it can."""
+    try:
+        check_scheme(slot.name, groups[slot.group], slot.param)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def is_trained(slot: Slot) -> bool:

@@ -33,7 +33,9 @@ def code_of(moment: str) -> Code:
 def read_weight(scheme: Scheme, param: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """float32 [n]: the weight that a parameter and what is stored beside it stand for."""
     if scheme.master == "kahan":
-        return param.float() + state["kahan_comp"].float()
+        # more than rounding takes is of another weight, which somebody has replaced since
+        stored, lost = param.float(), state["kahan_comp"].float()
+        return stored + torch.where(lost.abs() <= half_step(stored, scheme.param), lost, 0.0)
     if scheme.master in ("split16", "split8"):
         return join(param, state["remainder"])
     if scheme.master == "fp32":
@@ -86,6 +88,14 @@ def write_moment(
         state[name].copy_(to_bfloat16(moment, random))
     else:
         state[name].copy_(moment)
+
+
+def half_step(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [n]: the most that rounding to a dtype takes from weights that became these."""
+    is_bfloat16 = dtype is torch.bfloat16
+    exponent = (stored.view(torch.int32) & 0x7F800000).view(torch.float32)
+    least = torch.finfo(dtype).tiny
+    return exponent.clamp(min=least) * (2.0**-8 if is_bfloat16 else 2.0**-11)
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:

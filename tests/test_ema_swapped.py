@@ -125,11 +125,11 @@ def test_an_interrupt_leaves_weights_and_averages_where_they_were(
     weights, kept = values(ours), [ema.clone() for ema in averages(ours)]
     calls, exchange = [], averaging._exchange_one
 
-    def interrupted(param: Any, ema: Any) -> None:
+    def interrupted(param: Any, ema: Any, narrow: Any) -> None:
         calls.append(param)
         if len(calls) == after + 1:
             raise KeyboardInterrupt
-        exchange(param, ema)
+        exchange(param, ema, narrow)
 
     monkeypatch.setattr(averaging, "_exchange_one", interrupted)
     with pytest.raises(KeyboardInterrupt), ours.ema_weights():

@@ -222,6 +222,68 @@ def test_each_player_may_be_stored_in_its_own_way(backend: str) -> None:
     assert ours.state[model[1].weight]["master"].dtype is torch.float32
 
 
+@pytest.mark.parametrize("master", ["split16", "split8", "kahan", "fp32"])
+@by_host_backend
+def test_a_parameter_that_somebody_writes_counts(backend: str, master: str) -> None:
+    """Pruned, clamped, or loaded: what was stored beside the weight before says nothing of it."""
+    ours = one(torch.bfloat16, backend=chosen(backend)[0], master=master, lr=0.01)
+    with torch.no_grad():
+        param_of(ours).mul_(1000)
+    train(ours, range(4))
+    with torch.no_grad():
+        param_of(ours).clamp_(min=0)
+        param_of(ours)[0] = -0.0
+        param_of(ours)[1] = 1e-3
+    written = param_of(ours).detach().clone()
+    ours.param_groups[0]["lr"] = 0.0
+    train(ours, range(1))
+    assert_same_bits(param_of(ours).detach() + 0.0, written + 0.0)
+    # half a step of bfloat16 at most
+    assert (
+        (weight(ours) - written.float().view(-1)).abs() <= written.float().view(-1) * 2**-8 + 1e-38
+    ).all()
+
+
+@by_host_backend
+def test_a_box_beyond_what_float16_holds(backend: str) -> None:
+    options = Options("sgd", {"constraint": sf.Box(-1e5, 1e5)})
+    ours = one(torch.float16, options, (2, 2), backend=chosen(backend)[0], lr=1.0)
+    for _ in range(5):
+        param_of(ours).grad = torch.full((2, 2), 30000.0).half()
+        ours.step()
+    assert (param_of(ours) == -65504).all()
+
+
+def test_averages_of_more_bits_than_their_parameters_stay_what_they_are() -> None:
+    ours = one(torch.bfloat16, ema_decay=0.99)
+    train(ours, range(5))
+    before, ema = param_of(ours).detach().clone(), ours.state[param_of(ours)]["ema"].clone()
+    with ours.ema_weights():
+        assert_same_bits(param_of(ours).detach(), ema.bfloat16())
+    assert_same_bits(param_of(ours).detach(), before)
+    assert_same_bits(ours.state[param_of(ours)]["ema"], ema)
+
+
+@pytest.mark.parametrize("flatten", [True, False])
+def test_a_frozen_parameter_that_cannot_be_stored_so_is_refused_when_it_is_trained(
+    flatten: bool,
+) -> None:
+    params = [nn.Parameter(normal(SIZE, i).half()) for i in range(2)]
+    params[1].requires_grad_(False)
+    groups = [{"params": params[:1]}, {"params": params[1:], "master": "split16"}]
+    ours = sf.StackelbergAdamW(groups, flatten=flatten)
+    for p in params[:1]:
+        p.grad = torch.ones_like(p)
+    ours.step()
+    before = [p.detach().clone() for p in params]
+    params[1].requires_grad_(True)
+    params[1].grad = torch.ones_like(params[1])
+    with pytest.raises(ValueError, match=r"parameter 0 of param group 1 .*needs bfloat16"):
+        ours.step()
+    for p, old in zip(params, before, strict=True):
+        assert_same_bits(p.detach(), old)
+
+
 BAD = {
     "unknown master": (torch.bfloat16, {"master": "bf16"}, ValueError, "unknown master 'bf16'"),
     "unknown dtype": (torch.bfloat16, {"state_dtype": torch.float16}, ValueError, "unknown state_dtype"),

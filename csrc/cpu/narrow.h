@@ -73,7 +73,7 @@ inline void read_weights(const Record& record, const Format& format, int64_t off
   if (format.master == kKahan) {
     float lost[kChunk];
     widen(format.param, record.master, offset, count, lost);
-    for (int64_t i = 0; i < count; ++i) weight[i] += lost[i];
+    for (int64_t i = 0; i < count; ++i) weight[i] = compensated(weight[i], lost[i], format.param == kBfloat16);
   } else if (format.master == kMaster32) {
     // a parameter that somebody has changed since counts, not what it was
     const uint16_t* __restrict param = at<const uint16_t>(record.param, offset);

@@ -82,7 +82,7 @@ __device__ __forceinline__ void read_weights(const Record& record, const Format&
     float lost[V];
     read_floats<V>(format.param, record.master, i, lost);
 #pragma unroll
-    for (int j = 0; j < V; ++j) x[j] += lost[j];
+    for (int j = 0; j < V; ++j) x[j] = compensated(x[j], lost[j], format.param == kBfloat16);
   } else if (format.master == kMaster32) {
     float master[V];
     read_floats<V>(kFloat32, record.master, i, master);
