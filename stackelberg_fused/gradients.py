@@ -131,6 +131,7 @@ class Gradients:
         if dtypes[i] != word:
             dtypes[i] = word
             self._table.version += 1
+            self._table.is_narrow |= word != 0
 
     def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
         """In which dtype a gradient is read."""

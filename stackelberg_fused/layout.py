@@ -122,6 +122,8 @@ class Table:
         self.records["key"] = [slot.key for slot in slots]
         self.records["format"] = [slot.scheme.format for slot in slots]
         self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
+        # whether any parameter, gradient or state is, or was once, not float32
+        self.is_narrow = bool(self.records["format"].any())
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
@@ -141,7 +143,6 @@ class Table:
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()
         self.version = 0  # counts changes of the records: what a device mirror compares
-        self._narrow_at, self._is_narrow = -1, False
         self.joint_sets: JointSets | None = None  # until settings are accepted
         self.sets_version = 0
         self.mirror: Any = None  # what a device backend keeps on its device
@@ -183,14 +184,6 @@ class Table:
         if span not in self.statistics:
             self.statistics[span] = Statistics(len(self.tiles), self.device)
         return self.statistics[span]
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether any parameter, gradient or state is not float32."""
-        if self._narrow_at != self.version:
-            self._narrow_at = self.version
-            self._is_narrow = bool(self.records["format"].any() or self.records["grad_dtype"].any())
-        return self._is_narrow
 
     @property
     def first_head_tile(self) -> int:
