@@ -1,5 +1,4 @@
-// How numbers of fewer bits are stored: stackelberg_fused/codec.py, bit for bit. `random` are 16 random bits; kHalf in
-// their place rounds to nearest.
+// How numbers of fewer bits are stored: stackelberg_fused/codec.py, bit for bit. `random` are 16 random bits.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +7,6 @@
 
 namespace sf {
 
-constexpr uint32_t kHalf = 0x8000;
 constexpr int kBlock = 32;  // elements that share a scale
 
 SF_SHARED uint32_t bits_of(float x) {

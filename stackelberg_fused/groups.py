@@ -68,10 +68,9 @@ def complete_group(
     for name in BY_ROLE:
         if name not in group and isinstance(completed[name], dict):
             completed[name] = completed[name].get(role, BY_ROLE[name])
-    if isinstance(
-        completed["state_dtype"], torch.dtype
-    ):  # plain values are what state dicts are of
-        completed["state_dtype"] = str(completed["state_dtype"]).removeprefix("torch.")
+    state_dtype = completed["state_dtype"]
+    if isinstance(state_dtype, torch.dtype):  # plain values are what state dicts are of
+        completed["state_dtype"] = str(state_dtype).removeprefix("torch.")
     if "lr" not in group and role == "head":
         _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio

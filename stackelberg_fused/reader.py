@@ -96,10 +96,12 @@ class PythonReader:
         )
         changed = not np.array_equal(addresses, grads[here])
         grads[here] = addresses
-        dtypes = self._records["grad_dtype"]
-        for i, grad in zip(slots, found, strict=True):
-            if grad is not None and i not in left and dtypes[i] != self._dtypes[i]:
-                dtypes[i], changed = self._dtypes[i], True
+        dtypes, own = self._records["grad_dtype"][here], self._dtypes[here]
+        if not np.array_equal(dtypes, own):  # one of another dtype was there before
+            fits = [g is not None and i not in left for i, g in zip(slots, found, strict=True)]
+            wrong = np.array(fits, bool) & (dtypes != own)
+            dtypes[wrong] = own[wrong]
+            changed |= bool(wrong.any())
         present = np.array([grad is not None for grad in found], bool)
         switched = not np.array_equal(present, self._active[here])
         self._active[here] = present

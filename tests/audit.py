@@ -41,6 +41,16 @@ def buffers_used(rule: int) -> tuple[str, ...]:
     return tuple(fields)
 
 
+def assert_kept_in_registers(kernel: sass.Kernel, threads: int, blocks: int) -> None:
+    """Assert that so many blocks fit, without spills, and that what they read is known for global memory."""
+    name = kernel.name
+    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
+    assert kernel.count("LDL", "STL") == 0, f"{name} spills"
+    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
+    per_thread = -(-kernel.resources["REG"] // 8) * 8
+    assert blocks * threads * per_thread <= REGISTERS, f"{name}: {per_thread} registers per thread"
+
+
 def audit(
     kernel: sass.Kernel,
     rules: tuple[int, ...],
@@ -60,11 +70,7 @@ def audit(
             then counted by the host-run kernel.
     """
     name = kernel.name
-    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
-    assert kernel.count("LDL", "STL") == 0, f"{name} spills"
-    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
-    per_thread = -(-kernel.resources["REG"] // 8) * 8
-    assert blocks * threads * per_thread <= REGISTERS, f"{name}: {per_thread} registers per thread"
+    assert_kept_in_registers(kernel, threads, blocks)
 
     wide = kernel.wide_accesses()
     if not has_extras:
@@ -97,12 +103,7 @@ def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
 
     Which bytes it moves is up to the records; the host-run kernel counts them.
     """
-    name = kernel.name
-    assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, (name, kernel.resources)
-    assert kernel.count("LDL", "STL") == 0, f"{name} spills"
-    assert kernel.count("LD", "ST") == 0, f"{name} uses generic addresses"
-    per_thread = -(-kernel.resources["REG"] // 8) * 8
-    assert blocks * threads * per_thread <= REGISTERS, f"{name}: {per_thread} registers per thread"
+    assert_kept_in_registers(kernel, threads, blocks)
     assert kernel.wide_accesses()
 
 

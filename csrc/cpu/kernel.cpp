@@ -17,11 +17,6 @@
 namespace sf {
 namespace {
 
-template <typename T>
-T* pointer(int64_t address, int64_t offset) {
-  return address ? reinterpret_cast<T*>(address) + offset : nullptr;
-}
-
 // What an update reads and writes, element by element; those that its rule does not use may be null.
 struct Elements {
   float* param;

@@ -16,8 +16,8 @@ constexpr int64_t kChunk = 512;
 static_assert(kTileElements % kChunk == 0 && kChunk % kBlock == 0);
 
 template <typename T>
-T* at(int64_t address, int64_t offset) {
-  return reinterpret_cast<T*>(address) + offset;
+T* pointer(int64_t address, int64_t offset) {
+  return address ? reinterpret_cast<T*>(address) + offset : nullptr;
 }
 
 // Random numbers of the elements of a tile from `first` on.
@@ -30,26 +30,26 @@ inline void draw(const Stream& stream, uint32_t first, int64_t count, uint32_t* 
 // float32 of `count` elements at an address.
 inline void widen(int64_t dtype, int64_t address, int64_t offset, int64_t count, float* __restrict out) {
   if (dtype == kFloat32) {
-    const float* __restrict in = at<const float>(address, offset);
+    const float* __restrict in = pointer<const float>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = in[i];
   } else if (dtype == kBfloat16) {
-    const uint16_t* __restrict in = at<const uint16_t>(address, offset);
+    const uint16_t* __restrict in = pointer<const uint16_t>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = from_bfloat16(in[i]);
   } else {
-    const uint16_t* __restrict in = at<const uint16_t>(address, offset);
+    const uint16_t* __restrict in = pointer<const uint16_t>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = from_float16(in[i]);
   }
 }
 
 inline void narrow(int64_t dtype, const float* __restrict in, int64_t address, int64_t offset, int64_t count) {
   if (dtype == kFloat32) {
-    float* __restrict out = at<float>(address, offset);
+    float* __restrict out = pointer<float>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = in[i];
   } else if (dtype == kBfloat16) {
-    uint16_t* __restrict out = at<uint16_t>(address, offset);
+    uint16_t* __restrict out = pointer<uint16_t>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i]);
   } else {
-    uint16_t* __restrict out = at<uint16_t>(address, offset);
+    uint16_t* __restrict out = pointer<uint16_t>(address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = to_float16(in[i]);
   }
 }
@@ -58,14 +58,14 @@ inline void narrow(int64_t dtype, const float* __restrict in, int64_t address, i
 inline void read_weights(const Record& record, const Format& format, int64_t offset, int64_t count,
                          float* __restrict weight) {
   if (format.master == kSplit16) {
-    const uint16_t* __restrict part = at<const uint16_t>(record.param, offset);
-    const int16_t* __restrict remainder = at<const int16_t>(record.master, offset);
+    const uint16_t* __restrict part = pointer<const uint16_t>(record.param, offset);
+    const int16_t* __restrict remainder = pointer<const int16_t>(record.master, offset);
     for (int64_t i = 0; i < count; ++i) weight[i] = join<16>(part[i], remainder[i]);
     return;
   }
   if (format.master == kSplit8) {
-    const uint16_t* __restrict part = at<const uint16_t>(record.param, offset);
-    const int8_t* __restrict remainder = at<const int8_t>(record.master, offset);
+    const uint16_t* __restrict part = pointer<const uint16_t>(record.param, offset);
+    const int8_t* __restrict remainder = pointer<const int8_t>(record.master, offset);
     for (int64_t i = 0; i < count; ++i) weight[i] = join<8>(part[i], remainder[i]);
     return;
   }
@@ -76,8 +76,8 @@ inline void read_weights(const Record& record, const Format& format, int64_t off
     for (int64_t i = 0; i < count; ++i) weight[i] = compensated(weight[i], lost[i], format.param == kBfloat16);
   } else if (format.master == kMaster32) {
     // a parameter that somebody has changed since counts, not what it was
-    const uint16_t* __restrict param = at<const uint16_t>(record.param, offset);
-    const float* __restrict master = at<const float>(record.master, offset);
+    const uint16_t* __restrict param = pointer<const uint16_t>(record.param, offset);
+    const float* __restrict master = pointer<const float>(record.master, offset);
     for (int64_t i = 0; i < count; ++i) {
       const uint16_t rounded = format.param == kBfloat16 ? to_bfloat16(master[i]) : to_float16(master[i]);
       weight[i] = rounded == param[i] ? master[i] : weight[i];
@@ -87,7 +87,7 @@ inline void read_weights(const Record& record, const Format& format, int64_t off
 
 inline void write_weights(const Record& record, const Format& format, int64_t offset, int64_t count,
                           const float* __restrict weight, const uint32_t* __restrict random) {
-  uint16_t* __restrict param = at<uint16_t>(record.param, offset);
+  uint16_t* __restrict param = pointer<uint16_t>(record.param, offset);
   switch (format.master) {
     case kStochastic:
       if (format.param == kBfloat16) {
@@ -97,7 +97,7 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
       }
       return;
     case kSplit16: {
-      int16_t* __restrict remainder = at<int16_t>(record.master, offset);
+      int16_t* __restrict remainder = pointer<int16_t>(record.master, offset);
       for (int64_t i = 0; i < count; ++i) {
         const Split found = split<16>(weight[i]);
         param[i] = found.part, remainder[i] = found.remainder;
@@ -105,7 +105,7 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
       return;
     }
     case kSplit8: {
-      int8_t* __restrict remainder = at<int8_t>(record.master, offset);
+      int8_t* __restrict remainder = pointer<int8_t>(record.master, offset);
       for (int64_t i = 0; i < count; ++i) {
         const Split found = split<8>(weight[i]);
         param[i] = found.part, remainder[i] = static_cast<int8_t>(found.remainder);
@@ -120,7 +120,7 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
     for (int64_t i = 0; i < count; ++i) lost[i] = compensation(weight[i], stored[i]);
     narrow(format.param, lost, record.master, offset, count);
   } else if (format.master == kMaster32) {
-    float* __restrict master = at<float>(record.master, offset);
+    float* __restrict master = pointer<float>(record.master, offset);
     for (int64_t i = 0; i < count; ++i) master[i] = weight[i];
   }
 }
@@ -132,8 +132,8 @@ struct Moment {
 
 template <typename CODE>
 void decode_blocks(const Moment& moment, int64_t offset, int64_t count, float* __restrict out) {
-  const uint8_t* __restrict code = at<const uint8_t>(moment.address, offset);
-  const uint8_t* __restrict scale = at<const uint8_t>(moment.scales, offset / kBlock);
+  const uint8_t* __restrict code = pointer<const uint8_t>(moment.address, offset);
+  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, offset / kBlock);
   alignas(64) float scales[kChunk];
   for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
     const float of_block = scale_value(scale[b]);
@@ -196,8 +196,8 @@ void encode_blocks(const float* __restrict in, const uint32_t* __restrict random
     const Sixteen finite = block_maxima(magnitude);
     std::memcpy(largest, &finite, sizeof largest);
   }
-  uint8_t* __restrict code = at<uint8_t>(moment.address, offset);
-  uint8_t* __restrict scale = at<uint8_t>(moment.scales, offset / kBlock);
+  uint8_t* __restrict code = pointer<uint8_t>(moment.address, offset);
+  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, offset / kBlock);
   alignas(64) float inverse[kChunk];
   for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
     scale[b] = scale_of(largest[b]);
@@ -239,7 +239,7 @@ void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __r
   if (kind == kState8) {
     encode_blocks<CODE>(in, random, moment, offset, count);
   } else {
-    uint16_t* __restrict out = at<uint16_t>(moment.address, offset);
+    uint16_t* __restrict out = pointer<uint16_t>(moment.address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i] & 0xFFFF);
   }
 }

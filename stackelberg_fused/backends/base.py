@@ -13,6 +13,7 @@ from torch import Tensor
 from ..joint_sets import JointSets
 from ..layout import Span, Table
 from ..scaling import Scaling
+from ..schemes import DTYPE_WORD
 from ..slots import Kind
 from ..statistics import ClipLimits, Statistics
 
@@ -55,6 +56,17 @@ class Work:
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
     tables: Mapping[str, Tensor] | None = None
+
+
+def refusal_of_kernel(name: str, device_type: str, kind: Kind) -> str:
+    """Why a kernel that takes any mix of at most 32 bits cannot update parameters of a kind; empty when it can."""
+    if kind.device.type != device_type:
+        return f"the {name} backend cannot update parameters on {kind.device}"
+    if kind.dtype not in DTYPE_WORD:
+        return f"the {name} backend updates parameters of at most 32 bits, not {kind.dtype}"
+    if kind.has_joint_set:
+        return f"the {name} backend projects onto joint sets float32 parameters with float32 state alone"
+    return ""
 
 
 class Backend(ABC):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..schemes import DTYPE_WORD
 from ..slots import Kind
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
-from .base import Backend, BackendStatus, Work
+from .base import Backend, BackendStatus, Work, refusal_of_kernel
 
 try:
     from .. import _cpu
@@ -43,13 +42,7 @@ class CpuBackend(Backend):
         return BackendStatus(cls.name, True)
 
     def refusal(self, kind: Kind) -> str:
-        if kind.device.type != "cpu":
-            return f"the cpu backend cannot update parameters on {kind.device}"
-        if kind.dtype not in DTYPE_WORD:
-            return f"the cpu backend updates parameters of at most 32 bits, not {kind.dtype}"
-        if kind.has_joint_set:
-            return "the cpu backend projects onto joint sets float32 parameters with float32 state alone"
-        return ""
+        return refusal_of_kernel(self.name, "cpu", kind)
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         args = statistics_args(work, limits, _tables(work))

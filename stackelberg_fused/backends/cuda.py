@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..build_info import build_info, covers, driver_runs
-from ..schemes import DTYPE_WORD
 from ..slots import Kind
 from ..statistics import ClipLimits
 from .arguments import project_args, statistics_args, step_args
-from .base import Backend, BackendStatus, Work
+from .base import Backend, BackendStatus, Work, refusal_of_kernel
 from .mirror import addresses, tables_on_device
 
 try:
@@ -48,13 +47,7 @@ class CudaBackend(Backend):
         return BackendStatus(cls.name, not reason, reason)
 
     def refusal(self, kind: Kind) -> str:
-        if kind.device.type != "cuda":
-            return f"the cuda backend cannot update parameters on {kind.device}"
-        if kind.dtype not in DTYPE_WORD:
-            return f"the cuda backend updates parameters of at most 32 bits, not {kind.dtype}"
-        if kind.has_joint_set:
-            return "the cuda backend projects onto joint sets float32 parameters with float32 state alone"
-        return ""
+        return refusal_of_kernel(self.name, "cuda", kind)
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         index = work.table.device.index

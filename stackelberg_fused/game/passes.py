@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from ..optimizer import StackelbergOptimizer
 
-# bodies whose graph was looked at
+# bodies whose graph was looked at, so many of an optimizer at most
+MOST_KNOWN = 64
 _walked: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = weakref.WeakKeyDictionary()
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -127,6 +128,8 @@ def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, parts: list
                 "the model as a whole"
             )
         nodes.extend(following for following, _ in node.next_functions)
+    if len(known) >= MOST_KNOWN:  # as of partials that are made anew for every step
+        known.clear()
     known.add(key)
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from stackelberg_fused.backends import Backend, BackendStatus, Work
 from stackelberg_fused.backends.arguments import project_args, statistics_args, step_args
+from stackelberg_fused.backends.base import refusal_of_kernel
 from stackelberg_fused.backends.mirror import addresses, tables_on_device
-from stackelberg_fused.schemes import DTYPE_WORD
 from stackelberg_fused.slots import Kind
 from stackelberg_fused.statistics import ClipLimits
 from stackelberg_fused.tables import STEP_ARGS
@@ -83,9 +83,7 @@ class HostCudaBackend(Backend):
         return BackendStatus(cls.name, not unavailable(), unavailable())
 
     def refusal(self, kind: Kind) -> str:
-        if kind.device.type != "cpu" or kind.dtype not in DTYPE_WORD or kind.has_joint_set:
-            return f"{self.name} updates parameters of at most 32 bits on the CPU, not {kind}"
-        return ""
+        return refusal_of_kernel(self.name, "cpu", kind)
 
     def statistics(self, work: Work, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
