@@ -12,7 +12,7 @@ import torch
 
 from .alone import Alone, AloneFailed
 from .timing import quantiles
-from .workloads import Workload
+from .workloads import TORCH_FUSED, Workload
 
 if TYPE_CHECKING:
     from .entries import Settings
@@ -22,7 +22,7 @@ TURNS = 3
 
 
 class Apart:
-    """One process per contestant, kept from row to row; close it."""
+    """One process for torch's step and one for each of ours in turn, kept from row to row; close them."""
 
     def __init__(self) -> None:
         self._processes: dict[str, Alone] = {}
@@ -48,7 +48,9 @@ class Apart:
             for name in names:
                 if name in failed:
                     continue
-                process = self._processes.setdefault(name, Alone())
+                # only torch's must never have imported us
+                owner = name if name == TORCH_FUSED else "ours"
+                process = self._processes.setdefault(owner, Alone())
                 try:
                     turns[name].append(
                         process.ask(request | {"contestant": name}, request["patience"])

@@ -21,7 +21,7 @@ class Contestant:
 
     `make(groups)` returns the optimizer and the callable that makes one step. `exact` contestants
     are held to the reference within a few ulp, the others to the same update within 2 % (their
-    states may be narrower than float32).
+    states may be narrower than float32). `dtype` is that of its parameters and gradients.
     """
 
     name: str
@@ -31,7 +31,8 @@ class Contestant:
     exact: bool = False
     compiled: bool = False
     max_numel: int | None = None
-    bytes_per_parameter: int = ADAM_BYTES
+    bytes_per_parameter: float = ADAM_BYTES
+    dtype: torch.dtype = torch.float32
 
 
 def plain(groups: Groups) -> Groups:

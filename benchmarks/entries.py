@@ -11,6 +11,8 @@ import torch
 
 from . import machine
 from .contestant import Contestant, Step
+from .kept import stored_bytes
+from .narrow_parity import narrow_error
 from .parity import Expected, parity_error
 from .time_box import TimeBoxExpired, time_box
 from .timing import Action
@@ -58,7 +60,7 @@ class Entry:
 
     @classmethod
     def build(cls, contestant: Contestant, workload: Workload, start: Tensors) -> Entry:
-        params = [torch.nn.Parameter(t.clone()) for t in start]
+        params = [torch.nn.Parameter(t.to(contestant.dtype, copy=True)) for t in start]
         refills = workload.around is not None
         if refills:
             for p in params:
@@ -90,10 +92,13 @@ class Entry:
         return action
 
 
-def gradient_sets(workload: Workload, device: str, seed: int) -> list[Tensors]:
+def gradient_sets(
+    workload: Workload, device: str, seed: int, dtype: torch.dtype = torch.float32
+) -> list[Tensors]:
     """One set of gradients, or two of the same values if the row wants new ones each step."""
     scaled = workload.around is not None and workload.around.scaled
     grads = workload.tensors(device, seed + 1, 0.1 * (SCALE if scaled else 1.0))
+    grads = [g.to(dtype) for g in grads]
     return [grads, [g.clone() for g in grads]] if workload.new_gradients else [grads]
 
 
@@ -122,7 +127,10 @@ def enter(
     grads: Tensors,
     expected: Expected,
 ) -> tuple[Entry | None, dict[str, Any]]:
-    """Build, check and warm up; (None, what went wrong) if any of it fails."""
+    """Build, check and warm up; (None, what went wrong) if any of it fails.
+
+    `grads` are of the contestant's dtype.
+    """
     record: dict[str, Any] = {
         "name": contestant.name,
         "family": contestant.family,
@@ -138,9 +146,12 @@ def enter(
             entry = Entry.build(contestant, workload, start)
             entry.set_gradients(grads)
             entry.step()
-            error = parity_error(contestant, entry.params, entry.optimizer, expected)
+            check = parity_error if workload.states is None else narrow_error
+            error = check(contestant, entry.params, entry.optimizer, expected)
             if error:
                 return None, record | {"status": RED, "reason": error}
+            stored = stored_bytes(entry.params, entry.optimizer.state)
+            record["stored_bytes_per_parameter"] = round(stored / workload.numel, 4)
             for _ in range(WARM_UP_STEPS - 1):
                 entry.step()
         record["launches"] = launches(entry, settings.device)

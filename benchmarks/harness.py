@@ -40,6 +40,8 @@ def run_row(
     }
     if workload.around:
         row["around"] = workload.around.words
+    if workload.states:
+        row["states"] = workload.states
     if settings.device == "cuda":
         # an earlier row's memory, or the process alone finds none
         gc.collect()
@@ -54,21 +56,27 @@ def run_row(
         return row
     able = [c for c in field if not refused(c, workload, settings)]
     mine = next((c.name for c in able if c.family == "ours"), None)
-    names = [c.name for c in able if c.name in (TORCH_FUSED, mine)]
+    raced = {t.contestant for t in workload.targets if t.quantity == TORCH_FUSED}
+    wanted = {TORCH_FUSED, mine, *raced}
+    names = [c.name for c in able if c.name in wanted]
     row["apart"] = apart.measure(names, workload, settings) if apart else {}
 
-    start = workload.tensors(settings.device, SEED, 1.0)
-    gradients = gradient_sets(workload, settings.device, SEED)
+    start = workload.start(settings.device, SEED)
+    gradients = {
+        dtype: gradient_sets(workload, settings.device, SEED, dtype)
+        for dtype in dict.fromkeys((torch.float32, *(c.dtype for c in field)))
+    }
     reference = next(c for c in field if c.name == "ours reference")
-    expected = expect(reference, workload, start, gradients[0])
+    expected = expect(reference, workload, start, gradients[reference.dtype][0])
     # before the contestants, so that what is left for them is known
     probes, row["stream_is"] = bandwidth.probes(workload.numel, settings.device)
     actions: dict[str, Action] = {}
     for contestant in field:
-        entry, record = enter(contestant, workload, settings, start, gradients[0], expected)
+        own = gradients[contestant.dtype]
+        entry, record = enter(contestant, workload, settings, start, own[0], expected)
         row["entries"].append(record)
         if entry is not None:
-            actions[contestant.name] = entry.action(settings.device, *gradients)
+            actions[contestant.name] = entry.action(settings.device, *own)
     del start, expected
     actions |= {name: Action(call, settings.device) for name, call in probes.items()}
     samples, row["load"] = machine.quietly(
@@ -107,16 +115,18 @@ def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
 
 
 def targets_of(row: dict[str, Any], targets: tuple[Target, ...]) -> list[dict[str, Any]]:
-    """Each target with the value of the first of our backends that can run here.
+    """Each target of the row's device with the value of the contestant that it is about.
 
-    Against torch, both are timed interleaved and both apart, and the lower ratio counts; "met" is
-    None where nothing can be said.
+    That is the first of ours that can run here, unless the target names another. Against torch, both
+    are timed interleaved and both apart, and the lower ratio counts; "met" is None where nothing can
+    be said.
     """
-    mine = next(
-        (e for e in row["entries"] if e["family"] == "ours" and e["status"] != SKIPPED), None
-    )
+    able = [e for e in row["entries"] if e["family"] == "ours" and e["status"] != SKIPPED]
     found = []
     for target in targets:
+        if target.device is not None and target.device != row["device"]:
+            continue
+        mine = next((e for e in able if target.contestant in (None, e["name"])), None)
         record = asdict(target) | {"backend": None, "value": None, "met": None}
         found.append(record)
         if mine is None:
@@ -133,12 +143,13 @@ def targets_of(row: dict[str, Any], targets: tuple[Target, ...]) -> list[dict[st
                 value = min(value, record["apart"])
         elif target.quantity == "launches":
             value = mine.get("launches")
+        elif target.quantity == "stored":
+            value = mine["stored_bytes_per_parameter"]
         else:
             value = mine[f"share_of_{target.quantity}"]
         record["value"] = value
         loads = [row["load"], *(a["load"] for a in row["apart"].values() if "load" in a)]
-        # launches are counted, whatever else the machine does
-        certain = target.quantity == "launches" or all(load["quiet"] for load in loads)
+        certain = target.is_counted or all(load["quiet"] for load in loads)
         if value is not None and certain:
             record["met"] = target.met_by(value)
     return found

@@ -58,7 +58,8 @@ def ours() -> list[Contestant]:
 # --- torch
 
 
-def _make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, Step]:
+def make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, Step]:
+    """torch.optim.AdamW of that kind."""
     return with_step(torch.optim.AdamW(plain(groups), **HYPERPARAMETERS, **kind))
 
 
@@ -67,21 +68,19 @@ def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
 
     # no workers that go on compiling, and disturb the others, when the time box ends
     torch._inductor.config.compile_threads = 1
-    optimizer, step = _make_torch(groups, foreach=True)
+    optimizer, step = make_torch(groups, foreach=True)
     return optimizer, torch.compile(lambda: step())
 
 
 def torch_contestants() -> list[Contestant]:
     """torch.optim.AdamW in each of its settings."""
     return [
-        Contestant(TORCH_FUSED, "torch", functools.partial(_make_torch, fused=True), anywhere),
-        Contestant(
-            "torch foreach", "torch", functools.partial(_make_torch, foreach=True), anywhere
-        ),
+        Contestant(TORCH_FUSED, "torch", functools.partial(make_torch, fused=True), anywhere),
+        Contestant("torch foreach", "torch", functools.partial(make_torch, foreach=True), anywhere),
         Contestant(
             "torch for-loop",
             "torch",
-            functools.partial(_make_torch, foreach=False),
+            functools.partial(make_torch, foreach=False),
             anywhere,
             max_numel=200_000_000,
         ),
@@ -92,7 +91,8 @@ def torch_contestants() -> list[Contestant]:
 # --- peers: each adapter says how the package spells the same AdamW
 
 
-def _installed(package: str, devices: tuple[str, ...], device: str) -> Verdict:
+def installed(package: str, devices: tuple[str, ...], device: str) -> Verdict:
+    """Whether a package is here and runs on a device."""
     if importlib.util.find_spec(package) is None:
         return False, "not installed"
     if device not in devices:
@@ -104,23 +104,23 @@ def _load(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def _optimi(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    return with_step(_load("optimi").AdamW(plain(groups), **HYPERPARAMETERS))
+def make_optimi(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
+    """torch-optimi's AdamW."""
+    return with_step(_load("optimi").AdamW(plain(groups), **HYPERPARAMETERS, **kind))
 
 
-def _flashoptim(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
-    # float32 parameters need no master bits
-    optimizer = _load("flashoptim").FlashAdamW(
-        plain(groups), master_weight_bits=None, **HYPERPARAMETERS, **kind
-    )
-    return with_step(optimizer)
+def make_flashoptim(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
+    """FlashOptim's AdamW."""
+    return with_step(_load("flashoptim").FlashAdamW(plain(groups), **HYPERPARAMETERS, **kind))
 
 
-def _torchao(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    return with_step(_load("torchao.optim").AdamW8bit(plain(groups), **HYPERPARAMETERS))
+def make_torchao(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
+    """torchao's AdamW with states of 8 bits."""
+    return with_step(_load("torchao.optim").AdamW8bit(plain(groups), **HYPERPARAMETERS, **kind))
 
 
-def _bitsandbytes(groups: Groups, bits: int) -> tuple[torch.optim.Optimizer, Step]:
+def make_bitsandbytes(groups: Groups, bits: int) -> tuple[torch.optim.Optimizer, Step]:
+    """bitsandbytes' AdamW with states of so many bits."""
     return with_step(
         _load("bitsandbytes.optim").AdamW(plain(groups), optim_bits=bits, **HYPERPARAMETERS)
     )
@@ -136,13 +136,15 @@ def _deepspeed(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
 def peers() -> list[Contestant]:
     """Other libraries' AdamW on float32 parameters and gradients; states as the name says."""
     everywhere, gpu = ("cpu", "cuda"), ("cuda",)
+    # float32 parameters need no master bits
+    flashoptim = functools.partial(make_flashoptim, master_weight_bits=None)
     table: list[tuple[str, str, tuple[str, ...], Callable[[Groups], Any], int, bool]] = [
-        ("torch-optimi", "optimi", everywhere, _optimi, ADAM_BYTES, False),
+        ("torch-optimi", "optimi", everywhere, make_optimi, ADAM_BYTES, False),
         (
             "FlashOptim",
             "flashoptim",
             gpu,
-            functools.partial(_flashoptim, quantize=False),
+            functools.partial(flashoptim, quantize=False),
             ADAM_BYTES,
             False,
         ),
@@ -150,16 +152,16 @@ def peers() -> list[Contestant]:
             "FlashOptim 8-bit",
             "flashoptim",
             gpu,
-            functools.partial(_flashoptim, quantize=True),
+            functools.partial(flashoptim, quantize=True),
             EIGHT_BIT_BYTES,
             False,
         ),
-        ("torchao 8-bit", "torchao", everywhere, _torchao, EIGHT_BIT_BYTES, True),
+        ("torchao 8-bit", "torchao", everywhere, make_torchao, EIGHT_BIT_BYTES, True),
         (
             "bitsandbytes",
             "bitsandbytes",
             everywhere,
-            functools.partial(_bitsandbytes, bits=32),
+            functools.partial(make_bitsandbytes, bits=32),
             ADAM_BYTES,
             False,
         ),
@@ -167,7 +169,7 @@ def peers() -> list[Contestant]:
             "bitsandbytes 8-bit",
             "bitsandbytes",
             everywhere,
-            functools.partial(_bitsandbytes, bits=8),
+            functools.partial(make_bitsandbytes, bits=8),
             EIGHT_BIT_BYTES,
             False,
         ),
@@ -178,7 +180,7 @@ def peers() -> list[Contestant]:
             name,
             "peer",
             make,
-            functools.partial(_installed, package, devices),
+            functools.partial(installed, package, devices),
             compiled=compiled,
             bytes_per_parameter=moved,
         )

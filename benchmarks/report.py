@@ -17,7 +17,8 @@ from .words import duration, judged, load_line
 
 WIDTH = 118
 Cells = tuple[str, ...]
-COLUMNS = (
+Columns = tuple[tuple[str, int], ...]
+COLUMNS: Columns = (
     ("", 26),
     ("median", 11),
     ("p20 .. p80", 21),
@@ -28,35 +29,57 @@ COLUMNS = (
     ("of stream", 10),
     ("launches", 9),
 )
-HEADER: Cells = tuple(name for name, _ in COLUMNS)
+# longer names, and memory beside time
+NARROW_COLUMNS: Columns = (
+    ("", 32),
+    ("median", 9),
+    ("p20 .. p80", 19),
+    ("x torch fused", 14),
+    ("moved", 8),
+    ("stored", 8),
+    ("GB/s", 8),
+    ("of stream", 10),
+    ("launches", 9),
+)
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _cells(entry: dict[str, Any]) -> Cells:
+def _optional(entry: dict[str, Any], key: str, form: str) -> str:
+    return form.format(entry[key]) if key in entry else ""
+
+
+def _cells(entry: dict[str, Any], columns: Columns) -> Cells:
     ratio = entry.get("times_torch_fused")
-    # everything that was launched, where a profiler has counted it
-    count = entry.get("kernels") or entry.get("launches")
-    return (
-        entry["name"],
-        duration(entry["p50_ns"]),
-        f"{duration(entry['p20_ns'])} .. {duration(entry['p80_ns'])}",
-        "" if ratio is None else f"{ratio:.2f}",
-        str(entry.get("bytes_per_parameter", "")),
-        f"{entry['gb_per_s']:.1f}" if "gb_per_s" in entry else "",
-        _share(entry.get("share_of_copy")),
-        _share(entry.get("share_of_stream")),
-        str(count or ""),
-    )
+    moved = _optional(entry, "bytes_per_parameter", "{:g}")
+    cells = {
+        "": entry["name"],
+        "median": duration(entry["p50_ns"]),
+        "p20 .. p80": f"{duration(entry['p20_ns'])} .. {duration(entry['p80_ns'])}",
+        "x torch fused": "" if ratio is None else f"{ratio:.2f}",
+        "B/param": moved,
+        "moved": moved,
+        "stored": _optional(entry, "stored_bytes_per_parameter", "{:.2f}"),
+        "GB/s": _optional(entry, "gb_per_s", "{:.1f}"),
+        "of copy": _share(entry.get("share_of_copy")),
+        "of stream": _share(entry.get("share_of_stream")),
+        # everything that was launched, where a profiler has counted it
+        "launches": str(entry.get("kernels") or entry.get("launches") or ""),
+    }
+    return tuple(cells[name] for name, _ in columns)
 
 
-def _line(cells: Cells) -> str:
+def _line(cells: Cells, columns: Columns) -> str:
     first, *rest = cells
-    padded = [f"{first:<{COLUMNS[0][1]}}"]
-    padded += [f"{cell:>{width}}" for cell, (_, width) in zip(rest, COLUMNS[1:], strict=True)]
+    padded = [f"{first:<{columns[0][1]}}"]
+    padded += [f"{cell:>{width}}" for cell, (_, width) in zip(rest, columns[1:], strict=True)]
     return "  " + "".join(padded).rstrip()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
@@ -66,6 +89,7 @@ def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
         "copy": ("of the copy's bandwidth", ">=", "{:.1%}"),
         "stream": ("of the bare stream's bandwidth", ">=", "{:.1%}"),
         "launches": ("launches per step", "<=", "{:.0f}"),
+        "stored": ("bytes stored per parameter", "<=", "{:.2f}"),
     }[target["quantity"]]
     text = f"target {sign} {form.format(bound)} {what}: "
     if value is None:
@@ -89,17 +113,21 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     )
     if "around" in row:
         yield f"  timed: {row['around']}"
-    yield _line(HEADER)
+    columns = NARROW_COLUMNS if "states" in row else COLUMNS
+    if "states" in row:
+        yield "  torch fused: parameters, gradients and states of float32"
+        yield "  moved: bytes per parameter that a step has to move; stored: parameters and states, as allocated"
+    yield _line(tuple(name for name, _ in columns), columns)
     for entry in row["entries"]:
         if entry["status"] == TIMED:
-            yield _line(_cells(entry))
+            yield _line(_cells(entry, columns), columns)
     for name, found in row["apart"].items():
         if "p50_ns" in found:
             noise = "" if found["load"]["quiet"] else " (!)"
-            yield _line(_cells(found | {"name": f"{name}, apart{noise}"}))
+            yield _line(_cells(found | {"name": f"{name}, apart{noise}"}, columns), columns)
     for name, probe in row["probes"].items():
         label = f"stream ({row['stream_is']})" if name == bandwidth.STREAM else name
-        yield _line(_cells(probe | {"name": label}))
+        yield _line(_cells(probe | {"name": label}, columns), columns)
     if any("kernels" in entry for entry in row["entries"]):
         yield "  launches in the table: every kernel on the GPU; in the target: the optimizer's own"
     elif "GradScaler" in row.get("around", ""):
@@ -107,9 +135,7 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     skipped = [e for e in row["entries"] if e["status"] == SKIPPED]
     for reason in dict.fromkeys(e["reason"] for e in skipped):
         names = ", ".join(e["name"] for e in skipped if e["reason"] == reason)
-        yield from textwrap.wrap(
-            f"skipped ({reason}): {names}", WIDTH, initial_indent="  ", subsequent_indent="    "
-        )
+        yield from _wrapped(f"skipped ({reason}): {names}")
     for entry in row["entries"]:
         if entry["status"] not in (TIMED, SKIPPED):
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
@@ -117,7 +143,7 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
         yield "  " + _verdict(target, row["apart"])
     for name, found in row["apart"].items():
         if "load" in found and not found["load"]["quiet"]:
-            yield f"  (!) {name}, apart: {load_line(found['load'])}"
+            yield from _wrapped(f"(!) {name}, apart: {load_line(found['load'])}")
     yield f"  {row['rounds']} rounds; {load_line(row['load'])}"
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .narrow import STATES
 from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
 from .workloads import TORCH_FUSED, Around, Target, Workload
 
 NEW = ", new gradients"
 WHOLE = "whole step: "
+FEWER = " in fewer bits, "
 # what a whole step has to do: on the GPU the target's, everywhere all there is
 CLIPPED, ALL = Around(), Around(scaled=True, ema_decay=0.999)
 
@@ -114,6 +116,7 @@ def workloads() -> list[Workload]:
             targets=(Target(TORCH_FUSED, 1.1), Target("launches", 1)),
         ),
         *_whole(many, gpt2),
+        *_fewer_bits(gpt2),
     ]
 
 
@@ -143,6 +146,31 @@ def _whole(many: tuple[Any, ...], gpt2: list[tuple[str, Shape]]) -> list[Workloa
     ]
 
 
+def _fewer_bits(gpt2: list[tuple[str, Shape]]) -> list[Workload]:
+    # weights that are right on the average, and in 24 bits
+    least, safe = "ours bf16 stochastic", "ours bf16 split8"
+    targets = {
+        "8bit": (
+            Target(TORCH_FUSED, 1.5, least, "cpu"),
+            Target(TORCH_FUSED, 1.5, safe, "cpu"),
+            Target("stored", 4.1, least),
+            Target("stored", 5.1, safe),
+        )
+    }
+    return [
+        _named(
+            f"GPT-2-small shapes{FEWER}{words}",
+            gpt2,
+            _gpt2_head,
+            1,
+            devices=("cpu", "cuda"),
+            targets=targets.get(states, ()),
+            states=states,
+        )
+        for states, words in STATES.items()
+    ]
+
+
 def quick_workloads() -> list[Workload]:
     """Small rows that show whether everything works; nothing is to be concluded from their times."""
     few = ("20x1000 / 2 groups", 20, (1000,), lambda i: int(i >= 18), 1)
@@ -157,5 +185,14 @@ def quick_workloads() -> list[Workload]:
             devices=anywhere,
             targets=(*target, Target("launches", 2)),
             around=ALL,
+        ),
+        Workload(
+            f"3 tensors{FEWER}{STATES['8bit']}",
+            ((128, 512), (128, 512), (512,)),
+            (0, 1, 1),
+            1,
+            devices=anywhere,
+            targets=(Target("stored", 5.1, "ours bf16 split8"),),
+            states="8bit",
         ),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .contestant import Contestant, Groups, Step, anywhere, plain
+from .narrow import narrow_contestants
 from .peers import SMALL, contestants, ours_available
 from .workloads import (
     ADAM_BYTES,
@@ -180,4 +181,6 @@ def whole_contestants(around: Around) -> list[Contestant]:
 
 def field_of(workload: Workload) -> list[Contestant]:
     """Who can stand in this row."""
+    if workload.states is not None:
+        return narrow_contestants(workload.states)
     return contestants() if workload.around is None else whole_contestants(workload.around)

@@ -44,10 +44,10 @@ def _row(request: dict[str, Any]) -> dict[str, Any]:
     workload = next(w for w in [*workloads(), *quick_workloads()] if w.name == request["row"])
     device = request["device"]
     contestant = next(c for c in field_of(workload) if c.name == request["contestant"])
-    start = workload.tensors(device, SEED, 1.0)
+    start = workload.start(device, SEED)
     entry = Entry.build(contestant, workload, start)
     del start
-    action = entry.action(device, *gradient_sets(workload, device, SEED))
+    action = entry.action(device, *gradient_sets(workload, device, SEED, contestant.dtype))
     samples, load = quietly(
         lambda: interleave({contestant.name: action}, request["rounds"], request["seconds"]),
         request["patience"],

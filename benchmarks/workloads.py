@@ -31,15 +31,23 @@ class Target:
     """`quantity` of our default backend must reach `bound`.
 
     `quantity` is "torch fused" (times faster, the faster of torch's two figures counts), "copy" or
-    "stream" (share of the measured bandwidth at 28 B/parameter), or "launches" (kernel launches per
-    step, at most).
+    "stream" (share of the measured bandwidth at 28 B/parameter), "launches" (kernel launches per
+    step, at most) or "stored" (bytes per parameter between steps, at most). Of `contestant`, where a
+    row has several of ours; on `device` only, if one is named.
     """
 
     quantity: str
     bound: float
+    contestant: str | None = None
+    device: str | None = None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is the same however busy the machine is."""
+        return self.quantity in ("launches", "stored")
 
     def met_by(self, value: float) -> bool:
-        return value <= self.bound if self.quantity == "launches" else value >= self.bound
+        return value <= self.bound if self.is_counted else value >= self.bound
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Workload:
     """Shapes of the parameters and the group of each; groups from `heads_from` on are heads.
 
     `around` makes it a row of the whole step: gradients then stay where they are and are filled anew
-    before each step.
+    before each step. `states` makes it one of fewer bits and is the `state_dtype` of ours: everyone
+    begins with the same bfloat16 numbers, whatever they are kept in.
     """
 
     name: str
@@ -78,6 +87,7 @@ class Workload:
     new_gradients: bool = False
     about: str = ""
     around: Around | None = None
+    states: str | None = None
 
     @property
     def numel(self) -> int:
@@ -97,10 +107,15 @@ class Workload:
     def tensors(self, device: str, seed: int, scale: float) -> list[torch.Tensor]:
         """One normal tensor per parameter, the same values for the same seed and device type."""
         generator = torch.Generator(device).manual_seed(seed)
-        return [
+        found = [
             torch.randn(shape, generator=generator, device=device).mul_(scale)
             for shape in self.shapes
         ]
+        return found if self.states is None else [t.bfloat16().float() for t in found]
+
+    def start(self, device: str, seed: int) -> list[torch.Tensor]:
+        """The parameters, float32; of fewer bits, of a size at which bfloat16 shows the first update."""
+        return self.tensors(device, seed, 1.0 if self.states is None else 0.02)
 
     def param_groups(self, params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
         """Group dicts, each with a rate of its own; a head's is ``HEAD_LR_RATIO`` times a body's."""

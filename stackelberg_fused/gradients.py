@@ -127,11 +127,12 @@ class Gradients:
 
     def _write_gradient(self, i: int, grad: Tensor) -> None:
         self._write("grad", i, grad)
-        dtypes, word = self._table.records["grad_dtype"], DTYPE_WORD.get(grad.dtype, 0)
-        if dtypes[i] != word:
-            dtypes[i] = word
+        records, word = self._table.records, DTYPE_WORD.get(grad.dtype, 0)
+        if records["grad_dtype"][i] != word:
+            records["grad_dtype"][i] = word
             self._table.version += 1
-            self._table.is_narrow |= word != 0
+            here = slice(i, i + 1)
+            self._table.add_formats(records["format"][here], records["grad_dtype"][here])
 
     def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
         """In which dtype a gradient is read."""

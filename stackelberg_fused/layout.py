@@ -122,8 +122,9 @@ class Table:
         self.records["key"] = [slot.key for slot in slots]
         self.records["format"] = [slot.scheme.format for slot in slots]
         self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
-        # whether any parameter, gradient or state is, or was once, not float32
-        self.is_narrow = bool(self.records["format"].any())
+        # those that records have, or had once, each with the dtype of its gradient
+        self.formats: tuple[int, ...] = ()
+        self.add_formats(self.records["format"], self.records["grad_dtype"])
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
@@ -150,6 +151,12 @@ class Table:
         self.statistics: dict[Span, Statistics] = {}
         self.counts: DeviceCounts | None = None  # where step counts live on the device
         self.may_be_captured = False  # in a CUDA graph
+
+    def add_formats(self, formats: np.ndarray, grad_dtypes: np.ndarray) -> None:
+        """Know of formats that records have from now on, with the dtypes of their gradients."""
+        found = set(self.formats).union((formats | grad_dtypes << 8).tolist())
+        self.formats = tuple(sorted(found))
+        self.is_narrow = self.formats != (0,)
 
     def count_on_device(self) -> None:
         """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""

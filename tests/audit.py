@@ -107,6 +107,20 @@ def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
     assert kernel.wide_accesses()
 
 
+def audit_formats(
+    kernel: sass.Kernel, moved: set[tuple[float, float]], threads: int, blocks: int
+) -> None:
+    """Assert that paths over full tiles move these bytes, 16 at a time: read and written by a thread in one pass.
+
+    Args:
+        moved: without those of scales, which are single bytes.
+    """
+    assert_kept_in_registers(kernel, threads, blocks)
+    assert all(not access.guard for access in kernel.wide_accesses()), kernel.name
+    paths = [path for path in kernel.paths() if path.load_bytes or path.store_bytes]
+    assert {(float(path.load_bytes), float(path.store_bytes)) for path in paths} == moved
+
+
 def audit_statistics(kernel: sass.Kernel) -> None:
     """Assert that a kernel of gradient statistics reads every gradient once, 16 bytes at a time, and writes none."""
     name = kernel.name
@@ -176,6 +190,7 @@ __all__ = [
     "ATOMICS",
     "RULES",
     "audit",
+    "audit_formats",
     "audit_narrow",
     "audit_statistics",
     "buffers_moved",

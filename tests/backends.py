@@ -16,6 +16,9 @@ by_native_host_backend = pytest.mark.parametrize("backend", HOST[1:])
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 # interpreted Triton runs in a process of its own, because TRITON_INTERPRET is read when a kernel is decorated
 by_backend = pytest.mark.parametrize("backend", ["triton"] if is_interpreting() else [*HOST, *GPU])
+by_native_backend = pytest.mark.parametrize(
+    "backend", ["triton"] if is_interpreting() else [*HOST[1:], *GPU]
+)
 
 
 def chosen(backend: str) -> tuple[Any, str]:

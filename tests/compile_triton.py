@@ -3,7 +3,8 @@
 A script of its own, because a process in which kernels are interpreted cannot compile them. It goes through
 `launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. Writes
 ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for; and for each of EXTRAS, Adam's
-kernel that also does this, and the kernel of statistics, as ARCH_NAME.
+kernel that also does this, for each of FORMATS the one for parameters stored like this, and the kernels of statistics,
+as ARCH_NAME.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from typing import Any
 
 import torch
 import triton
-from stackelberg_fused.triton_kernels import project, statistics, step, tile
+from named_schemes import NAMED
+from stackelberg_fused.triton_kernels import narrow, project, statistics, step, tile
 from triton.backends.compiler import GPUTarget
+
+from stackelberg_fused.rules import MIXED_RULES, RULES
 
 WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
 FLOATS, DOUBLES = WORDS.view(torch.float32), WORDS.view(torch.float64)
@@ -54,7 +58,15 @@ EXTRAS = {
         "zero_grads": True,
     },
 }
-STATISTICS = {"statistics": {}, "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True}}
+# a body of 8 bits with vectors of float32 state
+SEVERAL = tuple(sorted((NAMED["split8-8bit"].word, NAMED["split16"].word)))
+FORMATS = {**{name: (named.word,) for name, named in NAMED.items()}, "several": SEVERAL}
+SOME_FORMATS = ("split16", "8bit")
+STATISTICS = {
+    "statistics": {},
+    "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
+    "statistics-narrow": {"formats": SEVERAL},
+}
 
 
 class Driver:
@@ -111,6 +123,12 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
 
     for name, extras in EXTRAS.items():
         write(name, compile_rule(0, **extras))
+    is_thorough = set(RULES) <= set(rules)  # what costs most is compiled for one architecture
+    for name in FORMATS if is_thorough else SOME_FORMATS:
+        write(name, compile_rule(0, formats=FORMATS[name]))
+    if is_thorough:
+        write("several-everything", compile_rule(0, formats=SEVERAL, **EXTRAS["everything"]))
+        write("several-rules", compile_rule(MIXED_RULES, formats=SEVERAL))
     for name, extras in STATISTICS.items():
         write(name, compile_statistics(**extras))
     write("project", compile_projection())
@@ -120,6 +138,11 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": compiled.metadata.enable_fp_fusion,
+        "narrow": {
+            "threads": 32 * narrow.NARROW_WARPS,
+            "codes": narrow.CODES_PASS.value,
+            "halves": narrow.HALVES_PASS.value,
+        },
         "passes": step.TILE_ELEMENTS // tile.NARROW_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for
         "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),

@@ -8,6 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from quick_interpreter import patch_once_per_launch
+
+from stackelberg_fused.backends.triton import is_interpreting
 
 LARGE_GIB = 12  # the largest takes 9
 
@@ -16,6 +19,9 @@ hypothesis.settings.register_profile(
     "stackelberg", deadline=None, max_examples=60, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("stackelberg")
+
+if is_interpreting():
+    patch_once_per_launch()
 
 
 def _why_no_gpu() -> str:

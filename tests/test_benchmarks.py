@@ -227,7 +227,7 @@ def test_models_have_the_size_that_their_names_say(training, parameters):
 def test_peers_that_are_not_installed_are_skipped_with_a_reason():
     absent = dataclasses.replace(
         CONTESTANTS["torch-optimi"],
-        available=lambda device: peers._installed("no_such_package_here", ("cpu",), device),
+        available=lambda device: peers.installed("no_such_package_here", ("cpu",), device),
     )
     row = harness.run_row(TINY, [*FIELD, absent], HASTE, None)
     assert entry_of(row, "torch-optimi")["status"] == entries.SKIPPED
@@ -277,20 +277,22 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert result["threads"] == 1
     assert result["hardware"]["cpu"]
     assert result["versions"]["torch"] == torch.__version__
-    kept, new, whole_step, gpt, mlp, around = result["rows"]
-    for row in (kept, new, whole_step):
-        mine = entry_of(row, "ours cpu")
+    kept, new, whole_step, fewer, gpt, mlp, around = result["rows"]
+    for row in (kept, new, whole_step, fewer):
+        name = "ours bf16 stochastic" if row is fewer else "ours cpu"
+        mine = entry_of(row, name)
         assert mine["status"] == entries.TIMED
         assert mine["p20_ns"] <= mine["p50_ns"] <= mine["p80_ns"]
         assert len(mine["samples_ns"]) == row["rounds"]
         assert mine["launches"] == (2 if row is whole_step else 1)
-        assert set(row["apart"]) == {"torch fused", "ours cpu"}
+        assert set(row["apart"]) == {"torch fused", name}
         assert all(found["p50_ns"] > 0 for found in row["apart"].values())
-        assert entry_of(row, "ours cuda")["reason"]
+        assert row is fewer or entry_of(row, "ours cuda")["reason"]
         assert all(probe["gb_per_s"] > 0 for probe in row["probes"].values())
     assert entry_of(kept, "torch compiled")["reason"] == "--no-compile or --quick"
     assert "apart" in kept["targets"][0]
     assert [t["met"] for t in whole_step["targets"] if t["quantity"] == "launches"] == [True]
+    assert [t["met"] for t in fewer["targets"]] == [True]
     for row in (gpt, mlp):
         assert [e["name"] for e in row["entries"]] == ["ours cpu", "ours cpu, flat", "torch fused"]
         assert all(e["status"] == entries.TIMED for e in row["entries"])

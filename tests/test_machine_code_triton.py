@@ -12,13 +12,16 @@ import pytest
 import sass
 from audit import (
     ATOMICS,
+    assert_kept_in_registers,
     audit,
+    audit_formats,
     audit_projection,
     audit_statistics,
     inexact_arithmetic,
     unordered_atomics,
 )
-from compile_triton import EXTRAS, STATISTICS
+from compile_triton import EXTRAS, FORMATS, SOME_FORMATS, STATISTICS
+from named_schemes import NAMED
 
 from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
 from stackelberg_fused.tables import TILE_ELEMENTS
@@ -34,6 +37,10 @@ HERE = Path(__file__).parent
 EVERY = (*RULES, MIXED_RULES)
 SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
 COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
+# likewise of the formats of fewer bits
+NARROW = {
+    arch: tuple(FORMATS) if rules is EVERY else SOME_FORMATS for arch, rules in COMPILED.items()
+}
 BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/tile.py are chosen for
 
 
@@ -91,6 +98,35 @@ def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
         assert moved == {(0, 0), (4 * written, 4 * written)}  # Adam reads 4 and writes 3
 
 
+# blocks of narrow.NARROW_WARPS on a multiprocessor; those with codes have 16 elements of a thread in flight, others 8
+BLOCKS_OF_CODES, BLOCKS_OF_HALVES = 2, 4
+
+
+@pytest.mark.parametrize("arch, name", [(arch, n) for arch, names in NARROW.items() for n in names])
+def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
+    compiled: Path, arch: int, name: str
+) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())["narrow"]
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    here = [named for named in NAMED.values() if named.word in FORMATS[name]]
+    moved = set()
+    for named in here:
+        assert sum(named.bytes_moved()) + 2 * named.bytes_of_scales() == named.stated
+        elements = facts["codes" if named.bytes_of_scales() else "halves"] / facts["threads"]
+        moved.add(tuple(elements * count for count in named.bytes_moved()))
+    has_codes = any(named.bytes_of_scales() for named in here)
+    blocks = BLOCKS_OF_CODES if has_codes else BLOCKS_OF_HALVES
+    audit_formats(kernel, moved, facts["threads"], blocks)
+
+
+def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path) -> None:
+    facts = json.loads((compiled / "90.json").read_text())["narrow"]
+    for name in ("several-everything", "several-rules"):
+        (kernel,) = sass.disassemble(compiled / f"90_{name}.cubin")
+        assert_kept_in_registers(kernel, facts["threads"], BLOCKS_OF_CODES)
+        assert unordered_atomics(kernel) == []
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("arch", COMPILED)
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(
@@ -110,11 +146,12 @@ def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
 
 @pytest.mark.parametrize("arch", COMPILED)
 def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
-    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *STATISTICS, "project"]
+    narrow = [*NARROW[arch], *(["several-everything"] if arch == 90 else [])]
+    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *narrow, *STATISTICS, "project"]
     ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
     for name, text in ptx.items():
         assert inexact_arithmetic(text) == set(), name
-    for name in (0, *EXTRAS):
+    for name in (0, *EXTRAS, *narrow):
         assert all(f"{what}.rn.f32" in ptx[name] for what in ("fma", "div", "sqrt")), name
     # bias corrections and norms
     for name in ("counted", *STATISTICS):

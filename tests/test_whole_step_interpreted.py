@@ -23,6 +23,7 @@ FILES = (
     "test_update_every_continued.py",
     "test_flat_gradients.py",
     "test_joint_sets.py",
+    "test_narrow_parity.py",
 )
 
 

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .access import elements
 from .summation import LANES, fold, sum_of_squares, sum_of_sums
 from .tables import (
     BALL,
@@ -31,7 +32,7 @@ from .tables import (
     TILE_ELEMENTS,
     TILE_WORDS,
 )
-from .tile import SCALAR_PASS, elements
+from .tile import SCALAR_PASS
 from .update_rule import EMA_WEIGHT, interpolate
 
 NUM_WARPS = 8

@@ -7,13 +7,17 @@ import torch
 import triton
 import triton.language as tl
 
+from .access import load
 from .row import GROUP_WORDS, turn_of
 from .step import Extras
+from .stored import BFLOAT16, FLOAT16, FLOAT32, widen
 from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     COUNTED,
     GRAD,
+    GRAD_DTYPE,
     GRAD_SUM,
+    NARROW,
     NUMEL,
     RECORD_WORDS,
     ROW,
@@ -23,12 +27,11 @@ from .tables import (
     TILE_WORDS,
     TURNS,
 )
-from .tile import elements
 from .update_rule import MEAN_WEIGHT
 
 NUM_WARPS = 8
 # of the step's modes, those in which its gradients' statistics differ
-STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value
+STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | NARROW.value
 
 # words of struct Signals in csrc/tables.h: float64, float32 and int32 ones
 SUM_SQ: tl.constexpr = tl.constexpr(0)
@@ -39,33 +42,69 @@ BLOCKS_DONE: tl.constexpr = tl.constexpr(12)
 
 
 @triton.jit
-def _parts(effective, offset, count, start, FULL: tl.constexpr, SUMS: tl.constexpr):
-    """Squares of the 4 * LANES elements from `start` on, float64.
-
-    Args:
-        effective: addresses of a gradient and of the sum of earlier ones, and what they are multiplied by.
-    """
+def _parts(
+    effective,
+    offset,
+    count,
+    start,
+    FULL: tl.constexpr,
+    SUMS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Squares of the 4 * LANES elements from `start` on, float64; DTYPE: of gradients."""
     grad, grad_sum, unscale, mean_weight = effective
     within = start + tl.arange(0, 4 * LANES)
     at = offset + within
+    inside = within < count
     if SUMS:
-        inside = within < count
-        x = unscale * tl.load(elements(grad, at, False), mask=inside & (grad != 0), other=0.0)
-        x = mean_weight * (tl.load(elements(grad_sum, at, False), mask=inside, other=0.0) + x)
-    elif FULL:
-        x = unscale * tl.load(elements(grad, at, True))
+        x = unscale * widen(grad, (at, inside & (grad != 0)), DTYPE, False)
+        x = mean_weight * (load(grad_sum, (at, inside), False, tl.float32) + x)
     else:
-        x = unscale * tl.load(elements(grad, at, False), mask=within < count, other=0.0)
+        x = unscale * widen(grad, (at, inside), DTYPE, FULL)
     wide = x.to(tl.float64)
     return wide * wide
 
 
 @triton.jit
-def _tile_sum(effective, offset, count, FULL: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
-    parts = _parts(effective, offset, count, 0, FULL, SUMS)
+def _sum_up(
+    effective,
+    offset,
+    count,
+    FULL: tl.constexpr,
+    SUMS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    parts = _parts(effective, offset, count, 0, FULL, SUMS, DTYPE)
     for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
-        parts += _parts(effective, offset, count, start, FULL, SUMS)
+        parts += _parts(effective, offset, count, start, FULL, SUMS, DTYPE)
     return fold_parts(parts)
+
+
+@triton.jit
+def _sum_tile(
+    effective, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
+):
+    """The sum of squares of a tile's gradient.
+
+    Args:
+        effective: addresses of a gradient and of the sum of earlier ones, and what they are multiplied by.
+        sums: whether there may be a sum of earlier ones.
+    """
+    full = (count >= TILE) & ((effective[0] & 15) == 0)
+    if TURNS & MODE:
+        if sums:
+            total = _sum_up(effective, offset, count, False, True, DTYPE, TILE)
+        elif full:
+            total = _sum_up(effective, offset, count, True, False, DTYPE, TILE)
+        else:
+            total = _sum_up(effective, offset, count, False, False, DTYPE, TILE)
+    else:
+        if full:
+            total = _sum_up(effective, offset, count, True, False, DTYPE, TILE)
+        else:
+            total = _sum_up(effective, offset, count, False, False, DTYPE, TILE)
+    return total
 
 
 @triton.jit
@@ -131,19 +170,17 @@ def statistics_kernel(
     if moves == 0:
         # adds nothing, and its program still counts as done
         tl.store(tile_sums + t, 0.0)
-    else:
-        if TURNS & MODE:
-            if sums:
-                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, True, TILE))
-            elif (count >= TILE) & ((grad & 15) == 0):
-                tl.store(tile_sums + t, _tile_sum(effective, offset, count, True, False, TILE))
-            else:
-                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, False, TILE))
+    elif NARROW & MODE:
+        dtype = tl.load(record + GRAD_DTYPE)
+        if dtype == FLOAT32:
+            total = _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE)
+        elif dtype == BFLOAT16:
+            total = _sum_tile(effective, sums, offset, count, BFLOAT16, MODE, TILE)
         else:
-            if (count >= TILE) & ((grad & 15) == 0):
-                tl.store(tile_sums + t, _tile_sum(effective, offset, count, True, False, TILE))
-            else:
-                tl.store(tile_sums + t, _tile_sum(effective, offset, count, False, False, TILE))
+            total = _sum_tile(effective, sums, offset, count, FLOAT16, MODE, TILE)
+        tl.store(tile_sums + t, total)
+    else:
+        tl.store(tile_sums + t, _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE))
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = signals.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE

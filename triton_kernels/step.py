@@ -6,14 +6,19 @@ import torch
 import triton
 import triton.language as tl
 
+from .narrow import NARROW_WARPS, update_narrow_tile, wait_narrow_tile
 from .project import report_tile
-from .row import GROUP_WORDS, arrive, complete_row, load_row, turn_of, waited_after
+from .row import GROUP_WORDS, STEP, arrive, complete_row, load_row, turn_of, waited_after
+from .stored import BFLOAT16, FLOAT16, FLOAT32
 from .tables import (
     CLIPPED,
     COUNTED,
+    FORMAT,
     GRAD,
+    GRAD_DTYPE,
     JOINT_SETS,
     MIXED_RULES,
+    NARROW,
     NUMEL,
     RECORD_WORDS,
     ROW,
@@ -28,6 +33,39 @@ from .tables import (
 )
 from .tile import NUM_WARPS, update_tile, update_with, wait_tile
 from .update_rule import EMA, MEAN_WEIGHT
+
+
+@triton.jit
+def _update_narrow(
+    record,
+    row,
+    rule,
+    step,
+    factor,
+    unscale,
+    offset,
+    FORMATS: tl.constexpr,
+    MODE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A branch for each of the formats that there are."""
+    format = tl.load(record + FORMAT) | (tl.load(record + GRAD_DTYPE) << 8)
+    for k in tl.static_range(len(FORMATS)):
+        if format == FORMATS[k]:
+            update_narrow_tile(
+                record, row, rule, step, factor, unscale, offset, FORMATS[k], MODE, TILE
+            )
+
+
+@triton.jit
+def _wait_narrow(record, unscale, adds, offset, MODE: tl.constexpr, TILE: tl.constexpr):
+    dtype = tl.load(record + GRAD_DTYPE)
+    if dtype == FLOAT32:
+        wait_narrow_tile(record, unscale, adds, offset, FLOAT32, MODE, TILE)
+    elif dtype == BFLOAT16:
+        wait_narrow_tile(record, unscale, adds, offset, BFLOAT16, MODE, TILE)
+    else:
+        wait_narrow_tile(record, unscale, adds, offset, FLOAT16, MODE, TILE)
 
 
 @triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
@@ -52,6 +90,7 @@ def step_kernel(
     moved,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
+    FORMATS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Update one tile. RULE is one rule for all, or MIXED_RULES: then each program follows its row.
@@ -66,6 +105,7 @@ def step_kernel(
         found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
         sets, set_sums, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
+        FORMATS: those that records have, each with the dtype of its gradient above its first byte, in MODE NARROW.
     """
     t = first_tile + tl.program_id(0)
     tile = tiles + t * TILE_WORDS
@@ -107,6 +147,7 @@ def step_kernel(
             count = tl.load(steps + index)
             ready = tl.load(readiness + index)
             row = complete_row(words, groups + at * GROUP_WORDS, count, ready)
+            step = count.to(tl.int32) + 1
             if arrive(arrived, index, (tl.load(record + NUMEL) + TILE - 1) // TILE):
                 tl.store(steps + index, count + 1.0)
                 tl.store(readiness + index, 1)
@@ -114,6 +155,7 @@ def step_kernel(
                     tl.store(waited + index, 0.0)
         else:
             row = load_row(words)
+            step = tl.load(words.to(tl.pointer_type(tl.int32)) + STEP)
         factor = 1.0
         if CLIPPED & MODE:
             factor = tl.load(factors + (t >= first_head_tile).to(tl.int32))
@@ -122,7 +164,17 @@ def step_kernel(
                 factor = factor * tl.where(row[MEAN_WEIGHT] != 0, 1.0, unscale)
             else:
                 factor = factor * unscale
-        if RULE == MIXED_RULES:
+        if NARROW & MODE:
+            if RULE == MIXED_RULES:
+                rule = tl.load(words.to(tl.pointer_type(tl.int32)))
+                _update_narrow(
+                    record, row, rule, step, factor, unscale, offset, FORMATS, MODE, TILE
+                )
+            else:
+                _update_narrow(
+                    record, row, RULE, step, factor, unscale, offset, FORMATS, MODE, TILE
+                )
+        elif RULE == MIXED_RULES:
             rule = tl.load(words.to(tl.pointer_type(tl.int32)))
             if (rule & EMA) != 0:
                 update_with(record, row, factor, unscale, offset, rule ^ EMA, EMA, MODE, TILE)
@@ -132,7 +184,10 @@ def step_kernel(
             update_tile(record, row, factor, unscale, offset, RULE, MODE, TILE)
     elif ((TURNS | ZERO_GRADS) & MODE) != 0:
         if has_grad:
-            wait_tile(record, unscale, adds, offset, MODE, TILE)
+            if NARROW & MODE:
+                _wait_narrow(record, unscale, adds, offset, MODE, TILE)
+            else:
+                wait_tile(record, unscale, adds, offset, MODE, TILE)
     if JOINT_SETS & MODE:
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
@@ -159,6 +214,7 @@ class Extras:
         zero_grads: whether gradients are zero afterwards.
         joint: by the kernel's argument: sets int64 [sets * 6], set_sums float64 [tiles], set_factors float64 [sets],
             set_tiles_done int32 [sets], moved int32 [parameters]; empty where there are no joint sets.
+        formats: those that records have, see `step_kernel`.
     """
 
     factors: torch.Tensor | None = None
@@ -172,6 +228,7 @@ class Extras:
     takes_turns: bool = False
     zero_grads: bool = False
     joint: dict[str, torch.Tensor] = field(default_factory=dict)
+    formats: tuple[int, ...] = (0,)
 
     @property
     def mode(self) -> int:
@@ -183,6 +240,7 @@ class Extras:
             (TURNS, self.takes_turns),
             (ZERO_GRADS, self.zero_grads),
             (JOINT_SETS, bool(self.joint)),
+            (NARROW, self.formats != (0,)),
         )
         return sum(flag.value for flag, is_set in flags if is_set)
 
@@ -218,7 +276,8 @@ def launch_step(
         **extras.pointers(rows),
         RULE=rule,
         MODE=extras.mode,
+        FORMATS=extras.formats,
         TILE=TILE_ELEMENTS,
-        num_warps=NUM_WARPS,
+        num_warps=NARROW_WARPS if extras.mode & NARROW.value else NUM_WARPS,
         enable_fp_fusion=False,
     )

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tile import elements
+from .access import elements
 
 LANE_BITS: tl.constexpr = tl.constexpr(8)
 LANES: tl.constexpr = tl.constexpr(256)

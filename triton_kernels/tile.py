@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .access import elements
 from .tables import (
     EMA_ADDRESS,
     EXP_AVG,
@@ -18,7 +19,9 @@ from .tables import (
 from .update_rule import (
     AMSGRAD,
     EMA,
+    HIGH,
     L2,
+    LOW,
     MEAN_WEIGHT,
     MOMENTUM,
     NESTEROV,
@@ -37,16 +40,6 @@ NUM_WARPS = 8
 VECTOR_PASS: tl.constexpr = tl.constexpr(2048)
 NARROW_PASS: tl.constexpr = tl.constexpr(1024)
 SCALAR_PASS: tl.constexpr = tl.constexpr(512)
-
-
-@triton.jit
-def elements(address, index, FULL: tl.constexpr):
-    """Pointers to a buffer's elements; on the vector path the buffer is known to be aligned to 128 bits."""
-    pointer = address.to(tl.pointer_type(tl.float32))
-    if FULL:
-        # without the hint on the pointer after its cast Triton falls back to 32-bit accesses, and says nothing
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer + index
 
 
 @triton.jit
@@ -117,7 +110,7 @@ def _update(
             )
         tl.store(exp_avgs, exp_avg, mask=mask)
         tl.store(exp_avg_sqs, exp_avg_sq, mask=mask)
-    param = project(row, param)
+    param = project(row[LOW], row[HIGH], param)
     if EMA & RULE:
         tl.store(emas, ema_update(row, param, ema), mask=mask)
     tl.store(params, param, mask=mask)

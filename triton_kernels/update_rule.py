@@ -89,9 +89,9 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
 
 
 @triton.jit
-def project(row, param):
+def project(low, high, param):
     """The nearest point of a box on a block; NaN stays NaN, and where there is no box every value stays what it is."""
-    return tl.where(param < row[LOW], row[LOW], tl.where(param > row[HIGH], row[HIGH], param))
+    return tl.where(param < low, low, tl.where(param > high, high, param))
 
 
 @triton.jit

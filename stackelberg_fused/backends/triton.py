@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layout import Table
 from ..slots import Kind
 from ..statistics import ClipLimits
-from .base import Backend, BackendStatus, Work
+from .base import Backend, BackendStatus, Work, refusal_of_kernel
 from .mirror import tables_on_device
 
 try:
@@ -37,6 +37,7 @@ class TritonBackend(Backend):
     """One Triton kernel for all groups, from the same tables as `cuda`."""
 
     name = "triton"
+    mixes_dtypes = True
     counts_on_device = True
 
     @classmethod
@@ -50,13 +51,7 @@ class TritonBackend(Backend):
         return BackendStatus(cls.name, not reason, reason)
 
     def refusal(self, kind: Kind) -> str:
-        if kind.device.type != ("cpu" if is_interpreting() else "cuda"):
-            return f"the triton backend cannot update parameters on {kind.device}"
-        if kind.dtype is not torch.float32:
-            return f"the triton backend updates float32 parameters, not {kind.dtype}"
-        if not kind.is_direct:
-            return "the triton backend keeps state in float32 alone"
-        return ""
+        return refusal_of_kernel(self.name, "cpu" if is_interpreting() else "cuda", kind)
 
     @staticmethod
     def _on_device(table: Table) -> AbstractContextManager[Any]:
@@ -131,4 +126,5 @@ def _extras(work: Work, tables: Mapping[str, Tensor]) -> Extras:
         takes_turns=work.table.turns_in(work.span),
         zero_grads=work.zero_grads,
         joint=dict(zip(JOINT_ARGUMENTS, results, strict=False)),
+        formats=work.table.formats,
     )

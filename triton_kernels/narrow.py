@@ -1,0 +1,316 @@
+"""Tiles of parameters that are not float32 with float32 state and gradient: `csrc/cuda/narrow.cu` in Triton.
+
+FORMAT is a record's `format`, and above its first byte the dtype of its gradient: a launch compiles one branch for each
+that its table has. `rule` is a constexpr where all rows share one, else what the row at hand says.
+"""
+
+import triton
+import triton.language as tl
+
+from .access import load, store
+from .codec import (
+    BLOCK,
+    INFINITY,
+    MAGNITUDE,
+    bits_of,
+    float_of,
+    from_float16,
+    to_float16_by_chance,
+)
+from .random_bits import random_bits, tile_stream
+from .stored import (
+    BFLOAT16,
+    FLOAT32,
+    STATE8,
+    read_moments,
+    read_weights,
+    widen,
+    write_moments,
+    write_weights,
+)
+from .tables import (
+    EMA_ADDRESS,
+    EXP_AVG,
+    EXP_AVG_SCALE,
+    EXP_AVG_SQ,
+    EXP_AVG_SQ_SCALE,
+    GRAD,
+    GRAD_SUM,
+    KEY,
+    MASTER,
+    MAX_EXP_AVG_SQ,
+    MAX_EXP_AVG_SQ_SCALE,
+    NUMEL,
+    PARAM,
+    TURNS,
+    ZERO_GRADS,
+)
+from .update_rule import (
+    AMSGRAD,
+    EMA,
+    HIGH,
+    L2,
+    LOW,
+    MEAN_WEIGHT,
+    MOMENTUM,
+    NESTEROV,
+    SGD,
+    adam_update,
+    ema_update,
+    mean_gradient,
+    project,
+    sgd_update,
+)
+
+# What 4 warps take at a time, so that accesses to numbers of 16 bits, or of 8, are 128 bits wide: 8 or 16 elements of a
+# thread. The latter take two hundred registers: two such blocks fit on a multiprocessor, with 128 * 16 elements each on
+# their way, where 8 warps of as many would be one block alone.
+NARROW_WARPS = 4
+HALVES_PASS: tl.constexpr = tl.constexpr(1024)
+CODES_PASS: tl.constexpr = tl.constexpr(2048)
+RAGGED_PASS: tl.constexpr = tl.constexpr(512)
+
+
+@triton.jit
+def _rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
+    """The end of an interval as a number of the dtype that is inside of it: csrc/format.h."""
+    magnitude = bits_of(bound) & MAGNITUDE
+    sign = bits_of(bound) & 0x80000000
+    outward = (bound > 0) == UP  # away from zero
+    if DTYPE == BFLOAT16:
+        toward = float_of(bits_of(bound) & 0xFFFF0000)
+        next = (bits_of(toward) & MAGNITUDE) + 0x10000
+    else:
+        inside = tl.where(outward, bound, tl.clamp(bound, -65504.0, 65504.0))
+        toward = from_float16(to_float16_by_chance(inside, sign & 0))
+        size = bits_of(toward) & MAGNITUDE
+        subnormal = bits_of(float_of(size) + 5.9604644775390625e-08)
+        next = tl.where(size < 0x38800000, subnormal, size + 0x2000)
+    rounded = tl.where(outward & (toward != bound), float_of(next | sign), toward)
+    return tl.where((magnitude >= INFINITY) | (bound == 0), bound, rounded)
+
+
+@triton.jit
+def _load_record(record):
+    """The words of a record that an update reads, each at its place."""
+    return (
+        tl.load(record + PARAM),
+        tl.load(record + GRAD),
+        tl.load(record + EXP_AVG),
+        tl.load(record + EXP_AVG_SQ),
+        tl.load(record + MAX_EXP_AVG_SQ),
+        tl.load(record + NUMEL),
+        0,
+        tl.load(record + EMA_ADDRESS),
+        tl.load(record + GRAD_SUM),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        tl.load(record + KEY),
+        tl.load(record + MASTER),
+        tl.load(record + EXP_AVG_SCALE),
+        tl.load(record + EXP_AVG_SQ_SCALE),
+        tl.load(record + MAX_EXP_AVG_SQ_SCALE),
+    )
+
+
+@triton.jit
+def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
+    if SGD & RULE:
+        param, exp_avg = sgd_update(row, param, grad, exp_avg, RULE)
+        return param, exp_avg, exp_avg_sq, maximum
+    else:
+        return adam_update(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE)
+
+
+@triton.jit
+def _apply_rule(rule, row, p, g, m, v, maximum):
+    """Every rule that exists, without what is beside it: SF_FOR_EACH_RULE_WITH in csrc/tables.h."""
+    if rule == 0:
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, 0)
+    elif rule == AMSGRAD:
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD)
+    elif rule == L2:
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, L2)
+    elif rule == (AMSGRAD | L2):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD | L2)
+    elif rule == SGD:
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD)
+    elif rule == (SGD | L2):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | L2)
+    elif rule == (SGD | MOMENTUM):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM)
+    elif rule == (SGD | MOMENTUM | L2):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | L2)
+    elif rule == (SGD | MOMENTUM | NESTEROV):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | NESTEROV)
+    elif rule == (SGD | MOMENTUM | NESTEROV | L2):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | NESTEROV | L2)
+    return p, m, v, maximum
+
+
+@triton.jit
+def _places(offset, start, count, BLOCKS: tl.constexpr):
+    """`at` of stored.py, and after it the places within the tile: from `start` on, of `count` elements."""
+    first = start + BLOCK * tl.arange(0, BLOCKS)
+    within = first[:, None] + tl.arange(0, BLOCK)[None, :]
+    blocks = offset // BLOCK + start // BLOCK + tl.arange(0, BLOCKS)
+    return offset + within, within < count, blocks, first < count, within
+
+
+@triton.jit
+def _clear(grad, at, DTYPE: tl.constexpr, FULL: tl.constexpr):
+    if DTYPE == FLOAT32:
+        store(grad, at, tl.zeros_like(at[0]).to(tl.float32), FULL, tl.float32)
+    else:
+        store(grad, at, tl.zeros_like(at[0]).to(tl.uint16), FULL, tl.uint16)
+
+
+@triton.jit
+def _update(
+    words,
+    row,
+    rule,
+    bounds,
+    factor,
+    unscale,
+    grad_sum,
+    stream,
+    at,
+    FORMAT: tl.constexpr,
+    MODE: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """Update elements of one parameter.
+
+    Args:
+        words: of its record.
+        grad_sum: the address of the sum of earlier gradients, 0 where there is none.
+    """
+    STATE: tl.constexpr = (FORMAT >> 2) & 3
+    GRADS: tl.constexpr = FORMAT >> 8
+    grads = words[GRAD]
+    here = at
+    if (TURNS & MODE) != 0:
+        if not FULL:
+            # absent where earlier gradients alone move the parameter
+            here = (at[0], at[1] & (grads != 0))
+    param = read_weights(words[PARAM], words[MASTER], at, FORMAT, FULL)
+    grad = widen(grads, here, GRADS, FULL)
+    if TURNS & MODE:
+        if grad_sum != 0:
+            total = load(grad_sum, at, FULL, tl.float32)
+            grad = mean_gradient(row, total, unscale * grad)
+            store(grad_sum, at, tl.zeros_like(grad), FULL, tl.float32)
+    if ZERO_GRADS & MODE:
+        _clear(grads, here, GRADS, FULL)
+    grad = factor * grad
+    exp_avg, exp_avg_sq, maximum = tl.zeros_like(grad), tl.zeros_like(grad), tl.zeros_like(grad)
+    # a momentum buffer where there is one, and a maximum where there is one
+    if ((SGD | MOMENTUM) & rule) != SGD:
+        exp_avg = read_moments(words[EXP_AVG], words[EXP_AVG_SCALE], at, 15, STATE, FULL)
+    if (SGD & rule) == 0:
+        exp_avg_sq = read_moments(words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], at, 31, STATE, FULL)
+    if ((SGD | AMSGRAD) & rule) == AMSGRAD:
+        maximum = read_moments(
+            words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, 31, STATE, FULL
+        )
+    alone = (SGD | AMSGRAD | L2 | MOMENTUM | NESTEROV) & rule
+    param, exp_avg, exp_avg_sq, maximum = _apply_rule(
+        alone, row, param, grad, exp_avg, exp_avg_sq, maximum
+    )
+    param = project(bounds[0], bounds[1], param)
+    if (EMA & rule) != 0:
+        ema = load(words[EMA_ADDRESS], at, FULL, tl.float32)
+        store(words[EMA_ADDRESS], at, ema_update(row, param, ema), FULL, tl.float32)
+    random = random_bits(stream, at[4].to(tl.uint32))
+    write_weights(words[PARAM], words[MASTER], at, param, random >> 16, FORMAT, FULL)
+    random = random & 0xFFFF
+    if ((SGD | MOMENTUM) & rule) != SGD:
+        write_moments(words[EXP_AVG], words[EXP_AVG_SCALE], at, exp_avg, random, 15, STATE, FULL)
+    if (SGD & rule) == 0:
+        write_moments(
+            words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], at, exp_avg_sq, random, 31, STATE, FULL
+        )
+    if ((SGD | AMSGRAD) & rule) == AMSGRAD:
+        write_moments(
+            words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, maximum, random, 31, STATE, FULL
+        )
+
+
+@triton.jit
+def update_narrow_tile(
+    record,
+    row,
+    rule,
+    step,
+    factor,
+    unscale,
+    offset,
+    FORMAT: tl.constexpr,
+    MODE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """As `update_tile`; `step`: the count of the coming step, int32, by which random numbers go."""
+    DTYPE: tl.constexpr = FORMAT & 3
+    words = _load_record(record)
+    grad_sum = words[GRAD_SUM]
+    count = words[NUMEL] - offset
+    states = words[EXP_AVG] | words[EXP_AVG_SQ] | words[MAX_EXP_AVG_SQ] | words[EMA_ADDRESS]
+    every = words[PARAM] | words[GRAD] | states | grad_sum | words[MASTER]
+    full = (count >= TILE) & ((every & 15) == 0)
+    if TURNS & MODE:
+        full = full & (words[GRAD] != 0)
+        grad_sum = tl.where(row[MEAN_WEIGHT] != 0, grad_sum, 0)
+    low, high = row[LOW], row[HIGH]
+    if DTYPE != FLOAT32:
+        low, high = _rounded_inside(low, DTYPE, True), _rounded_inside(high, DTYPE, False)
+    bounds = low, high
+    stream = tile_stream(words[KEY], step, offset // TILE)
+    if full:
+        PASS: tl.constexpr = CODES_PASS if ((FORMAT >> 2) & 3) == STATE8 else HALVES_PASS
+        for first in range(0, TILE, PASS):
+            at = _places(offset, first, count, PASS // BLOCK)
+            _update(
+                words, row, rule, bounds, factor, unscale, grad_sum, stream, at, FORMAT, MODE, True
+            )
+    else:
+        for start in range(0, tl.minimum(count, TILE), RAGGED_PASS):
+            at = _places(offset, start, count, RAGGED_PASS // BLOCK)
+            _update(
+                words, row, rule, bounds, factor, unscale, grad_sum, stream, at, FORMAT, MODE, False
+            )
+
+
+@triton.jit
+def _wait(unscale, grad, grad_sum, at, DTYPE: tl.constexpr, MODE: tl.constexpr, FULL: tl.constexpr):
+    if TURNS & MODE:
+        if grad_sum != 0:
+            total = load(grad_sum, at, FULL, tl.float32) + unscale * widen(grad, at, DTYPE, FULL)
+            store(grad_sum, at, total, FULL, tl.float32)
+    if ZERO_GRADS & MODE:
+        _clear(grad, at, DTYPE, FULL)
+
+
+@triton.jit
+def wait_narrow_tile(
+    record, unscale, adds, offset, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
+):
+    """As `wait_tile`, with gradients of a dtype."""
+    grad = tl.load(record + GRAD)
+    grad_sum = tl.load(record + GRAD_SUM)
+    count = tl.load(record + NUMEL) - offset
+    aligned = ((grad | grad_sum) & 15) == 0
+    if TURNS & MODE:
+        grad_sum = tl.where(adds, grad_sum, 0)
+    if (count >= TILE) & aligned:
+        for first in range(0, TILE, HALVES_PASS):
+            at = _places(offset, first, count, HALVES_PASS // BLOCK)
+            _wait(unscale, grad, grad_sum, at, DTYPE, MODE, True)
+    else:
+        for start in range(0, tl.minimum(count, TILE), RAGGED_PASS):
+            at = _places(offset, start, count, RAGGED_PASS // BLOCK)
+            _wait(unscale, grad, grad_sum, at, DTYPE, MODE, False)

@@ -1,0 +1,153 @@
+"""From what is stored to float32, and back: csrc/cuda/stored.cuh in Triton.
+
+FORMAT is a record's `format`. `at` says where, for blocks of elements [blocks, BLOCK]: their places, whether there is
+an element, the places of their scales [blocks], and whether there is one; FULL: all are there.
+"""
+
+import triton
+import triton.language as tl
+
+from .access import load, store
+from .codec import (
+    compensated,
+    compensation,
+    decode,
+    encode,
+    from_bfloat16,
+    from_float16,
+    join,
+    scales_of,
+    split,
+    to_bfloat16,
+    to_bfloat16_by_chance,
+    to_float16,
+    to_float16_by_chance,
+)
+
+# enum Dtype, StateKind and Master in csrc/tables.h
+FLOAT32: tl.constexpr = tl.constexpr(0)
+BFLOAT16: tl.constexpr = tl.constexpr(1)
+FLOAT16: tl.constexpr = tl.constexpr(2)
+STATE16: tl.constexpr = tl.constexpr(1)
+STATE8: tl.constexpr = tl.constexpr(2)
+STOCHASTIC: tl.constexpr = tl.constexpr(1)
+KAHAN: tl.constexpr = tl.constexpr(2)
+SPLIT16: tl.constexpr = tl.constexpr(3)
+SPLIT8: tl.constexpr = tl.constexpr(4)
+MASTER32: tl.constexpr = tl.constexpr(5)
+
+
+@triton.jit
+def widen(address, at, DTYPE: tl.constexpr, FULL: tl.constexpr):
+    """float32 of elements of a dtype."""
+    if DTYPE == FLOAT32:
+        return load(address, at, FULL, tl.float32)
+    elif DTYPE == BFLOAT16:
+        return from_bfloat16(load(address, at, FULL, tl.uint16))
+    else:
+        return from_float16(load(address, at, FULL, tl.uint16))
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """As elements of a dtype are stored, to nearest."""
+    if DTYPE == FLOAT32:
+        return x
+    elif DTYPE == BFLOAT16:
+        return to_bfloat16(x)
+    else:
+        return to_float16(x)
+
+
+@triton.jit
+def narrow(address, at, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
+    """Store float32 as elements of a dtype, to nearest."""
+    if DTYPE == FLOAT32:
+        store(address, at, x, FULL, tl.float32)
+    else:
+        store(address, at, rounded(x, DTYPE), FULL, tl.uint16)
+
+
+@triton.jit
+def read_weights(param, beside, at, FORMAT: tl.constexpr, FULL: tl.constexpr):
+    """The weights that parameters, and what is stored `beside` them, stand for."""
+    DTYPE: tl.constexpr = FORMAT & 3
+    MASTER: tl.constexpr = (FORMAT >> 4) & 7
+    if MASTER == SPLIT16:
+        parts = load(param, at, FULL, tl.uint16)
+        return join(parts, load(beside, at, FULL, tl.uint16), 16)
+    elif MASTER == SPLIT8:
+        parts = load(param, at, FULL, tl.uint16)
+        return join(parts, load(beside, at, FULL, tl.uint8), 8)
+    elif MASTER == KAHAN:
+        stored = widen(param, at, DTYPE, FULL)
+        lost = widen(beside, at, DTYPE, FULL)
+        return compensated(stored, lost, DTYPE == BFLOAT16)
+    elif MASTER == MASTER32:
+        stored = load(param, at, FULL, tl.uint16)
+        master = load(beside, at, FULL, tl.float32)
+        # a parameter that somebody has changed since counts, not what it was
+        if DTYPE == BFLOAT16:
+            return tl.where(to_bfloat16(master) == stored, master, from_bfloat16(stored))
+        else:
+            return tl.where(to_float16(master) == stored, master, from_float16(stored))
+    else:
+        return widen(param, at, DTYPE, FULL)
+
+
+@triton.jit
+def write_weights(param, beside, at, x, random, FORMAT: tl.constexpr, FULL: tl.constexpr):
+    DTYPE: tl.constexpr = FORMAT & 3
+    MASTER: tl.constexpr = (FORMAT >> 4) & 7
+    if MASTER == STOCHASTIC:
+        if DTYPE == BFLOAT16:
+            store(param, at, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
+        else:
+            store(param, at, to_float16_by_chance(x, random), FULL, tl.uint16)
+    elif MASTER == SPLIT16:
+        parts, remainders = split(x, 16)
+        store(param, at, parts, FULL, tl.uint16)
+        store(beside, at, remainders, FULL, tl.uint16)
+    elif MASTER == SPLIT8:
+        parts, remainders = split(x, 8)
+        store(param, at, parts, FULL, tl.uint16)
+        store(beside, at, remainders, FULL, tl.uint8)
+    else:
+        narrow(param, at, x, DTYPE, FULL)
+        if MASTER == KAHAN:
+            if DTYPE == BFLOAT16:
+                stored = from_bfloat16(to_bfloat16(x))
+            else:
+                stored = from_float16(to_float16(x))
+            narrow(beside, at, compensation(x, stored), DTYPE, FULL)
+        elif MASTER == MASTER32:
+            store(beside, at, x, FULL, tl.float32)
+
+
+@triton.jit
+def read_moments(address, scales, at, ONE: tl.constexpr, KIND: tl.constexpr, FULL: tl.constexpr):
+    """Moments as float32; ONE: as in codec.py."""
+    if KIND == STATE8:
+        # a byte each, of which the buffer may begin anywhere
+        of_blocks = load(scales, (at[2], at[3]), False, tl.uint8).to(tl.uint32)
+        return decode(load(address, at, FULL, tl.uint8), of_blocks, ONE)
+    elif KIND == STATE16:
+        return widen(address, at, BFLOAT16, FULL)
+    else:
+        return load(address, at, FULL, tl.float32)
+
+
+@triton.jit
+def write_moments(
+    address, scales, at, x, random, ONE: tl.constexpr, KIND: tl.constexpr, FULL: tl.constexpr
+):
+    if KIND == STATE8:
+        if not FULL:
+            x = tl.where(at[1], x, 0.0)
+        of_blocks = scales_of(x)
+        store(address, at, encode(x, of_blocks, random, ONE), FULL, tl.uint8)
+        store(scales, (at[2], at[3]), of_blocks.to(tl.uint8), False, tl.uint8)
+    elif KIND == STATE16:
+        store(address, at, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
+    else:
+        store(address, at, x, FULL, tl.float32)
