@@ -18,6 +18,7 @@ from .layout import COUNTS, Slot, Span, Table
 from .reader import make_places
 from .rules import Rule
 from .scaling import Scaling
+from .schemes import has_moment
 from .settings import Accepted, GroupSettings
 from .sharding import local_tensor
 from .state import drop_averages
@@ -291,7 +292,7 @@ class LaunchUnit:
             slot = table.slots[i]
             entry = self.state.get(slot.param) or {}
             # one without a step was allocated for a step that a gradient scaler skipped
-            has_buffer = entry.get("momentum_buffer") is not None and (
+            has_buffer = has_moment(entry, "momentum_buffer") and (
                 table.counts is not None or table.step_counts[i] > 0
             )
             is_momentum = self.settings.rule(slot.group) & Rule.MOMENTUM

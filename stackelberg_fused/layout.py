@@ -17,7 +17,15 @@ from torch import Tensor
 from .counting import DeviceCounts
 from .hyperparameters import HyperparameterRows
 from .joint_sets import JointSets, make_joint_sets
-from .schemes import DTYPE_WORD, Scheme, blocks_of
+from .schemes import (
+    DTYPE_WORD,
+    MOMENTS,
+    Scheme,
+    blocks_of,
+    code_name,
+    moment_of,
+    scale_name,
+)
 from .settings import GroupSettings
 from .statistics import Statistics
 from .tables import RECORD, TILE_ELEMENTS
@@ -30,14 +38,13 @@ STATE_FIELD = {
     "momentum_buffer": "exp_avg",
     "ema": "ema",
     "grad_sum": "grad_sum",
-    "exp_avg_scale": "exp_avg_scale",
-    "exp_avg_sq_scale": "exp_avg_sq_scale",
-    "max_exp_avg_sq_scale": "max_exp_avg_sq_scale",
-    "momentum_buffer_scale": "exp_avg_scale",
     "kahan_comp": "master",
     "remainder": "master",
     "master": "master",
 }
+for _moment in MOMENTS:
+    STATE_FIELD[code_name(_moment)] = STATE_FIELD[_moment]
+    STATE_FIELD[scale_name(_moment)] = scale_name(STATE_FIELD[_moment])
 COUNTS = ("step", "waited")  # state that is one number per parameter
 
 
@@ -81,7 +88,7 @@ class Slot:
             if is_scale
             else self.dense_like()
         )
-        dtype = self.scheme.dtypes(name.removesuffix("_scale"))[name]
+        dtype = self.scheme.dtypes(moment_of(name))[name]
         return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 
 

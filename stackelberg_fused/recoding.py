@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .codec import BLOCK, HALF, decode_blocks, encode_blocks
 from .layout import Slot
-from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, blocks_of, scale_name
+from .schemes import EIGHT_BITS, MASTER_STATE, MOMENTS, Scheme, blocks_of, code_name, scale_name
 from .sharding import local_tensor
 from .storage import code_of, read_weight, same_bits
 
@@ -26,39 +26,45 @@ def as_stored(slot: Slot, entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(entry)
     for name in MOMENTS:
-        value, scale = found.get(name), found.pop(scale_name(name), None)
-        if value is not None:
-            found |= _moment(slot, name, value, scale)
+        value, codes = found.pop(name, None), found.pop(code_name(name), None)
+        scales = found.pop(scale_name(name), None)
+        if codes is not None:
+            found |= _decoded(slot, name, codes, scales)
+        elif value is not None:
+            found |= _encoded(slot, name, value)
     beside = {n: found.pop(n) for n in set(MASTER_STATE.values()) if found.get(n) is not None}
     return found | _beside_weight(slot, beside)
 
 
-def _moment(slot: Slot, name: str, value: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
-    """A moment and, where it is to have codes, its scales."""
-    local, code = local_tensor(value), code_of(name)
-    wanted = slot.scheme.state is EIGHT_BITS
-    if local.dtype is not EIGHT_BITS:
-        if not wanted:
-            return {name: value}
-    else:
-        # blocks are of elements that lie side by side
-        if wanted and local.stride() == slot.state_like(name).stride():
-            return {name: value, scale_name(name): scale}
-        wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
-        codes, out = in_memory_order(local), in_memory_order(wide)
-        for here, blocks in _slices(len(out)):
-            out[here] = decode_blocks(codes[here], scale[blocks], code)
-        if not wanted:
-            return {name: wide}
-        local = wide
-    wide = _as_state(slot, name, local, torch.float32)
+def _decoded(slot: Slot, name: str, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
+    """A moment of 8 bits as a slot has it."""
+    local = local_tensor(codes)
+    # blocks are of elements that lie side by side
+    is_wanted = slot.scheme.state is EIGHT_BITS
+    if is_wanted and local.stride() == slot.state_like(code_name(name)).stride():
+        return {code_name(name): codes, scale_name(name): scales}
+    wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
+    flat, out = in_memory_order(local), in_memory_order(wide)
+    for here, blocks in _slices(len(out)):
+        out[here] = decode_blocks(flat[here], scales[blocks], code_of(name))
+    return _encoded(slot, name, wide)
+
+
+def _encoded(slot: Slot, name: str, value: Tensor) -> dict[str, Tensor]:
+    """A moment as a slot has it, and where that is of 8 bits, its scales."""
+    if slot.scheme.state is not EIGHT_BITS:
+        return {name: value}
+    wide = _as_state(slot, code_name(name), local_tensor(value), torch.float32)
     flat = in_memory_order(wide)
     codes = torch.empty(len(flat), dtype=EIGHT_BITS, device=wide.device)
     scales = torch.empty(blocks_of(len(flat)), dtype=EIGHT_BITS, device=wide.device)
     half = HALF.to(wide.device)
     for here, blocks in _slices(len(flat)):
-        codes[here], scales[blocks] = encode_blocks(flat[here], half, code)
-    return {name: codes.as_strided(wide.shape, wide.stride()), scale_name(name): scales}
+        codes[here], scales[blocks] = encode_blocks(flat[here], half, code_of(name))
+    return {
+        code_name(name): codes.as_strided(wide.shape, wide.stride()),
+        scale_name(name): scales,
+    }
 
 
 def _slices(count: int) -> Iterator[tuple[slice, slice]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -55,9 +56,24 @@ STATE_WORD = {torch.float32: 0, torch.bfloat16: 1, EIGHT_BITS: 2}
 MASTER_WORD = {master: word for word, master in enumerate(MASTERS)}
 
 
+def code_name(moment: str) -> str:
+    """What the state calls a moment of 8 bits: by its own name torch's optimizers would take codes for numbers."""
+    return f"{moment}_code"
+
+
 def scale_name(moment: str) -> str:
     """What the state calls the scales of a moment of 8 bits."""
     return f"{moment}_scale"
+
+
+def moment_of(name: str) -> str:
+    """What codes or scales of the state are of; any other name is its own."""
+    return name.removesuffix("_code").removesuffix("_scale")
+
+
+def has_moment(entry: Mapping[str, Any], moment: str) -> bool:
+    """Whether a moment is in an entry of the state, in whichever way."""
+    return any(entry.get(name) is not None for name in (moment, code_name(moment)))
 
 
 @dataclass(frozen=True)
@@ -97,8 +113,9 @@ class Scheme:
     def dtypes(self, name: str) -> dict[str, torch.dtype]:
         """The tensors that hold some state of the rule, or the master, by their names in the state."""
         if name in MOMENTS:
-            found = {name: self.state}
-            return {**found, scale_name(name): torch.uint8} if self.state is EIGHT_BITS else found
+            if self.state is not EIGHT_BITS:
+                return {name: self.state}
+            return {code_name(name): EIGHT_BITS, scale_name(name): EIGHT_BITS}
         masters = {"kahan_comp": self.param, "master": torch.float32}
         if name == "remainder":
             return {name: torch.int16 if self.master == "split16" else torch.int8}

@@ -14,7 +14,17 @@ from .groups import param_label
 from .layout import COUNTS, STATE_FIELD, Table
 from .recoding import as_stored
 from .rules import as_number
-from .schemes import EIGHT_BITS, MASTER_STATE, blocks_of, scale_name, state_names, stored_names
+from .schemes import (
+    EIGHT_BITS,
+    MASTER_STATE,
+    blocks_of,
+    code_name,
+    has_moment,
+    moment_of,
+    scale_name,
+    state_names,
+    stored_names,
+)
 from .sharding import local_tensor, shard_like
 
 
@@ -100,11 +110,15 @@ def _check_entry(
     present = [name for name in STATE_FIELD if entry.get(name) is not None]
     if not present and "step" not in entry:
         return
-    needed = () if group["rule"] == "sgd" else ("step", "exp_avg", "exp_avg_sq")
+    is_adam = group["rule"] != "sgd"
+    lacks = is_adam and not (
+        entry.get("step") is not None
+        and all(has_moment(entry, name) for name in ("exp_avg", "exp_avg_sq"))
+    )
     known = state_names({**group, **_MOST_STATE})
-    known = (*known, *map(scale_name, known), *MASTER_STATE.values())
+    known = (*known, *map(code_name, known), *map(scale_name, known), *MASTER_STATE.values())
     unknown = [name for name in present if name not in known]
-    if unknown or any(entry.get(name) is None for name in needed):
+    if unknown or lacks:
         raise ValueError(
             f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
         )
@@ -117,12 +131,11 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        if (
-            value.dtype is EIGHT_BITS
-            and not name.endswith("_scale")
-            and entry.get(scale_name(name)) is None
-        ):
-            raise ValueError(f"{label}: state dict has codes of {name} without their scales")
+        is_code = name == code_name(moment_of(name))
+        if is_code and entry.get(scale_name(moment_of(name))) is None:
+            raise ValueError(f"{label}: state dict has {name} without their scales")
+        if is_code != (value.dtype is EIGHT_BITS) and not name.endswith("_scale"):
+            raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
@@ -156,14 +169,14 @@ def attach_state(
     for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
         if not entry:
             continue
-        buffer = entry.get("momentum_buffer")
-        if "step" not in entry and buffer is not None:
+        has_buffer = has_moment(entry, "momentum_buffer")
+        if "step" not in entry and has_buffer:
             table.step_counts[i] = 1.0
         entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         if "waited" in entry:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         # a buffer without a step was allocated for one that a gradient scaler skipped
-        table.momentum_ready[i] = buffer is not None and table.step_counts[i] > 0
+        table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
         stored = as_stored(slot, entry)
         for name in STATE_FIELD:
             value = stored.get(name)
@@ -182,7 +195,7 @@ def attach_state(
     _wait_with_their_group(table)
 
 
-_MOMENTUM = ("momentum_buffer", scale_name("momentum_buffer"))
+_MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))
 
 
 def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
@@ -198,7 +211,7 @@ def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
     steps = {
         key: entry["step"]
         for key, entry in packed.items()
-        if isinstance(entry, dict) and "momentum_buffer" in entry and "step" in entry
+        if isinstance(entry, dict) and has_moment(entry, "momentum_buffer") and "step" in entry
     }
     unused = {key for key, step in numbers(steps).items() if step == 0}
     return {

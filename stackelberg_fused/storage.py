@@ -22,7 +22,7 @@ from .codec import (
     to_bfloat16,
     to_float16,
 )
-from .schemes import EIGHT_BITS, FIRST_MOMENTS, Scheme, scale_name
+from .schemes import EIGHT_BITS, FIRST_MOMENTS, Scheme, code_name, scale_name
 
 
 def code_of(moment: str) -> Code:
@@ -72,7 +72,7 @@ def write_weight(
 def read_moment(scheme: Scheme, name: str, state: Mapping[str, Tensor]) -> Tensor:
     """float32 [n]: what a stored moment stands for."""
     if scheme.state is EIGHT_BITS:
-        return decode_blocks(state[name], state[scale_name(name)], code_of(name))
+        return decode_blocks(state[code_name(name)], state[scale_name(name)], code_of(name))
     return state[name].float()
 
 
@@ -82,7 +82,7 @@ def write_moment(
     """Store float32 [n] as its scheme says; arguments as `write_weight`."""
     if scheme.state is EIGHT_BITS:
         codes, scales = encode_blocks(moment, random, code_of(name))
-        state[name].copy_(codes)
+        state[code_name(name)].copy_(codes)
         state[scale_name(name)].copy_(scales)
     elif scheme.state is torch.bfloat16:
         state[name].copy_(to_bfloat16(moment, random))

@@ -14,6 +14,17 @@ from stackelberg_fused.tables import TILE_ELEMENTS
 # tensor, the factors of clipping and unscaling, found_inf. And what it may write: the count, readiness, the arrivals.
 TABLE_LOADS = 2 + 9 + 16 + 8 + 2 + 1 + 2 + 1
 COUNT_STORES = 3
+# bytes per parameter that Adam reads and writes of full tiles in the schemes of csrc/cuda/schemes.cuh, and how many
+# scales of codes a thread reads and writes beside them
+SCHEMES = {
+    ("float32", "bfloat16", None): (12.0, 8.0, 0, 0),
+    ("bfloat16", "float32", "stochastic"): (12.0, 10.0, 0, 0),
+    ("bfloat16", "float32", "split16"): (14.0, 12.0, 0, 0),
+    ("bfloat16", "bfloat16", "kahan"): (10.0, 8.0, 0, 0),
+    ("bfloat16", "8bit", None): (6.0, 4.0, 2, 2),
+    ("bfloat16", "8bit", "stochastic"): (6.0, 4.0, 2, 2),
+    ("bfloat16", "8bit", "split8"): (7.0, 5.0, 2, 2),
+}
 REGISTERS = 65536  # of a multiprocessor
 
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
@@ -99,12 +110,35 @@ def audit(
 
 
 def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
-    """Assert that the kernel of any mix of formats keeps all in registers and knows memory for global memory.
+    """Assert that full tiles of the schemes in `SCHEMES` are moved once, 16 bytes at a time, and all is in registers.
 
-    Which bytes it moves is up to the records; the host-run kernel counts them.
+    What the kernel moves of anything else, in loops, is up to the records; the host-run kernel counts it.
     """
+    name = kernel.name
     assert_kept_in_registers(kernel, threads, blocks)
-    assert kernel.wide_accesses()
+    wide = kernel.wide_accesses()
+    assert sum(i.access_bytes == 16 for i in kernel.reachable()) == len(wide), (
+        f"{name}: control flow was misread"
+    )
+    # in loops they are of what the path that branches moves, four float32 at a time
+    in_loops = set(map(id, kernel.wide_in_loops()))
+    assert all(not access.guard for access in wide if id(access) not in in_loops), (
+        f"{name}: predicated 128-bit accesses"
+    )
+    paths = kernel.paths(with_loops=False)
+    (idle,) = (path for path in paths if not path.load_bytes and not path.store_bytes)
+    # a path that loads but stores nothing has found codes, or a rule, for the loops to take over
+    found = {
+        (
+            path.load_bytes * threads / TILE_ELEMENTS,
+            path.store_bytes * threads / TILE_ELEMENTS,
+            path.narrow_loads - idle.narrow_loads,
+            path.narrow_stores - idle.narrow_stores,
+        )
+        for path in paths
+        if path.store_bytes
+    }
+    assert found == set(SCHEMES.values()), name
 
 
 def audit_formats(
@@ -189,6 +223,7 @@ def inexact_arithmetic(ptx: str) -> set[str]:
 __all__ = [
     "ATOMICS",
     "RULES",
+    "SCHEMES",
     "audit",
     "audit_formats",
     "audit_narrow",

@@ -25,7 +25,8 @@ class Named(NamedTuple):
     def bytes_moved(self) -> tuple[float, float]:
         """Bytes per parameter that are read and written, scales left out."""
         names = ("exp_avg", "exp_avg_sq", self.scheme.master_name)
-        dtypes = [self.scheme.dtypes(name)[name] for name in names if name is not None]
+        tensors = [self.scheme.dtypes(name) for name in names if name is not None]
+        dtypes = [d for of in tensors for name, d in of.items() if not name.endswith("_scale")]
         written = sum(dtype.itemsize for dtype in (self.scheme.param, *dtypes))
         return float(written + self.grad.itemsize), float(written)
 

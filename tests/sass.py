@@ -152,27 +152,35 @@ class Kernel:
             self.instructions[i] for instructions, _ in self.blocks.values() for i in instructions
         ]
 
-    def wide_in_loops(self) -> list[Instruction]:
-        """128-bit accesses that a thread can make more than once, so that counting instructions is not enough."""
-        found = []
+    @cached_property
+    def looping(self) -> set[int]:
+        """The basic blocks with accesses by pointer that a thread can run more than once."""
+        found = set()
         for start, (instructions, after) in self.blocks.items():
-            wide = [
-                self.instructions[i]
-                for i in instructions
-                if self.instructions[i].access_bytes == 16
-            ]
+            if not any(self.instructions[i].access_bytes for i in instructions):
+                continue
             seen: set[int] = set()
-            pending = list(after) if wide else []
-            while pending:
+            pending = list(after)
+            while pending and start not in seen:
                 node = pending.pop()
                 if node not in seen:
                     seen.add(node)
                     pending += self.blocks[node][1]
-            found += wide if start in seen else []
+            if start in seen:
+                found.add(start)
         return found
 
-    def paths(self) -> set[Accesses]:
-        """The distinct totals over all paths from entry to exit; every loop is taken once."""
+    def wide_in_loops(self) -> list[Instruction]:
+        """128-bit accesses that a thread can make more than once, so that counting instructions is not enough."""
+        accesses = (self.instructions[i] for start in self.looping for i in self.blocks[start][0])
+        return [access for access in accesses if access.access_bytes == 16]
+
+    def paths(self, with_loops: bool = True) -> set[Accesses]:
+        """The distinct totals over all paths from entry to exit; every loop is taken once.
+
+        Without loops nothing counts that is in one, and paths that agree in 128-bit accesses are one, with the most
+        narrow accesses of any.
+        """
         totals: dict[int, set[Accesses]] = {}
         on_path: set[int] = set()
         pending = [(0, False)]
@@ -181,12 +189,15 @@ class Kernel:
             instructions, after = self.blocks[node]
             if is_left:
                 on_path.discard(node)
-                own = _total(self.instructions[i] for i in instructions)
+                counts = with_loops or node not in self.looping
+                own = _total(self.instructions[i] for i in instructions if counts)
                 forward = [
                     totals[n] for n in after if n in totals
                 ]  # a back edge leads to what is not known yet
                 rests = set().union(*forward) if forward else {Accesses()}
                 totals[node] = {own.plus(rest) for rest in rests}
+                if not with_loops:
+                    totals[node] = _most_narrow(totals[node])
             elif node not in totals and node not in on_path:
                 on_path.add(node)
                 pending.append((node, True))
@@ -203,6 +214,14 @@ def _total(instructions: Iterable[Instruction]) -> Accesses:
         elif size:
             total = total.plus(Accesses(narrow_stores=1) if store else Accesses(narrow_loads=1))
     return total
+
+
+def _most_narrow(paths: Iterable[Accesses]) -> set[Accesses]:
+    most: dict[tuple[int, int], tuple[int, int]] = {}
+    for load_bytes, store_bytes, loads, stores in paths:
+        others = most.get((load_bytes, store_bytes), (0, 0))
+        most[load_bytes, store_bytes] = max(loads, others[0]), max(stores, others[1])
+    return {Accesses(*wide, *narrow) for wide, narrow in most.items()}
 
 
 def parse(text: str) -> dict[str, Kernel]:

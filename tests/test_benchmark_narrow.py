@@ -145,7 +145,7 @@ def spoilt(name: str, what: str) -> contestant.Contestant:
                 elif what == "still":
                     p.copy_(QUICK.start("cpu", entries.SEED)[0])
                 elif what == "code":
-                    state["exp_avg_sq"].add_(8)
+                    state["exp_avg_sq_code"].add_(8)
                 else:
                     state[what].zero_()
 

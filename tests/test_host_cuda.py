@@ -1,4 +1,4 @@
-"""The shim itself: barriers, shuffles, indices, bfloat16, and what it refuses."""
+"""The shim itself: barriers, shuffles, votes, indices, bfloat16, and what it refuses; and the codec by it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def _library() -> ctypes.PyDLL:
     loaded.to_bfloat16.argtypes = [ctypes.c_float]
     loaded.from_bfloat16.restype = ctypes.c_float
     loaded.from_bfloat16.argtypes = [ctypes.c_uint16]
+    loaded.byte_perm.restype = ctypes.c_uint32
+    loaded.byte_perm.argtypes = [ctypes.c_uint32] * 3
+    loaded.count_differences.restype = ctypes.c_int64
+    loaded.count_differences.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return loaded
 
 
@@ -61,6 +65,22 @@ def test_shuffles(shim: ctypes.PyDLL) -> None:
     assert out[4].tolist() == (lane // 8 * 8 + 2).tolist()
     assert out[5].tolist() == ((lane ^ 1) * 2 + 1).tolist()
     assert out[6].tolist() == np.where(lane < 16, lane ^ 1, lane ^ 2).tolist()
+
+
+def test_votes(shim: ctypes.PyDLL) -> None:
+    out = np.full((6, 32), -1, np.int32)
+    shim.run_ask_lanes(_pointer(out))
+    assert shim.last_error() is None
+    lower = np.arange(32) < 16
+    expected = [[1] * 32, [1] * 32, [0] * 32, lower, ~lower, [0] * 32]
+    assert out.tolist() == np.array(expected, np.int32).tolist()
+
+
+@pytest.mark.parametrize(
+    "selector, expected", [(0x3210, 0x44332211), (0x7632, 0x88774433), (0x0073, 0x11118844)]
+)
+def test_bytes_are_picked(selector: int, expected: int) -> None:
+    assert _library().byte_perm(0x44332211, 0x88776655, selector) == expected
 
 
 @pytest.mark.parametrize("threads", [1, 33, 256])
@@ -117,3 +137,14 @@ def test_bfloat16_rounds_as_torch() -> None:
         assert bits == expected.view(torch.uint16).item()
         assert _library().from_bfloat16(bits) == expected.float().item()
     assert _library().to_bfloat16(float("nan")) == 0x7FFF
+
+
+def test_the_shorter_way_to_a_code_and_back_gives_the_same_bits() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 200_000, dtype=np.uint32)
+    bits[:100_000] &= 0xFFF00000  # codes to the bit, and the numbers beside them
+    bits[50_000:100_000] += rng.integers(-2, 3, 50_000).astype(np.uint32)
+    bits[:8] = 0, 0x80000000, 1, 0x80000001, 0x007FFFFF, 0x00800000, 0x7E800000, 0xFE800000
+    random = rng.integers(0, 2**16, len(bits), dtype=np.uint32)
+    random[::3], random[1::3] = 0, 0xFFFF
+    assert _library().count_differences(_pointer(bits), _pointer(random), len(bits)) == 0

@@ -106,7 +106,7 @@ def test_more_than_32_bits_of_elements_in_fewer_bits() -> None:
     state = optimizer.state[param]
     # what has no gradient stays zero, and so do its codes
     assert int(param.view(torch.int16).count_nonzero()) == len(sentinels)
-    assert int(state["momentum_buffer"].count_nonzero()) == len(sentinels)
+    assert int(state["momentum_buffer_code"].count_nonzero()) == len(sentinels)
     assert int(state["momentum_buffer_scale"].count_nonzero()) == 3  # two of them share a block
     found = join(param.detach()[sentinels], state["remainder"][sentinels])
     assert_same_bits(found, split_of_24_bits(grad[sentinels].float() * -(1 + 2**-9)))

@@ -32,7 +32,7 @@ WANTED = {
     "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
     "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
 }
-LAUNCHES = "".join((CSRC / f"cuda/{name}.cu").read_text() for name in ("step", "narrow"))
+LAUNCHES = "".join((CSRC / "cuda" / name).read_text() for name in ("step.cu", "block.cuh"))
 
 
 def _constant(name: str) -> int:
@@ -89,7 +89,7 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
             audit(kernel, rules, threads, blocks, has_extras=has_extras)
 
 
-def test_any_mix_of_formats_keeps_all_in_registers(
+def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
     for (kernel,) in cubins["narrow"]:

@@ -57,6 +57,40 @@ def test_wide_access_in_a_loop_is_found() -> None:
     assert len(kernel.wide_in_loops()) == 1
 
 
+def test_loops_are_left_out() -> None:
+    kernel = _kernel(
+        "@P0 LDG.E R2, desc[UR4][R4.64]",
+        "@P1 BRA `(.L_x_1)",
+        "LDG.E.128 R8, desc[UR4][R4.64]",
+        "@P2 STG.E.U8 desc[UR4][R4.64], R2",
+        "@P3 BRA `(.L_x_1)",
+        "STG.E.128 desc[UR4][R4.64], R8",
+        "EXIT",
+        ".L_x_1:",
+        "LDG.E.128 R8, desc[UR4][R4.64]",
+        "STG.E desc[UR4][R4.64], R8",
+        "@P1 BRA `(.L_x_1)",
+        "EXIT",
+    )
+    # through the loop with and without what was before it, and past it
+    expected = {Accesses(0, 0, 1, 0), Accesses(16, 0, 1, 1), Accesses(16, 16, 1, 1)}
+    assert kernel.paths(with_loops=False) == expected
+
+
+def test_paths_that_agree_in_wide_accesses_are_one_without_loops() -> None:
+    kernel = _kernel(
+        "@P0 BRA `(.L_x_1)",
+        "LDG.E R2, desc[UR4][R4.64]",
+        "EXIT",
+        ".L_x_1:",
+        "LDG.E R2, desc[UR4][R4.64]",
+        "LDG.E R2, desc[UR4][R4.64]",
+        "EXIT",
+    )
+    assert len(kernel.paths()) == 2
+    assert kernel.paths(with_loops=False) == {Accesses(0, 0, 2, 0)}
+
+
 def test_unknown_control_flow_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="JMX"):
         _kernel("JMX R4", "EXIT").paths()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import stackelberg_fused as sf
 from stackelberg_fused.recoding import in_memory_order
-from stackelberg_fused.schemes import scheme_of
+from stackelberg_fused.schemes import has_moment, scheme_of
 from stackelberg_fused.storage import read_moment, read_weight
 
 SCHEMES = [
@@ -74,7 +74,7 @@ def opened(optimizer: Any, p: Tensor) -> dict[str, Tensor]:
     flat = {
         n: t if n.endswith("_scale") else in_memory_order(t) for n, t in entry.items() if t.dim()
     }
-    names = [n for n in ("exp_avg", "exp_avg_sq", "momentum_buffer") if n in flat]
+    names = [n for n in ("exp_avg", "exp_avg_sq", "momentum_buffer") if has_moment(entry, n)]
     found = {name: read_moment(scheme, name, flat) for name in names}
     return found | {"weight": read_weight(scheme, in_memory_order(p.detach()), flat)}
 
@@ -154,7 +154,8 @@ def test_an_edit_between_steps_converts(backend: str) -> None:
     ours.param_groups[0].update(state_dtype="8bit", master="fp32", lr=0.0)
     train(model, ours, range(3, 4))
     for p, old in zip(model.parameters(), before, strict=True):
-        assert ours.state[p]["exp_avg"].dtype is torch.uint8
+        assert ours.state[p]["exp_avg_code"].dtype is torch.uint8
+        assert "exp_avg" not in ours.state[p]
         assert "remainder" not in ours.state[p]
         assert_same_bits(in_memory_order(ours.state[p]["master"]), old["weight"])
         assert ours.state[p]["step"] == 4
@@ -186,7 +187,7 @@ def test_codes_without_scales_are_refused() -> None:
     packed = ours.state_dict()
     del packed["state"][0]["exp_avg_scale"]
     before = copy.deepcopy(ours.state_dict())
-    with pytest.raises(ValueError, match=r"parameter 0 .*codes of exp_avg without their scales"):
+    with pytest.raises(ValueError, match=r"parameter 0 .*exp_avg_code without their scales"):
         ours.load_state_dict(packed)
     for key, entry in before["state"].items():
         for name, value in entry.items():
@@ -225,6 +226,16 @@ def test_bytes_per_parameter(backend: str, scheme: Any) -> None:
     assert storage_bytes(tensors) / count <= BYTES[scheme] * 1.002
 
 
+def test_torchs_own_optimizer_does_not_take_codes_for_numbers() -> None:
+    model = model_of(torch.bfloat16)
+    ours = optimizer_of(model, (torch.bfloat16, None, "8bit"), "reference")
+    train(model, ours, range(2))
+    theirs = torch.optim.AdamW(model.parameters())
+    theirs.load_state_dict(ours.state_dict())
+    with pytest.raises(KeyError, match="exp_avg"):
+        train(model, theirs, range(1))
+
+
 def test_scales_are_not_shards() -> None:
     """What a state dict calls things, for those who read it."""
     model = nn.Linear(64, 32, bias=False).bfloat16()
@@ -234,9 +245,9 @@ def test_scales_are_not_shards() -> None:
     found = {n: (t.dtype, tuple(t.shape)) for n, t in ours.state[model.weight].items()}
     assert found == {
         "step": (torch.float32, ()),
-        "exp_avg": (torch.uint8, (32, 64)),
+        "exp_avg_code": (torch.uint8, (32, 64)),
         "exp_avg_scale": (torch.uint8, (64,)),
-        "exp_avg_sq": (torch.uint8, (32, 64)),
+        "exp_avg_sq_code": (torch.uint8, (32, 64)),
         "exp_avg_sq_scale": (torch.uint8, (64,)),
         "remainder": (torch.int8, (32, 64)),
     }

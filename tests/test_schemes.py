@@ -200,7 +200,7 @@ def test_vectors_keep_float32_state_by_rule(backend: str) -> None:
     ours = sf.StackelbergAdamW(model.parameters(), state_dtype="8bit", backend=chosen(backend)[0])
     model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
     ours.step()
-    assert ours.state[model.weight]["exp_avg"].dtype is torch.uint8
+    assert ours.state[model.weight]["exp_avg_code"].dtype is torch.uint8
     assert ours.state[model.weight]["exp_avg_scale"].shape == (128,)
     assert ours.state[model.bias]["exp_avg"].dtype is torch.float32
 
@@ -216,7 +216,7 @@ def test_each_player_may_be_stored_in_its_own_way(backend: str) -> None:
     )
     model(torch.ones(2, 8, dtype=torch.bfloat16)).sum().backward()
     ours.step()
-    assert ours.state[model[0].weight]["exp_avg_sq"].dtype is torch.uint8
+    assert ours.state[model[0].weight]["exp_avg_sq_code"].dtype is torch.uint8
     assert ours.state[model[0].weight]["remainder"].dtype is torch.int8
     assert ours.state[model[1].weight]["exp_avg_sq"].dtype is torch.float32
     assert ours.state[model[1].weight]["master"].dtype is torch.float32

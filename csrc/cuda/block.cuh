@@ -4,7 +4,9 @@
 
 #include "cuda/access.cuh"
 #include "cuda/lanes.cuh"
+#include "format.h"
 #include "projection.h"
+#include "random_bits.h"
 #include "row.h"
 #include "summation.h"
 #include "tables.h"
@@ -20,6 +22,22 @@ struct Extras {
   float unscale;
   bool zero_grads;
 };
+
+// What the threads of a block share where records are not all float32.
+struct Tiled {
+  Record record;
+  Row row;
+  Extras extras;
+  Format format;
+  Stream stream;
+  Tile tile;
+  int64_t index;   // of the tile, in the table
+  int32_t scheme;  // that has a path of its own, or kNoScheme
+};
+
+constexpr int kNarrowThreads = 256;
+constexpr int kNarrowBlocksPerMultiprocessor = 3;
+static_assert(kNarrowThreads == kLanes);  // of whom report_tile() takes one each
 
 // An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
 __device__ __forceinline__ float* element(int64_t address, int64_t offset) {

@@ -4,6 +4,7 @@
 
 #include "cuda/access.cuh"
 #include "cuda/block.cuh"
+#include "cuda/schemes.cuh"
 #include "cuda/step.h"
 #include "cuda/stored.cuh"
 #include "format.h"
@@ -12,20 +13,6 @@
 #include "update_rule.h"
 
 namespace sf {
-
-constexpr int kNarrowThreads = 256;
-constexpr int kNarrowBlocksPerMultiprocessor = 2;
-static_assert(kNarrowThreads == kLanes);  // of whom report_tile() takes one each
-
-// What the threads of a block share.
-struct Tiled {
-  Record record;
-  Row row;
-  Extras extras;
-  Format format;
-  Stream stream;
-  int64_t offset;  // of the tile
-};
 
 // Whether elements may be taken four at a time: 16 bytes of float32, 8 of 16 bits, 4 of codes.
 __device__ __forceinline__ bool takes_vectors(const Record& r) {
@@ -83,7 +70,7 @@ __device__ __forceinline__ void update_elements(const Tiled& at, int64_t i, bool
     }
     if (draws(format)) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) random[j] = random_bits(at.stream, static_cast<uint32_t>(i - at.offset) + j);
+      for (int j = 0; j < V; ++j) random[j] = random_bits(at.stream, static_cast<uint32_t>(i - at.tile.offset) + j);
     }
     write_weights<V>(record, format, i, p, random);
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
@@ -116,49 +103,69 @@ __device__ __forceinline__ void wait_elements(const Tiled& at, int64_t i, bool a
 }
 
 // Calls `vector` with the first of four elements of a full tile that is aligned, else `single` with each element, and
-// whether there is one: whole warps take part.
+// whether there is one: whole warps take part. A warp's elements of a full tile are neighbours, those of schemes.cuh.
 template <typename Vector, typename Single>
 __device__ __forceinline__ void for_elements(const Tiled& at, Vector vector, Single single) {
-  const int64_t left = at.record.numel - at.offset;
+  const int64_t left = at.record.numel - at.tile.offset;
   const int thread = static_cast<int>(threadIdx.x);
   if (left >= kTileElements && takes_vectors(at.record)) {
-    for (int i = kVector * thread; i < kTileElements; i += kVector * kNarrowThreads) vector(at.offset + i);
+    constexpr int kOfWarp = kTileElements / (kNarrowThreads / kWarp);
+    const int first = thread / kWarp * kOfWarp;
+#pragma unroll 1
+    for (int i = kVector * (thread % kWarp); i < kOfWarp; i += kVector * kWarp) vector(at.tile.offset + first + i);
     return;
   }
   const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
-  for (int i = thread; i / kWarp * kWarp < count; i += kNarrowThreads) single(at.offset + i, i < count);
+  for (int i = thread; i / kWarp * kWarp < count; i += kNarrowThreads) single(at.tile.offset + i, i < count);
+}
+
+// Whether the tile, if it is full and has a path of its own, is updated; waits for the row.
+__device__ __forceinline__ bool update_scheme(const Tiled& at) {
+  switch (at.scheme) {
+#define SF_CASE(...)              \
+  case Scheme<__VA_ARGS__>::word: \
+    return update_full_tile<Scheme<__VA_ARGS__>>(at);
+    SF_FOR_EACH_SCHEME(SF_CASE)
+#undef SF_CASE
+    default:
+      __syncthreads();
+      return false;
+  }
 }
 
 __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor) narrow_kernel(StepArgs args) {
   const bool skips = args.found_inf && *args.found_inf != 0.0f;
   if (skips && !args.zero_grads) return;
-  const int64_t t = args.first_tile + blockIdx.x;
-  const Tile tile = args.tiles[t];
   __shared__ Tiled at;  // there, because registers are short
   const bool leads = threadIdx.x == 0;
   if (leads) {
+    at.index = args.first_tile + blockIdx.x;
+    const Tile tile = args.tiles[at.index];
     at.record = args.records[tile.record];
     at.extras.turn = turn_of(args, tile.record, at.record);  // before the block advances what that is read from
     at.extras.grad_sum = at.extras.turn.sums() ? element(at.record.grad_sum, tile.offset) : nullptr;
     at.extras.unscale = unscaling(args.grad_scale);
     at.extras.zero_grads = args.zero_grads && at.record.grad;
     at.format = format_of(at.record.format);
-    at.offset = tile.offset;
+    at.tile = tile;
+    const bool is_plain = !at.extras.zero_grads && at.record.numel - tile.offset >= kTileElements;
+    at.scheme = is_plain ? scheme_of(at.record) : kNoScheme;
   }
   __syncthreads();
   const bool has_grad = at.record.grad != 0, moves = !skips && at.extras.turn.moves(has_grad);
-  if (leads && !skips && !moves && args.groups) arrive<true>(args, tile.record, at.record, at.extras.turn);
+  if (leads && !skips && !moves && args.groups) arrive<true>(args, at.tile.record, at.record, at.extras.turn);
   if (leads && moves) {
-    prepare_row<true>(args, t, tile.record, at.record, at.extras.turn, at.row);
+    prepare_row<true>(args, at.index, at.tile.record, at.record, at.extras.turn, at.row);
     at.row.low = rounded_inside(at.row.low, at.format.param, true);
     at.row.high = rounded_inside(at.row.high, at.format.param, false);
-    at.stream = tile_stream(at.record.key, at.row.step, tile.offset / kTileElements);
+    at.stream = tile_stream(at.record.key, at.row.step, at.tile.offset / kTileElements);
   }
-  __syncthreads();
   if (moves) {
-    for_elements(
-        at, [&](int64_t i) { update_elements<kVector>(at, i, true); },
-        [&](int64_t i, bool is_there) { update_elements<1>(at, i, is_there); });
+    if (!update_scheme(at)) {
+      for_elements(
+          at, [&](int64_t i) { update_elements<kVector>(at, i, true); },
+          [&](int64_t i, bool is_there) { update_elements<1>(at, i, is_there); });
+    }
   } else if (has_grad) {
     const bool adds = !skips && at.extras.turn.adds(has_grad);
     for_elements(
@@ -167,7 +174,7 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor
           if (is_there) wait_elements<1>(at, i, adds);
         });
   }
-  if (args.sets && at.record.set && !skips) report_tile(args, t, tile, at.record, moves);
+  if (args.sets && at.record.set && !skips) report_tile(args, at.index, at.tile, at.record, moves);
 }
 
 const char* launch_narrow(const StepArgs& args, int64_t stream) {

@@ -223,6 +223,16 @@ uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* fi
   return result;
 }
 
+bool any(unsigned mask, bool says, const char* file, int line) {
+  Warp& warp = warps[self->rank / 32];
+  warp.offers[lane()] = says;
+  sync_warp(mask, file, line);
+  bool found = false;
+  for (unsigned source = 0; source < 32; ++source) found |= (mask >> source & 1) && warp.offers[source];
+  sync_warp(mask, file, line);  // nobody offers again before everybody has read
+  return found;
+}
+
 void stop(const char* why) { stop(std::string(why)); }
 
 void set_order(Order new_order, uint64_t seed) {

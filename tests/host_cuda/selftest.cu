@@ -1,4 +1,7 @@
-// Kernels that show what the shim does and refuses; tests/test_host_cuda.py calls them.
+// Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/test_host_cuda.py
+// calls them.
+#include "codec.h"
+
 constexpr int kWarp = 32;
 
 __device__ float sum_over_warp(float x) {
@@ -38,6 +41,21 @@ __global__ void shuffle_lanes(int* out) {
   } else {
     __syncwarp(half);
     out[192 + lane] = __shfl_xor_sync(half, lane, 2);
+  }
+}
+
+// Whether any lane is 0, 16 and 32: out[k * 32 + lane] for the warp, out[(3 + k) * 32 + lane] for the lane's half of
+// it.
+__global__ void ask_lanes(int* out) {
+  const int lane = threadIdx.x;
+  for (int k = 0; k < 33; k += 16) {
+    out[k * 2 + lane] = __any_sync(0xffffffffu, lane == k);
+    const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+    if (lane < 16) {
+      out[96 + k * 2 + lane] = __any_sync(half, lane == k);
+    } else {
+      out[96 + k * 2 + lane] = __any_sync(half, lane == k);
+    }
   }
 }
 
@@ -95,6 +113,10 @@ void run_sum_blocks(const float* in, float* out, int count, int blocks, int thre
 
 void run_shuffle_lanes(int* out) { SF_LAUNCH((shuffle_lanes), 1, 32, 0, out); }
 
+void run_ask_lanes(int* out) { SF_LAUNCH((ask_lanes), 1, 32, 0, out); }
+
+uint32_t byte_perm(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector); }
+
 void run_rotate(int* out, int threads) { SF_LAUNCH((rotate), 4, threads, 0, out); }
 
 void run_index_threads(unsigned* out) { SF_LAUNCH((index_threads), dim3(3, 2), dim3(4, 5, 2), 0, out); }
@@ -120,6 +142,38 @@ void run_misuse(int which, const float* in) {
       SF_LAUNCH((rotate), 1, 2048, 0, nullptr);
       break;
   }
+}
+
+// How many of the codes of ordinary blocks are decoded differently, or numbers encoded, by the shorter way.
+int64_t count_differences(const float* in, const uint32_t* random, int64_t count) {
+  int64_t differences = 0;
+  const auto compare = [&](auto code) {
+    using CODE = decltype(code);
+    for (uint32_t c = 0; c < 256; ++c) {
+      const bool is_special = sf::is_special<CODE>(c);
+      for (int shift = 0; shift < 32; shift += 8) {
+        differences += (sf::special_bytes<CODE>(c << shift) >> shift) != (is_special ? 0x80u : 0u);
+      }
+      for (int scale = 0; scale <= 253 && !is_special; ++scale) {
+        const float by = sf::scale_value(static_cast<uint8_t>(scale));
+        differences += sf::bits_of(sf::decode_usual<CODE>(c, by)) != sf::bits_of(sf::decode<CODE>(c, by));
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      // scales from the number's own to the largest; negative squares there are none
+      const float x = CODE::is_signed ? in[i] : sf::float_of(sf::bits_of(in[i]) & sf::kMagnitude);
+      const uint32_t magnitude = sf::bits_of(x) & sf::kMagnitude;
+      if (magnitude > sf::kLargestScaled) continue;
+      for (int scale = sf::scale_of(magnitude); scale <= 253; scale += 1 + scale % 3) {
+        const float by = sf::inverse_scale(static_cast<uint8_t>(scale));
+        const uint32_t usual = sf::encode_usual<CODE>(x, by, random[i]) >> 24;
+        differences += usual != sf::encode<CODE>(x, by, random[i]);
+      }
+    }
+  };
+  compare(sf::FirstMoment());
+  compare(sf::SecondMoment());
+  return differences;
 }
 
 uint16_t to_bfloat16(float x) { return __float2bfloat16_rn(x).bits; }

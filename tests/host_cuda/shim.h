@@ -28,6 +28,8 @@ void sync_block(const char* file, int line);
 void sync_warp(unsigned mask, const char* file, int line);
 // Every lane of `mask` offers 8 bytes and gets those of lane `source`.
 uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* file, int line);
+// Whether any lane of `mask` says so.
+bool any(unsigned mask, bool says, const char* file, int line);
 enum class Order { kForward, kReverse, kShuffled };
 // The order in which blocks, and threads between barriers, run from now on.
 void set_order(Order order, uint64_t seed);
@@ -100,6 +102,15 @@ inline unsigned broadcast_lane(unsigned source, unsigned width = 32) { return la
   ::sf_host::shuffle(mask, value, ::sf_host::xor_lane(__VA_ARGS__), __FILE__, __LINE__)
 #define __shfl_sync(mask, value, ...) \
   ::sf_host::shuffle(mask, value, ::sf_host::broadcast_lane(__VA_ARGS__), __FILE__, __LINE__)
+#define __any_sync(mask, says) ::sf_host::any(mask, says, __FILE__, __LINE__)
+
+// Byte k of the result is the one of the eight of `low` and `high` that the k-th digit of `selector` names.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int k = 0; k < 4; ++k) result |= static_cast<uint32_t>(bytes >> (selector >> 4 * k & 7) * 8 & 0xFF) << 8 * k;
+  return result;
+}
 
 // blocks run one after another, and a thread runs until it waits: nothing is ever halfway or out of date
 #define __threadfence() static_cast<void>(0)
