@@ -26,14 +26,23 @@ SF_SHARED Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
 }
 
-// 32 random bits for the element `index` of a tile: the upper half for its weight, the lower for its moments.
-SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
-  uint32_t word = stream.first + index * 0x9E3779B9u;
+// How far apart the words of neighbours are before they are mixed.
+constexpr uint32_t kIndexStride = 0x9E3779B9u;
+
+// All but the last step for a word, or for each of a vector of them.
+template <typename Word>
+SF_SHARED Word mixed_bits(const Stream& stream, Word word) {
   word ^= word >> 16;
   word *= 0x7FEB352Du;
-  word ^= stream.second;
-  word ^= word >> 15;
+  // of word ^ stream.second
+  word = word ^ (word >> 15) ^ (stream.second ^ (stream.second >> 15));
   word *= 0x846CA68Bu;
+  return word;
+}
+
+// 32 random bits for the element `index` of a tile: the upper half for its weight, the lower for its moments.
+SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
+  const uint32_t word = mixed_bits(stream, stream.first + index * kIndexStride);
   return word ^ (word >> 16);
 }
 

@@ -139,22 +139,16 @@ def scales_of(x):
 
 # Codes are `exponent * 8 + fraction`; ONE is the exponent of 1.0 in the block's scale: 15 for first moments, which have
 # a sign beside, 31 for second moments, of which no positive one becomes zero. The one after the largest is infinity,
-# and NaN the next.
+# and NaN the next. Where a float32 has its own fields these are but for a power of two, also where both are subnormal:
+# so a multiplication puts them there, and another takes them away.
 @triton.jit
 def encode(x, scales, random, ONE: tl.constexpr):
     """Codes of float32 [blocks, BLOCK] with scales uint32 [blocks]."""
+    UNIT: tl.constexpr = 2.0 ** (ONE - 127)
     bits = bits_of(x)
     magnitude = bits & MAGNITUDE
-    y = float_of(magnitude) * float_of((254 - scales) << 23)[:, None]
-    if ONE == 15:
-        even = 6.103515625e-05
-    else:
-        even = 9.313225746154785e-10
-    # steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there
-    steps = tl.where(
-        y < even, bits_of(y + even) - ((128 - ONE) << 23), bits_of(y) - ((127 - ONE) << 23)
-    )
-    code = (steps + (random << 4)) >> 20
+    y = float_of(magnitude) * float_of((254 - scales) << 23)[:, None] * UNIT
+    code = (bits_of(y) + (random << 4)) >> 20
     if ONE == 31:
         code = tl.where((code == 0) & (magnitude > 0), 1, code)
     code = tl.where(code < 8 * ONE + 5, code, 8 * ONE + 5)
@@ -168,18 +162,14 @@ def encode(x, scales, random, ONE: tl.constexpr):
 @triton.jit
 def decode(codes, scales, ONE: tl.constexpr):
     """float32 [blocks, BLOCK] of `encode`."""
+    UNIT: tl.constexpr = 2.0 ** (127 - ONE)
     code = codes.to(tl.uint32)
     if ONE == 15:
         magnitude = code & 0x7F
         sign = (code & 0x80) << 24
-        shift = 3.0517578125e-05
     else:
         magnitude = code
         sign = code & 0
-        shift = 4.656612873077393e-10
-    # exponent 0 is read as if it had the leading one of the others, which is then taken away
-    y = float_of((magnitude << 20) + ((127 - ONE) << 23))
-    y = tl.where(magnitude < 8, (y - shift) * 2.0, y)
-    finite = bits_of(y * float_of(scales << 23)[:, None])
+    finite = bits_of(float_of(magnitude << 20) * UNIT * float_of(scales << 23)[:, None])
     special = tl.where(magnitude == 8 * ONE + 6, INFINITY, 0x7FC00000).to(tl.uint32)
     return float_of(tl.where(magnitude > 8 * ONE + 5, special, finite) | sign)

@@ -4,10 +4,11 @@
 
 #include <cstring>
 
+#include "cpu/eight_bit.h"
+#include "cpu/elements.h"
 #include "cpu/narrow.h"
 #include "summation.h"
 #include "turn.h"
-#include "update_rule.h"
 
 #define SF_CONCAT_(a, b) a##b
 #define SF_CONCAT(a, b) SF_CONCAT_(a, b)
@@ -17,48 +18,6 @@
 namespace sf {
 namespace {
 
-// What an update reads and writes, element by element; those that its rule does not use may be null.
-struct Elements {
-  float* param;
-  const float* grad;
-  float *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *ema;
-};
-
-template <int RULE>
-void update_elements(const Row& row, const Elements& of, int64_t count) {
-  float* __restrict param = of.param;
-  const float* __restrict grad = of.grad;
-  float* __restrict exp_avg = of.exp_avg;
-  float* __restrict exp_avg_sq = of.exp_avg_sq;
-  float* __restrict max_exp_avg_sq = of.max_exp_avg_sq;
-  float* __restrict ema = of.ema;
-  const Row scalars = row;  // a copy of its own, so that stores through float* cannot alias it
-  for (int64_t i = 0; i < count; ++i) {
-    float p = param[i], m = 0, v = 0, v_max = 0, e = 0;
-    if constexpr (uses_exp_avg<RULE>) m = exp_avg[i];
-    if constexpr (uses_exp_avg_sq<RULE>) v = exp_avg_sq[i];
-    if constexpr (uses_max_exp_avg_sq<RULE>) v_max = max_exp_avg_sq[i];
-    if constexpr (uses_ema<RULE>) e = ema[i];
-    update_element<RULE>(scalars, p, grad[i], m, v, v_max, e);
-    param[i] = p;
-    if constexpr (uses_exp_avg<RULE>) exp_avg[i] = m;
-    if constexpr (uses_exp_avg_sq<RULE>) exp_avg_sq[i] = v;
-    if constexpr (uses_max_exp_avg_sq<RULE>) max_exp_avg_sq[i] = v_max;
-    if constexpr (uses_ema<RULE>) ema[i] = e;
-  }
-}
-
-void update_by_rule(const Row& row, const Elements& of, int64_t count) {
-  switch (row.rule) {
-#define SF_CASE(rule)                        \
-  case (rule):                               \
-    update_elements<(rule)>(row, of, count); \
-    break;
-    SF_FOR_EACH_RULE(SF_CASE)
-#undef SF_CASE
-  }
-}
-
 // A tile of float32 with float32 state, updated where it lies.
 void update_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
   const Elements of = {pointer<float>(record.param, offset),          grad,
@@ -67,18 +26,31 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
   update_by_rule(row, of, count);
 }
 
-// A tile stored in any other way: chunk by chunk decoded, updated and encoded.
-void update_narrow_tile(const Record& record, const Row& given, const float* grad, int64_t offset, int64_t count) {
+// A tile stored in any other way.
+struct NarrowTile {
+  const Record& record;
+  Format format;
+  Row row;
+  Stream stream;
+  int64_t offset;
+};
+
+NarrowTile narrow_tile(const Record& record, const Row& given, int64_t offset) {
   const Format format = format_of(record.format);
   Row row = given;
   row.low = rounded_inside(row.low, format.param, true);
   row.high = rounded_inside(row.high, format.param, false);
-  const Stream stream = tile_stream(record.key, row.step, offset / kTileElements);
+  return {record, format, row, tile_stream(record.key, row.step, offset / kTileElements), offset};
+}
+
+// Chunk by chunk decoded, updated and encoded: those from `begin` to `end` within the tile, `grad` being of the first.
+void update_chunks(const NarrowTile& tile, const float* grad, int64_t begin, int64_t end) {
+  const auto& [record, format, row, stream, offset] = tile;
   const bool is_decoded = format.state != kState32;
   alignas(64) float weight[kChunk], decoded[3][kChunk];
   alignas(64) uint32_t random[kChunk];
-  for (int64_t done = 0; done < count; done += kChunk) {
-    const int64_t first = offset + done, left = count - done < kChunk ? count - done : kChunk;
+  for (int64_t done = begin; done < end; done += kChunk) {
+    const int64_t first = offset + done, left = end - done < kChunk ? end - done : kChunk;
     if (draws(format)) draw(stream, static_cast<uint32_t>(done), left, random);
     read_weights(record, format, first, left, weight);
     float* moments[3] = {};
@@ -86,7 +58,8 @@ void update_narrow_tile(const Record& record, const Row& given, const float* gra
       moments[k] = is_decoded ? decoded[k] : pointer<float>(moment.address, first);
       if (is_decoded) read_moments<decltype(code)>(format.state, moment, first, left, decoded[k]);
     });
-    update_by_rule(row, {weight, grad + done, moments[0], moments[1], moments[2], pointer<float>(record.ema, first)},
+    update_by_rule(row,
+                   {weight, grad + done - begin, moments[0], moments[1], moments[2], pointer<float>(record.ema, first)},
                    left);
     write_weights(record, format, first, left, weight, random);
     if (!is_decoded) continue;
@@ -94,6 +67,32 @@ void update_narrow_tile(const Record& record, const Row& given, const float* gra
       write_moments<decltype(code)>(format.state, decoded[k], random, moment, first, left);
     });
   }
+}
+
+void update_narrow_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
+  update_chunks(narrow_tile(record, row, offset), grad, 0, count);
+}
+
+// A tile that eight_bit.h is for, but for what it leaves to others.
+void update_eight_bit_tile(const Record& record, const Row& given, int64_t offset, int64_t count) {
+  const NarrowTile tile = narrow_tile(record, given, offset);
+  const auto update_range = [&](int64_t begin, int64_t end) {
+    float wide[kChunk];
+    widen(record.grad_dtype, record.grad, offset + begin, end - begin, wide);
+    update_chunks(tile, wide, begin, end);
+  };
+  const int64_t whole = count / kChunk * kChunk;
+  const EightBitTile chunks = {pointer<uint16_t>(record.param, offset),
+                               pointer<const uint16_t>(record.grad, offset),
+                               pointer<int8_t>(record.master, offset),
+                               pointer<uint8_t>(record.exp_avg, offset),
+                               pointer<uint8_t>(record.exp_avg_sq, offset),
+                               pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
+                               pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock),
+                               tile.stream,
+                               whole};
+  update_eight_bit(chunks, tile.format.master, tile.row, update_range);
+  if (whole < count) update_range(whole, count);
 }
 
 // Writes the mean of all gradients since the group last moved to `mean`; `grad` may be absent.
@@ -146,8 +145,10 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
     float wide[kTileElements], mean[kTileElements];
-    const float* const gradient = gradient_of(record, tile.offset, count, wide);
     const Turn turn = turn_of(args, tile.record, record);
+    const bool is_widened = turn.sums() || !is_eight_bit(record, args.rows[record.row].rule);
+    const float* const gradient =
+        is_widened ? gradient_of(record, tile.offset, count, wide) : pointer<const float>(record.grad, 0);
     float* const grad_sum = pointer<float>(record.grad_sum, tile.offset);
     if (moves && turn.moves(gradient)) {
       Row row = args.rows[record.row];
@@ -159,7 +160,11 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       } else {
         row.grad_sign *= unscale;
       }
-      (record.format ? update_narrow_tile : update_tile)(record, row, grad, tile.offset, count);
+      if (is_widened) {
+        (record.format ? update_narrow_tile : update_tile)(record, row, grad, tile.offset, count);
+      } else {
+        update_eight_bit_tile(record, row, tile.offset, count);
+      }
       if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
     } else if (moves && turn.adds(gradient)) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];

@@ -163,6 +163,16 @@ inline Sixteen pairwise_maxima(const Sixteen& a, const Sixteen& b) {
   return even > odd ? even : odd;
 }
 
+// The largest of each row.
+SF_SHARED Sixteen row_maxima(const Sixteen (&rows)[16]) {
+  Sixteen left[8];
+  for (int k = 0; k < 8; ++k) left[k] = pairwise_maxima(rows[2 * k], rows[2 * k + 1]);
+  for (int count = 4; count; count /= 2) {
+    for (int k = 0; k < count; ++k) left[k] = pairwise_maxima(left[2 * k], left[2 * k + 1]);
+  }
+  return left[0];
+}
+
 // The largest of each of the sixteen blocks of a chunk, of 32 numbers each.
 inline Sixteen block_maxima(const uint32_t* numbers) {
   static_assert(kChunk == 16 * kBlock && kBlock == 32);
@@ -173,10 +183,7 @@ inline Sixteen block_maxima(const uint32_t* numbers) {
     std::memcpy(&second, numbers + b * kBlock + 16, sizeof second);
     rows[b] = first > second ? first : second;
   }
-  for (int left = 8; left; left /= 2) {
-    for (int k = 0; k < left; ++k) rows[k] = pairwise_maxima(rows[2 * k], rows[2 * k + 1]);
-  }
-  return rows[0];
+  return row_maxima(rows);
 }
 
 // In several passes, each of them one that compilers vectorise.

@@ -1,0 +1,233 @@
+// Chunks of bfloat16 weights and gradients with 8-bit moments for Adam: the format of the fewest bytes, so that
+// arithmetic bounds it and not memory. With AVX-512 they take half as long here as in the passes of narrow.h, and
+// become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), every step is the one or two
+// instructions that there are for it (lanes_codec.h), and while the divider works on a chunk, the chunk before it is
+// encoded. Nothing is written of a chunk until all of it is known to be usual; the others are for narrow.h.
+#pragma once
+
+#include "cpu/elements.h"
+#include "cpu/lanes_codec.h"
+#include "cpu/narrow.h"
+
+namespace sf {
+namespace {
+
+// A tile's whole chunks.
+struct EightBitTile {
+  uint16_t* param;
+  const uint16_t* grad;
+  int8_t* remainder;
+  uint8_t *exp_avg, *exp_avg_sq;
+  uint8_t *exp_avg_scale, *exp_avg_sq_scale;
+  Stream stream;
+  int64_t count;
+};
+
+#if SF_LANES
+
+constexpr int kPiece = 2 * kBlock;  // as many codes as a vector has bytes
+constexpr int kAhead = 2 * kChunk;  // of what is read, the caches are asked for
+constexpr int kBlocks = kChunk / kBlock;
+static_assert(kBlocks == 16);
+
+struct alignas(64) Block {
+  float weight[kBlock], exp_avg[kBlock], exp_avg_sq[kBlock];
+};
+
+// A chunk as float32, from its decoding until it is written.
+struct alignas(64) DecodedChunk {
+  Block blocks[kBlocks];
+  float inverse[kBlocks], half_inverse[kBlocks], inverse_sq[kBlocks];  // of scales
+  int64_t first;                                                       // within the tile
+};
+
+// What tells whether a chunk is unusual, and its scales.
+struct Survey {
+  Bits largest[kBlocks], largest_sq[kBlocks];  // rows of which the maxima are those of the blocks
+  Bits code = Bits{}, code_sq = Bits{};        // the largest codes, without signs
+  Numbers nothing = Numbers{};                 // NaN if some weight is not finite
+};
+
+// What bytes of a piece are made of: 16 bits for each, a block in a vector.
+struct Words {
+  Bits exp_avg[2], exp_avg_sq[2], remainder[2];
+};
+
+template <int MASTER>
+SF_SHARED void read_piece(const EightBitTile& tile, int64_t first, const float* scale, const float* scale_sq,
+                          float* grad, Block* to, Survey& survey) {
+  for (int b = 0; b < 2; ++b) {
+    const int64_t at = first + b * kBlock;
+    if constexpr (MASTER == kSplit8) {
+      read_split8(tile.param + at, tile.remainder + at, to[b].weight);
+    } else {
+      read_bfloat16(tile.param + at, to[b].weight);
+    }
+    read_bfloat16(tile.grad + at, grad + b * kBlock);
+    decode_second(tile.exp_avg_sq + at, scale_sq[b], to[b].exp_avg_sq);
+    __builtin_prefetch(tile.param + at + kAhead);
+    __builtin_prefetch(tile.grad + at + kAhead);
+  }
+  const Bits codes = load<Bits>(tile.exp_avg + first);
+  decode_first(codes, scale, to[0].exp_avg, to[1].exp_avg);
+  survey.code = larger_bytes(survey.code, codes & all<0x7F7F7F7F>());
+  survey.code_sq = larger_bytes(survey.code_sq, load<Bits>(tile.exp_avg_sq + first));
+  __builtin_prefetch(tile.exp_avg + first + kAhead);
+  __builtin_prefetch(tile.exp_avg_sq + first + kAhead);
+  if constexpr (MASTER == kSplit8) __builtin_prefetch(tile.remainder + first + kAhead);
+}
+
+template <int RULE>
+SF_SHARED void update_block(const Row& row, const float* grad, int block, Block& of, Survey& survey) {
+  update_elements<RULE>(row, {of.weight, grad, of.exp_avg, of.exp_avg_sq, nullptr, nullptr}, kBlock);
+  const auto weight = load_halves<Numbers>(of.weight), m = load_halves<Numbers>(of.exp_avg);
+  const auto v = load_halves<Numbers>(of.exp_avg_sq);
+  survey.nothing = multiply_add(weight.even, Numbers{}, multiply_add(weight.odd, Numbers{}, survey.nothing));
+  // these lose a NaN, or a second moment below zero, but the weight that it moves is NaN
+  survey.largest[block] = as_bits(larger_magnitude(m.even, m.odd));
+  survey.largest_sq[block] = as_bits(larger(v.even, v.odd));
+}
+
+// Writes the scales of a chunk, unless it is unusual.
+SF_SHARED bool write_scales(const EightBitTile& tile, const Survey& survey, DecodedChunk& chunk) {
+  const Bits largest = row_maxima(survey.largest), largest_sq = row_maxima(survey.largest_sq);
+  constexpr uint32_t too_large = kLargestScaled - (1u << 23);  // half of the inverse would be subnormal
+  const uint64_t unusual = _mm512_cmpge_epu32_mask(raw(largest), raw(all<too_large>())) |
+                           _mm512_cmpge_epu32_mask(raw(largest_sq), raw(all<too_large>())) |
+                           _mm512_cmpneq_ps_mask(survey.nothing, survey.nothing) |
+                           _mm512_cmpgt_epu8_mask(raw(survey.code), raw(all<FirstMoment::largest * 0x01010101>())) |
+                           _mm512_cmpgt_epu8_mask(raw(survey.code_sq), raw(all<SecondMoment::largest * 0x01010101>()));
+  if (unusual) return false;
+  // scale_of and inverse_scale
+  const Bits scale = (largest + all<0x7FFFFF>()) >> 23, scale_sq = (largest_sq + all<0x7FFFFF>()) >> 23;
+  const Bits inverse = (all<254>() - scale) << 23;
+  store(chunk.inverse, inverse);
+  store(chunk.half_inverse, inverse - all<1 << 23>());
+  store(chunk.inverse_sq, (all<254>() - scale_sq) << 23);
+  store(tile.exp_avg_scale + chunk.first / kBlock, _mm512_cvtepi32_epi8(raw(scale)));
+  store(tile.exp_avg_sq_scale + chunk.first / kBlock, _mm512_cvtepi32_epi8(raw(scale_sq)));
+  return true;
+}
+
+// What random numbers are mixed of, for the even places of the block at `first`.
+SF_SHARED Bits unmixed(const Stream& stream, int64_t first) {
+  const Bits lanes = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return lanes * kIndexStride + (stream.first + static_cast<uint32_t>(first) * kIndexStride);
+}
+
+// Writes the parameters of a block, and leaves the rest of it rounded.
+template <int MASTER>
+SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, int block, Bits& next, Words& words) {
+  const Block& from = chunk.blocks[block];
+  const int b = block % 2;
+  const Halves<Bits> mixed = {mixed_bits(tile.stream, next), mixed_bits(tile.stream, next + all<kIndexStride>())};
+  next += all<kBlock * kIndexStride>();
+  const Halves<Bits> upper = {mixed.even >> 16, mixed.odd >> 16};
+  const Halves<Bits> lower = {masked_difference<0xFFFF>(mixed.even, upper.even) << 4,
+                              masked_difference<0xFFFF>(mixed.odd, upper.odd) << 4};
+  const auto weight = load_halves<Bits>(from.weight);
+  const auto m = load_halves<Numbers>(from.exp_avg), v = load_halves<Numbers>(from.exp_avg_sq);
+  Bits part;
+  if constexpr (MASTER == kSplit8) {
+    const Halves<Bits> whole = {weight.even + all<0x80>(), weight.odd + all<0x80>()};
+    part = upper_halves({whole.even + all<0x8000>(), whole.odd + all<0x8000>()});
+    words.remainder[b] = chosen<0xFFFF0000>(whole.odd << 16, whole.even);
+  } else {
+    part = upper_halves({weight.even + upper.even, weight.odd + upper.odd});
+  }
+  store(tile.param + chunk.first + block * kBlock, part);
+  const float inverse = chunk.inverse[block], half_inverse = chunk.half_inverse[block];
+  const float inverse_sq = chunk.inverse_sq[block];
+  words.exp_avg[b] = upper_halves(
+      {first_steps(m.even, inverse, half_inverse, lower.even), first_steps(m.odd, inverse, half_inverse, lower.odd)});
+  words.exp_avg_sq[b] =
+      upper_halves({second_steps(v.even, inverse_sq, lower.even), second_steps(v.odd, inverse_sq, lower.odd)});
+}
+
+template <int MASTER>
+SF_SHARED void write_bytes(const EightBitTile& tile, const DecodedChunk& chunk, int piece, const Words& words) {
+  const int64_t first = chunk.first + piece * kPiece;
+  const Block* const from = chunk.blocks + 2 * piece;
+  if constexpr (MASTER == kSplit8) {
+    store(tile.remainder + first, joined_bytes(words_right<8>(words.remainder[0]), words.remainder[1]));
+  }
+  store(tile.exp_avg + first, first_codes(words.exp_avg));
+  store(tile.exp_avg_sq + first, second_codes(words.exp_avg_sq, from[0].exp_avg_sq, from[1].exp_avg_sq));
+}
+
+template <int RULE, int MASTER, bool IS_BOXED, typename Redo>
+void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, const Redo& redo) {
+  const EightBitTile tile = given_tile;  // copies that no store can alias
+  Row row = given_row;
+  if (!IS_BOXED) row.low = -__builtin_inff(), row.high = __builtin_inff();
+  DecodedChunk chunks[2];
+  const DecodedChunk* before = nullptr;  // the one that is to be written yet
+  for (int64_t first = 0; first < tile.count; first += kChunk) {
+    DecodedChunk& chunk = chunks[first / kChunk % 2];
+    chunk.first = first;
+    alignas(64) float scale[kBlocks], scale_sq[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) scale[b] = scale_value(tile.exp_avg_scale[first / kBlock + b]);
+    for (int b = 0; b < kBlocks; ++b) scale_sq[b] = scale_value(tile.exp_avg_sq_scale[first / kBlock + b]);
+    Survey survey;
+    Bits next = unmixed(tile.stream, first - kChunk);
+    for (int block = 0; block < kBlocks; block += 2) {
+      alignas(64) float grad[kPiece];
+      Words words;
+      read_piece<MASTER>(tile, first + block * kBlock, scale + block, scale_sq + block, grad, chunk.blocks + block,
+                         survey);
+#pragma GCC unroll 2
+      for (int b = 0; b < 2; ++b) {
+        if (before) write_block<MASTER>(tile, *before, block + b, next, words);
+        update_block<RULE>(row, grad + b * kBlock, block + b, chunk.blocks[block + b], survey);
+      }
+      if (before) write_bytes<MASTER>(tile, *before, block / 2, words);
+    }
+    before = write_scales(tile, survey, chunk) ? &chunk : nullptr;
+    if (!before) redo(first, first + kChunk);
+  }
+  if (!before) return;
+  Bits next = unmixed(tile.stream, before->first);
+  for (int block = 0; block < kBlocks; block += 2) {
+    Words words;
+    for (int b = 0; b < 2; ++b) write_block<MASTER>(tile, *before, block + b, next, words);
+    write_bytes<MASTER>(tile, *before, block / 2, words);
+  }
+}
+
+template <int RULE, int MASTER, typename Redo>
+void update_eight_bit_by(const EightBitTile& tile, const Row& row, const Redo& redo) {
+  const bool is_boxed = row.low > -__builtin_inff() || row.high < __builtin_inff();
+  (is_boxed ? update_eight_bit_by<RULE, MASTER, true, Redo> : update_eight_bit_by<RULE, MASTER, false, Redo>)(tile, row,
+                                                                                                              redo);
+}
+
+// Whether a record, of which no gradients are summed up, is one of those that this is for.
+inline bool is_eight_bit(const Record& record, int32_t rule) {
+  const Format format = format_of(record.format);
+  return format.param == kBfloat16 && record.grad_dtype == kBfloat16 && format.state == kState8 &&
+         (format.master == kStochastic || format.master == kSplit8) && (rule == 0 || rule == kL2);
+}
+
+// Calls `redo` with where unusual chunks, of which nothing has been written, begin and end.
+template <typename Redo>
+void update_eight_bit(const EightBitTile& tile, int32_t master, const Row& row, const Redo& redo) {
+  if (row.rule == kL2) {
+    (master == kSplit8 ? update_eight_bit_by<kL2, kSplit8, Redo>
+                       : update_eight_bit_by<kL2, kStochastic, Redo>)(tile, row, redo);
+  } else {
+    (master == kSplit8 ? update_eight_bit_by<0, kSplit8, Redo> : update_eight_bit_by<0, kStochastic, Redo>)(tile, row,
+                                                                                                            redo);
+  }
+}
+
+#else
+
+inline bool is_eight_bit(const Record&, int32_t) { return false; }
+
+template <typename Redo>
+void update_eight_bit(const EightBitTile&, int32_t, const Row&, const Redo&) {}
+
+#endif
+
+}  // namespace
+}  // namespace sf
