@@ -1,7 +1,8 @@
 """`python -m stackelberg_fused verify`: is every backend correct on this very machine?
 
 Each available backend makes steps that the reference makes from the same parameters, state and gradients; the largest
-difference is held against `parity.ULP_BOUNDS`, and the native backends against each other, to the bit.
+difference is held against `parity.ULP_BOUNDS`, of what is stored in fewer bits against `parity.STEP_BOUNDS`, and the
+native backends against each other, to the bit.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from .backends import Backend, BackendStatus, backends
 from .backends.cpu import CpuBackend
 from .constraints import L2Ball, Simplex
 from .layout import COUNTS
-from .parity import ULP_BOUNDS, worst_ulps
+from .parity import STEP_BOUNDS, ULP_BOUNDS, steps_off, worst_ulps
+from .schemes import scheme_of
 from .sgd import StackelbergSGD
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 100_001)
 STEPS = 4
+_FEWER: dict[str, Any] = {"dtype": torch.bfloat16, "float32_state": "none"}
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "Adam": (StackelbergAdam, {}),
     "Adam amsgrad L2": (StackelbergAdam, {"amsgrad": True, "weight_decay": 0.1}),
@@ -49,7 +52,21 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
             "constraint": {"body": L2Ball(30.0), "head": Simplex(5.0)},
         },
     ),
+    "8 bits, split8": (
+        StackelbergAdamW,
+        {**_FEWER, "master": "split8", "state_dtype": "8bit", "weight_decay": 0.1},
+    ),
+    "8 bits, by chance": (
+        StackelbergAdamW,
+        {**_FEWER, "mixed": True, "master": "stochastic", "state_dtype": "8bit"},
+    ),
+    "bfloat16, kahan": (
+        StackelbergAdam,
+        {**_FEWER, "master": "kahan", "state_dtype": "bfloat16", "amsgrad": True},
+    ),
+    "bfloat16, split16": (StackelbergAdamW, {**_FEWER, "master": "split16"}),
 }
+BOUNDS = {**ULP_BOUNDS, **STEP_BOUNDS}
 
 
 @dataclass
@@ -63,19 +80,21 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return all(value <= ULP_BOUNDS[name] for name, value in self.worst.items())
+        return all(value <= BOUNDS[name] for name, value in self.worst.items())
 
 
-def _parameters(device: torch.device) -> list[torch.nn.Parameter]:
+def _parameters(device: torch.device, case: str) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.nn.Parameter(torch.randn(n, generator=generator).to(device)) for n in SIZES]
+    dtype = CASES[case][1].get("dtype", torch.float32)
+    start = [torch.randn(n, generator=generator) for n in SIZES]
+    return [torch.nn.Parameter(t.to(device, dtype)) for t in start]
 
 
 def _build(
     case: str, params: list[torch.nn.Parameter], backend: str | Backend
 ) -> torch.optim.Optimizer:
     cls, options = CASES[case]
-    options = dict(options)
+    options = {name: value for name, value in options.items() if name != "dtype"}
     head: dict[str, Any] = {"params": params[1::2], "role": "head"}
     if options.pop("mixed", False):
         head.update(rule="sgd", momentum=0.9)
@@ -90,7 +109,7 @@ def _snapshot(param: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 def check(label: str, backend: str | Backend, device: torch.device, case: str) -> Verdict:
     """Run one case on one backend beside the reference, which starts every step from the backend's own bits."""
-    params, expected = _parameters(device), _parameters(torch.device("cpu"))
+    params, expected = _parameters(device, case), _parameters(torch.device("cpu"), case)
     optimizer = _build(case, params, backend)
     reference = _build(case, expected, "reference")
     generator = torch.Generator().manual_seed(2)
@@ -99,21 +118,21 @@ def check(label: str, backend: str | Backend, device: torch.device, case: str) -
         with torch.no_grad():
             for p, e in zip(params, expected, strict=True):
                 e.copy_(p)
-                e.grad = torch.randn(e.shape, generator=generator)
+                e.grad = torch.randn(e.shape, generator=generator).to(e.dtype)
                 p.grad = e.grad.to(device)
         reference.load_state_dict(optimizer.state_dict())
         before = [e.detach().clone() for e in expected]
         optimizer.step()
         reference.step()
-        decay = {
-            id(p): 0.0 if g["rule"] == "adamw" else g["weight_decay"]
-            for g in reference.param_groups
-            for p in g["params"]
-        }
+        group_of = {p: g for g in reference.param_groups for p in g["params"]}
         for p, e, b in zip(params, expected, before, strict=True):
-            off = worst_ulps(
-                b, e.grad, _snapshot(p, optimizer), _snapshot(e, reference), decay[id(e)]
-            )
+            group, found, wanted = group_of[e], _snapshot(p, optimizer), _snapshot(e, reference)
+            scheme = scheme_of(group, e)
+            if scheme.is_direct:
+                decay = 0.0 if group["rule"] == "adamw" else group["weight_decay"]
+                off = worst_ulps(b, e.grad, found, wanted, decay)
+            else:
+                off = steps_off(scheme, b, e.grad, found, wanted)
             worst = {name: max(value, worst.get(name, 0.0)) for name, value in off.items()} | {
                 name: value for name, value in worst.items() if name not in off
             }
@@ -147,7 +166,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one line per backend and case; exit status 1 if any is out of bounds."""
     statuses = backends()
-    print("largest difference from the reference per step, in ulp, and (bound)\n")
+    print(
+        "largest difference from the reference per step, and (bound): in ulp; of fewer bits in steps\n"
+        "of what is stored, and how many elements are rounded otherwise\n"
+    )
     failed = False
     first: dict[str, Verdict] = {}
     for label, backend, device in contestants(statuses):
@@ -161,10 +183,11 @@ def run(args: argparse.Namespace) -> int:
                 else f"  same bits as {peer.backend}: {'yes' if bits else 'NO'}"
             )
             figures = "  ".join(
-                f"{n} {v:.1f} ({ULP_BOUNDS[n]:g})" for n, v in verdict.worst.items()
+                f"{n} {v:.{2 if '%' in n else 1}f} ({BOUNDS[n]:g})"
+                for n, v in verdict.worst.items()
             )
             print(
-                f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:16s} {figures}{native}"
+                f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:17s} {figures}{native}"
             )
             failed |= not verdict.passed or not bits
     for status in statuses:

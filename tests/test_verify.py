@@ -52,7 +52,38 @@ def test_ulps_off() -> None:
 def test_the_cpu_backend_passes(case: str) -> None:
     verdict = verify.check("cpu", CpuBackend(), CPU, case)
     assert verdict.passed, verdict.worst
-    assert "param" in verdict.worst
+    assert verdict.worst.keys() & {"param", "steps"}
+
+
+class OneCodeOff(CpuBackend):
+    """The CPU backend, but one number of each parameter's state, or of what is beside it, is another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def step(self, work) -> int:
+        launches = super().step(work)
+        for slot in work.table.slots:
+            found = work.state[slot.param].get(self._name)
+            if found is not None and found.numel():
+                found.view(-1)[-1] = 3 if found.view(-1)[-1] > 60 else 100
+        return launches
+
+
+@pytest.mark.parametrize(
+    "case, name",
+    [
+        ("8 bits, split8", "exp_avg_sq_code"),
+        ("8 bits, split8", "exp_avg_code"),
+        ("8 bits, split8", "remainder"),
+        ("8 bits, by chance", "exp_avg_sq_scale"),
+        ("bfloat16, kahan", "exp_avg_sq"),
+        ("bfloat16, split16", "remainder"),
+    ],
+)
+def test_one_wrong_number_is_seen(case: str, name: str) -> None:
+    assert not verify.check("wrong", OneCodeOff(name), CPU, case).passed
 
 
 @pytest.mark.parametrize("case", ["AdamW", "SGD"])
