@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import sass
+from named_schemes import NAMED
 
 from stackelberg_fused.rules import RULES, Rule
 from stackelberg_fused.summation import LANES
@@ -14,17 +15,6 @@ from stackelberg_fused.tables import TILE_ELEMENTS
 # tensor, the factors of clipping and unscaling, found_inf. And what it may write: the count, readiness, the arrivals.
 TABLE_LOADS = 2 + 9 + 16 + 8 + 2 + 1 + 2 + 1
 COUNT_STORES = 3
-# bytes per parameter that Adam reads and writes of full tiles in the schemes of csrc/cuda/schemes.cuh, and how many
-# scales of codes a thread reads and writes beside them
-SCHEMES = {
-    ("float32", "bfloat16", None): (12.0, 8.0, 0, 0),
-    ("bfloat16", "float32", "stochastic"): (12.0, 10.0, 0, 0),
-    ("bfloat16", "float32", "split16"): (14.0, 12.0, 0, 0),
-    ("bfloat16", "bfloat16", "kahan"): (10.0, 8.0, 0, 0),
-    ("bfloat16", "8bit", None): (6.0, 4.0, 2, 2),
-    ("bfloat16", "8bit", "stochastic"): (6.0, 4.0, 2, 2),
-    ("bfloat16", "8bit", "split8"): (7.0, 5.0, 2, 2),
-}
 REGISTERS = 65536  # of a multiprocessor
 
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
@@ -110,7 +100,7 @@ def audit(
 
 
 def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
-    """Assert that full tiles of the schemes in `SCHEMES` are moved once, 16 bytes at a time, and all is in registers.
+    """Assert that full tiles of the schemes in `NAMED` are moved once, 16 bytes at a time, and all is in registers.
 
     What the kernel moves of anything else, in loops, is up to the records; the host-run kernel counts it.
     """
@@ -138,7 +128,9 @@ def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
         for path in paths
         if path.store_bytes
     }
-    assert found == set(SCHEMES.values()), name
+    # a thread reads and writes one scale of each moment
+    scales = {named: 2 if named.has_codes else 0 for named in NAMED.values()}
+    assert found == {(*n.bytes_moved(), count, count) for n, count in scales.items()}, name
 
 
 def audit_formats(
@@ -223,7 +215,6 @@ def inexact_arithmetic(ptx: str) -> set[str]:
 __all__ = [
     "ATOMICS",
     "RULES",
-    "SCHEMES",
     "audit",
     "audit_formats",
     "audit_narrow",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,9 +30,21 @@ class Named(NamedTuple):
         written = sum(dtype.itemsize for dtype in (self.scheme.param, *dtypes))
         return float(written + self.grad.itemsize), float(written)
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether its two moments have scales."""
+        return self.scheme.state is EIGHT_BITS
+
+    @property
     def bytes_of_scales(self) -> float:
-        """Read, and as many written."""
-        return 2 / BLOCK if self.scheme.state is EIGHT_BITS else 0.0
+        """Per parameter: read, and as many written."""
+        return 2 / BLOCK if self.has_codes else 0.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of an optimizer."""
+        state = "8bit" if self.has_codes else self.scheme.state
+        return {"state_dtype": state, "master": self.scheme.master}
 
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -41,6 +53,7 @@ NAMED = {
     "bf16-state": Named(Scheme(F32, None, BF16, False), F32, 20),
     "split16": Named(Scheme(BF16, "split16", F32, False), BF16, 26),
     "kahan": Named(Scheme(BF16, "kahan", BF16, False), BF16, 18),
+    "8bit-nearest": Named(Scheme(BF16, None, EIGHT_BITS, False), BF16, 10.125),
     "8bit": Named(Scheme(BF16, "stochastic", EIGHT_BITS, False), BF16, 10.125),
     "split8-8bit": Named(Scheme(BF16, "split8", EIGHT_BITS, False), BF16, 12.125),
 }

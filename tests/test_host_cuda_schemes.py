@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from audit import SCHEMES
 from checks import assert_same_optimizers
 from host_cuda.backend import Counters, HostCudaBackend, counters
 from host_cuda.build import unavailable
+from named_schemes import NAMED, Named
 from test_narrow_parity import values
 from torch import nn
 
@@ -18,8 +18,7 @@ from stackelberg_fused.tables import TILE_ELEMENTS
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
-by_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+by_scheme = pytest.mark.parametrize("named", NAMED.values(), ids=NAMED)
 # full tiles, and with ragged ends
 SIZES = [(TILE_ELEMENTS,), (2, TILE_ELEMENTS), (TILE_ELEMENTS + 1,), (3, 5000)]
 RULES = {
@@ -32,13 +31,10 @@ RULES = {
 }
 
 
-def optimizer(
-    backend: object, scheme: tuple[str, str, str | None], rule: str = "adamw", **how: Any
-) -> Any:
-    dtype, state, master = scheme
-    params = [nn.Parameter(values(size, i).to(DTYPES[dtype])) for i, size in enumerate(SIZES)]
+def optimizer(backend: object, named: Named, rule: str = "adamw", **how: Any) -> Any:
+    params = [nn.Parameter(values(size, i).to(named.scheme.param)) for i, size in enumerate(SIZES)]
     kind, settings = RULES[rule]
-    how = {"lr": 0.01, "state_dtype": state, "master": master, "seed": 5, **settings, **how}
+    how = {"lr": 0.01, "seed": 5, **named.settings, **settings, **how}
     return kind(params, backend=backend, **{"float32_state": "none", **how})
 
 
@@ -59,11 +55,9 @@ def moved_by_a_step(opt: Any) -> Counters:
 @by_scheme
 @pytest.mark.parametrize("off", [0, 1, 4], ids="off {}".format)
 @pytest.mark.parametrize("rule", RULES)
-def test_the_bits_of_the_cpu_kernel(
-    rule: str, off: int, scheme: tuple[str, str, str | None]
-) -> None:
+def test_the_bits_of_the_cpu_kernel(rule: str, off: int, named: Named) -> None:
     ours, on_cpu = (
-        optimizer(backend, scheme, rule) for backend in (HostCudaBackend("shuffled", seed=1), "cpu")
+        optimizer(backend, named, rule) for backend in (HostCudaBackend("shuffled", seed=1), "cpu")
     )
     # infinity and NaN, of which there are codes from then on, beside tiles where all is as usual
     for step in range(5):
@@ -74,9 +68,9 @@ def test_the_bits_of_the_cpu_kernel(
 
 
 @by_scheme
-def test_moments_at_the_ends_of_their_scales(scheme: tuple[str, str, str | None]) -> None:
+def test_moments_at_the_ends_of_their_scales(named: Named) -> None:
     """Scales that are held back, moments that overflow, blocks of zeros and of subnormal numbers."""
-    ours, on_cpu = (optimizer(b, scheme, betas=(0.5, 0.5)) for b in (HostCudaBackend(), "cpu"))
+    ours, on_cpu = (optimizer(b, named, betas=(0.5, 0.5)) for b in (HostCudaBackend(), "cpu"))
     for step in range(4):
         for opt in (ours, on_cpu):
             give(opt, step)
@@ -90,39 +84,34 @@ def test_moments_at_the_ends_of_their_scales(scheme: tuple[str, str, str | None]
 
 
 @by_scheme
-def test_bytes_per_parameter_of_full_tiles(scheme: tuple[str, str, str | None]) -> None:
-    opt = optimizer(HostCudaBackend(), scheme)
+def test_bytes_per_parameter_of_full_tiles(named: Named) -> None:
+    opt = optimizer(HostCudaBackend(), named)
     full = sum(p.numel() // TILE_ELEMENTS for p in opt.param_groups[0]["params"]) * TILE_ELEMENTS
-    reads, writes, *_ = SCHEMES[scheme]
     for step in range(2):
         give(opt, step)
         moved = moved_by_a_step(opt)
         assert moved.launches == 1
-        assert moved.vector_bytes == (reads + writes) * full
-
-
-# what a full tile moves in all, scales included
-IN_NUMBERS = dict(zip(SCHEMES, (20.0, 22.0, 26.0, 18.0, 10.125, 10.125, 12.125), strict=True))
+        assert moved.vector_bytes == sum(named.bytes_moved()) * full
 
 
 @by_scheme
-def test_bytes_per_parameter_in_numbers(scheme: tuple[str, str, str | None]) -> None:
-    opt = optimizer(HostCudaBackend(), scheme)
+def test_bytes_per_parameter_in_numbers(named: Named) -> None:
+    opt = optimizer(HostCudaBackend(), named)
     give(opt, 0)
     for p in opt.param_groups[0]["params"][2:]:
         p.grad = None
     moved = moved_by_a_step(opt)
     # two threads read a block's scale, at one address: one access of their warp
-    repeated = SCHEMES[scheme][2] / 32
-    assert moved.bytes == (IN_NUMBERS[scheme] + repeated) * 3 * TILE_ELEMENTS
-    assert moved.vector_bytes == int(IN_NUMBERS[scheme]) * 3 * TILE_ELEMENTS
+    repeated = named.bytes_of_scales
+    assert moved.bytes == (named.stated + repeated) * 3 * TILE_ELEMENTS
+    assert moved.vector_bytes == int(named.stated) * 3 * TILE_ELEMENTS
 
 
 @by_scheme
 def test_a_gradient_that_is_not_aligned_takes_the_other_path(
-    scheme: tuple[str, str, str | None],
+    named: Named,
 ) -> None:
-    opt = optimizer(HostCudaBackend(), scheme)
+    opt = optimizer(HostCudaBackend(), named)
     give(opt, 0, off=1)
     assert moved_by_a_step(opt).vector_bytes == 0
 
