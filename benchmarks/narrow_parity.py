@@ -34,7 +34,7 @@ class _Difference:
         self._size += size.double().square().sum().item()
 
     def error(self, bound: float, what: str) -> str:
-        relative = (self._wrong / self._size) ** 0.5
+        relative = (self._wrong / self._size) ** 0.5 if self._size else self._wrong
         # not ">": a NaN must not pass
         return "" if relative <= bound else f"{what} differs from AdamW's by {relative:.2%}"
 

@@ -235,8 +235,8 @@ SF_SHARED uint32_t special_bytes(uint32_t codes) {
   return (upper + (CODE::is_signed ? 0x02020202 : 0x01010101)) & 0x80808080;
 }
 
-// What is not a number is larger than any.
-SF_SHARED float larger_magnitude(float largest, float x) {
+// The larger magnitude; what is not a number is larger than any.
+SF_SHARED float larger_or_nan(float largest, float x) {
 #if defined(__CUDA_ARCH__)
   float found;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(found) : "f"(largest), "f"(fabsf(x)));

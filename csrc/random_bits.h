@@ -1,5 +1,5 @@
 // Counter-based random numbers for stochastic rounding: what an element gets depends on the seed, its parameter, the
-// step and its own index, and on nothing else. stackelberg_fused/random_bits.py is the same, operation by operation.
+// step and its own index, and on nothing else. stackelberg_fused/random_bits.py makes the same bits.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ template <typename Word>
 SF_SHARED Word mixed_bits(const Stream& stream, Word word) {
   word ^= word >> 16;
   word *= 0x7FEB352Du;
-  // of word ^ stream.second
+  // word ^ second, and then that ^ that >> 15: of what all elements share the shift is taken once
   word = word ^ (word >> 15) ^ (stream.second ^ (stream.second >> 15));
   word *= 0x846CA68Bu;
   return word;

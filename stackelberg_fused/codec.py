@@ -14,6 +14,7 @@ from torch import Tensor
 
 HALF = torch.tensor(0x8000)  # what a random number is on the average
 BLOCK = 32  # elements that share a scale
+LARGEST_SCALE = 253
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor
     padded = x.new_zeros(-(-count // BLOCK) * BLOCK, dtype=torch.int64)
     padded[:count] = torch.where(is_finite, magnitude, 0)
     largest = padded.view(-1, BLOCK).amax(1)
-    scales = ((largest + 0x7FFFFF) >> 23).clamp(max=253)
+    scales = ((largest + 0x7FFFFF) >> 23).clamp(max=LARGEST_SCALE)
     inverse = _float(((254 - scales) << 23).repeat_interleave(BLOCK)[:count])
     y = _float(magnitude) * inverse
     # steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there

@@ -80,6 +80,8 @@ class Gradients:
         moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
         self._table.version += changed
+        if changed and self._table.has_other_gradients:
+            self._table.note_formats()  # one may have the dtype of its parameter again
         gathered = Gathered(kept, odd, [], [], [])
         for i in moved:
             self._follow(i)
@@ -131,8 +133,7 @@ class Gradients:
         if records["grad_dtype"][i] != word:
             records["grad_dtype"][i] = word
             self._table.version += 1
-            here = slice(i, i + 1)
-            self._table.add_formats(records["format"][here], records["grad_dtype"][here])
+            self._table.note_formats()
 
     def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
         """In which dtype a gradient is read."""

@@ -129,9 +129,8 @@ class Table:
         self.records["key"] = [slot.key for slot in slots]
         self.records["format"] = [slot.scheme.format for slot in slots]
         self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
-        # those that records have, or had once, each with the dtype of its gradient
-        self.formats: tuple[int, ...] = ()
-        self.add_formats(self.records["format"], self.records["grad_dtype"])
+        self.note_formats()
+        self._own_formats = self.formats
         self.tiles = build_tiles(numel)
         # float32 as in torch: exact up to 2**24 steps
         self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
@@ -159,11 +158,16 @@ class Table:
         self.counts: DeviceCounts | None = None  # where step counts live on the device
         self.may_be_captured = False  # in a CUDA graph
 
-    def add_formats(self, formats: np.ndarray, grad_dtypes: np.ndarray) -> None:
-        """Know of formats that records have from now on, with the dtypes of their gradients."""
-        found = set(self.formats).union((formats | grad_dtypes << 8).tolist())
-        self.formats = tuple(sorted(found))
+    def note_formats(self) -> None:
+        """Take over which formats records have, each with the dtype of its gradient above its first byte."""
+        words = self.records["format"] | self.records["grad_dtype"] << 8
+        self.formats: tuple[int, ...] = tuple(np.unique(words).tolist())
         self.is_narrow = self.formats != (0,)
+
+    @property
+    def has_other_gradients(self) -> bool:
+        """Whether some gradient had, when last noted, another dtype than its parameter."""
+        return self.formats != self._own_formats
 
     def count_on_device(self) -> None:
         """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""

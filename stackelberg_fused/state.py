@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arena import zeros_like_in_arenas
+from .codec import LARGEST_SCALE
 from .groups import param_label
 from .layout import COUNTS, STATE_FIELD, Table
 from .recoding import as_stored
@@ -133,9 +134,8 @@ def _check_entry(
             )
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:
-            raise ValueError(f"{label}: state dict has {name} without their scales")
-        if is_code != (value.dtype is EIGHT_BITS) and not name.endswith("_scale"):
-            raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
+            raise ValueError(f"{label}: state dict has {name} without its scales")
+        _check_kind(name, value, label)
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
@@ -146,6 +146,21 @@ def _check_entry(
             valid = False
         if not valid:
             raise ValueError(f"{label}: state dict has {name} {count!r}, expected one number >= 0")
+
+
+def _check_kind(name: str, value: Tensor, label: str) -> None:
+    """Raise ValueError for numbers of a kind that no scheme stores under this name."""
+    if name in (code_name(moment_of(name)), scale_name(moment_of(name))):
+        fits = value.dtype is EIGHT_BITS
+        # codes are of finite numbers up to twice their scale
+        if fits and name.endswith("_scale") and value.numel() and int(value.max()) > LARGEST_SCALE:
+            raise ValueError(f"{label}: state dict has {name} above {LARGEST_SCALE}")
+    elif name == "remainder":
+        fits = value.dtype in (torch.int8, torch.int16)
+    else:
+        fits = value.is_floating_point()
+    if not fits:
+        raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
 
 
 @torch.no_grad()

@@ -145,6 +145,10 @@ def audit_formats(
     assert all(not access.guard for access in kernel.wide_accesses()), kernel.name
     paths = [path for path in kernel.paths() if path.load_bytes or path.store_bytes]
     assert {(float(path.load_bytes), float(path.store_bytes)) for path in paths} == moved
+    for path in paths:
+        # scales, and what a block reads of its tables
+        assert path.narrow_stores <= 2, (kernel.name, path)
+        assert path.narrow_loads <= TABLE_LOADS, (kernel.name, path)
 
 
 def audit_statistics(kernel: sass.Kernel) -> None:

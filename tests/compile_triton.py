@@ -20,7 +20,8 @@ from named_schemes import NAMED
 from stackelberg_fused.triton_kernels import narrow, project, statistics, step, tile
 from triton.backends.compiler import GPUTarget
 
-from stackelberg_fused.rules import MIXED_RULES, RULES
+from stackelberg_fused.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.schemes import Scheme
 
 WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
 FLOATS, DOUBLES = WORDS.view(torch.float32), WORDS.view(torch.float64)
@@ -62,6 +63,9 @@ EXTRAS = {
 SEVERAL = tuple(sorted((NAMED["split8-8bit"].word, NAMED["split16"].word)))
 FORMATS = {**{name: (named.word,) for name, named in NAMED.items()}, "several": SEVERAL}
 SOME_FORMATS = ("split16", "8bit")
+# what keeps most in registers: float32 beside codes, by a rule of six buffers
+WIDEST = (Scheme(torch.float32, None, torch.uint8, False).format,)
+WIDEST_RULE = Rule.AMSGRAD | Rule.EMA
 STATISTICS = {
     "statistics": {},
     "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
@@ -129,6 +133,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     if is_thorough:
         write("several-everything", compile_rule(0, formats=SEVERAL, **EXTRAS["everything"]))
         write("several-rules", compile_rule(MIXED_RULES, formats=SEVERAL))
+        write("widest", compile_rule(WIDEST_RULE, formats=WIDEST, **EXTRAS["everything"]))
     for name, extras in STATISTICS.items():
         write(name, compile_statistics(**extras))
     write("project", compile_projection())
@@ -143,7 +148,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
             "codes": narrow.CODES_PASS.value,
             "halves": narrow.HALVES_PASS.value,
         },
-        "passes": step.TILE_ELEMENTS // tile.NARROW_PASS.value,
+        "passes": step.TILE_ELEMENTS // tile.CROWDED_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for
         "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
     }

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter twice as fast for our kernels.
+"""Makes Triton's interpreter faster for our kernels.
 
 A launch patches Triton's language for the time that it takes, and then anew at each call of a function of the kernel's,
 which costs more than the function does: once for each module is enough.

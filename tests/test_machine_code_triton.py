@@ -120,7 +120,7 @@ def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
 
 def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path) -> None:
     facts = json.loads((compiled / "90.json").read_text())["narrow"]
-    for name in ("several-everything", "several-rules"):
+    for name in ("several-everything", "several-rules", "widest"):
         (kernel,) = sass.disassemble(compiled / f"90_{name}.cubin")
         assert_kept_in_registers(kernel, facts["threads"], BLOCKS_OF_CODES)
         assert unordered_atomics(kernel) == []

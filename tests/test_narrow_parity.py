@@ -219,6 +219,38 @@ def assert_near(ours: Any, reference: Any) -> None:
         assert (error <= NARROW_STEP * (expected[name].abs() + 0.01)).all(), name
 
 
+CHUNKS = {
+    "first": [0],
+    "middle": [3],
+    "last": [-1],
+    "every second": range(0, 17, 2),
+    "all": range(17),
+}
+
+
+@pytest.mark.parametrize("where", CHUNKS)
+@pytest.mark.parametrize("master", ["stochastic", "split8"])
+def test_chunks_that_are_unusual_among_others(master: str, where: str) -> None:
+    """Those of 512 elements with infinity or NaN, which processors may take in another way than the rest."""
+    elements = 17 * 512 + 300
+    optimizers = []
+    for backend in ("cpu", "baseline"):
+        p = nn.Parameter(values((elements,), 1).bfloat16())
+        how = {"master": master, "state_dtype": "8bit", "float32_state": "none"}
+        optimizers.append(sf.StackelbergAdamW([p], lr=0.01, backend=chosen(backend)[0], **how))
+    for step in range(4):
+        grad = values((elements,), 7 + step)
+        for k in CHUNKS[where] if step == 1 else ():
+            grad.view(-1)[: 17 * 512].view(17, 512)[k, step * 100 :: 211] = torch.inf
+            grad.view(-1)[: 17 * 512].view(17, 512)[k, 5 * k % 512] = torch.nan
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["params"][0].grad = grad.bfloat16()
+            optimizer.step()
+    ours, expected = (tensors(optimizer) for optimizer in optimizers)
+    for name, found in ours.items():
+        assert_same_bits(found, expected[name], name)
+
+
 EXTRAS = {
     "plain": {},
     "clipped": {"max_grad_norm": {"body": 3.0, "head": 1.0}},

@@ -187,7 +187,7 @@ def test_codes_without_scales_are_refused() -> None:
     packed = ours.state_dict()
     del packed["state"][0]["exp_avg_scale"]
     before = copy.deepcopy(ours.state_dict())
-    with pytest.raises(ValueError, match=r"parameter 0 .*exp_avg_code without their scales"):
+    with pytest.raises(ValueError, match=r"parameter 0 .*exp_avg_code without its scales"):
         ours.load_state_dict(packed)
     for key, entry in before["state"].items():
         for name, value in entry.items():
@@ -234,6 +234,46 @@ def test_torchs_own_optimizer_does_not_take_codes_for_numbers() -> None:
     theirs.load_state_dict(ours.state_dict())
     with pytest.raises(KeyError, match="exp_avg"):
         train(model, theirs, range(1))
+
+
+def test_torchs_own_sgd_begins_anew_beside_codes_and_converted_ones_go_on() -> None:
+    model = model_of(torch.bfloat16)
+    ours = optimizer_of(model, (torch.bfloat16, None, "8bit"), "reference", "sgd")
+    train(model, ours, range(2))
+    theirs = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    theirs.load_state_dict(ours.state_dict())
+    assert all("momentum_buffer" not in theirs.state[p] for p in model.parameters())
+    wide = optimizer_of(model, (torch.bfloat16, None, "float32"), "reference", "sgd")
+    wide.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(wide.state_dict())
+    for p in model.parameters():
+        found = in_memory_order(theirs.state[p]["momentum_buffer"])
+        assert_same_bits(found, opened(ours, p)["momentum_buffer"].to(p.dtype))
+
+
+BAD_KINDS = {
+    "exp_avg_scale": (torch.int64, "exp_avg_scale of dtype torch.int64"),
+    "exp_avg_sq_scale": (torch.float32, "exp_avg_sq_scale of dtype torch.float32"),
+    "exp_avg_code": (torch.int32, "exp_avg_code of dtype torch.int32"),
+    "remainder": (torch.int32, "remainder of dtype torch.int32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_KINDS)
+def test_numbers_of_another_kind_are_refused(name: str) -> None:
+    model = model_of(torch.bfloat16)
+    ours = optimizer_of(model, (torch.bfloat16, "split8", "8bit"), "reference")
+    train(model, ours, range(2))
+    packed = ours.state_dict()
+    dtype, message = BAD_KINDS[name]
+    packed["state"][0][name] = packed["state"][0][name].to(dtype)
+    with pytest.raises(ValueError, match=f"parameter 0 .*{message}"):
+        ours.load_state_dict(packed)
+    packed = ours.state_dict()
+    scales = packed["state"][0]["exp_avg_scale"]
+    packed["state"][0]["exp_avg_scale"] = torch.full_like(scales, 255)
+    with pytest.raises(ValueError, match=r"parameter 0 .*exp_avg_scale above 253"):
+        ours.load_state_dict(packed)
 
 
 def test_scales_are_not_shards() -> None:

@@ -21,6 +21,7 @@ from .random_bits import random_bits, tile_stream
 from .stored import (
     BFLOAT16,
     FLOAT32,
+    MASTER32,
     STATE8,
     read_moments,
     read_weights,
@@ -63,8 +64,9 @@ from .update_rule import (
 )
 
 # What 4 warps take at a time, so that accesses to numbers of 16 bits, or of 8, are 128 bits wide: 8 or 16 elements of a
-# thread. The latter take two hundred registers: two such blocks fit on a multiprocessor, with 128 * 16 elements each on
-# their way, where 8 warps of as many would be one block alone.
+# thread. The latter take so many registers that two such blocks fit on a multiprocessor, where 8 warps of as many would
+# be one block alone; with more buffers than Adam's, or numbers of more than 16 bits, they would not fit, and codes are
+# read by 8.
 NARROW_WARPS = 4
 HALVES_PASS: tl.constexpr = tl.constexpr(1024)
 CODES_PASS: tl.constexpr = tl.constexpr(2048)
@@ -251,6 +253,7 @@ def update_narrow_tile(
     unscale,
     offset,
     FORMAT: tl.constexpr,
+    RULE: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -271,7 +274,17 @@ def update_narrow_tile(
     bounds = low, high
     stream = tile_stream(words[KEY], step, offset // TILE)
     if full:
-        PASS: tl.constexpr = CODES_PASS if ((FORMAT >> 2) & 3) == STATE8 else HALVES_PASS
+        MASTER_WORD: tl.constexpr = (FORMAT >> 4) & 7
+        IS_WIDE: tl.constexpr = (
+            0
+            if ((DTYPE != FLOAT32) and ((FORMAT >> 8) != FLOAT32) and (MASTER_WORD != MASTER32))
+            else 1
+        )
+        CROWDED: tl.constexpr = ((EMA | AMSGRAD) & RULE) | (TURNS & MODE) | IS_WIDE
+        IS_CODE: tl.constexpr = ((FORMAT >> 2) & 3) == STATE8
+        PASS: tl.constexpr = (
+            (CODES_PASS if CROWDED == 0 else HALVES_PASS) if IS_CODE else HALVES_PASS
+        )
         for first in range(0, TILE, PASS):
             at = _places(offset, first, count, PASS // BLOCK)
             _update(

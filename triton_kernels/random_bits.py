@@ -1,4 +1,4 @@
-"""Counter-based random numbers in Triton: csrc/random_bits.h, operation by operation."""
+"""Counter-based random numbers in Triton: the bits of csrc/random_bits.h."""
 
 import triton
 import triton.language as tl

@@ -45,6 +45,7 @@ def _update_narrow(
     unscale,
     offset,
     FORMATS: tl.constexpr,
+    RULE: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -53,7 +54,7 @@ def _update_narrow(
     for k in tl.static_range(len(FORMATS)):
         if format == FORMATS[k]:
             update_narrow_tile(
-                record, row, rule, step, factor, unscale, offset, FORMATS[k], MODE, TILE
+                record, row, rule, step, factor, unscale, offset, FORMATS[k], RULE, MODE, TILE
             )
 
 
@@ -168,11 +169,11 @@ def step_kernel(
             if RULE == MIXED_RULES:
                 rule = tl.load(words.to(tl.pointer_type(tl.int32)))
                 _update_narrow(
-                    record, row, rule, step, factor, unscale, offset, FORMATS, MODE, TILE
+                    record, row, rule, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
             else:
                 _update_narrow(
-                    record, row, RULE, step, factor, unscale, offset, FORMATS, MODE, TILE
+                    record, row, RULE, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
         elif RULE == MIXED_RULES:
             rule = tl.load(words.to(tl.pointer_type(tl.int32)))

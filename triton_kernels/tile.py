@@ -38,7 +38,7 @@ from .update_rule import (
 # it would be fewer: rules with a maximum or an average take half as much.
 NUM_WARPS = 8
 VECTOR_PASS: tl.constexpr = tl.constexpr(2048)
-NARROW_PASS: tl.constexpr = tl.constexpr(1024)
+CROWDED_PASS: tl.constexpr = tl.constexpr(1024)
 SCALAR_PASS: tl.constexpr = tl.constexpr(512)
 
 
@@ -177,8 +177,8 @@ def update_tile(
     if full:
         # no mask here: one would have to be known to be uniform over 16 bytes to keep wide accesses
         if (EMA | AMSGRAD) & RULE:
-            for start in tl.static_range(0, TILE, NARROW_PASS):
-                index = offset + (start + tl.arange(0, NARROW_PASS))
+            for start in tl.static_range(0, TILE, CROWDED_PASS):
+                index = offset + (start + tl.arange(0, CROWDED_PASS))
                 _update(row, factor, unscale, addresses, index, None, RULE, MODE, True)
         else:
             for start in tl.static_range(0, TILE, VECTOR_PASS):

@@ -37,7 +37,8 @@ struct Tiled {
 
 constexpr int kNarrowThreads = 256;
 constexpr int kNarrowBlocksPerMultiprocessor = 3;
-static_assert(kNarrowThreads == kLanes);  // of whom report_tile() takes one each
+constexpr int kElementsOfWarp = kTileElements / (kNarrowThreads / kWarp);  // of a full tile, neighbours
+static_assert(kNarrowThreads == kLanes);                                   // of whom report_tile() takes one each
 
 // An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
 __device__ __forceinline__ float* element(int64_t address, int64_t offset) {

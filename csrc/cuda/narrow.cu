@@ -109,10 +109,10 @@ __device__ __forceinline__ void for_elements(const Tiled& at, Vector vector, Sin
   const int64_t left = at.record.numel - at.tile.offset;
   const int thread = static_cast<int>(threadIdx.x);
   if (left >= kTileElements && takes_vectors(at.record)) {
-    constexpr int kOfWarp = kTileElements / (kNarrowThreads / kWarp);
-    const int first = thread / kWarp * kOfWarp;
+    const int first = thread / kWarp * kElementsOfWarp;
 #pragma unroll 1
-    for (int i = kVector * (thread % kWarp); i < kOfWarp; i += kVector * kWarp) vector(at.tile.offset + first + i);
+    for (int i = kVector * (thread % kWarp); i < kElementsOfWarp; i += kVector * kWarp)
+      vector(at.tile.offset + first + i);
     return;
   }
   const int count = static_cast<int>(left < kTileElements ? left : kTileElements);

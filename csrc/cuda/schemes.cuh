@@ -3,7 +3,7 @@
 // A thread takes as many neighbouring elements at once as make the narrowest of their buffers one access of 128 bits:
 // 16 where there are codes or 8-bit remainders, else 8. All that it reads of them is in flight before anything is
 // computed: 96 bytes (80 for bfloat16 throughout, 112 with remainders), with three blocks of 256 threads to a
-// multiprocessor 60 to 84 KiB, where an H200 needs some 40 for its 4.8 TB/s. Three blocks rather than two, because one
+// multiprocessor 60 to 84 KiB. Three blocks rather than two, because one
 // has nothing in flight while it looks up its record; that leaves a thread 80 registers, which is what 16 elements take
 // whose moments wait for the largest of their block.
 #pragma once
@@ -157,6 +157,11 @@ __device__ __forceinline__ void put_codes(Words<V>& words, int j, const float (&
 template <typename S>
 constexpr int kPasses = kTileElements / (kNarrowThreads * S::elements);
 
+// A warp leaves its elements as they were if it cannot update them: it must not have updated others before, and they
+// must be those that the path that branches gives the same warp.
+template <typename S>
+constexpr bool is_whole = S::state != kState8 || (kPasses<S> == 1 && kWarp * S::elements == kElementsOfWarp);
+
 // Whether the elements are updated; if not, nothing is, of the whole warp. Of codes nothing is stored before it is
 // known that all of them are ordinary (csrc/codec.h), so that the path that branches can still begin from what there
 // was.
@@ -186,8 +191,8 @@ __device__ __forceinline__ bool update_held(const Tiled& at, int64_t i, const He
       put_moment<S>(updated.exp_avg, j, m[j], random);
       put_moment<S>(updated.exp_avg_sq, j, v[j], random);
     } else {
-      largest = larger_magnitude(largest, m[j]);
-      largest_sq = larger_magnitude(largest_sq, v[j]);
+      largest = larger_or_nan(largest, m[j]);
+      largest_sq = larger_or_nan(largest_sq, v[j]);
     }
   }
   if constexpr (S::state == kState8) {
@@ -215,6 +220,7 @@ __device__ __forceinline__ bool update_held(const Tiled& at, int64_t i, const He
 
 template <typename S, int RULE>
 __device__ __forceinline__ bool update_all(const Tiled& at, int64_t i, Held<S>& held) {
+  static_assert(is_whole<S>);
   bool all = true;
 #pragma unroll
   for (int k = 0; k < kPasses<S>; ++k) {
