@@ -198,7 +198,7 @@ def _run_sanitized(program: Path, *arguments: str) -> subprocess.CompletedProces
     # leaks: a launch that is stopped abandons its fibers' stacks
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LD_PRELOAD": ""}
     return subprocess.run(
-        [str(program), *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [str(program), *arguments], env=environment, capture_output=True, text=True, timeout=600
     )
 
 
