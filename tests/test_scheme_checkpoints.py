@@ -264,12 +264,12 @@ def test_numbers_of_another_kind_are_refused(name: str) -> None:
     model = model_of(torch.bfloat16)
     ours = optimizer_of(model, (torch.bfloat16, "split8", "8bit"), "reference")
     train(model, ours, range(2))
-    packed = ours.state_dict()
+    packed = copy.deepcopy(ours.state_dict())
     dtype, message = BAD_KINDS[name]
     packed["state"][0][name] = packed["state"][0][name].to(dtype)
     with pytest.raises(ValueError, match=f"parameter 0 .*{message}"):
         ours.load_state_dict(packed)
-    packed = ours.state_dict()
+    packed = copy.deepcopy(ours.state_dict())
     scales = packed["state"][0]["exp_avg_scale"]
     packed["state"][0]["exp_avg_scale"] = torch.full_like(scales, 255)
     with pytest.raises(ValueError, match=r"parameter 0 .*exp_avg_scale above 253"):
