@@ -136,4 +136,5 @@ def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) 
 
 def _scalar(value: Any) -> Any:
     """A rate as torch's single-tensor rules take it: a Python number or a 0-d tensor."""
-    return value.squeeze() if isinstance(value, Tensor) else value
+    # no view of one that is 0-d already: its gradient would be summed up in another order than torch's
+    return value.squeeze() if isinstance(value, Tensor) and value.ndim else value
