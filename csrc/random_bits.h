@@ -26,7 +26,7 @@ SF_SHARED Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
 }
 
-// How far apart the words of neighbours are before they are mixed.
+// How far apart the words of neighbouring pairs are before they are mixed.
 constexpr uint32_t kIndexStride = 0x9E3779B9u;
 
 // All but the last step for a word, or for each of a vector of them.
@@ -40,10 +40,17 @@ SF_SHARED Word mixed_bits(const Stream& stream, Word word) {
   return word;
 }
 
-// 32 random bits for the element `index` of a tile: the upper half for its weight, the lower for its moments.
-SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
-  const uint32_t word = mixed_bits(stream, stream.first + index * kIndexStride);
+// The random bits of two neighbours of a tile, of elements 2 * pair and the next: the lower half and the upper one.
+SF_SHARED uint32_t random_word(const Stream& stream, uint32_t pair) {
+  const uint32_t word = mixed_bits(stream, stream.first + pair * kIndexStride);
   return word ^ (word >> 16);
+}
+
+// 16 random bits for the element `index` of a tile. Its weight and its moments share them: what one of them gains is
+// of no consequence to the mean of the others, and numbers of their own would cost more than rounding by them.
+SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
+  const uint32_t word = random_word(stream, index / 2);
+  return index % 2 ? word >> 16 : word & 0xFFFF;
 }
 
 }  // namespace sf

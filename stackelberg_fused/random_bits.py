@@ -36,7 +36,9 @@ def tile_stream(key: int, step: int, tile: int) -> tuple[int, int]:
 
 
 def random_bits(key: int, step: int, count: int, device: torch.device) -> Tensor:
-    """int64 [count]: for each element of a parameter, in the order of its memory, 32 random bits.
+    """int64 [count]: for each element of a parameter, in the order of its memory, 16 random bits.
+
+    Two neighbours have the halves of one mixed word of 32 bits; an element's weight and moments share what it has.
 
     Args:
         key: of the parameter.
@@ -45,15 +47,15 @@ def random_bits(key: int, step: int, count: int, device: torch.device) -> Tensor
     tiles = -(-count // TILE_ELEMENTS)
     streams = [tile_stream(key, step, tile) for tile in range(tiles)]
     first, second = torch.tensor(streams, dtype=torch.int64, device=device).view(-1, 2, 1).unbind(1)
-    index = torch.arange(TILE_ELEMENTS, device=device)
-    word = (first + index * 0x9E3779B9) & 0xFFFFFFFF
+    pair = torch.arange(TILE_ELEMENTS // 2, device=device)
+    word = (first + pair * 0x9E3779B9) & 0xFFFFFFFF
     word = word ^ (word >> 16)
     word = (word * 0x7FEB352D) & 0xFFFFFFFF
     word = word ^ second
     word = word ^ (word >> 15)
     word = (word * 0x846CA68B) & 0xFFFFFFFF
     word = word ^ (word >> 16)
-    return word.reshape(-1)[:count]
+    return torch.stack((word & 0xFFFF, word >> 16), -1).reshape(-1)[:count]
 
 
 def _scrambled(word: int) -> int:

@@ -23,24 +23,24 @@ def test_numbers_depend_on_their_counters_alone():
     assert draw(count=1).shape == (1,)
     assert draw(count=0).shape == (0,)
     assert draw().min() >= 0
-    assert draw().max() < 2**32
+    assert draw().max() < 2**16
 
 
 def test_golden_values():
     """What every backend has to give; another sequence would break the resumption of a run."""
-    assert draw(3, 1, 2, 5, 4).tolist() == [1486777197, 2987163064, 2538045985, 2900029342]
+    assert draw(3, 1, 2, 5, 4).tolist() == [27501, 22686, 32184, 45580]
 
 
-@pytest.mark.parametrize("shift", [0, 16], ids=["lower", "upper"])
-def test_halves_are_uniform(shift):
-    half = (draw(count=64 * TILE_ELEMENTS) >> shift) & 0xFFFF
-    counts = torch.bincount(half >> 8, minlength=256).double()
-    expected = len(half) / 256
+@pytest.mark.parametrize("half", [0, 1], ids=["lower", "upper"])
+def test_halves_of_words_are_uniform(half):
+    found = draw(count=128 * TILE_ELEMENTS)[half::2]
+    counts = torch.bincount(found >> 8, minlength=256).double()
+    expected = len(found) / 256
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
     assert 160 < chi_square < 370  # 255 degrees of freedom, five standard deviations
     for bit in range(16):
-        share = ((half >> bit) & 1).double().mean().item()
-        assert abs(share - 0.5) < 5 * 0.5 / len(half) ** 0.5
+        share = ((found >> bit) & 1).double().mean().item()
+        assert abs(share - 0.5) < 5 * 0.5 / len(found) ** 0.5
 
 
 def correlation(a, b):
@@ -56,10 +56,9 @@ def test_streams_are_not_correlated():
     for a, b in pairs:
         bound = 5 / len(a) ** 0.5
         assert abs(correlation(a, b)) < bound
-        assert abs(correlation(a & 0xFFFF, b & 0xFFFF)) < bound
-        assert abs(correlation(a & 0xFFFF, b >> 16)) < bound
+        assert abs(correlation(a & 0xFF, b >> 8)) < bound
 
 
-def test_halves_of_a_number_are_not_correlated():
-    word = draw(count=64 * TILE_ELEMENTS)
-    assert abs(correlation(word & 0xFFFF, word >> 16)) < 5 / len(word) ** 0.5
+def test_halves_of_a_word_are_not_correlated():
+    lower, upper = draw(count=128 * TILE_ELEMENTS).view(-1, 2).unbind(1)
+    assert abs(correlation(lower, upper)) < 5 / len(lower) ** 0.5

@@ -229,8 +229,7 @@ def _update(
         ema = load(words[EMA_ADDRESS], at, FULL, tl.float32)
         store(words[EMA_ADDRESS], at, ema_update(row, param, ema), FULL, tl.float32)
     random = random_bits(stream, at[4].to(tl.uint32))
-    write_weights(words[PARAM], words[MASTER], at, param, random >> 16, FORMAT, FULL)
-    random = random & 0xFFFF
+    write_weights(words[PARAM], words[MASTER], at, param, random, FORMAT, FULL)
     if ((SGD | MOMENTUM) & rule) != SGD:
         write_moments(words[EXP_AVG], words[EXP_AVG_SCALE], at, exp_avg, random, 15, STATE, FULL)
     if (SGD & rule) == 0:

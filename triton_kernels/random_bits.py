@@ -27,16 +27,17 @@ def tile_stream(key, step, tile):
 
 @triton.jit
 def random_bits(stream, index):
-    """32 random bits for each element of a tile: the upper half for its weight, the lower for its moments.
+    """16 random bits for each element of a tile, as uint32: half of a word that two neighbours share.
 
     Args:
         stream: of `tile_stream`.
         index: uint32 block, within the tile.
     """
-    word = stream[0] + index * 0x9E3779B9
+    word = stream[0] + (index >> 1) * 0x9E3779B9
     word = word ^ (word >> 16)
     word = word * 0x7FEB352D
     word = word ^ stream[1]
     word = word ^ (word >> 15)
     word = word * 0x846CA68B
-    return word ^ (word >> 16)
+    word = word ^ (word >> 16)
+    return tl.where((index & 1) == 0, word & 0xFFFF, word >> 16)

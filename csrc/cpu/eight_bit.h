@@ -109,10 +109,10 @@ SF_SHARED bool write_scales(const EightBitTile& tile, const Survey& survey, Deco
   return true;
 }
 
-// What random numbers are mixed of, for the even places of the block at `first`.
+// What random numbers are mixed of, for the pairs of the block at `first`.
 SF_SHARED Bits unmixed(const Stream& stream, int64_t first) {
-  const Bits lanes = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-  return lanes * kIndexStride + (stream.first + static_cast<uint32_t>(first) * kIndexStride);
+  const Bits lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lanes * kIndexStride + (stream.first + static_cast<uint32_t>(first / 2) * kIndexStride);
 }
 
 // Writes the parameters of a block, and leaves the rest of it rounded.
@@ -120,11 +120,11 @@ template <int MASTER>
 SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, int block, Bits& next, Words& words) {
   const Block& from = chunk.blocks[block];
   const int b = block % 2;
-  const Halves<Bits> mixed = {mixed_bits(tile.stream, next), mixed_bits(tile.stream, next + all<kIndexStride>())};
-  next += all<kBlock * kIndexStride>();
-  const Halves<Bits> upper = {mixed.even >> 16, mixed.odd >> 16};
-  const Halves<Bits> lower = {masked_difference<0xFFFF>(mixed.even, upper.even) << 4,
-                              masked_difference<0xFFFF>(mixed.odd, upper.odd) << 4};
+  const Bits mixed = mixed_bits(tile.stream, next);
+  next += all<kBlock / 2 * kIndexStride>();
+  const Bits upper = mixed >> 16;  // of what random_word() makes of it the upper half is this
+  const Halves<Bits> random = {masked_difference<0xFFFF>(mixed, upper), upper};
+  const Halves<Bits> shifted = {random.even << 4, random.odd << 4};
   const auto weight = load_halves<Bits>(from.weight);
   const auto m = load_halves<Numbers>(from.exp_avg), v = load_halves<Numbers>(from.exp_avg_sq);
   Bits part;
@@ -133,15 +133,15 @@ SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, 
     part = upper_halves({whole.even + all<0x8000>(), whole.odd + all<0x8000>()});
     words.remainder[b] = chosen<0xFFFF0000>(whole.odd << 16, whole.even);
   } else {
-    part = upper_halves({weight.even + upper.even, weight.odd + upper.odd});
+    part = upper_halves({weight.even + random.even, weight.odd + random.odd});
   }
   store(tile.param + chunk.first + block * kBlock, part);
   const float inverse = chunk.inverse[block], half_inverse = chunk.half_inverse[block];
   const float inverse_sq = chunk.inverse_sq[block];
-  words.exp_avg[b] = upper_halves(
-      {first_steps(m.even, inverse, half_inverse, lower.even), first_steps(m.odd, inverse, half_inverse, lower.odd)});
+  words.exp_avg[b] = upper_halves({first_steps(m.even, inverse, half_inverse, shifted.even),
+                                   first_steps(m.odd, inverse, half_inverse, shifted.odd)});
   words.exp_avg_sq[b] =
-      upper_halves({second_steps(v.even, inverse_sq, lower.even), second_steps(v.odd, inverse_sq, lower.odd)});
+      upper_halves({second_steps(v.even, inverse_sq, shifted.even), second_steps(v.odd, inverse_sq, shifted.odd)});
 }
 
 template <int MASTER>

@@ -20,11 +20,14 @@ T* pointer(int64_t address, int64_t offset) {
   return address ? reinterpret_cast<T*>(address) + offset : nullptr;
 }
 
-// Random numbers of the elements of a tile from `first` on.
+// Random numbers of the elements of a tile from `first`, which is even, on; of one more where `count` is odd.
 inline void draw(const Stream& stream, uint32_t first, int64_t count, uint32_t* __restrict out) {
   const Stream of_tile = stream;
   // counted in the 32 bits that are mixed, or half of the work would be to make them of 64
-  for (uint32_t i = 0; i < static_cast<uint32_t>(count); ++i) out[i] = random_bits(of_tile, first + i);
+  for (uint32_t i = 0; i < (static_cast<uint32_t>(count) + 1) / 2; ++i) {
+    const uint32_t word = random_word(of_tile, first / 2 + i);
+    out[2 * i] = word & 0xFFFF, out[2 * i + 1] = word >> 16;
+  }
 }
 
 // float32 of `count` elements at an address.
@@ -91,9 +94,9 @@ inline void write_weights(const Record& record, const Format& format, int64_t of
   switch (format.master) {
     case kStochastic:
       if (format.param == kBfloat16) {
-        for (int64_t i = 0; i < count; ++i) param[i] = to_bfloat16(weight[i], random[i] >> 16);
+        for (int64_t i = 0; i < count; ++i) param[i] = to_bfloat16(weight[i], random[i]);
       } else {
-        for (int64_t i = 0; i < count; ++i) param[i] = to_float16(weight[i], random[i] >> 16);
+        for (int64_t i = 0; i < count; ++i) param[i] = to_float16(weight[i], random[i]);
       }
       return;
     case kSplit16: {
@@ -213,10 +216,9 @@ void encode_blocks(const float* __restrict in, const uint32_t* __restrict random
   }
   if (is_usual) {
     for (int64_t i = 0; i < count; ++i)
-      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i]));
   } else {
-    for (int64_t i = 0; i < count; ++i)
-      code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i] & 0xFFFF));
+    for (int64_t i = 0; i < count; ++i) code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i]));
   }
 }
 
@@ -247,7 +249,7 @@ void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __r
     encode_blocks<CODE>(in, random, moment, offset, count);
   } else {
     uint16_t* __restrict out = pointer<uint16_t>(moment.address, offset);
-    for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i] & 0xFFFF);
+    for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i]);
   }
 }
 

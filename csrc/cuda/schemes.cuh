@@ -114,7 +114,7 @@ __device__ __forceinline__ void put_weight(Held<S>& held, int j, float weight, u
   } else if constexpr (S::param == kFloat32) {
     held.param.word[j] = bits_of(weight);
   } else {
-    const uint16_t stored = S::master == kStochastic ? to_bfloat16(weight, random >> 16) : to_bfloat16(weight);
+    const uint16_t stored = S::master == kStochastic ? to_bfloat16(weight, random) : to_bfloat16(weight);
     put_half(held.param, j, stored);
     if constexpr (S::master == kKahan) {
       put_half(held.master, j, to_bfloat16(compensation(weight, from_bfloat16(stored))));
@@ -134,7 +134,7 @@ __device__ __forceinline__ void put_moment(Words<BYTES>& words, int j, float mom
   if constexpr (S::state == kState32) {
     words.word[j] = bits_of(moment);
   } else {
-    put_half(words, j, to_bfloat16(moment, random & 0xFFFF));
+    put_half(words, j, to_bfloat16(moment, random));
   }
 }
 
@@ -150,7 +150,7 @@ __device__ __forceinline__ void put_codes(Words<V>& words, int j, const float (&
                                           const uint32_t (&random)[4]) {
   uint32_t codes[4];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) codes[k] = encode_usual<CODE>(x[j + k], inverse, random[k] & 0xFFFF);
+  for (int k = 0; k < 4; ++k) codes[k] = encode_usual<CODE>(x[j + k], inverse, random[k]);
   words.word[j / 4] = top_bytes(codes);
 }
 

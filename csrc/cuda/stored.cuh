@@ -119,8 +119,7 @@ __device__ __forceinline__ void write_weights(const Record& record, const Format
                                               const float (&x)[V], const uint32_t (&random)[V]) {
   if (format.master == kStochastic) {
     store_words(record.param, 2 * i, packed<2 * V, V>([&](int j) {
-                  return format.param == kBfloat16 ? to_bfloat16(x[j], random[j] >> 16)
-                                                   : to_float16(x[j], random[j] >> 16);
+                  return format.param == kBfloat16 ? to_bfloat16(x[j], random[j]) : to_float16(x[j], random[j]);
                 }));
   } else if (format.master == kSplit16) {
     store_words(record.param, 2 * i, packed<2 * V, V>([&](int j) { return split<16>(x[j]).part; }));
@@ -179,11 +178,11 @@ __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int
     const float inverse = inverse_scale(scale);
     if (!stores) return;
     if (i % kBlock == 0) store_words(scales, i / kBlock, Words<1>{{scale}});
-    store_words(address, i, packed<V, V>([&](int j) { return encode<CODE>(x[j], inverse, random[j] & 0xFFFF); }));
+    store_words(address, i, packed<V, V>([&](int j) { return encode<CODE>(x[j], inverse, random[j]); }));
   } else if (!stores) {
     return;
   } else if (kind == kState16) {
-    store_words(address, 2 * i, packed<2 * V, V>([&](int j) { return to_bfloat16(x[j], random[j] & 0xFFFF); }));
+    store_words(address, 2 * i, packed<2 * V, V>([&](int j) { return to_bfloat16(x[j], random[j]); }));
   } else {
     write_floats<V>(kFloat32, address, i, x);
   }

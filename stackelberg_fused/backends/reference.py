@@ -129,9 +129,9 @@ def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict
     _apply(work, i, weight, _in_memory_order(grad, slot), wide, group)
     step = int(work.table.step_counts[i]) + 1
     random = random_bits(slot.key, step, len(param), param.device)
-    write_weight(scheme, weight, param, stored, random >> 16)
+    write_weight(scheme, weight, param, stored, random)
     for name in moments:
-        write_moment(scheme, name, wide[name], stored, random & 0xFFFF)
+        write_moment(scheme, name, wide[name], stored, random)
     if not slot.dense:
         local.copy_(param.view(local.shape))
 
