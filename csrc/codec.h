@@ -203,48 +203,4 @@ SF_SHARED float decode(uint32_t code, float scale) {
   return is_special<CODE>(code) ? float_of(special) : decode_finite<CODE>(code, scale);
 }
 
-// --- codes of blocks in which all is finite and no scale is held back: as nearly all are, and shorter ---
-
-// A code's fields, where a float32 has its own, are one but for a power of two: also where both are subnormal. For
-// processors to which such numbers are like any other.
-template <typename CODE>
-constexpr float kUnit = CODE::one == 15 ? 0x1p-112f : 0x1p-96f;
-
-template <typename CODE>
-SF_SHARED float decode_usual(uint32_t code, float scale) {
-  const auto top = static_cast<int32_t>(code << 24);
-  const uint32_t bits = CODE::is_signed ? static_cast<uint32_t>(top >> 4) & 0x87F00000 : code << 20;
-  return float_of(bits) * (1.0f / kUnit<CODE>)*scale;
-}
-
-// The code is in the upper byte.
-template <typename CODE>
-SF_SHARED uint32_t encode_usual(float x, float inverse, uint32_t random) {
-  const float magnitude = CODE::is_signed ? x : fabsf(x);
-  uint32_t steps = bits_of(magnitude * inverse * kUnit<CODE>) + (random << 4);
-  if constexpr (CODE::is_signed) return (steps << 4 & 0x7FFFFFFF) | (steps & 0x80000000);
-  constexpr uint32_t smallest = 1u << 20;
-  if (x != 0.0f) steps = steps > smallest ? steps : smallest;
-  return steps << 4;
-}
-
-// Whether there are codes of infinity or NaN among four in a word: what is true in the upper bit of any byte.
-template <typename CODE>
-SF_SHARED uint32_t special_bytes(uint32_t codes) {
-  const uint32_t upper = CODE::is_signed ? codes & 0x7F7F7F7F : codes >> 1 & 0x7F7F7F7F;
-  return (upper + (CODE::is_signed ? 0x02020202 : 0x01010101)) & 0x80808080;
-}
-
-// The larger magnitude; what is not a number is larger than any.
-SF_SHARED float larger_or_nan(float largest, float x) {
-#if defined(__CUDA_ARCH__)
-  float found;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(found) : "f"(largest), "f"(fabsf(x)));
-  return found;
-#else
-  const uint32_t magnitude = bits_of(x) & kMagnitude;
-  return magnitude > bits_of(largest) ? float_of(magnitude) : largest;
-#endif
-}
-
 }  // namespace sf

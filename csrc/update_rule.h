@@ -29,12 +29,27 @@ SF_SHARED float square_root(float x) {
 // From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
 // `weight` is that of `to` where it is below one half, else minus that of `from`.
 SF_SHARED float interpolate(float weight, float from, float to) {
-  return fused_multiply_add(weight, to - from, weight > 0 ? from : to);
+#if defined(__CUDA_ARCH__)
+  // `from` where the sign bit is not set: chosen between registers; the compiler would branch, and make all after twice
+  float nearer;
+  asm("slct.f32.s32 %0, %1, %2, %3;" : "=f"(nearer) : "f"(from), "f"(to), "r"(__float_as_int(weight)));
+#else
+  const float nearer = weight > 0 ? from : to;
+#endif
+  return fused_multiply_add(weight, to - from, nearer);
 }
+
+// What Adam divides: correctly rounded, whatever the operands.
+struct Ieee {
+  SF_SHARED_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
+    const float denom = square_root(second_moment) + eps;
+    return exp_avg / denom;
+  }
+};
 
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
-template <int RULE>
+template <int RULE, typename Arithmetic>
 SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
                            float& max_exp_avg_sq) {
   // maximize: ascend by negating the gradient
@@ -52,8 +67,7 @@ SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_
     second_moment = max_exp_avg_sq;
   }
   // update, with decoupled weight decay
-  const float denom = square_root(second_moment) + row.eps;
-  const float update = row.step_size * (exp_avg / denom);
+  const float update = row.step_size * Arithmetic::ratio(exp_avg, second_moment, row.eps);
   param = fused_multiply_add(row.param_decay, param, -update);
 }
 
@@ -110,7 +124,7 @@ SF_SHARED void update_element(const Row& row, float& param, float grad, float& e
   if constexpr (RULE & kSgd) {
     sgd_update<RULE>(row, param, grad, exp_avg);
   } else {
-    adam_update<RULE>(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq);
+    adam_update<RULE, Ieee>(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq);
   }
   param = project(row, param);
   if constexpr (uses_ema<RULE>) ema_update(row, param, ema);

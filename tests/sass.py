@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,6 +175,25 @@ class Kernel:
         accesses = (self.instructions[i] for start in self.looping for i in self.blocks[start][0])
         return [access for access in accesses if access.access_bytes == 16]
 
+    def fewest_instructions(self) -> dict[tuple[int, int], int]:
+        """Of all paths that agree in bytes of 128-bit loads and stores, the instructions of the shortest.
+
+        Loops are left out, and what is called, so that a path of calls seems shorter than it is.
+        """
+        totals: dict[int, dict[tuple[int, int], int]] = {}
+        for node, instructions, after in self._backwards():
+            own = _total(self.instructions[i] for i in instructions if node not in self.looping)
+            rests = [rest for n in after if n in totals for rest in totals[n].items()]
+            if not rests or self.instructions[instructions[-1]].name == "EXIT":
+                rests.append(((0, 0), 0))
+            found: dict[tuple[int, int], int] = {}
+            for (load_bytes, store_bytes), count in rests:
+                wide = own.load_bytes + load_bytes, own.store_bytes + store_bytes
+                count += len(instructions)
+                found[wide] = min(found.get(wide, count), count)
+            totals[node] = found
+        return totals[0]
+
     def paths(self, with_loops: bool = True) -> set[Accesses]:
         """The distinct totals over all paths from entry to exit; every loop is taken once.
 
@@ -182,6 +201,19 @@ class Kernel:
         narrow accesses of any.
         """
         totals: dict[int, set[Accesses]] = {}
+        for node, instructions, after in self._backwards():
+            counts = with_loops or node not in self.looping
+            own = _total(self.instructions[i] for i in instructions if counts)
+            forward = [totals[n] for n in after if n in totals]
+            rests = set().union(*forward) if forward else {Accesses()}
+            totals[node] = {own.plus(rest) for rest in rests}
+            if not with_loops:
+                totals[node] = _most_narrow(totals[node])
+        return totals[0]
+
+    def _backwards(self) -> Iterator[tuple[int, range, list[int]]]:
+        """Basic blocks, each after all that follow it but those that a back edge leads to."""
+        done: set[int] = set()
         on_path: set[int] = set()
         pending = [(0, False)]
         while pending:
@@ -189,20 +221,12 @@ class Kernel:
             instructions, after = self.blocks[node]
             if is_left:
                 on_path.discard(node)
-                counts = with_loops or node not in self.looping
-                own = _total(self.instructions[i] for i in instructions if counts)
-                forward = [
-                    totals[n] for n in after if n in totals
-                ]  # a back edge leads to what is not known yet
-                rests = set().union(*forward) if forward else {Accesses()}
-                totals[node] = {own.plus(rest) for rest in rests}
-                if not with_loops:
-                    totals[node] = _most_narrow(totals[node])
-            elif node not in totals and node not in on_path:
+                done.add(node)
+                yield node, instructions, after
+            elif node not in done and node not in on_path:
                 on_path.add(node)
                 pending.append((node, True))
                 pending += [(n, False) for n in after]
-        return totals[0]
 
 
 def _total(instructions: Iterable[Instruction]) -> Accesses:

@@ -28,6 +28,8 @@ def _library() -> ctypes.PyDLL:
     loaded.byte_perm.argtypes = [ctypes.c_uint32] * 3
     loaded.count_differences.restype = ctypes.c_int64
     loaded.count_differences.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    loaded.count_ratio_differences.restype = ctypes.c_int64
+    loaded.count_ratio_differences.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
     return loaded
 
 
@@ -148,3 +150,25 @@ def test_the_shorter_way_to_a_code_and_back_gives_the_same_bits() -> None:
     random = rng.integers(0, 2**16, len(bits), dtype=np.uint32)
     random[::3], random[1::3] = 0, 0xFFFF
     assert _library().count_differences(_pointer(bits), _pointer(random), len(bits)) == 0
+
+
+def test_unchecked_quotients_by_roots_are_correctly_rounded() -> None:
+    """Over all that `Usual` is for, its ends and zeros of both signs among it."""
+    rng = np.random.default_rng(0)
+
+    def numbers(least: float, most: float, *special: float) -> np.ndarray:
+        """Float32 numbers with exponents of equal frequency."""
+        ends = np.array([least, most], np.float32).view(np.uint32)
+        bits = rng.integers(ends[0], ends[1], 1 << 22, dtype=np.uint32, endpoint=True)
+        found = bits.view(np.float32)
+        for k, x in enumerate((least, most, *special)):
+            found[rng.integers(0, len(found), 20_000 * (k + 1))] = x
+        return found
+
+    m = numbers(2.0**-100, 2.0**15, 0.0, 1.0) * rng.choice(np.float32([-1, 1]), 1 << 22)
+    v = numbers(2.0**-149, 2.0**31, 0.0, 0.25, 2.0**-126, 2.0**-101)
+    eps = numbers(2.0**-60, 2.0**16, 1e-8, 3e-10)
+    eps[::16] = 0
+    v[::16][v[::16] == 0] = 1  # a quotient by zero is not for it
+    count = _library().count_ratio_differences(_pointer(m), _pointer(v), _pointer(eps), len(m))
+    assert count == 0

@@ -9,13 +9,16 @@ import pytest
 import sass
 from audit import (
     ATOMICS,
+    INSTRUCTIONS_PER_BYTE,
     audit,
     audit_narrow,
     audit_projection,
     audit_statistics,
     inexact_arithmetic,
+    instructions_per_parameter,
     unordered_atomics,
 )
+from named_schemes import NAMED
 
 from stackelberg_fused.rules import MIXED_RULES, RULES
 
@@ -99,6 +102,15 @@ def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(
         audit_narrow(kernel, threads, blocks)
 
 
+def test_schemes_take_no_more_instructions_than_fit_into_the_time_of_their_bytes(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["narrow"]:
+        threads = _constant("kNarrowThreads")
+        for name, count in instructions_per_parameter(kernel, threads).items():
+            assert count <= INSTRUCTIONS_PER_BYTE * NAMED[name].stated, (kernel.name, name, count)
+
+
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
@@ -126,7 +138,9 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
         pytest.skip("the module was built without PTX (STACKELBERG_CUDA_ARCHS)")
     for file in files:
         ptx = file.read_text()
-        assert inexact_arithmetic(ptx) == set(), file.name
         (name,) = set(re.findall(r"(step|narrow|statistics|project)_kernel", ptx))
+        # seeds of what becomes exact (csrc/cuda/usual.cuh)
+        seeds = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"} if name == "narrow" else set()
+        assert inexact_arithmetic(ptx) == seeds, file.name
         wanted = WANTED[name]
         assert all(what in ptx for what in wanted.split()), name

@@ -33,7 +33,19 @@ struct Tiled {
   Tile tile;
   int64_t index;   // of the tile, in the table
   int32_t scheme;  // that has a path of its own, or kNoScheme
+  // held here, or a register would be short
+  bool skips;
+  bool moves;  // known to the thread that leads
 };
+
+// The random bits of element i + j. Where `i` is even, a word is mixed once for two neighbours: the compiler sees that
+// it is the same.
+__device__ __forceinline__ uint32_t random_of(const Tiled& at, int64_t i, int j, bool is_even) {
+  const auto index = static_cast<uint32_t>(i - at.tile.offset);
+  if (!is_even) return random_bits(at.stream, index + j);
+  const uint32_t word = random_word(at.stream, index / 2 + j / 2);
+  return j % 2 ? word >> 16 : word & 0xFFFF;
+}
 
 constexpr int kNarrowThreads = 256;
 constexpr int kNarrowBlocksPerMultiprocessor = 3;

@@ -70,7 +70,7 @@ __device__ __forceinline__ void update_elements(const Tiled& at, int64_t i, bool
     }
     if (draws(format)) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) random[j] = random_bits(at.stream, static_cast<uint32_t>(i - at.tile.offset) + j);
+      for (int j = 0; j < V; ++j) random[j] = random_of(at, i, j, V > 1);
     }
     write_weights<V>(record, format, i, p, random);
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
@@ -134,11 +134,12 @@ __device__ __forceinline__ bool update_scheme(const Tiled& at) {
 }
 
 __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor) narrow_kernel(StepArgs args) {
-  const bool skips = args.found_inf && *args.found_inf != 0.0f;
-  if (skips && !args.zero_grads) return;
+  const bool found_inf = args.found_inf && *args.found_inf != 0.0f;
+  if (found_inf && !args.zero_grads) return;
   __shared__ Tiled at;  // there, because registers are short
   const bool leads = threadIdx.x == 0;
   if (leads) {
+    at.skips = found_inf;
     at.index = args.first_tile + blockIdx.x;
     const Tile tile = args.tiles[at.index];
     at.record = args.records[tile.record];
@@ -152,8 +153,9 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor
     at.scheme = is_plain ? scheme_of(at.record) : kNoScheme;
   }
   __syncthreads();
-  const bool has_grad = at.record.grad != 0, moves = !skips && at.extras.turn.moves(has_grad);
-  if (leads && !skips && !moves && args.groups) arrive<true>(args, at.tile.record, at.record, at.extras.turn);
+  const bool has_grad = at.record.grad != 0, moves = !at.skips && at.extras.turn.moves(has_grad);
+  if (leads) at.moves = moves;
+  if (leads && !at.skips && !moves && args.groups) arrive<true>(args, at.tile.record, at.record, at.extras.turn);
   if (leads && moves) {
     prepare_row<true>(args, at.index, at.tile.record, at.record, at.extras.turn, at.row);
     at.row.low = rounded_inside(at.row.low, at.format.param, true);
@@ -167,14 +169,14 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor
           [&](int64_t i, bool is_there) { update_elements<1>(at, i, is_there); });
     }
   } else if (has_grad) {
-    const bool adds = !skips && at.extras.turn.adds(has_grad);
+    const bool adds = !at.skips && at.extras.turn.adds(has_grad);
     for_elements(
         at, [&](int64_t i) { wait_elements<kVector>(at, i, adds); },
         [&](int64_t i, bool is_there) {
           if (is_there) wait_elements<1>(at, i, adds);
         });
   }
-  if (args.sets && at.record.set && !skips) report_tile(args, at.index, at.tile, at.record, moves);
+  if (args.sets && at.record.set && !at.skips) report_tile(args, at.index, at.tile, at.record, leads && at.moves);
 }
 
 const char* launch_narrow(const StepArgs& args, int64_t stream) {

@@ -34,19 +34,6 @@ __device__ __forceinline__ Words<BYTES> packed(At at) {
   return words;
 }
 
-// The upper bytes of four words.
-__device__ __forceinline__ uint32_t top_bytes(const uint32_t (&x)[4]) {
-  return __byte_perm(__byte_perm(x[0], x[1], 0x0073), __byte_perm(x[2], x[3], 0x7300), 0x7610);
-}
-
-template <typename CODE, int N>
-__device__ __forceinline__ uint32_t special_codes(const uint32_t (&codes)[N]) {
-  uint32_t found = 0;
-#pragma unroll
-  for (int w = 0; w < N; ++w) found |= special_bytes<CODE>(codes[w]);
-  return found;
-}
-
 __device__ __forceinline__ float read_scale(int64_t scales, int64_t i) {
   return scale_value(static_cast<uint8_t>(load_words<1>(scales, i / kBlock).word[0]));
 }

@@ -1,6 +1,8 @@
 // Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/test_host_cuda.py
 // calls them.
 #include "codec.h"
+#include "cuda/usual.cuh"
+#include "update_rule.h"
 
 constexpr int kWarp = 32;
 
@@ -154,25 +156,42 @@ int64_t count_differences(const float* in, const uint32_t* random, int64_t count
       for (int shift = 0; shift < 32; shift += 8) {
         differences += (sf::special_bytes<CODE>(c << shift) >> shift) != (is_special ? 0x80u : 0u);
       }
-      for (int scale = 0; scale <= 253 && !is_special; ++scale) {
-        const float by = sf::scale_value(static_cast<uint8_t>(scale));
-        differences += sf::bits_of(sf::decode_usual<CODE>(c, by)) != sf::bits_of(sf::decode<CODE>(c, by));
+      constexpr float largest = CODE::is_signed ? sf::Usual::kLargest : sf::Usual::kLargestSecond;
+      for (int scale = 0; scale <= sf::scale_of(sf::bits_of(largest)) && !is_special; ++scale) {
+        const float of_block = sf::scale_value(static_cast<uint8_t>(scale));
+        const uint32_t wanted = sf::bits_of(sf::decode<CODE>(c, of_block));
+        for (int k = 0; k < 4; ++k) {
+          const uint32_t word = c << 8 * k | ~(0xFFu << 8 * k);
+          differences += sf::bits_of(sf::decode_usual<CODE>(word, k, sf::decoding<CODE>(of_block))) != wanted;
+        }
       }
     }
     for (int64_t i = 0; i < count; ++i) {
       // scales from the number's own to the largest; negative squares there are none
       const float x = CODE::is_signed ? in[i] : sf::float_of(sf::bits_of(in[i]) & sf::kMagnitude);
       const uint32_t magnitude = sf::bits_of(x) & sf::kMagnitude;
-      if (magnitude > sf::kLargestScaled) continue;
-      for (int scale = sf::scale_of(magnitude); scale <= 253; scale += 1 + scale % 3) {
-        const float by = sf::inverse_scale(static_cast<uint8_t>(scale));
-        const uint32_t usual = sf::encode_usual<CODE>(x, by, random[i]) >> 24;
-        differences += usual != sf::encode<CODE>(x, by, random[i]);
+      constexpr float largest = CODE::is_signed ? sf::Usual::kLargest : sf::Usual::kLargestSecond;
+      if (magnitude > sf::bits_of(largest)) continue;
+      for (int s = sf::scale_of(magnitude); s <= sf::scale_of(sf::bits_of(largest)); s += 1 + s % 3) {
+        const auto scale = static_cast<uint8_t>(s);
+        const uint32_t usual = sf::encode_usual<CODE>(x, sf::encoding<CODE>(scale), random[i] << 8) >> 24;
+        const uint32_t wanted = sf::encode<CODE>(x, sf::inverse_scale(scale), random[i]);
+        differences += usual != wanted && !(!CODE::is_signed && usual == 0 && x != 0 && wanted == 1);
       }
     }
   };
   compare(sf::FirstMoment());
   compare(sf::SecondMoment());
+  return differences;
+}
+
+// How many quotients by roots differ from the correctly rounded ones.
+int64_t count_ratio_differences(const float* m, const float* v, const float* eps, int64_t count) {
+  int64_t differences = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float usual = sf::Usual::ratio(m[i], v[i], eps[i]);
+    differences += sf::bits_of(usual) != sf::bits_of(sf::Ieee::ratio(m[i], v[i], eps[i]));
+  }
   return differences;
 }
 
