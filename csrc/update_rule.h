@@ -26,49 +26,52 @@ SF_SHARED float square_root(float x) {
 #endif
 }
 
-// From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
-// `weight` is that of `to` where it is below one half, else minus that of `from`.
-SF_SHARED float interpolate(float weight, float from, float to) {
-#if defined(__CUDA_ARCH__)
-  // `from` where the sign bit is not set: chosen between registers; the compiler would branch, and make all after twice
-  float nearer;
-  asm("slct.f32.s32 %0, %1, %2, %3;" : "=f"(nearer) : "f"(from), "f"(to), "r"(__float_as_int(weight)));
-#else
-  const float nearer = weight > 0 ? from : to;
-#endif
-  return fused_multiply_add(weight, to - from, nearer);
-}
-
-// What Adam divides: correctly rounded, whatever the operands.
+// What a rule computes with that operators do not say: for one number, correctly rounded whatever the operands. Others
+// take numbers of another kind (cpu/eight_bit.h), or ask less about each (cuda/usual.cuh), for the same bits.
 struct Ieee {
+  SF_SHARED_MEMBER static float multiply_add(float a, float b, float c) { return fused_multiply_add(a, b, c); }
   SF_SHARED_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
     const float denom = square_root(second_moment) + eps;
     return exp_avg / denom;
   }
 };
 
+// From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
+// `weight` is that of `to` where it is below one half, else minus that of `from`.
+template <typename Arithmetic, typename Number>
+SF_SHARED Number interpolate(float weight, Number from, Number to) {
+#if defined(__CUDA_ARCH__)
+  // `from` where the sign bit is not set: chosen between registers; the compiler would branch, and make all after twice
+  Number nearer;
+  asm("slct.f32.s32 %0, %1, %2, %3;" : "=f"(nearer) : "f"(from), "f"(to), "r"(__float_as_int(weight)));
+#else
+  const Number nearer = weight > 0 ? from : to;
+#endif
+  return Arithmetic::multiply_add(weight, to - from, nearer);
+}
+
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
-template <int RULE, typename Arithmetic>
-SF_SHARED void adam_update(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                           float& max_exp_avg_sq) {
+template <int RULE, typename Arithmetic, typename Number>
+SF_SHARED void adam_update(const Row& row, Number& param, Number grad, Number& exp_avg, Number& exp_avg_sq,
+                           Number& max_exp_avg_sq) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
   // l2 weight decay
-  if (RULE & kL2) grad = fused_multiply_add(row.weight_decay, param, grad);
+  if (RULE & kL2) grad = Arithmetic::multiply_add(row.weight_decay, param, grad);
   // first moment
-  exp_avg = interpolate(row.lerp_weight, exp_avg, grad);
+  exp_avg = interpolate<Arithmetic>(row.lerp_weight, exp_avg, grad);
   // second moment
-  exp_avg_sq = fused_multiply_add(row.one_minus_beta2 * grad, grad, row.beta2 * exp_avg_sq);
+  exp_avg_sq = Arithmetic::multiply_add(row.one_minus_beta2 * grad, grad, row.beta2 * exp_avg_sq);
   // amsgrad: running maximum; NaN stays NaN
-  float second_moment = exp_avg_sq;
-  if (RULE & kAmsgrad) {
+  Number second_moment = exp_avg_sq;
+  if constexpr (RULE & kAmsgrad) {
     max_exp_avg_sq = (exp_avg_sq > max_exp_avg_sq || exp_avg_sq != exp_avg_sq) ? exp_avg_sq : max_exp_avg_sq;
     second_moment = max_exp_avg_sq;
   }
   // update, with decoupled weight decay
-  const float update = row.step_size * Arithmetic::ratio(exp_avg, second_moment, row.eps);
-  param = fused_multiply_add(row.param_decay, param, -update);
+  const Number update = row.step_size * Arithmetic::ratio(exp_avg, second_moment, row.eps);
+  param = Arithmetic::multiply_add(row.param_decay, param, -update);
 }
 
 // SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it).
@@ -100,7 +103,9 @@ SF_SHARED float project(const Row& row, float param) {
 }
 
 // Average of the parameters (Polyak & Juditsky 1992, with exponential weights).
-SF_SHARED void ema_update(const Row& row, float param, float& ema) { ema = interpolate(row.ema_weight, ema, param); }
+SF_SHARED void ema_update(const Row& row, float param, float& ema) {
+  ema = interpolate<Ieee>(row.ema_weight, ema, param);
+}
 
 // The gradient of a group that moves now, after others of its gradients were summed up.
 SF_SHARED float mean_gradient(const Row& row, float grad_sum, float grad) {

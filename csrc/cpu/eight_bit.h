@@ -1,13 +1,13 @@
 // Chunks of bfloat16 weights and gradients with 8-bit moments for Adam: the format of the fewest bytes, so that
-// arithmetic bounds it and not memory. With AVX-512 they take half as long here as in the passes of narrow.h, and
-// become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), every step is the one or two
-// instructions that there are for it (lanes_codec.h), and while the divider works on a chunk, the chunk before it is
-// encoded. Nothing is written of a chunk until all of it is known to be usual; the others are for narrow.h.
+// arithmetic bounds it and not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and
+// become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is
+// applied; every step of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the
+// divider works on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to be usual; the others are for narrow.h.
 #pragma once
 
-#include "cpu/elements.h"
 #include "cpu/lanes_codec.h"
 #include "cpu/narrow.h"
+#include "update_rule.h"
 
 namespace sf {
 namespace {
@@ -53,39 +53,40 @@ struct Words {
   Bits exp_avg[2], exp_avg_sq[2], remainder[2];
 };
 
-template <int MASTER>
-SF_SHARED void read_piece(const EightBitTile& tile, int64_t first, const float* scale, const float* scale_sq,
-                          float* grad, Block* to, Survey& survey) {
-  for (int b = 0; b < 2; ++b) {
-    const int64_t at = first + b * kBlock;
-    if constexpr (MASTER == kSplit8) {
-      read_split8(tile.param + at, tile.remainder + at, to[b].weight);
-    } else {
-      read_bfloat16(tile.param + at, to[b].weight);
-    }
-    read_bfloat16(tile.grad + at, grad + b * kBlock);
-    decode_second(tile.exp_avg_sq + at, scale_sq[b], to[b].exp_avg_sq);
-    __builtin_prefetch(tile.param + at + kAhead);
-    __builtin_prefetch(tile.grad + at + kAhead);
+// What the rule computes with, sixteen numbers at a time.
+struct InLanes {
+  SF_SHARED_MEMBER static Numbers multiply_add(Numbers a, Numbers b, Numbers c) { return sf::multiply_add(a, b, c); }
+  SF_SHARED_MEMBER static Numbers multiply_add(float a, Numbers b, Numbers c) { return sf::multiply_add(all(a), b, c); }
+  SF_SHARED_MEMBER static Numbers ratio(Numbers exp_avg, Numbers second_moment, float eps) {
+    const Numbers denom = square_root(second_moment) + eps;
+    return exp_avg / denom;
   }
-  const Bits codes = load<Bits>(tile.exp_avg + first);
-  decode_first(codes, scale, to[0].exp_avg, to[1].exp_avg);
-  survey.code = larger_bytes(survey.code, codes & all<0x7F7F7F7F>());
-  survey.code_sq = larger_bytes(survey.code_sq, load<Bits>(tile.exp_avg_sq + first));
-  __builtin_prefetch(tile.exp_avg + first + kAhead);
-  __builtin_prefetch(tile.exp_avg_sq + first + kAhead);
-  if constexpr (MASTER == kSplit8) __builtin_prefetch(tile.remainder + first + kAhead);
-}
+};
 
-template <int RULE>
-SF_SHARED void update_block(const Row& row, const float* grad, int block, Block& of, Survey& survey) {
-  update_elements<RULE>(row, {of.weight, grad, of.exp_avg, of.exp_avg_sq, nullptr, nullptr}, kBlock);
-  const auto weight = load_halves<Numbers>(of.weight), m = load_halves<Numbers>(of.exp_avg);
-  const auto v = load_halves<Numbers>(of.exp_avg_sq);
+// Updates the block B of a piece, of whose first moments these are the codes.
+template <int RULE, int MASTER, bool IS_BOXED, int B>
+SF_SHARED void update_block(const EightBitTile& tile, const Row& row, int64_t at, const Halves<Bits>& codes,
+                            const float* scale, const float* scale_sq, int block, DecodedChunk& chunk, Survey& survey) {
+  Halves<Numbers> weight =
+      MASTER == kSplit8 ? read_split8(tile.param + at, tile.remainder + at) : read_bfloat16(tile.param + at);
+  const Halves<Numbers> grad = read_bfloat16(tile.grad + at);
+  Halves<Numbers> m = decode_first<B>(codes, scale[block]), v = decode_second(tile.exp_avg_sq + at, scale_sq[block]);
+  __builtin_prefetch(tile.param + at + kAhead);
+  __builtin_prefetch(tile.grad + at + kAhead);
+  Numbers none;
+  adam_update<RULE, InLanes>(row, weight.even, grad.even, m.even, v.even, none);
+  adam_update<RULE, InLanes>(row, weight.odd, grad.odd, m.odd, v.odd, none);
   survey.nothing = multiply_add(weight.even, Numbers{}, multiply_add(weight.odd, Numbers{}, survey.nothing));
   // these lose a NaN, or a second moment below zero, but the weight that it moves is NaN
   survey.largest[block] = as_bits(larger_magnitude(m.even, m.odd));
   survey.largest_sq[block] = as_bits(larger(v.even, v.odd));
+  Block& to = chunk.blocks[block];
+  store_halves(to.weight, weight);
+  store_halves(to.exp_avg, m);
+  store_halves(to.exp_avg_sq, v);
+  if constexpr (IS_BOXED) {
+    for (float& x : to.weight) x = project(row, x);
+  }
 }
 
 // Writes the scales of a chunk, unless it is unusual.
@@ -158,8 +159,7 @@ SF_SHARED void write_bytes(const EightBitTile& tile, const DecodedChunk& chunk, 
 template <int RULE, int MASTER, bool IS_BOXED, typename Redo>
 void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, const Redo& redo) {
   const EightBitTile tile = given_tile;  // copies that no store can alias
-  Row row = given_row;
-  if (!IS_BOXED) row.low = -__builtin_inff(), row.high = __builtin_inff();
+  const Row row = given_row;
   DecodedChunk chunks[2];
   const DecodedChunk* before = nullptr;  // the one that is to be written yet
   for (int64_t first = 0; first < tile.count; first += kChunk) {
@@ -171,15 +171,20 @@ void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, c
     Survey survey;
     Bits next = unmixed(tile.stream, first - kChunk);
     for (int block = 0; block < kBlocks; block += 2) {
-      alignas(64) float grad[kPiece];
+      const int64_t at = first + block * kBlock;
+      const Bits codes = load<Bits>(tile.exp_avg + at);
+      survey.code = larger_bytes(survey.code, codes & all<0x7F7F7F7F>());
+      survey.code_sq = larger_bytes(survey.code_sq, load<Bits>(tile.exp_avg_sq + at));
+      __builtin_prefetch(tile.exp_avg + at + kAhead);
+      __builtin_prefetch(tile.exp_avg_sq + at + kAhead);
+      if constexpr (MASTER == kSplit8) __builtin_prefetch(tile.remainder + at + kAhead);
+      const Halves<Bits> as_float16 = first_as_float16(codes);
       Words words;
-      read_piece<MASTER>(tile, first + block * kBlock, scale + block, scale_sq + block, grad, chunk.blocks + block,
-                         survey);
-#pragma GCC unroll 2
-      for (int b = 0; b < 2; ++b) {
-        if (before) write_block<MASTER>(tile, *before, block + b, next, words);
-        update_block<RULE>(row, grad + b * kBlock, block + b, chunk.blocks[block + b], survey);
-      }
+      if (before) write_block<MASTER>(tile, *before, block, next, words);
+      update_block<RULE, MASTER, IS_BOXED, 0>(tile, row, at, as_float16, scale, scale_sq, block, chunk, survey);
+      if (before) write_block<MASTER>(tile, *before, block + 1, next, words);
+      update_block<RULE, MASTER, IS_BOXED, 1>(tile, row, at + kBlock, as_float16, scale, scale_sq, block + 1, chunk,
+                                              survey);
       if (before) write_bytes<MASTER>(tile, *before, block / 2, words);
     }
     before = write_scales(tile, survey, chunk) ? &chunk : nullptr;

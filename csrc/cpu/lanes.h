@@ -51,9 +51,10 @@ SF_SHARED Halves<Vector> load_halves(const float* from) {
   return {load<Vector>(from), load<Vector>(from + 16)};
 }
 
-SF_SHARED void store_halves(float* to, const Numbers& even, const Numbers& odd) {
-  store(to, even);
-  store(to + 16, odd);
+template <typename Vector>
+SF_SHARED void store_halves(float* to, const Halves<Vector>& x) {
+  store(to, x.even);
+  store(to + 16, x.odd);
 }
 
 SF_SHARED Bits as_bits(Numbers x) { return reinterpret_cast<Bits>(x); }
@@ -97,6 +98,7 @@ SF_SHARED Numbers smaller(Numbers a, Numbers b) { return _mm512_min_ps(a, b); }
 // The larger magnitude, and that with the sign of `a`; of a NaN and a number, the number's.
 SF_SHARED Numbers larger_magnitude(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b1011); }
 SF_SHARED Numbers larger_magnitude_signed(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b0011); }
+SF_SHARED Numbers square_root(Numbers x) { return _mm512_sqrt_ps(x); }
 SF_SHARED Numbers multiply_add(Numbers a, Numbers b, Numbers c) { return _mm512_fmadd_ps(a, b, c); }
 
 // Shifts of 16-bit numbers.

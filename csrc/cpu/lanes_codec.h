@@ -10,28 +10,31 @@
 namespace sf {
 namespace {
 
-SF_SHARED void read_bfloat16(const uint16_t* from, float* to) {
+SF_SHARED Halves<Numbers> read_bfloat16(const uint16_t* from) {
   const Bits words = load<Bits>(from);
-  store_halves(to, as_numbers(words << 16), as_numbers(words & all<0xFFFF0000>()));
+  return {as_numbers(words << 16), as_numbers(words & all<0xFFFF0000>())};
 }
 
 // join<8>, but NaN where somebody has written a zero beside a negative remainder: that is for others too.
-SF_SHARED void read_split8(const uint16_t* part, const int8_t* remainder, float* to) {
+SF_SHARED Halves<Numbers> read_split8(const uint16_t* part, const int8_t* remainder) {
   const __m512i rest = _mm512_cvtepi8_epi16(load<__m256i>(remainder));
   const Bits upper = as_bits(_mm512_add_epi16(raw(load<Bits>(part)), _mm512_srai_epi16(rest, 15)));
   const Bits lower = words_left<8>(as_bits(rest));
-  store_halves(to, as_numbers(chosen<0xFFFF0000>(upper << 16, lower)),
-               as_numbers(chosen<0xFFFF0000>(upper, lower >> 16)));
+  return {as_numbers(chosen<0xFFFF0000>(upper << 16, lower)), as_numbers(chosen<0xFFFF0000>(upper, lower >> 16))};
 }
 
-// The first moments of two blocks. Their codes are float16 without its uppermost bit of exponent and its lower ones of
-// fraction.
+// The float16 numbers that first moments of two blocks are in a scale of 1: codes are these without their uppermost bit
+// of exponent and their lower ones of fraction.
 static_assert(FirstMoment::one == 15 && FirstMoment::is_signed);
-SF_SHARED void decode_first(Bits codes, const float* scale, float* first, float* second) {
-  const Bits even = words_right_signed<1>(words_left<8>(codes)) & all<0xBF80BF80>();
-  const Bits odd = words_right_signed<1>(codes) & all<0xBF80BF80>();
-  store_halves(first, from_float16_words<0>(even) * scale[0], from_float16_words<0>(odd) * scale[0]);
-  store_halves(second, from_float16_words<1>(even) * scale[1], from_float16_words<1>(odd) * scale[1]);
+SF_SHARED Halves<Bits> first_as_float16(Bits codes) {
+  return {words_right_signed<1>(words_left<8>(codes)) & all<0xBF80BF80>(),
+          words_right_signed<1>(codes) & all<0xBF80BF80>()};
+}
+
+// Of these, the block BLOCK.
+template <int BLOCK>
+SF_SHARED Halves<Numbers> decode_first(const Halves<Bits>& words, float scale) {
+  return {from_float16_words<BLOCK>(words.even) * scale, from_float16_words<BLOCK>(words.odd) * scale};
 }
 
 // decode_finite for codes from bit 20 on: of what it chooses between by `magnitude < 8`, the smaller is the right one.
@@ -41,9 +44,9 @@ SF_SHARED Numbers decoded_second(Bits shifted, float scale) {
   return smaller(multiply_add(y, all(2.0f), all(-0x1p-30f)), y) * scale;
 }
 
-SF_SHARED void decode_second(const uint8_t* from, float scale, float* to) {
+SF_SHARED Halves<Numbers> decode_second(const uint8_t* from, float scale) {
   const Bits pairs = as_bits(_mm512_cvtepu16_epi32(load<__m256i>(from)));
-  store_halves(to, decoded_second(pairs << 20, scale), decoded_second(pairs << 12, scale));
+  return {decoded_second(pairs << 20, scale), decoded_second(pairs << 12, scale)};
 }
 
 // encode_finite up to its shift, and without what its code subtracts: bits 20 to 27 are those of the code, but for the

@@ -32,7 +32,7 @@ __device__ __forceinline__ float seed_of_reciprocal_root(float x) {
 
 // Ieee's bits, by the very steps into which the compiler makes a root and a quotient whose operands it has found to be
 // neither very large nor very small: that they are not is for the caller to know. NaN where the denominator is zero.
-struct Usual {
+struct Usual : Ieee {
   static constexpr float kSmallest = 0x1p-100f;     // that a first moment other than zero may be
   static constexpr float kLargest = 0x1p15f;        // that it may be, so that its factors below are finite
   static constexpr float kLargestSecond = 0x1p31f;  // and a second moment
