@@ -2,7 +2,8 @@
 // arithmetic bounds it and not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and
 // become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is
 // applied; every step of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the
-// divider works on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to be usual; the others are for narrow.h.
+// divider works on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to
+// be usual; the others are for narrow.h.
 #pragma once
 
 #include "cpu/lanes_codec.h"
@@ -133,8 +134,10 @@ SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, 
     const Halves<Bits> whole = {weight.even + all<0x80>(), weight.odd + all<0x80>()};
     part = upper_halves({whole.even + all<0x8000>(), whole.odd + all<0x8000>()});
     words.remainder[b] = chosen<0xFFFF0000>(whole.odd << 16, whole.even);
-  } else {
+  } else if constexpr (MASTER == kStochastic) {
     part = upper_halves({weight.even + random.even, weight.odd + random.odd});
+  } else {
+    part = upper_halves({to_nearest(weight.even), to_nearest(weight.odd)});
   }
   store(tile.param + chunk.first + block * kBlock, part);
   const float inverse = chunk.inverse[block], half_inverse = chunk.half_inverse[block];
@@ -210,18 +213,25 @@ void update_eight_bit_by(const EightBitTile& tile, const Row& row, const Redo& r
 inline bool is_eight_bit(const Record& record, int32_t rule) {
   const Format format = format_of(record.format);
   return format.param == kBfloat16 && record.grad_dtype == kBfloat16 && format.state == kState8 &&
-         (format.master == kStochastic || format.master == kSplit8) && (rule == 0 || rule == kL2);
+         (format.master == kNoMaster || format.master == kStochastic || format.master == kSplit8) &&
+         (rule == 0 || rule == kL2);
+}
+
+template <int MASTER, typename Redo>
+void update_eight_bit_of(const EightBitTile& tile, const Row& row, const Redo& redo) {
+  (row.rule == kL2 ? update_eight_bit_by<kL2, MASTER, Redo> : update_eight_bit_by<0, MASTER, Redo>)(tile, row, redo);
 }
 
 // Calls `redo` with where unusual chunks, of which nothing has been written, begin and end.
 template <typename Redo>
 void update_eight_bit(const EightBitTile& tile, int32_t master, const Row& row, const Redo& redo) {
-  if (row.rule == kL2) {
-    (master == kSplit8 ? update_eight_bit_by<kL2, kSplit8, Redo>
-                       : update_eight_bit_by<kL2, kStochastic, Redo>)(tile, row, redo);
-  } else {
-    (master == kSplit8 ? update_eight_bit_by<0, kSplit8, Redo> : update_eight_bit_by<0, kStochastic, Redo>)(tile, row,
-                                                                                                            redo);
+  switch (master) {
+    case kSplit8:
+      return update_eight_bit_of<kSplit8>(tile, row, redo);
+    case kStochastic:
+      return update_eight_bit_of<kStochastic>(tile, row, redo);
+    default:
+      return update_eight_bit_of<kNoMaster>(tile, row, redo);
   }
 }
 

@@ -15,6 +15,9 @@ SF_SHARED Halves<Numbers> read_bfloat16(const uint16_t* from) {
   return {as_numbers(words << 16), as_numbers(words & all<0xFFFF0000>())};
 }
 
+// to_bfloat16 up to its shift.
+SF_SHARED Bits to_nearest(Bits x) { return x + all<0x7FFF>() + (x >> 16 & all<1>()); }
+
 // join<8>, but NaN where somebody has written a zero beside a negative remainder: that is for others too.
 SF_SHARED Halves<Numbers> read_split8(const uint16_t* part, const int8_t* remainder) {
   const __m512i rest = _mm512_cvtepi8_epi16(load<__m256i>(remainder));
