@@ -219,6 +219,13 @@ def assert_near(ours: Any, reference: Any) -> None:
         assert (error <= NARROW_STEP * (expected[name].abs() + 0.01)).all(), name
 
 
+EXTRAS = {
+    "plain": {},
+    "clipped": {"max_grad_norm": {"body": 3.0, "head": 1.0}},
+    "turns": {"update_every": {"body": 2, "head": 3}, "update_every_grads": "mean"},
+    "boxed": {"constraint": sf.Box(-0.3, 0.7)},
+}
+
 CHUNKS = {
     "first": [0],
     "middle": [3],
@@ -229,14 +236,18 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("where", CHUNKS)
-@pytest.mark.parametrize("master", ["stochastic", "split8"])
-def test_chunks_that_are_unusual_among_others(master: str, where: str) -> None:
+@pytest.mark.parametrize("extras", ["plain", "boxed"])
+@pytest.mark.parametrize("master", ["stochastic", "split8", None, "float32"])
+def test_chunks_that_are_unusual_among_others(master: str | None, extras: str, where: str) -> None:
     """Those of 512 elements with infinity or NaN, which processors may take in another way than the rest."""
     elements = 17 * 512 + 300
+    dtype = torch.float32 if master == "float32" else torch.bfloat16
     optimizers = []
     for backend in ("cpu", "baseline"):
-        p = nn.Parameter(values((elements,), 1).bfloat16())
-        how = {"master": master, "state_dtype": "8bit", "float32_state": "none"}
+        p = nn.Parameter(values((elements,), 1).to(dtype))
+        how = {"state_dtype": "8bit", "float32_state": "none", **EXTRAS[extras]}
+        if dtype != torch.float32:
+            how["master"] = master
         optimizers.append(sf.StackelbergAdamW([p], lr=0.01, backend=chosen(backend)[0], **how))
     for step in range(4):
         grad = values((elements,), 7 + step)
@@ -244,19 +255,11 @@ def test_chunks_that_are_unusual_among_others(master: str, where: str) -> None:
             grad.view(-1)[: 17 * 512].view(17, 512)[k, step * 100 :: 211] = torch.inf
             grad.view(-1)[: 17 * 512].view(17, 512)[k, 5 * k % 512] = torch.nan
         for optimizer in optimizers:
-            optimizer.param_groups[0]["params"][0].grad = grad.bfloat16()
+            optimizer.param_groups[0]["params"][0].grad = grad.to(dtype)
             optimizer.step()
     ours, expected = (tensors(optimizer) for optimizer in optimizers)
     for name, found in ours.items():
         assert_same_bits(found, expected[name], name)
-
-
-EXTRAS = {
-    "plain": {},
-    "clipped": {"max_grad_norm": {"body": 3.0, "head": 1.0}},
-    "turns": {"update_every": {"body": 2, "head": 3}, "update_every_grads": "mean"},
-    "boxed": {"constraint": sf.Box(-0.3, 0.7)},
-}
 
 
 @pytest.mark.parametrize("extras", EXTRAS)

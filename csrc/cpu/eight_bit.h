@@ -1,5 +1,5 @@
-// Chunks of bfloat16 weights and gradients with 8-bit moments for Adam: the format of the fewest bytes, so that
-// arithmetic bounds it and not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and
+// Chunks of parameters with 8-bit moments for Adam: the formats of the fewest bytes, so that arithmetic bounds them and
+// not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and
 // become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is
 // applied; every step of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the
 // divider works on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to
@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/lanes_codec.h"
+#include "cpu/lanes_weights.h"
 #include "cpu/narrow.h"
 #include "update_rule.h"
 
@@ -15,9 +16,7 @@ namespace {
 
 // A tile's whole chunks.
 struct EightBitTile {
-  uint16_t* param;
-  const uint16_t* grad;
-  int8_t* remainder;
+  WeightsOfTile weights;
   uint8_t *exp_avg, *exp_avg_sq;
   uint8_t *exp_avg_scale, *exp_avg_sq_scale;
   Stream stream;
@@ -65,15 +64,13 @@ struct InLanes {
 };
 
 // Updates the block B of a piece, of whose first moments these are the codes.
-template <int RULE, int MASTER, bool IS_BOXED, int B>
+template <int RULE, typename Weights, bool IS_BOXED, int B>
 SF_SHARED void update_block(const EightBitTile& tile, const Row& row, int64_t at, const Halves<Bits>& codes,
                             const float* scale, const float* scale_sq, int block, DecodedChunk& chunk, Survey& survey) {
-  Halves<Numbers> weight =
-      MASTER == kSplit8 ? read_split8(tile.param + at, tile.remainder + at) : read_bfloat16(tile.param + at);
-  const Halves<Numbers> grad = read_bfloat16(tile.grad + at);
+  Halves<Numbers> weight = Weights::read(tile.weights, at);
+  const Halves<Numbers> grad = Weights::read_grad(tile.weights, at);
+  Weights::ask_for(tile.weights, at + kAhead);
   Halves<Numbers> m = decode_first<B>(codes, scale[block]), v = decode_second(tile.exp_avg_sq + at, scale_sq[block]);
-  __builtin_prefetch(tile.param + at + kAhead);
-  __builtin_prefetch(tile.grad + at + kAhead);
   Numbers none;
   adam_update<RULE, InLanes>(row, weight.even, grad.even, m.even, v.even, none);
   adam_update<RULE, InLanes>(row, weight.odd, grad.odd, m.odd, v.odd, none);
@@ -118,7 +115,7 @@ SF_SHARED Bits unmixed(const Stream& stream, int64_t first) {
 }
 
 // Writes the parameters of a block, and leaves the rest of it rounded.
-template <int MASTER>
+template <typename Weights>
 SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, int block, Bits& next, Words& words) {
   const Block& from = chunk.blocks[block];
   const int b = block % 2;
@@ -127,19 +124,9 @@ SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, 
   const Bits upper = mixed >> 16;  // of what random_word() makes of it the upper half is this
   const Halves<Bits> random = {masked_difference<0xFFFF>(mixed, upper), upper};
   const Halves<Bits> shifted = {random.even << 4, random.odd << 4};
-  const auto weight = load_halves<Bits>(from.weight);
   const auto m = load_halves<Numbers>(from.exp_avg), v = load_halves<Numbers>(from.exp_avg_sq);
-  Bits part;
-  if constexpr (MASTER == kSplit8) {
-    const Halves<Bits> whole = {weight.even + all<0x80>(), weight.odd + all<0x80>()};
-    part = upper_halves({whole.even + all<0x8000>(), whole.odd + all<0x8000>()});
-    words.remainder[b] = chosen<0xFFFF0000>(whole.odd << 16, whole.even);
-  } else if constexpr (MASTER == kStochastic) {
-    part = upper_halves({weight.even + random.even, weight.odd + random.odd});
-  } else {
-    part = upper_halves({to_nearest(weight.even), to_nearest(weight.odd)});
-  }
-  store(tile.param + chunk.first + block * kBlock, part);
+  const int64_t at = chunk.first + block * kBlock;
+  words.remainder[b] = Weights::write(tile.weights, at, load_halves<Bits>(from.weight), random);
   const float inverse = chunk.inverse[block], half_inverse = chunk.half_inverse[block];
   const float inverse_sq = chunk.inverse_sq[block];
   words.exp_avg[b] = upper_halves({first_steps(m.even, inverse, half_inverse, shifted.even),
@@ -148,18 +135,18 @@ SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, 
       upper_halves({second_steps(v.even, inverse_sq, shifted.even), second_steps(v.odd, inverse_sq, shifted.odd)});
 }
 
-template <int MASTER>
+template <typename Weights>
 SF_SHARED void write_bytes(const EightBitTile& tile, const DecodedChunk& chunk, int piece, const Words& words) {
   const int64_t first = chunk.first + piece * kPiece;
   const Block* const from = chunk.blocks + 2 * piece;
-  if constexpr (MASTER == kSplit8) {
-    store(tile.remainder + first, joined_bytes(words_right<8>(words.remainder[0]), words.remainder[1]));
+  if constexpr (Weights::has_remainder) {
+    store(tile.weights.remainder + first, joined_bytes(words_right<8>(words.remainder[0]), words.remainder[1]));
   }
   store(tile.exp_avg + first, first_codes(words.exp_avg));
   store(tile.exp_avg_sq + first, second_codes(words.exp_avg_sq, from[0].exp_avg_sq, from[1].exp_avg_sq));
 }
 
-template <int RULE, int MASTER, bool IS_BOXED, typename Redo>
+template <int RULE, typename Weights, bool IS_BOXED, typename Redo>
 void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, const Redo& redo) {
   const EightBitTile tile = given_tile;  // copies that no store can alias
   const Row row = given_row;
@@ -180,15 +167,14 @@ void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, c
       survey.code_sq = larger_bytes(survey.code_sq, load<Bits>(tile.exp_avg_sq + at));
       __builtin_prefetch(tile.exp_avg + at + kAhead);
       __builtin_prefetch(tile.exp_avg_sq + at + kAhead);
-      if constexpr (MASTER == kSplit8) __builtin_prefetch(tile.remainder + at + kAhead);
       const Halves<Bits> as_float16 = first_as_float16(codes);
       Words words;
-      if (before) write_block<MASTER>(tile, *before, block, next, words);
-      update_block<RULE, MASTER, IS_BOXED, 0>(tile, row, at, as_float16, scale, scale_sq, block, chunk, survey);
-      if (before) write_block<MASTER>(tile, *before, block + 1, next, words);
-      update_block<RULE, MASTER, IS_BOXED, 1>(tile, row, at + kBlock, as_float16, scale, scale_sq, block + 1, chunk,
-                                              survey);
-      if (before) write_bytes<MASTER>(tile, *before, block / 2, words);
+      if (before) write_block<Weights>(tile, *before, block, next, words);
+      update_block<RULE, Weights, IS_BOXED, 0>(tile, row, at, as_float16, scale, scale_sq, block, chunk, survey);
+      if (before) write_block<Weights>(tile, *before, block + 1, next, words);
+      update_block<RULE, Weights, IS_BOXED, 1>(tile, row, at + kBlock, as_float16, scale, scale_sq, block + 1, chunk,
+                                               survey);
+      if (before) write_bytes<Weights>(tile, *before, block / 2, words);
     }
     before = write_scales(tile, survey, chunk) ? &chunk : nullptr;
     if (!before) redo(first, first + kChunk);
@@ -197,41 +183,42 @@ void update_eight_bit_by(const EightBitTile& given_tile, const Row& given_row, c
   Bits next = unmixed(tile.stream, before->first);
   for (int block = 0; block < kBlocks; block += 2) {
     Words words;
-    for (int b = 0; b < 2; ++b) write_block<MASTER>(tile, *before, block + b, next, words);
-    write_bytes<MASTER>(tile, *before, block / 2, words);
+    for (int b = 0; b < 2; ++b) write_block<Weights>(tile, *before, block + b, next, words);
+    write_bytes<Weights>(tile, *before, block / 2, words);
   }
 }
 
-template <int RULE, int MASTER, typename Redo>
+template <int RULE, typename Weights, typename Redo>
 void update_eight_bit_by(const EightBitTile& tile, const Row& row, const Redo& redo) {
   const bool is_boxed = row.low > -__builtin_inff() || row.high < __builtin_inff();
-  (is_boxed ? update_eight_bit_by<RULE, MASTER, true, Redo> : update_eight_bit_by<RULE, MASTER, false, Redo>)(tile, row,
-                                                                                                              redo);
+  (is_boxed ? update_eight_bit_by<RULE, Weights, true, Redo>
+            : update_eight_bit_by<RULE, Weights, false, Redo>)(tile, row, redo);
 }
 
 // Whether a record, of which no gradients are summed up, is one of those that this is for.
 inline bool is_eight_bit(const Record& record, int32_t rule) {
   const Format format = format_of(record.format);
-  return format.param == kBfloat16 && record.grad_dtype == kBfloat16 && format.state == kState8 &&
-         (format.master == kNoMaster || format.master == kStochastic || format.master == kSplit8) &&
-         (rule == 0 || rule == kL2);
+  const bool is_kept = format.master == kNoMaster || format.master == kStochastic || format.master == kSplit8;
+  return (format.param == kBfloat16 ? is_kept : format.param == kFloat32) && record.grad_dtype == format.param &&
+         format.state == kState8 && (rule == 0 || rule == kL2);
 }
 
-template <int MASTER, typename Redo>
+template <typename Weights, typename Redo>
 void update_eight_bit_of(const EightBitTile& tile, const Row& row, const Redo& redo) {
-  (row.rule == kL2 ? update_eight_bit_by<kL2, MASTER, Redo> : update_eight_bit_by<0, MASTER, Redo>)(tile, row, redo);
+  (row.rule == kL2 ? update_eight_bit_by<kL2, Weights, Redo> : update_eight_bit_by<0, Weights, Redo>)(tile, row, redo);
 }
 
 // Calls `redo` with where unusual chunks, of which nothing has been written, begin and end.
 template <typename Redo>
-void update_eight_bit(const EightBitTile& tile, int32_t master, const Row& row, const Redo& redo) {
-  switch (master) {
+void update_eight_bit(const EightBitTile& tile, const Format& format, const Row& row, const Redo& redo) {
+  if (format.param == kFloat32) return update_eight_bit_of<Float32Weights>(tile, row, redo);
+  switch (format.master) {
     case kSplit8:
-      return update_eight_bit_of<kSplit8>(tile, row, redo);
+      return update_eight_bit_of<Bfloat16Weights<kSplit8>>(tile, row, redo);
     case kStochastic:
-      return update_eight_bit_of<kStochastic>(tile, row, redo);
+      return update_eight_bit_of<Bfloat16Weights<kStochastic>>(tile, row, redo);
     default:
-      return update_eight_bit_of<kNoMaster>(tile, row, redo);
+      return update_eight_bit_of<Bfloat16Weights<kNoMaster>>(tile, row, redo);
   }
 }
 
@@ -240,7 +227,7 @@ void update_eight_bit(const EightBitTile& tile, int32_t master, const Row& row, 
 inline bool is_eight_bit(const Record&, int32_t) { return false; }
 
 template <typename Redo>
-void update_eight_bit(const EightBitTile&, int32_t, const Row&, const Redo&) {}
+void update_eight_bit(const EightBitTile&, const Format&, const Row&, const Redo&) {}
 
 #endif
 

@@ -82,16 +82,16 @@ void update_eight_bit_tile(const Record& record, const Row& given, int64_t offse
     update_chunks(tile, wide, begin, end);
   };
   const int64_t whole = count / kChunk * kChunk;
-  const EightBitTile chunks = {pointer<uint16_t>(record.param, offset),
-                               pointer<const uint16_t>(record.grad, offset),
-                               pointer<int8_t>(record.master, offset),
+  const int64_t bytes = offset * bytes_of(tile.format.param);
+  const EightBitTile chunks = {{pointer<char>(record.param, bytes), pointer<const char>(record.grad, bytes),
+                                pointer<int8_t>(record.master, offset)},
                                pointer<uint8_t>(record.exp_avg, offset),
                                pointer<uint8_t>(record.exp_avg_sq, offset),
                                pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
                                pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock),
                                tile.stream,
                                whole};
-  update_eight_bit(chunks, tile.format.master, tile.row, update_range);
+  update_eight_bit(chunks, tile.format, tile.row, update_range);
   if (whole < count) update_range(whole, count);
 }
 

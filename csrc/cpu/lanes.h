@@ -125,6 +125,20 @@ SF_SHARED Numbers from_float16_words(Bits words) {
   return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw(words), HALF));
 }
 
+// 32 numbers as they lie in memory, and as lanes have them.
+SF_SHARED Halves<Numbers> taken_apart(const Halves<Numbers>& in_order) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return {_mm512_permutex2var_ps(in_order.even, even, in_order.odd),
+          _mm512_permutex2var_ps(in_order.even, odd, in_order.odd)};
+}
+
+SF_SHARED Halves<Numbers> put_together(const Halves<Numbers>& lanes) {
+  const __m512i first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i second = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+  return {_mm512_permutex2var_ps(lanes.even, first, lanes.odd), _mm512_permutex2var_ps(lanes.even, second, lanes.odd)};
+}
+
 // The lower bytes of the words of `first` and then the upper ones of `second`.
 SF_SHARED Bits joined_bytes(Bits first, Bits second) {
   const __m512i apart = _mm512_set4_epi32(0x0F0D0B09, 0x07050301, 0x0E0C0A08, 0x06040200);
