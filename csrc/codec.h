@@ -170,7 +170,9 @@ SF_SHARED uint32_t encode_finite(float x, float inverse, uint32_t random) {
 
 template <typename CODE>
 SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
-  const uint32_t magnitude = bits_of(x) & kMagnitude, sign = CODE::is_signed ? bits_of(x) >> 24 & 0x80 : 0;
+  const uint32_t magnitude = bits_of(x) & kMagnitude;
+  // NaN has none: which sign an operation gives it is not defined
+  const uint32_t sign = CODE::is_signed && magnitude <= kInfinity ? bits_of(x) >> 24 & 0x80 : 0;
   const uint32_t code = encode_finite<CODE>(float_of(magnitude), inverse, random);
   const uint32_t finite = code < CODE::largest ? code : CODE::largest;
   const uint32_t special = magnitude == kInfinity ? CODE::largest + 1 : CODE::largest + 2;

@@ -72,7 +72,8 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor
     special = torch.where(magnitude == 0x7F800000, code.largest + 1, code.largest + 2)
     codes = torch.where(is_finite, codes, special)
     if code.is_signed:
-        codes |= (bits >> 24) & 0x80
+        # NaN has no sign: which one an operation gives it is not defined
+        codes |= torch.where(magnitude <= 0x7F800000, (bits >> 24) & 0x80, 0)
     return codes.to(torch.uint8), scales.to(torch.uint8)
 
 

@@ -155,7 +155,8 @@ def encode(x, scales, random, ONE: tl.constexpr):
     special = tl.where(magnitude == INFINITY, 8 * ONE + 6, 8 * ONE + 7).to(tl.uint32)
     code = tl.where(magnitude < INFINITY, code, special)
     if ONE == 15:
-        code = code | ((bits >> 24) & 0x80)
+        # NaN has no sign: which one an operation gives it is not defined
+        code = code | tl.where(magnitude <= INFINITY, (bits >> 24) & 0x80, 0)
     return code.to(tl.uint8)
 
 
