@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from backends import chosen
 from checks import assert_same_bits
-from test_narrow_parity import chosen, tensors
+from test_narrow_parity import tensors
 from torch import nn
 
 import stackelberg_fused as sf
