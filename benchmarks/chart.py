@@ -26,6 +26,8 @@ def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
             bar["label"] += f", {bar['stored_bytes_per_parameter']:.1f} B"
     bars.sort(key=lambda bar: bar["p50_ns"])
     for name, found in row["apart"].items():
+        if not found["load"]["quiet"]:
+            continue  # no figure to draw; the table says so
         after = next((i for i, b in enumerate(bars) if b["name"] == name), None)
         if "p50_ns" in found and after is not None:
             bars.insert(

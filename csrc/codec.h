@@ -1,7 +1,6 @@
 // How numbers of fewer bits are stored: stackelberg_fused/codec.py, bit for bit. `random` are 16 random bits.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "shared.h"

@@ -37,7 +37,7 @@ struct Ieee {
 };
 
 // From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
-// `weight` is that of `to` where it is below one half, else minus that of `from`.
+// `weight` is that of `to` where it is below one half, else minus that of `from`, which may be minus zero.
 template <typename Arithmetic, typename Number>
 SF_SHARED Number interpolate(float weight, Number from, Number to) {
 #if defined(__CUDA_ARCH__)

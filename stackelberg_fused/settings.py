@@ -261,8 +261,8 @@ def turn_of(group: dict[str, Any]) -> tuple[int, str]:
 
 
 def _from_the_nearer_end(decay: float) -> float:
-    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay."""
-    return 1.0 - decay if decay > 0.5 else -decay
+    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay; its sign says from which end."""
+    return 1.0 - decay if decay > 0.5 else -abs(decay)  # of -0.0 as well
 
 
 def _rate(group: dict[str, Any]) -> float:

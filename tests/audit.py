@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import sass
 from named_schemes import NAMED
@@ -20,6 +21,12 @@ REGISTERS = 65536  # of a multiprocessor
 # That an H200 can issue in the time in which its memory moves a byte, by its data sheet: 132 multiprocessors of 4 times
 # 32 lanes, at up to 1.98 GHz, and 4.8 TB/s.
 INSTRUCTIONS_PER_BYTE = 132 * 4 * 32 * 1.98e9 / 4.8e12
+
+# of these a multiprocessor executes 64 a clock, not 128, by CUDA's programming guide
+HALF_RATE = (
+    *("LOP3", "PLOP3", "SHF", "PRMT", "SGXT", "BMSK", "IADD3", "VIADD", "LEA"),
+    *("ISETP", "FSETP", "SEL", "FSEL", "FMNMX", "VIMNMX", "VIMNMX3"),
+)
 
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
 
@@ -137,17 +144,26 @@ def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
     assert found == {(*n.bytes_moved(), count, count) for n, count in scales.items()}, name
 
 
-def instructions_per_parameter(kernel: sass.Kernel, threads: int) -> dict[str, float]:
+class Issued(NamedTuple):
+    """Per element of a full tile: all instructions, and how many issue slots those of half rate take up."""
+
+    instructions: float
+    half_rate_slots: float
+
+
+def instructions_per_parameter(kernel: sass.Kernel, threads: int) -> dict[str, Issued]:
     """What the threads of a block execute per element of a full tile, by the schemes in `NAMED`.
 
-    Of schemes that move the same bytes it is the least, and what is called is left out.
+    Of rules and schemes that move the same bytes it is the dearest; without a box, squares of zero and what is called.
     """
-    shortest = kernel.fewest_instructions()
     elements = TILE_ELEMENTS // threads
-    moved = {
-        name: [int(elements * part) for part in of.bytes_moved()] for name, of in NAMED.items()
-    }
-    return {name: shortest[loads, stores] / elements for name, (loads, stores) in moved.items()}
+    every = kernel.fewest_instructions()
+    half_rate = kernel.fewest_instructions(lambda one: 2 if one.name in HALF_RATE else 0)
+    found = {}
+    for name, named in NAMED.items():
+        loads, stores = (int(elements * part) for part in named.bytes_moved())
+        found[name] = Issued(every[loads, stores] / elements, half_rate[loads, stores] / elements)
+    return found
 
 
 def audit_formats(

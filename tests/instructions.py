@@ -23,10 +23,15 @@ def main() -> None:
             for kernel in sass.disassemble(file)
             if "narrow_kernel" in kernel.name
         }
-    print(f"{'':14}{'bytes':>8}{'budget':>8}" + "".join(f"{arch:>8}" for arch in counts))
+    print(
+        f"{'':14}{'bytes':>8}{'budget':>8}" + "".join(f"{arch:>10} {'half':>5}" for arch in counts)
+    )
     for name, named in NAMED.items():
         budget = INSTRUCTIONS_PER_BYTE * named.stated
-        row = "".join(f"{of[name]:8.1f}" for of in counts.values())
+        row = "".join(
+            f"{of[name].instructions:10.1f} {of[name].half_rate_slots:5.1f}"
+            for of in counts.values()
+        )
         print(f"{name:14}{named.stated:8.3f}{budget:8.1f}{row}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,24 +175,32 @@ class Kernel:
         accesses = (self.instructions[i] for start in self.looping for i in self.blocks[start][0])
         return [access for access in accesses if access.access_bytes == 16]
 
-    def fewest_instructions(self) -> dict[tuple[int, int], int]:
-        """Of all paths that agree in bytes of 128-bit loads and stores, the instructions of the shortest.
+    def fewest_instructions(
+        self, cost: Callable[[Instruction], int] = lambda _: 1
+    ) -> dict[tuple[int, int], int]:
+        """By bytes of 128-bit loads and stores outside of loops, what the instructions of a path that moves them cost.
 
-        Loops are left out, and what is called, so that a path of calls seems shorter than it is.
+        For each basic block in which the last of the stores may be, the cheapest path through it counts; of those
+        that agree in bytes, the dearest. What is called is left out, so that a path of calls seems cheaper than it is.
         """
-        totals: dict[int, dict[tuple[int, int], int]] = {}
+        totals: dict[int, dict[tuple[int, int, int], int]] = {}
         for node, instructions, after in self._backwards():
             own = _total(self.instructions[i] for i in instructions if node not in self.looping)
+            own_cost = sum(cost(self.instructions[i]) for i in instructions)
             rests = [rest for n in after if n in totals for rest in totals[n].items()]
             if not rests or self.instructions[instructions[-1]].name == "EXIT":
-                rests.append(((0, 0), 0))
-            found: dict[tuple[int, int], int] = {}
-            for (load_bytes, store_bytes), count in rests:
-                wide = own.load_bytes + load_bytes, own.store_bytes + store_bytes
-                count += len(instructions)
-                found[wide] = min(found.get(wide, count), count)
+                rests.append(((0, 0, -1), 0))
+            found: dict[tuple[int, int, int], int] = {}
+            for (loads, stores, last), rest_cost in rests:
+                if last < 0 and own.store_bytes:
+                    last = node
+                path = own.load_bytes + loads, own.store_bytes + stores, last
+                found[path] = min(found.get(path, own_cost + rest_cost), own_cost + rest_cost)
             totals[node] = found
-        return totals[0]
+        dearest: dict[tuple[int, int], int] = {}
+        for (loads, stores, _), total in totals[0].items():
+            dearest[loads, stores] = max(dearest.get((loads, stores), 0), total)
+        return dearest
 
     def paths(self, with_loops: bool = True) -> set[Accesses]:
         """The distinct totals over all paths from entry to exit; every loop is taken once.

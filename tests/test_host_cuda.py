@@ -29,7 +29,8 @@ def _library() -> ctypes.PyDLL:
     loaded.count_differences.restype = ctypes.c_int64
     loaded.count_differences.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     loaded.count_ratio_differences.restype = ctypes.c_int64
-    loaded.count_ratio_differences.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
+    loaded.count_ratio_differences.argtypes = [ctypes.c_void_p] * 3
+    loaded.count_ratio_differences.argtypes += [ctypes.c_int64, ctypes.c_int]
     return loaded
 
 
@@ -152,7 +153,8 @@ def test_the_shorter_way_to_a_code_and_back_gives_the_same_bits() -> None:
     assert _library().count_differences(_pointer(bits), _pointer(random), len(bits)) == 0
 
 
-def test_unchecked_quotients_by_roots_are_correctly_rounded() -> None:
+@pytest.mark.parametrize("ulp", [-1, 0, 1])
+def test_unchecked_quotients_by_roots_are_correctly_rounded(ulp: int) -> None:
     """Over all that `Usual` is for, its ends and zeros of both signs among it."""
     rng = np.random.default_rng(0)
 
@@ -170,5 +172,5 @@ def test_unchecked_quotients_by_roots_are_correctly_rounded() -> None:
     eps = numbers(2.0**-60, 2.0**16, 1e-8, 3e-10)
     eps[::16] = 0
     v[::16][v[::16] == 0] = 1  # a quotient by zero is not for it
-    count = _library().count_ratio_differences(_pointer(m), _pointer(v), _pointer(eps), len(m))
+    count = _library().count_ratio_differences(_pointer(m), _pointer(v), _pointer(eps), len(m), ulp)
     assert count == 0

@@ -107,8 +107,8 @@ def test_schemes_take_no_more_instructions_than_fit_into_the_time_of_their_bytes
 ) -> None:
     for (kernel,) in cubins["narrow"]:
         threads = _constant("kNarrowThreads")
-        for name, count in instructions_per_parameter(kernel, threads).items():
-            assert count <= INSTRUCTIONS_PER_BYTE * NAMED[name].stated, (kernel.name, name, count)
+        for name, issued in instructions_per_parameter(kernel, threads).items():
+            assert max(issued) <= INSTRUCTIONS_PER_BYTE * NAMED[name].stated, (kernel.name, name)
 
 
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(

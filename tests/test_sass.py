@@ -153,3 +153,25 @@ def test_inexact_arithmetic_is_found(line: str) -> None:
 def test_exact_arithmetic_passes() -> None:
     exact = "fma.rn.f32 mul.rn.f32 div.rn.f32 sqrt.rn.f32 neg.f32 setp.gt.f32 selp.f32 ld.global.f32 mov.f32"
     assert inexact_arithmetic("\n".join(f"{opcode} %f1, %f2;" for opcode in exact.split())) == set()
+
+
+def test_the_cheapest_path_to_each_store_and_of_those_the_dearest() -> None:
+    kernel = _kernel(
+        "LDG.E.128 R8, desc[UR4][R4.64]",
+        "@P0 EXIT",
+        "@P1 BRA `(.L_x_2)",
+        "@P2 BRA `(.L_x_1)",
+        "LOP3.LUT R8, R8, R9, RZ, 0xfc, !PT",
+        ".L_x_1:",
+        "STG.E.128 desc[UR4][R4.64], R8",
+        "EXIT",
+        ".L_x_2:",
+        "FADD R8, R8, R9",
+        "FADD R8, R8, R9",
+        "FADD R8, R8, R9",
+        "STG.E.128 desc[UR4][R4.64], R8",
+        "EXIT",
+    )
+    assert kernel.fewest_instructions() == {(16, 0): 2, (16, 16): 8}
+    adds = kernel.fewest_instructions(lambda one: one.name == "FADD")
+    assert adds == {(16, 0): 0, (16, 16): 3}

@@ -12,7 +12,7 @@ from torch import nn
 
 import stackelberg_fused as sf
 from stackelberg_fused import watch
-from stackelberg_fused.settings import GroupSettings
+from stackelberg_fused.settings import _CONSTANTS, GroupSettings, _numbers
 
 
 @pytest.fixture(params=["native", "python"], autouse=True)
@@ -195,3 +195,12 @@ def test_a_rate_that_nobody_can_read_is_refused() -> None:
     ours.param_groups[0]["lr"] = torch.tensor(1, device="meta")
     with pytest.raises(TypeError, match="float32 or float64"):
         ours.step()
+
+
+def test_minus_zero_decays_from_the_end_that_zero_does() -> None:
+    """Kernels tell by the sign of the weight which end is the nearer one."""
+    (group,) = _groups("adamw", betas=(-0.0, 0.9), ema_decay=-0.0)
+    columns = ("lerp_weight", "ema_weight")
+    for numbers in (_numbers(group), _numbers({**group, "betas": (0.0, 0.9), "ema_decay": 0.0})):
+        weights = [numbers[_CONSTANTS.index(name)] for name in columns]
+        assert np.signbit(weights).all(), weights

@@ -18,7 +18,6 @@ struct Scheme {
   static constexpr int elements = state_bytes == 1 || master_bytes == 1 ? 16 : 8;
 };
 
-// The elements of a thread, as they are stored.
 template <typename S>
 struct Held {
   Words<S::elements * S::param_bytes> param, grad;

@@ -3,9 +3,9 @@
 // A thread takes as many neighbouring elements at once as make the narrowest of their buffers one access of 128 bits:
 // 16 where there are codes or 8-bit remainders, else 8. All that it reads of them is in flight before anything is
 // computed: 96 bytes (80 for bfloat16 throughout, 112 with remainders), with three blocks of 256 threads to a
-// multiprocessor 60 to 84 KiB. Three blocks rather than two, because one
-// has nothing in flight while it looks up its record; that leaves a thread 80 registers, which is what 16 elements take
-// whose moments wait for the largest of their block.
+// multiprocessor 60 to 84 KiB. Three blocks rather than two, because one has nothing in flight while it looks up its
+// record; that leaves a thread 80 registers, which is what 16 elements take whose moments wait for the largest of their
+// block.
 #pragma once
 
 #include "cuda/access.cuh"
@@ -70,6 +70,7 @@ __device__ __forceinline__ void put_weight(Held<S>& held, int j, float weight, u
 
 template <typename S, int BYTES>
 __device__ __forceinline__ float moment_at(const Words<BYTES>& words, int j) {
+  static_assert(S::state != kState8);
   return S::state == kState32 ? float_of(words.word[j]) : from_bfloat16(half_at(words, j));
 }
 
@@ -91,8 +92,7 @@ template <typename S>
 constexpr bool is_whole = S::state != kState8 || (kPasses<S> == 1 && kWarp * S::elements == kElementsOfWarp);
 
 template <typename S, int RULE>
-__device__ __forceinline__ bool update_held(const Tiled& at, int64_t i, const Held<S>& held) {
-  if constexpr (S::state == kState8) return update_codes<S, RULE>(at, i, held);
+__device__ __forceinline__ void update_numbers(const Tiled& at, int64_t i, const Held<S>& held) {
   Held<S> updated;
   float none = 0;
 #pragma unroll
@@ -106,7 +106,6 @@ __device__ __forceinline__ bool update_held(const Tiled& at, int64_t i, const He
     put_moment<S>(updated.exp_avg_sq, j, v, random);
   }
   store(at.record, i, updated);
-  return true;
 }
 
 template <typename S, int RULE>
@@ -116,13 +115,17 @@ __device__ __forceinline__ bool update_all(const Tiled& at, int64_t i, Held<S>& 
 #pragma unroll
   for (int k = 0; k < kPasses<S>; ++k) {
     if (k) load(at.record, i += kTileElements / kPasses<S>, held);
-    all &= update_held<S, RULE>(at, i, held);
+    if constexpr (S::state == kState8) {
+      all &= update_codes<S, RULE>(at, i, held);
+    } else {
+      update_numbers<S, RULE>(at, i, held);
+    }
   }
   return all;
 }
 
-// Waits for the row. False where codes, or what is to become some, are of infinity, NaN or beyond all scales, or the
-// rule is another one; then nothing is updated of the warp's 512 elements.
+// Waits for the row. False where the rule is another one, or an element of 8 bits is not usual (cuda/eight_bit.cuh);
+// then nothing is updated of the warp's 512 elements.
 template <typename S>
 __device__ __forceinline__ bool update_full_tile(const Tiled& at) {
   const int64_t first = at.tile.offset + S::elements * static_cast<int>(threadIdx.x);

@@ -7,6 +7,11 @@
 #include "codec.h"
 #include "update_rule.h"
 
+// On the host seeds are correctly rounded, unless a test makes something else of them.
+#ifndef SF_SEED
+#define SF_SEED(x) (x)
+#endif
+
 namespace sf {
 
 // Approximations by the unit that has them, off by an ulp or so.
@@ -16,7 +21,7 @@ __device__ __forceinline__ float seed_of_reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
   return found;
 #else
-  return 1.0f / x;
+  return SF_SEED(1.0f / x);
 #endif
 }
 
@@ -26,12 +31,14 @@ __device__ __forceinline__ float seed_of_reciprocal_root(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
   return found;
 #else
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x)));
+  return SF_SEED(static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))));
 #endif
 }
 
 // Ieee's bits, by the very steps into which the compiler makes a root and a quotient whose operands it has found to be
-// neither very large nor very small: that they are not is for the caller to know. NaN where the denominator is zero.
+// neither very large nor very small: that they are not is for the caller to know. From the seeds that the processor has
+// for the compiler too: an even power of two, by which the square is multiplied, changes no more than their exponents.
+// They may be an ulp off (the tests vary them), not much more. NaN where the denominator is zero.
 struct Usual : Ieee {
   static constexpr float kSmallest = 0x1p-100f;     // that a first moment other than zero may be
   static constexpr float kLargest = 0x1p15f;        // that it may be, so that its factors below are finite

@@ -1,6 +1,9 @@
 // Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/test_host_cuda.py
 // calls them.
 #include "codec.h"
+
+static int seed_error = 0;  // ulp
+#define SF_SEED(x) (std::isfinite(x) ? sf::float_of(sf::bits_of(x) + seed_error) : (x))
 #include "cuda/usual.cuh"
 #include "update_rule.h"
 
@@ -185,8 +188,9 @@ int64_t count_differences(const float* in, const uint32_t* random, int64_t count
   return differences;
 }
 
-// How many quotients by roots differ from the correctly rounded ones.
-int64_t count_ratio_differences(const float* m, const float* v, const float* eps, int64_t count) {
+// How many quotients by roots differ from the correctly rounded ones, with seeds so many ulp off.
+int64_t count_ratio_differences(const float* m, const float* v, const float* eps, int64_t count, int ulp) {
+  seed_error = ulp;
   int64_t differences = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float usual = sf::Usual::ratio(m[i], v[i], eps[i]);
