@@ -1,7 +1,11 @@
-"""Instructions that the installed CUDA kernel executes per parameter of fewer bits: python tests/instructions.py."""
+"""Instructions that the CUDA kernel executes per parameter of fewer bits: python tests/instructions.py [MODULE].
+
+MODULE is a `_cuda` extension module or a cubin of another build; by default it is the one that is installed.
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,8 +19,9 @@ THREADS = 256  # kNarrowThreads of csrc/cuda/block.cuh
 
 
 def main() -> None:
+    module = Path(sys.argv[1] if len(sys.argv) > 1 else _cuda.__file__).resolve()
     with tempfile.TemporaryDirectory() as folder:
-        sass.run_tool("cuobjdump", "-xelf", "all", _cuda.__file__, cwd=Path(folder))
+        sass.run_tool("cuobjdump", "-xelf", "all", module, cwd=Path(folder))
         counts = {
             architecture(file): instructions_per_parameter(kernel, THREADS)
             for file in sorted(Path(folder).glob("*.cubin"))

@@ -1,9 +1,9 @@
 // Chunks of parameters with 8-bit moments for Adam: the formats of the fewest bytes, so that arithmetic bounds them and
-// not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and
-// become the same bits: numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is
-// applied; every step of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the
-// divider works on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to
-// be usual; the others are for narrow.h.
+// not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and become the same bits:
+// numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is applied; every step
+// of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the divider works on a
+// chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to be usual; the others
+// are for narrow.h.
 #pragma once
 
 #include "cpu/lanes_codec.h"
