@@ -15,13 +15,33 @@ from typing import Any
 import torch
 
 from . import machine
-from .contestant import Contestant, Groups, Step, anywhere, plain
-from .entries import BROKEN, RED, SEED, TIMED, WARM_UP_STEPS, Settings, first_line
+from .contestant import (
+    Contestant,
+    Groups,
+    Step,
+    anywhere,
+    plain,
+)
+from .entries import (
+    BROKEN,
+    RED,
+    SEED,
+    TIMED,
+    WARM_UP_STEPS,
+    Settings,
+    first_line,
+)
 from .harness import targets_of
 from .models import Training
 from .parity import expect, parity_error
 from .peers import contestants, ours_available
-from .timing import Action, interleave, median_ratio, quantiles, rounded
+from .timing import (
+    Action,
+    interleave,
+    median_ratio,
+    quantiles,
+    rounded,
+)
 from .workloads import HYPERPARAMETERS, TORCH_FUSED
 
 # the floor: nothing but the backward pass, its gradients set to None

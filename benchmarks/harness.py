@@ -11,9 +11,23 @@ import torch
 from . import bandwidth, machine
 from .apart import Apart
 from .contestant import Contestant
-from .entries import SEED, SKIPPED, TIMED, Settings, enter, gradient_sets, refused
+from .entries import (
+    SEED,
+    SKIPPED,
+    TIMED,
+    Settings,
+    enter,
+    gradient_sets,
+    refused,
+)
 from .parity import expect
-from .timing import Action, interleave, median_ratio, quantiles, rounded
+from .timing import (
+    Action,
+    interleave,
+    median_ratio,
+    quantiles,
+    rounded,
+)
 from .workloads import TORCH_FUSED, Target, Workload
 
 

@@ -9,8 +9,19 @@ from typing import Any
 
 from . import machine
 from .contestant import Contestant
-from .entries import SEED, Entry, Settings, gradient_sets
-from .timing import Action, interleave, now, quantiles, rounded
+from .entries import (
+    SEED,
+    Entry,
+    Settings,
+    gradient_sets,
+)
+from .timing import (
+    Action,
+    interleave,
+    now,
+    quantiles,
+    rounded,
+)
 from .workloads import TORCH_FUSED, Workload
 
 NAME = "host: step() around the kernel"

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .workloads import HEAD_LR_RATIO, HYPERPARAMETERS, TORCH_FUSED, Target
+from .workloads import (
+    HEAD_LR_RATIO,
+    HYPERPARAMETERS,
+    TORCH_FUSED,
+    Target,
+)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # low enough that a long run does not learn its batches: gradients stay as large as they were

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from .contestant import Contestant, Groups, Step, Verdict, anywhere, with_step
+from .contestant import (
+    Contestant,
+    Groups,
+    Step,
+    Verdict,
+    anywhere,
+    with_step,
+)
 from .kept import Kept
 from .peers import (
     installed,

@@ -106,11 +106,12 @@ class _Ours:
     names = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, group: dict[str, Any], p: torch.Tensor, state: Mapping[str, Any]) -> None:
-        from stackelberg_fused import schemes, storage
+        from stackelberg_fused.backends import reference_storage
+        from stackelberg_fused.groups import schemes
 
         self.scheme = schemes.scheme_of(group, p)
         self._state = {n: t.detach().reshape(-1) for n, t in state.items() if n != "step"}
-        self._storage = storage
+        self._storage = reference_storage
 
     @property
     def is_wide(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from .contestant import Contestant
 from .workloads import SCALE, Workload
 
-# stackelberg_fused.parity says the same; the process that times torch alone must not import it.
+# stackelberg_fused.tools.parity says the same; the process that times torch alone must not import it.
 # what float32 rounding allows: ulp of max(|p|, |update|), of max(|m|, |g|), of max(v, g^2), of
 # the largest of average, p and update
 ULPS = {"p": 8.0, "exp_avg": 2.0, "exp_avg_sq": 2.0, "ema": 10.0}

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from .contestant import Contestant, Groups, Step, Verdict, anywhere, plain, with_step
+from .contestant import (
+    Contestant,
+    Groups,
+    Step,
+    Verdict,
+    anywhere,
+    plain,
+    with_step,
+)
 from .workloads import ADAM_BYTES, HYPERPARAMETERS, TORCH_FUSED
 
 SMALL = 1_000_000

@@ -7,7 +7,12 @@ from typing import Any
 
 from .narrow import STATES
 from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
-from .workloads import TORCH_FUSED, Around, Target, Workload
+from .workloads import (
+    TORCH_FUSED,
+    Around,
+    Target,
+    Workload,
+)
 
 NEW = ", new gradients"
 WHOLE = "whole step: "

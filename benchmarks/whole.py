@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from .contestant import Contestant, Groups, Step, anywhere, plain
+from .contestant import (
+    Contestant,
+    Groups,
+    Step,
+    anywhere,
+    plain,
+)
 from .narrow import narrow_contestants
 from .peers import SMALL, contestants, ours_available
 from .workloads import (

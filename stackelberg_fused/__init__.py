@@ -34,9 +34,7 @@ __all__ = [
 ]
 
 if _torch is not None:
-    from .adam import StackelbergAdam, StackelbergAdamW
     from .backends import BackendStatus, backends
-    from .constraints import Box, L2Ball, NonNegative, Simplex
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import (
         BestResponse,
@@ -47,8 +45,15 @@ if _torch is not None:
     from .game.curvature import Curvature, curvature
     from .game.find_ratio import RatioSearch, find_ratio
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
-    from .partition import split_body_head
-    from .sgd import StackelbergSGD
+    from .groups.constraints import (
+        Box,
+        L2Ball,
+        NonNegative,
+        Simplex,
+    )
+    from .groups.split import split_body_head
+    from .optimizers.adam import StackelbergAdam, StackelbergAdamW
+    from .optimizers.sgd import StackelbergSGD
 else:
 
     def __getattr__(name: str) -> object:

@@ -12,9 +12,12 @@ from typing import Any
 from ._version import __version__
 
 COMMANDS = {
-    "doctor": ("stackelberg_fused.doctor", "what is here, what is missing and what to do about it"),
+    "doctor": (
+        "stackelberg_fused.tools.doctor",
+        "what is here, what is missing and what to do about it",
+    ),
     "verify": (
-        "stackelberg_fused.verify",
+        "stackelberg_fused.tools.verify",
         "parity of every available backend with the reference, on this machine",
     ),
     "bench": (

@@ -14,7 +14,6 @@ import pytest
 from building import (
     FILES,
     ISOLATED,
-    ROOT,
     SOURCES,
     SUFFIX,
     build,
@@ -25,6 +24,7 @@ from building import (
     python,
     unpack,
 )
+from paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("packages")
 

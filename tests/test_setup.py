@@ -7,7 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from building import COMPILER, ROOT, SUFFIX, build_ext, info, needs_setuptools, needs_tools
+from building import (
+    COMPILER,
+    SUFFIX,
+    build_ext,
+    info,
+    needs_setuptools,
+    needs_tools,
+)
+from paths import ROOT
 
 
 @pytest.fixture

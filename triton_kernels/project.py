@@ -9,7 +9,12 @@ import triton
 import triton.language as tl
 
 from .access import elements
-from .summation import LANES, fold, sum_of_squares, sum_of_sums
+from .summation import (
+    LANES,
+    fold,
+    sum_of_squares,
+    sum_of_sums,
+)
 from .tables import (
     BALL,
     EMA_ADDRESS,

@@ -10,7 +10,12 @@ import triton.language as tl
 from .access import load
 from .row import GROUP_WORDS, turn_of
 from .step import Extras
-from .stored import BFLOAT16, FLOAT16, FLOAT32, widen
+from .stored import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    widen,
+)
 from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     COUNTED,

@@ -8,7 +8,15 @@ import triton.language as tl
 
 from .narrow import NARROW_WARPS, update_narrow_tile, wait_narrow_tile
 from .project import report_tile
-from .row import GROUP_WORDS, STEP, arrive, complete_row, load_row, turn_of, waited_after
+from .row import (
+    GROUP_WORDS,
+    STEP,
+    arrive,
+    complete_row,
+    load_row,
+    turn_of,
+    waited_after,
+)
 from .stored import BFLOAT16, FLOAT16, FLOAT32
 from .tables import (
     CLIPPED,
@@ -31,7 +39,12 @@ from .tables import (
     TURNS,
     ZERO_GRADS,
 )
-from .tile import NUM_WARPS, update_tile, update_with, wait_tile
+from .tile import (
+    NUM_WARPS,
+    update_tile,
+    update_with,
+    wait_tile,
+)
 from .update_rule import EMA, MEAN_WEIGHT
 
 

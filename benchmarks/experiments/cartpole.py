@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...adam import StackelbergAdam
+from ...optimizers.adam import StackelbergAdam
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save
 

@@ -15,11 +15,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...adam import StackelbergAdamW
 from ...demo.tasks import TASKS
 from ...game.alternating import alternating_step
 from ...game.curvature import curvature
-from ...partition import split_body_head
+from ...groups.split import split_body_head
+from ...optimizers.adam import StackelbergAdamW
 from ..timing import Action, interleave, quantiles
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save

@@ -17,10 +17,10 @@ import torch
 from rich.table import Table
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...adam import StackelbergAdamW
 from ...demo.settings import DEFAULTS
 from ...demo.tasks import TASKS, Task
 from ...demo.trainer import warmup_cosine
+from ...optimizers.adam import StackelbergAdamW
 from .statistics import difference, interval
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save

@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...sgd import StackelbergSGD
+from ...optimizers.sgd import StackelbergSGD
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save
 

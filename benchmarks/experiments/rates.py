@@ -18,9 +18,9 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...constraints import Box, Constraint
 from ...game.schedules import TwoTimeScaleLR
-from ...sgd import StackelbergSGD
+from ...groups.constraints import Box, Constraint
+from ...optimizers.sgd import StackelbergSGD
 from .statistics import interval
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save

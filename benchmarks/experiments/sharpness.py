@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...demo.data import split_digits
 from ...game.curvature import curvature
-from ...sgd import StackelbergSGD
+from ...optimizers.sgd import StackelbergSGD
 from .study import Cell, Cells, Experiment
 from .style import COLORS, new_figure, save
 

@@ -20,11 +20,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...adam import StackelbergAdam
 from ...demo.tasks import TASKS, Task, evaluate
 from ...demo.trainer import warmup_cosine
 from ...game.alternating import alternating_step
-from ...sgd import StackelbergSGD
+from ...optimizers.adam import StackelbergAdam
+from ...optimizers.sgd import StackelbergSGD
 from .statistics import difference, interval
 from .study import Cell, Cells, Experiment
 from .style import new_figure, save

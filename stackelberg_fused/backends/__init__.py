@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..slots import Kind
+from ..layout.slot import Kind
 from ..warning import warn_caller
 from .base import Backend, BackendStatus, Work
 from .cpu import CpuBackend

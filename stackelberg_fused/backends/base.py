@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..joint_sets import JointSets
-from ..layout import Span, Table
-from ..scaling import Scaling
-from ..schemes import DTYPE_WORD
-from ..slots import Kind
-from ..statistics import ClipLimits, Statistics
+from ..groups.schemes import DTYPE_WORD
+from ..layout.joint_sets import JointSets
+from ..layout.scaling import Scaling
+from ..layout.slot import Kind, Span
+from ..layout.statistics import ClipLimits, Statistics
+from ..layout.table import Table
 
 
 @dataclass(frozen=True)

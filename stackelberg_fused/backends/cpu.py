@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..slots import Kind
-from ..statistics import ClipLimits
-from .arguments import project_args, statistics_args, step_args
-from .base import Backend, BackendStatus, Work, refusal_of_kernel
+from ..layout.slot import Kind
+from ..layout.statistics import ClipLimits
+from .base import (
+    Backend,
+    BackendStatus,
+    Work,
+    refusal_of_kernel,
+)
+from .launch_args import project_args, statistics_args, step_args
 
 try:
     from .. import _cpu

@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..build_info import build_info, covers, driver_runs
-from ..slots import Kind
-from ..statistics import ClipLimits
-from .arguments import project_args, statistics_args, step_args
-from .base import Backend, BackendStatus, Work, refusal_of_kernel
-from .mirror import addresses, tables_on_device
+from ..layout.slot import Kind
+from ..layout.statistics import ClipLimits
+from .base import (
+    Backend,
+    BackendStatus,
+    Work,
+    refusal_of_kernel,
+)
+from .device_tables import addresses, tables_on_device
+from .launch_args import project_args, statistics_args, step_args
 
 try:
     from .. import _cuda

@@ -1,4 +1,4 @@
-"""The reference backend: `stackelberg_fused.reference` applied parameter by parameter."""
+"""The reference backend: `stackelberg_fused.numerics.update_rule` applied parameter by parameter."""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference, turns
-from ..constraints import L2Ball, Simplex, joint_set
-from ..groups import ROLES
-from ..layout import STATE_FIELD, Slot
-from ..projection import ball_factor, project_simplex, toward_zero
-from ..random_bits import random_bits
-from ..recoding import in_memory_order
-from ..rules import sums_gradients
-from ..schemes import MOMENTS, state_names
-from ..sharding import local_tensor
-from ..slots import Kind
-from ..statistics import ClipLimits
-from ..storage import read_moment, read_weight, write_moment, write_weight
-from ..summation import sum_of, tile_sums
-from ..tables import TILE_ELEMENTS
+from ..groups.constraints import (
+    L2Ball,
+    Simplex,
+    box_bounds,
+    joint_set,
+)
+from ..groups.param_groups import ROLES
+from ..groups.rules import sums_gradients
+from ..groups.schemes import MOMENTS, state_names
+from ..layout.slot import Kind, Slot
+from ..layout.statistics import ClipLimits
+from ..layout.table import STATE_FIELD
+from ..memory.arena import in_memory_order
+from ..memory.sharding import local_tensor
+from ..native.tables import TILE_ELEMENTS
+from ..numerics import turns, update_rule
+from ..numerics.projection import ball_factor, project_simplex, toward_zero
+from ..numerics.random_bits import random_bits
+from ..numerics.summation import sum_of, tile_sums
 from .base import Backend, BackendStatus, Work
+from .reference_storage import (
+    read_moment,
+    read_weight,
+    write_moment,
+    write_weight,
+)
 
 
 class ReferenceBackend(Backend):
@@ -93,7 +103,7 @@ class ReferenceBackend(Backend):
                     local.copy_(project_simplex(local, constraint.total, *sums))
                 if group["ema_decay"] is not None:
                     ema = local_tensor(work.state[table.slots[i].param]["ema"])
-                    reference.ema_update(local.to(ema.dtype), ema, group)
+                    update_rule.ema_update(local.to(ema.dtype), ema, group)
         return 0
 
 
@@ -147,14 +157,14 @@ def _apply(
     table = work.table
     if group["rule"] == "sgd":
         fresh = not table.momentum_ready[i]
-        reference.sgd_update(param, grad, state, group, first_momentum=fresh)
+        update_rule.sgd_update(param, grad, state, group, first_momentum=fresh)
     else:
         step = float(table.step_counts[i]) + 1.0
         counted = torch.tensor(step) if group.get("differentiable") else step
-        reference.adam_update(param, grad, state, group, counted)
-    reference.project(param, group, table.slots[i].local.dtype)
+        update_rule.adam_update(param, grad, state, group, counted)
+    update_rule.project(param, box_bounds(group, table.slots[i].local.dtype))
     if group["ema_decay"] is not None and joint_set(group) is None:
-        reference.ema_update(param, state["ema"], group)
+        update_rule.ema_update(param, state["ema"], group)
 
 
 def _unscaled(work: Work, i: int) -> Tensor | None:
@@ -184,7 +194,7 @@ def _moving_gradient(work: Work, i: int) -> Tensor | None:
     if not sums_gradients(group) or (grad is None and not has_sum):
         return grad
     grad_sum = local_tensor(work.state[slot.param]["grad_sum"])
-    return reference.mean_gradient(grad_sum, grad, group)
+    return update_rule.mean_gradient(grad_sum, grad, group)
 
 
 def _keep_sum(work: Work, i: int, grad_sum: Tensor) -> None:

@@ -10,11 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Table
-from ..slots import Kind
-from ..statistics import ClipLimits
-from .base import Backend, BackendStatus, Work, refusal_of_kernel
-from .mirror import tables_on_device
+from ..layout.slot import Kind
+from ..layout.statistics import ClipLimits
+from ..layout.table import Table
+from .base import (
+    Backend,
+    BackendStatus,
+    Work,
+    refusal_of_kernel,
+)
+from .device_tables import tables_on_device
 
 try:
     from ..triton_kernels.project import launch_project

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import split_digits, split_text, text_batch, text_windows
+from .data import (
+    split_digits,
+    split_text,
+    text_batch,
+    text_windows,
+)
 from .gpt import GPT, GPTConfig
 
 Batch = tuple[Tensor, Tensor]

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..adam import StackelbergAdamW
-from ..partition import split_body_head
+from ..groups.split import split_body_head
+from ..optimizers.adam import StackelbergAdamW
 from .settings import Settings
-from .tasks import Batch, Task, cross_entropy, evaluate
+from .tasks import (
+    Batch,
+    Task,
+    cross_entropy,
+    evaluate,
+)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float, final: float) -> float:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..optimizer import StackelbergOptimizer
-from ..player import Player
-from ..statistics import LastStep
+from ..layout.statistics import LastStep
+from ..optimizers.base import StackelbergOptimizer
+from ..optimizers.player import Player
 from .best_response import BestResponse, best_response
 from .microbatches import split_both
 from .objective import check_ridge, linear_head, loss_name

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .objective import Objective, check_ridge, linear_head, loss_name
+from .objective import (
+    Objective,
+    check_ridge,
+    linear_head,
+    loss_name,
+)
 
 SMALLEST_DECREASE = 1e-4
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..adam import StackelbergAdamW
-from ..partition import Head, split_body_head
+from ..groups.split import Head, split_body_head
+from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
 
 MOST_EXTENSIONS = 4

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
-from ..optimizer import StackelbergOptimizer
+from ..optimizers.base import StackelbergOptimizer
 
 # bodies whose graph was looked at, so many of an optimizer at most
 MOST_KNOWN = 64

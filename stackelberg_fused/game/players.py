@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..groups import ROLES
-from ..optimizer import StackelbergOptimizer
+from ..groups.param_groups import ROLES
+from ..optimizers.base import StackelbergOptimizer
 
 # what was checked before, by optimizer: weak references to body and head, and groups by what is looked at here
 _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[int, ...]]] = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..ratio import ROUNDING
+from ..groups.rate_warnings import ROUNDING
 from ..warning import warn_caller
 
 

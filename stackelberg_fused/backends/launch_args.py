@@ -1,0 +1,94 @@
+"""The arguments of a launch, as csrc/tables.h lays them out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..layout.joint_sets import JointSets
+from ..layout.statistics import ClipLimits
+from ..native.tables import PROJECT_ARGS, STATISTICS_ARGS, STEP_ARGS
+from .base import Work
+
+_STEP = struct.Struct("<" + "".join(STEP_ARGS.values()))
+_PROJECT = struct.Struct("<" + "".join(PROJECT_ARGS.values()))
+_STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
+
+
+_NONE = (0, 0, 0, 0)
+
+
+def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
+    """`struct StepArgs`.
+
+    Args:
+        tables: addresses where the kernel runs: of records, tiles and rows; of groups, for a table that counts on its
+            device; of sets and pieces, where there are joint sets.
+    """
+    table, span, scaling = work.table, work.span, work.scaling
+    counts, joint = table.counts, work.joint_sets
+    return _STEP.pack(
+        tables["records"],
+        tables["tiles"],
+        tables["rows"],
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        table.first_head_tile,
+        work.rule,
+        work.zero_grads,
+        table.takes_turns and table.turns_in(span),
+        table.is_narrow,
+        0 if work.statistics is None else work.statistics.signals.data_ptr(),
+        *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
+        tables.get("groups", 0),
+        *(
+            _NONE
+            if counts is None
+            else map(_address, (counts.steps, counts.ready, counts.waited, counts.arrived))
+        ),
+        0 if joint is None else tables["sets"],
+        *(_NONE if joint is None else map(_address, _results(joint))),
+    )
+
+
+def project_args(work: Work, tables: Mapping[str, int]) -> bytes:
+    """`struct ProjectArgs`; tables as in `step_args`."""
+    span = work.span
+    addresses = [tables[name] for name in ("records", "rows", "sets", "pieces")]
+    pieces = work.joint_sets.piece_range(span.first_slot, span.last_slot)
+    sums, factors, _, moved = map(_address, _results(work.joint_sets))
+    found_inf = _address(work.scaling and work.scaling.found_inf)
+    return _PROJECT.pack(*addresses, *pieces, sums, factors, moved, found_inf)
+
+
+def _results(joint: JointSets) -> tuple[Tensor, ...]:
+    return joint.sums, joint.factors, joint.tiles_done, joint.moved
+
+
+def statistics_args(work: Work, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
+    """`struct StatisticsArgs`; tables as in `step_args`."""
+    table, span = work.table, work.span
+    values = (
+        tables["records"],
+        tables["tiles"],
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        table.first_head_tile,
+        work.statistics.tile_sums.data_ptr(),
+        work.statistics.signals.data_ptr(),
+        limits.body,
+        limits.head,
+        limits.joint,
+        table.turns_in(span),
+        _address(work.scaling and work.scaling.grad_scale),
+        tables["rows"],
+        tables.get("groups", 0),
+        0 if table.counts is None else table.counts.waited.data_ptr(),
+    )
+    return _STATISTICS.pack(*values)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

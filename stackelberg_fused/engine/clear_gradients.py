@@ -1,0 +1,53 @@
+"""Gradients that are cleared: by a step after its launches, and by `zero_grad` for one player."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..native.tensor_abi import increment_versions
+from .launch_unit import LaunchUnit, Pending, Staged
+
+
+def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -> None:
+    """Clear the gradients of a span as `zero_grad` does: gathered ones to None, flat ones to zeros in their place.
+
+    After every launch, because tables may share gradients.
+
+    Args:
+        staged: None where no launch was made.
+    """
+    table, span, flat = unit.table, pending.span, unit.flat
+    if flat is None:
+        for slot in table.slots[span.first_slot : span.last_slot]:
+            slot.param.grad = None
+        return
+    grads = [slot.param.grad for slot in table.slots[span.first_slot : span.last_slot]]
+    grads = [grad for grad in grads if grad is not None]
+    if staged is not None and staged.work.zero_grads:
+        # the launch cleared copies where it read them, and autograd knows of nothing that it did
+        _zero(pending.gathered.copied)
+        if unit.backend.reads_memory:
+            increment_versions(grads)
+    else:
+        _zero(grads)
+    if not pending.clears:
+        flat.attach(table, span, keep=False)
+        flat.drop_others(table, span)
+
+
+def clear_as_torch(groups: list[dict[str, Any]], set_to_none: bool) -> None:
+    """What `torch.optim.Optimizer.zero_grad` does, for some of its groups."""
+    for param in (param for group in groups for param in group["params"]):
+        grad = param.grad
+        if set_to_none:
+            param.grad = None
+        elif grad is not None:
+            grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
+            grad.zero_()
+
+
+def _zero(grads: list[Tensor]) -> None:
+    for grad in grads:
+        grad.detach().zero_()

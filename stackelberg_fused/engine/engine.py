@@ -1,0 +1,325 @@
+"""From param groups to launches: one table per device, and per dtype where a backend takes one at a time, built once,
+stepped in one launch each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..backends import Backend, resolve_backend
+from ..groups.constraints import joint_set
+from ..groups.param_groups import ROLES, param_label
+from ..groups.settings import GroupSettings
+from ..layout.joint_sets import check_joint_sets
+from ..layout.scaling import Scaling
+from ..layout.slot import Kind, LayoutChanged, Slot
+from ..layout.statistics import ClipLimits, Statistics, combine
+from ..native.watch import make_lookout, make_watch
+from .across_rebuilds import Carried
+from .clear_gradients import clear_gradients
+from .flat_gradients import FlatGradients, refuse_shards
+from .launch_unit import LaunchUnit, Pending, Staged
+from .placement import (
+    Placement,
+    collect_slots,
+    is_trained,
+    merged,
+    misfit,
+)
+from .state import attach_state, is_attached
+
+
+def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
+    """Raise ValueError for parameters on a GPU that cannot be stepped in a CUDA graph though they are to be."""
+    if backend.counts_on_device or slots[0].local.device.type != "cuda":
+        return
+    for slot in slots:
+        if groups[slot.group].get("capturable"):
+            raise ValueError(
+                f"{slot.name}: capturable=True needs the cuda or the triton backend, not {backend.name}"
+            )
+
+
+class Engine:
+    """Every launch unit of an optimizer.
+
+    Args:
+        groups: checked param groups.
+        state: the optimizer's state.
+        choice: backend by name, "auto", or a backend.
+        flatten: move parameters into arenas.
+        flat_grads: keep gradients in flat buffers.
+        carried: what the engine before this one left.
+        previous: state before a state dict was loaded, see `attach_state`.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        choice: str | Backend,
+        flatten: bool,
+        flat_grads: bool,
+        carried: Carried,
+        previous: Mapping[Tensor, dict[str, Any]] | None = None,
+    ) -> None:
+        self.groups = groups
+        self.state = state
+        self.is_broken = False  # accepted settings that not all of its units follow
+        slots = collect_slots(groups)
+        check_joint_sets(slots, groups)
+        # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
+        updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
+        frozen = [slot for key in slots if key not in updated for slot in slots[key]]
+        self._frozen = {
+            role: [slot.param for slot in frozen if role in (None, slot.role)]
+            for role in (None, *ROLES)
+        }
+        every = [slot for key in slots for slot in slots[key]]
+        self._unfit = [slot for slot in every if not is_trained(slot) and misfit(slot, groups)]
+        slots = {key: slots[key] for key in updated}
+        backends = {
+            key: resolve_backend(choice, key, slots[key][0].name, carried.reported) for key in slots
+        }
+        for key, backend in backends.items():
+            _check_capturable(slots[key], groups, backend)
+        if flat_grads:
+            refuse_shards(slot for key_slots in slots.values() for slot in key_slots)
+        self._placement = Placement(flatten, carried.placed)
+        for key_slots in slots.values():
+            self._placement.place(key_slots)
+        self.settings = GroupSettings(groups, carried.turns)
+        tables: dict[Any, list[Kind]] = defaultdict(list)
+        for kind, backend in backends.items():
+            tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
+        self.units = [
+            LaunchUnit(merged(slots[k] for k in kinds), self.settings, backends[kinds[0]], state)
+            for kinds in tables.values()
+        ]
+        if flat_grads:
+            self._attach_flat(carried.flat)
+        for unit in self.units:
+            attach_state(unit.table, state, previous)
+            if flat_grads:
+                # all of them are stepped, and tools that look for state have no other way to it
+                unit.allocate_trained()
+        self._params = [group["params"] for group in groups]
+        lists = [p if isinstance(p, list) else list(p) for p in self._params]
+        self._held = make_watch([groups if isinstance(groups, list) else [*groups], *lists])
+        self._note_state()
+        self._watch = carried.watch
+        self._look_at_rates(list(range(len(groups))))
+
+    def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
+        """Have gradients lie in buffers: those of the engine before where tables are the same, else new ones."""
+        keys = [FlatGradients.key_of(unit.table) for unit in self.units]
+        found = {
+            key: flat.get(key) or FlatGradients(unit.table)
+            for key, unit in zip(keys, self.units, strict=True)
+        }
+        for old in flat.values():
+            old.let_go()
+        flat.clear()
+        flat.update(found)
+        for unit, buffers in zip(self.units, found.values(), strict=True):
+            unit.flat = buffers
+            buffers.attach(unit.table, unit.table.spans[None], keep=True)
+
+    @property
+    def backend(self) -> str:
+        """Names of the backends in use, joined by "+"."""
+        return "+".join(dict.fromkeys(unit.backend.name for unit in self.units)) or "none"
+
+    def step(
+        self,
+        role: str | None,
+        limits: ClipLimits | None = None,
+        scaling: Scaling | None = None,
+        zero_grad: bool = False,
+    ) -> tuple[int, Statistics | None]:
+        """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
+
+        Args:
+            role: "body", "head" or None for both.
+            limits: what gradients are clipped to.
+            scaling: what a gradient scaler says.
+            zero_grad: clear these gradients.
+
+        Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
+        """
+        self._look_at_edits()
+        changed = self.settings.check()
+        if changed:
+            self._refuse(changed)
+        pending = self._prepare(role, limits is not None)
+        self._look_at_rates(changed)  # a warning may be an error
+        if changed:
+            self._accept(changed)
+        staged = self._stage(pending, limits is not None, scaling, zero_grad)
+        launches, statistics, has_new_state = 0, None, False
+        if limits is not None and self.units:
+            launches, statistics = self._measure(staged, limits, role)
+        for unit, work in zip(self.units, staged, strict=True):
+            if work is not None:
+                launches += unit.launch(work)
+            has_new_state |= unit.has_new_state
+        if has_new_state:
+            self._note_state()
+        if zero_grad:
+            for unit, read, work in zip(self.units, pending, staged, strict=True):
+                clear_gradients(unit, read, work)
+        return launches, statistics
+
+    def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
+        """What the units read, and whatever they have to raise."""
+        for slot in self._unfit:
+            if slot.param.grad is not None:
+                raise ValueError(misfit(slot, self.groups))
+        for param in self._frozen[None]:
+            if param.grad is not None:
+                raise LayoutChanged("a parameter that was frozen has a gradient")
+        if clipped:
+            for unit in self.units:
+                unit.refuse_shards()
+        pending = [unit.prepare(role) for unit in self.units]
+        if self._placement.has_frozen and self._placement.place_late():
+            pending = [unit.prepare(role) for unit in self.units]
+        return pending
+
+    def _accept(self, changed: list[int]) -> None:
+        """Go on with settings that somebody changed and that nothing speaks against."""
+        accepted = self.settings.accept(changed)
+        self.is_broken = True  # should memory run out: then it is built again
+        for unit in self.units:
+            unit.follow(accepted)
+        self.is_broken = False
+
+    def _stage(
+        self, pending: list[Pending], clipped: bool, scaling: Scaling | None, zero_grad: bool
+    ) -> list[Staged | None]:
+        """What each unit launches; None where it launches nothing."""
+        # a group may have parameters in several tables, which have to wait alike
+        if len(self.units) == 1:
+            return [self.units[0].stage(pending[0], clipped, scaling, zero_grad)]
+        counted = any(
+            unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
+            for unit, work in zip(self.units, pending, strict=True)
+        )
+        return [
+            unit.stage(work, clipped, scaling, zero_grad, counted)
+            for unit, work in zip(self.units, pending, strict=True)
+        ]
+
+    def flat_gradients(self) -> list[dict[str, Tensor]]:
+        """The buffers of each table by role, with all gradients in them."""
+        found = [(unit, unit.flat) for unit in self.units if unit.flat is not None]
+        for unit, flat in found:
+            flat.attach(unit.table, unit.table.spans[None], keep=True)
+        return [buffers for _, flat in found for buffers in flat.by_dtype()]
+
+    def zero_flat(self, role: str | None) -> None:
+        """Clear the gradients of a role, or all: flat ones in a few operations, others to None."""
+        for param in self._frozen[role]:
+            param.grad = None
+        for unit in self.units:
+            if unit.flat is not None:
+                unit.flat.zero(unit.table, role)
+
+    def _measure(
+        self, staged: list[Staged | None], limits: ClipLimits, role: str | None
+    ) -> tuple[int, Statistics]:
+        """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
+        if any(unit.skipped for unit in self.units):
+            table = self.units[0].table
+            statistics = table.statistics_of(table.spans[role])
+            statistics.unknown(limits)
+            return 0, statistics
+        running = [(unit, work) for unit, work in zip(self.units, staged, strict=True) if work]
+        launches = sum(unit.measure(work, limits) for unit, work in running)
+        parts = [work.work.statistics for _, work in running]
+        if not parts:
+            table = self.units[0].table
+            parts = [table.statistics_of(table.spans[role])]
+        if len(parts) > 1:
+            combine(parts, limits)
+        elif not running:
+            parts[0].nothing(limits)
+        return launches, parts[0]
+
+    def was_edited(self) -> bool:
+        """Whether somebody replaced parameters of the groups, or their state, since the last step."""
+        try:
+            self._look_at_edits()
+        except LayoutChanged:
+            return True
+        every = range(len(self.groups))
+        if self.settings.changed_roles(every) or self.settings.changed_storage(every):
+            return True
+        return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
+
+    def _look_at_edits(self) -> None:
+        """Have groups looked at that hold anything else than the last time.
+
+        Raises:
+            LayoutChanged: a parameter or its state was replaced.
+        """
+        if not self._lookout.is_unchanged():
+            self._look_closer()
+        for unit in self.units:
+            if unit.flat is not None and unit.flat.is_outdated():
+                raise LayoutChanged("a parameter was frozen or unfrozen")
+
+    def _look_closer(self) -> None:
+        """What the lookout found, one by one."""
+        if self._held.changed():
+            raise LayoutChanged("parameters were replaced")
+        for i in self.settings.look():
+            if self.groups[i].get("params") is not self._params[i]:
+                raise LayoutChanged("parameters were replaced")
+        if self._held_state.changed():
+            if not all(is_attached(unit.table, self.state) for unit in self.units):
+                raise LayoutChanged("state was replaced")
+            self._note_state()  # entries that no rule knows
+        if any(unit.places.moved() for unit in self.units):
+            raise LayoutChanged("state was moved")
+
+    def _refuse(self, changed: list[int]) -> None:
+        """Raise for groups whose settings go together, but not with their parameters, state or table."""
+        if self.settings.changed_roles(changed):
+            raise LayoutChanged("a param group changed its role")
+        if self.settings.changed_storage(changed):
+            raise LayoutChanged("a param group is to be stored in another way")
+        for unit in self.units:
+            unit.refuse_rates(changed)
+            unit.refuse_edits_in_capture(changed)
+            _check_capturable(unit.table.slots, self.groups, unit.backend)
+        if any(joint_set(self.groups[index]) is not None for index in changed):
+            check_joint_sets(collect_slots(self.groups), self.groups)
+        # from Adam to SGD or back with the state of the other
+        for index in self.settings.changed_families(changed):
+            group = self.groups[index]
+            for position, param in enumerate(group["params"]):
+                if self.state.get(param):
+                    raise ValueError(
+                        f"{param_label(index, group, position)}: its state is not that of rule {group['rule']!r}; "
+                        "for a change between Adam and SGD, remove it from the optimizer's state first"
+                    )
+
+    def _look_at_rates(self, changed: list[int]) -> None:
+        """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
+        rates = self.settings.new_rates(changed)
+        if rates is not None:
+            self._watch.look(*rates)
+
+    def _note_state(self) -> None:
+        """Take what the state holds now for what it should hold."""
+        entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
+        self._held_state = make_watch([self.state, *entries])
+        for unit in self.units:
+            unit.note_state()
+        watches = [self._held, self.settings.watch, self._held_state]
+        self._lookout = make_lookout(watches, [unit.places for unit in self.units])

@@ -1,0 +1,143 @@
+"""`grads="flat"`: gradients that autograd adds up in one contiguous buffer per player."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from ..layout.slot import Slot, Span
+from ..layout.table import Table
+from ..memory.arena import place_in
+from ..memory.sharding import is_sharded
+from ..native.tensor_abi import increment_versions
+
+
+class FlatGradients:
+    """The buffers of one table, and the view of them that each parameter has as its gradient.
+
+    Args:
+        table: parameters that are frozen now get no place; their gradients are read where they are.
+
+    Attributes:
+        buffers: by role and dtype: every gradient at a multiple of 64 elements, zeros between them; none is empty.
+        key: what a table must have in common with this one to go on with its buffers.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.key = self.key_of(table)
+        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._views: dict[int, torch.Tensor] = {}
+        self._addresses = np.zeros(len(table.slots), np.int64)
+        self._has_place = np.zeros(len(table.slots), bool)
+        self._params = [slot.param for slot in table.slots]
+        self._trained = [slot.param.requires_grad for slot in table.slots]
+        places: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
+        for i, slot in enumerate(table.slots):
+            if slot.param.requires_grad:
+                places[slot.role, slot.local.dtype].append(i)
+        for kind, slots in places.items():
+            self.buffers[kind], views = place_in([table.slots[i].dense_like() for i in slots])
+            self._views.update(zip(slots, views, strict=True))
+        for i, view in self._views.items():
+            self._addresses[i] = view.data_ptr()
+            self._has_place[i] = True
+
+    @staticmethod
+    def key_of(table: Table) -> tuple[object, ...]:
+        slots = tuple(
+            (
+                id(s.param),
+                s.role,
+                s.param.requires_grad,
+                s.local.shape,
+                s.local.stride(),
+                s.local.dtype,
+            )
+            for s in table.slots
+        )
+        return table.device, slots
+
+    def by_dtype(self) -> list[dict[str, torch.Tensor]]:
+        """The buffers of each dtype by role."""
+        found: dict[torch.dtype, dict[str, torch.Tensor]] = defaultdict(dict)
+        for (role, dtype), buffer in self.buffers.items():
+            found[dtype][role] = buffer
+        return list(found.values())
+
+    @torch.no_grad()
+    def attach(self, table: Table, span: Span, keep: bool) -> None:
+        """Give the parameters of a span their views as gradients, where they have anything else.
+
+        Args:
+            keep: the values of gradients that they have; else the views are zero then.
+        """
+        for i in range(span.first_slot, span.last_slot):
+            view, param = self._views.get(i), table.slots[i].param
+            grad = param.grad
+            if view is None or grad is view:
+                continue
+            if keep and grad is not None:
+                view.copy_(grad)
+            else:
+                view.zero_()
+            param.grad = view
+
+    @torch.no_grad()
+    def zero(self, table: Table, role: str | None) -> None:
+        """Clear the gradients of a role, or all, those of parameters without a place to None."""
+        span = table.spans[role]
+        for (name, _), buffer in self.buffers.items():
+            if role in (None, name):
+                buffer.zero_()
+        # views in memory, but not in autograd's eyes
+        inside = range(span.first_slot, span.last_slot)
+        increment_versions([view for i, view in self._views.items() if i in inside])
+        self.attach(table, span, keep=False)
+        self.drop_others(table, span)
+
+    def is_outdated(self) -> bool:
+        """Whether a parameter was frozen or unfrozen since."""
+        return [param.requires_grad for param in self._params] != self._trained
+
+    def let_go(self) -> None:
+        """Take their views from parameters that were frozen since: they are not trained any more."""
+        for i, view in self._views.items():
+            param = self._params[i]
+            if param.grad is view and not param.requires_grad:
+                param.grad = None
+
+    def all_placed(self, span: Span, active: np.ndarray) -> bool:
+        """Whether every gradient of a span is of a parameter that has a place."""
+        here = slice(span.first_slot, span.last_slot)
+        return not (active[here] & ~self._has_place[here]).any()
+
+    def drop_others(self, table: Table, span: Span) -> None:
+        """Set the gradients of parameters without a place to None."""
+        for i in range(span.first_slot, span.last_slot):
+            if i not in self._views:
+                table.slots[i].param.grad = None
+
+    def misplaced(
+        self, table: Table, span: Span, active: np.ndarray, odd: Sequence[int]
+    ) -> str | None:
+        """The name of a parameter of a span whose gradient is not its view, or that has none.
+
+        Args:
+            active: bool [n]: slots that have a gradient.
+            odd: slots whose gradient is not where the records say.
+        """
+        wrong = self._has_place & (~active | (table.records["grad"] != self._addresses))
+        for i in odd:
+            wrong[i] = i in self._views and table.slots[i].param.grad is not self._views[i]
+        found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
+        return table.slots[span.first_slot + int(found[0])].name if len(found) else None
+
+
+def refuse_shards(slots: Iterable[Slot]) -> None:
+    """Raise ValueError for a parameter that would get a place and is a DTensor."""
+    for slot in slots:
+        if slot.param.requires_grad and is_sharded(slot.param):
+            raise ValueError(f"{slot.name}: grads='flat' does not know DTensor shards")

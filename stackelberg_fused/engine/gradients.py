@@ -1,0 +1,225 @@
+"""Gathered gradients: each is read where autograd left it, so the table only needs its address."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..groups.constraints import L2Ball, joint_set
+from ..groups.schemes import DTYPE_WORD
+from ..layout.slot import LayoutChanged, Span
+from ..layout.table import COUNTS, Table
+from ..memory.sharding import local_gradient, local_tensor
+from ..native.reader import make_reader, same_layout
+
+log = logging.getLogger("stackelberg_fused")
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What one step keeps alive until its launch.
+
+    Attributes:
+        kept: keeps the gradients that were read.
+        also_kept: copies of those that had to take their parameter's layout, and what else is read in their place.
+        odd: slots whose gradient does not have their parameter's layout.
+        copied: gradients of which only a copy is read.
+        write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
+    """
+
+    kept: Any
+    odd: list[int]
+    also_kept: list[Tensor]
+    copied: list[Tensor]
+    write_back: list[tuple[Tensor, Tensor]]
+
+
+class Gradients:
+    """The gradients of one table: checks, addresses, and the copies that odd layouts need.
+
+    Attributes:
+        active: bool array [n]: slots that have a gradient.
+        active_version: counts changes of `active`.
+        sharded: slots whose parameter is a DTensor.
+    """
+
+    def __init__(self, table: Table, reads_memory: bool, mixes_dtypes: bool) -> None:
+        self._table = table
+        self._reads_memory, self._mixes_dtypes = reads_memory, mixes_dtypes
+        slots = table.slots
+        self._shapes = [slot.local.shape for slot in slots]
+        self._strides = [slot.local.stride() for slot in slots]
+        self._copied: set[int] = set()  # slots whose copy was logged
+        self.sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
+        self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
+        self.active = np.zeros(len(slots), bool)
+        self.active_version = 0
+        self._reader = make_reader(
+            [slot.param for slot in slots],
+            [slot.local for slot in slots],
+            table.records,
+            self.active,
+        )
+
+    def gather(self, span: Span) -> Gathered:
+        """Bring the records of a span up to date; every gradient's address is written.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a gradient or a rebound parameter does not fit; names the parameter.
+            LayoutChanged: a parameter was rebound to memory with other strides.
+        """
+        self._check_shards(span)
+        moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
+        self.active_version += switched
+        self._table.version += changed
+        if changed and self._table.has_other_gradients:
+            self._table.note_formats()  # one may have the dtype of its parameter again
+        gathered = Gathered(kept, odd, [], [], [])
+        for i in moved:
+            self._follow(i)
+        for i in odd:
+            grad = self.gradient(i)
+            gathered.also_kept.append(grad)
+            self._check(i, grad)
+            if self._reads_memory and self._table.slots[i].dense:
+                if self._needs_copy(i, grad):
+                    gathered.copied.append(grad)
+                    grad = self._in_parameter_layout(i, grad)
+                    gathered.also_kept.append(grad)
+                self._write_gradient(i, grad)
+        return gathered
+
+    def gradient(self, i: int) -> Tensor | None:
+        """The gradient of a slot, or its local shard; checked as far as shards go."""
+        param = self._table.slots[i].param
+        grad = param.grad
+        return None if grad is None else local_gradient(grad, param, self._label(i))
+
+    def stage(self, gathered: Gathered, span: Span, written: np.ndarray) -> None:
+        """Put dense copies in the place of parameters whose memory has gaps.
+
+        Args:
+            written: bool [n]: slots that change, or may where the device counts.
+        """
+        if not self._reads_memory:
+            return
+        for i in self._gapped:
+            inside = span.first_slot <= i < span.last_slot
+            if not (inside and (self.active[i] or written[i])):
+                continue
+            local, grad = self._table.slots[i].local, self.gradient(i)
+            with torch.no_grad():
+                if grad is not None:
+                    gathered.copied.append(grad)
+                    grad = grad.resolve_neg().contiguous().to(self._dtype_read(i, grad))
+                    gathered.also_kept.append(grad)
+                    self._write_gradient(i, grad)
+                if written[i]:  # autograd would take a write to one that waits for a change
+                    copy = local.resolve_neg().contiguous()
+                    gathered.write_back.append((local, copy))
+                    self._write("param", i, copy)
+
+    def _write_gradient(self, i: int, grad: Tensor) -> None:
+        self._write("grad", i, grad)
+        records, word = self._table.records, DTYPE_WORD.get(grad.dtype, 0)
+        if records["grad_dtype"][i] != word:
+            records["grad_dtype"][i] = word
+            self._table.version += 1
+            self._table.note_formats()
+
+    def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
+        """In which dtype a gradient is read."""
+        return grad.dtype if self._mixes_dtypes else self._table.slots[i].scheme.param
+
+    def _write(self, name: str, i: int, tensor: Tensor) -> None:
+        addresses, address = self._table.records[name], tensor.data_ptr()
+        if addresses[i] != address:
+            addresses[i] = address
+            self._table.version += 1
+
+    def _label(self, i: int) -> str:
+        return self._table.slots[i].name
+
+    def _needs_copy(self, i: int, grad: Tensor) -> bool:
+        is_laid_out = not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i])
+        if is_laid_out and grad.dtype is self._dtype_read(i, grad):
+            return False
+        if i not in self._copied:
+            self._copied.add(i)
+            what = f"strides {tuple(grad.stride())}", f"{tuple(self._strides[i])}"
+            if is_laid_out:
+                what = f"dtype {grad.dtype}", f"{self._table.slots[i].scheme.param}"
+            log.info(
+                "%s: its gradient's %s differ from the parameter's %s; it is copied into the "
+                "parameter's layout before each step",
+                self._label(i),
+                *what,
+            )
+        return True
+
+    def _in_parameter_layout(self, i: int, grad: Tensor) -> Tensor:
+        with torch.no_grad():
+            copy = torch.empty_strided(
+                self._shapes[i],
+                self._strides[i],
+                dtype=self._dtype_read(i, grad),
+                device=grad.device,
+            )
+            return copy.copy_(grad)
+
+    def _check(self, i: int, grad: Tensor) -> None:
+        """Raise, naming the parameter, for a gradient that no copy makes fit."""
+        table, label = self._table, self._label(i)
+        if grad.layout is not torch.strided:
+            raise RuntimeError(f"{label}: sparse gradients ({grad.layout}) are not supported")
+        if grad.is_complex():
+            raise TypeError(f"{label}: complex gradients are not supported")
+        dtype = table.slots[i].scheme.param
+        if grad.dtype is not dtype and not (grad.dtype in DTYPE_WORD and dtype in DTYPE_WORD):
+            raise TypeError(f"{label}: gradient has dtype {grad.dtype}, the parameter {dtype}")
+        if grad.device != table.device:
+            raise RuntimeError(
+                f"{label}: gradient is on {grad.device}, the parameter on {table.device}"
+            )
+        if grad.shape != self._shapes[i]:
+            raise ValueError(
+                f"{label}: gradient has shape {tuple(grad.shape)}, the parameter {tuple(self._shapes[i])}"
+            )
+        if self._reads_memory and grad.numel() and not grad.data_ptr():
+            raise TypeError(
+                f"{label}: gradient of type {type(grad).__name__} has no memory to read"
+            )
+
+    def _check_shards(self, span: Span) -> None:
+        for i in self.sharded:
+            slot = self._table.slots[i]
+            if span.first_slot <= i < span.last_slot and local_tensor(slot.param) is not slot.local:
+                raise LayoutChanged(slot.name)
+
+    def _follow(self, i: int) -> None:
+        """Accept a parameter whose `.data` was rebound to memory like the old, or raise."""
+        slot, table = self._table.slots[i], self._table
+        local = slot.local
+        for what, now, before in (
+            ("dtype", local.dtype, slot.scheme.param),
+            ("device", local.device, table.device),
+            ("shape", tuple(local.shape), tuple(self._shapes[i])),
+        ):
+            if now != before and all(name in COUNTS for name in table.state_tensors[i]):
+                raise LayoutChanged(slot.name)  # model.to() between construction and the first step
+            if now != before:
+                raise RuntimeError(
+                    f"{slot.name}: its {what} was {before} when it was given to the optimizer and is now {now}"
+                )
+        if not same_layout(local, self._shapes[i], self._strides[i]):
+            raise LayoutChanged(slot.name)
+        # a ball scales also who has no gradient
+        is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
+        if self._reads_memory and is_written and local.numel() and not local.data_ptr():
+            raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
+        self._write("param", i, local)

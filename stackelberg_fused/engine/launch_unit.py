@@ -1,0 +1,307 @@
+"""One table with the backend that updates it: what a step reads and checks first, and then launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backends import Backend, Work
+from ..groups.param_groups import group_label
+from ..groups.rules import Rule
+from ..groups.schemes import has_moment
+from ..groups.settings import Accepted, GroupSettings
+from ..layout.scaling import Scaling
+from ..layout.slot import Slot, Span
+from ..layout.statistics import ClipLimits
+from ..layout.table import COUNTS, Table
+from ..memory.sharding import local_tensor
+from ..native.reader import make_places
+from ..native.tensor_abi import increment_versions
+from ..warning import warn_caller
+from .flat_gradients import FlatGradients
+from .gradients import Gathered, Gradients
+from .state import drop_averages
+from .step_plan import Active, Activity
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(slots=True)
+class Pending:
+    """What was read and checked of one table before anything is modified.
+
+    Attributes:
+        misplaced: the name of a parameter whose gradient is not in the flat buffer, where there is one.
+        clears: whether a launch may clear the gradients: all are in the flat buffer, so that none share memory.
+    """
+
+    span: Span
+    gathered: Gathered
+    misplaced: str | None = None
+    clears: bool = False
+
+
+@dataclass(slots=True)
+class Staged:
+    """A step of one table that nothing can stop any more."""
+
+    gathered: Gathered
+    active: Active
+    work: Work
+
+
+class LaunchUnit:
+    """One table with the backend that updates it and the gradients that feed it."""
+
+    def __init__(
+        self,
+        slots: list[Slot],
+        settings: GroupSettings,
+        backend: Backend,
+        state: Mapping[Tensor, dict],
+    ) -> None:
+        self.table = table = Table(slots, settings)
+        self.settings = settings
+        self.backend = backend
+        self.state = state
+        self.gradients = Gradients(table, backend.reads_memory, backend.mixes_dtypes)
+        self.flat: FlatGradients | None = None
+        self._warned_of_flat = False
+        self._activity = Activity(table, self.gradients, state)
+        self.has_new_state = False
+        self._groups = {slot.group for slot in slots}
+        self.skipped = False  # the last step, by a scaler that the host asked
+        # steps may be replayed behind the host's back, at rates that it does not know
+        self._is_captured = False
+        self.places = make_places(
+            []
+        )  # of the state: somebody may exchange its memory (`state.data = ...`)
+
+    def allocate_trained(self) -> None:
+        """As `Activity.allocate_trained`."""
+        self._activity.allocate_trained()
+
+    def note_state(self) -> None:
+        """Take where the state lies now for where it should lie."""
+        self.has_new_state = False
+        # one that counts alone stand for is looked at by these
+        entries = [
+            [t for name, t in tensors.items() if name not in COUNTS] or list(tensors.values())
+            for tensors in self.table.state_tensors
+        ]
+        self.places = make_places([local_tensor(t) for tensors in entries for t in tensors])
+
+    def refuse_rates(self, changed: list[int]) -> None:
+        """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""
+        for index in self._groups.intersection(changed):
+            group = self.table.groups[index]
+            lr = group["lr"]
+            if isinstance(lr, Tensor) and lr.device not in (_CPU, self.table.device):
+                raise ValueError(
+                    f"{group_label(index, group)}: lr is on {lr.device}, its parameters on {self.table.device}"
+                )
+
+    def refuse_edits_in_capture(self, changed: list[int]) -> None:
+        """Raise for another rule or turn while a CUDA graph is captured: replays would not follow it."""
+        if self.table.counts is not None and self.settings.changes_rules(changed):
+            self._refuse_in_capture("another rule")
+
+    def refuse_shards(self) -> None:
+        """Raise for a DTensor, of whose gradient only a part is here to be measured."""
+        for i in self.gradients.sharded:
+            raise ValueError(
+                f"{self.table.slots[i].name}: max_grad_norm does not know DTensor shards; clip with "
+                "torch.nn.utils.clip_grad_norm_ before the step"
+            )
+
+    def prepare(self, role: str | None) -> Pending:
+        """Read gradients and step counts, and raise if any of them is not acceptable.
+
+        Modifies nothing.
+        """
+        table = self.table
+        bad = table.rows.bad_count() if table.counts is None else None
+        if bad is not None:
+            found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
+            values = ", ".join(f"{name} is {value}" for name, value in found.items())
+            raise ValueError(f"{table.slots[bad].name}: its state's {values}")
+        span = table.spans[role]
+        pending = Pending(span, self.gradients.gather(span))
+        if self.flat is not None:
+            odd = pending.gathered.odd
+            pending.misplaced = self.flat.misplaced(table, span, self.gradients.active, odd)
+            in_place = pending.misplaced is None
+            pending.clears = in_place and self.flat.all_placed(span, self.gradients.active)
+            if not in_place and not self._warned_of_flat:
+                self._warned_of_flat = True
+                warn_caller(
+                    f"{pending.misplaced}: its gradient is not in the flat buffer, though grads='flat'; what there is "
+                    "instead is read where it is. Something else than the optimizer's zero_grad() replaced it or set "
+                    "it to None"
+                )
+        return pending
+
+    def stage(
+        self,
+        pending: Pending,
+        clipped: bool,
+        scaling: Scaling | None,
+        zero_grad: bool = False,
+        counted: bool = False,
+    ) -> Staged | None:
+        """Bring tables and state to the coming step; None where no parameter has a gradient, or nothing may move.
+
+        Args:
+            zero_grad: clear gradients in the launch, where that may be.
+            counted: the step has a gradient in some table, so that groups that wait do so one step less.
+        """
+        table, span = self.table, pending.span
+        self.skipped = False
+        if scaling is not None:
+            scaling = scaling.on(table.device)
+        if table.counts is None:
+            # the host does not know whether a step is taken, or when
+            unknown = scaling is not None and scaling.found_inf is not None
+            if self._is_captured or (unknown and self.backend.counts_on_device):
+                self._refuse_in_capture("its step counts")
+                self._count_on_device()
+            elif scaling is not None and scaling.says_skip():
+                self.skipped = True
+                return None
+        if clipped and span not in table.statistics:
+            self._refuse_in_capture("room for its statistics")
+        active = self._activity.of(span, counted, self._allocating)
+        if active is None:
+            return None
+        if table.counts is None and table.rows.update():
+            table.records["row"] = table.rows.slot_row
+            table.version += 1
+        self.gradients.stage(pending.gathered, span, active.written)
+        gradient, rule = self.gradients.gradient, table.rows.rule
+        statistics = table.statistics_of(span) if clipped else None
+        clears = zero_grad and pending.clears
+        joint = table.joint_sets
+        if joint is not None and not joint.are_touched(active.moves):
+            joint = None
+        work = Work(
+            table,
+            span,
+            gradient,
+            rule,
+            self.state,
+            statistics,
+            scaling,
+            clears,
+            active.moves,
+            joint,
+        )
+        return Staged(pending.gathered, active, work)
+
+    def measure(self, staged: Staged, limits: ClipLimits) -> int:
+        """Compute the statistics of the gradients that are about to be stepped; returns the launches made."""
+        span = staged.work.span
+        if span.last_tile > span.first_tile:
+            return self.backend.statistics(staged.work, limits)
+        staged.work.statistics.nothing(limits)
+        return 0
+
+    def launch(self, staged: Staged) -> int:
+        """Update the parameters that have gradients; returns the launches made."""
+        table, active, span = self.table, staged.active, staged.work.span
+        if self.backend.reads_memory:
+            # a raw write is invisible to autograd: a backward through a changed parameter has to raise
+            increment_versions(active.params)
+        launches = 0
+        if span.last_tile > span.first_tile:
+            launches = self.backend.step(staged.work)
+            if staged.work.joint_sets is not None:
+                launches += self.backend.project(staged.work)
+        for param, copy in staged.gathered.write_back:
+            with torch.no_grad():
+                param.copy_(copy)
+        if table.counts is not None:
+            scaling = staged.work.scaling
+            found_inf = scaling and scaling.found_inf
+            every, sums = table.update_every, table.sums
+            table.counts.advance_empty(span, active.mask, every, sums, found_inf)
+        else:
+            np.add(table.step_counts, active.counts, out=table.step_counts)
+            if not active.ready:
+                table.momentum_ready[active.moves] = True
+                active.ready = True
+            if active.waits_on_host:
+                self._activity.advance_waiting(span, active)
+        return launches
+
+    def _begin_anew(self, slots: list[int]) -> None:
+        """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""
+        if not slots:
+            return
+        self.table.waited[slots] = 0.0
+        for i in slots:
+            grad_sum = self.table.state_tensors[i].get("grad_sum")
+            if grad_sum is not None:
+                local_tensor(grad_sum).zero_()
+
+    def _allocating(self, what: str) -> None:
+        self._refuse_in_capture(what)
+        self.has_new_state = True
+
+    def _refuse_in_capture(self, what: str) -> None:
+        """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
+        if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"step() is being captured in a CUDA graph, but {what} is not on the device yet: take a step before"
+            )
+
+    def _count_on_device(self) -> None:
+        table = self.table
+        table.count_on_device()
+        for i, tensors in enumerate(table.state_tensors):
+            for name, counts in (("step", table.steps), ("waited", table.waited)):
+                if name in tensors:
+                    self.state[table.slots[i].param][name] = tensors[name] = counts[i]
+        self.has_new_state = True
+
+    def follow(self, accepted: Accepted) -> None:
+        """Follow settings that were accepted."""
+        table, flipped = self.table, accepted.new_rules
+        table.rows.refill()
+        table.may_be_captured = any(table.groups[i].get("capturable") for i in self._groups)
+        self._is_captured = self.backend.counts_on_device and (
+            table.may_be_captured or self.settings.rates_live_on(table.device)
+        )
+        if not flipped:
+            return
+        # a rule may need state now that it did not need before
+        slot_group = table.rows.slot_group
+        table.set_turns()
+        if table.joint_sets is not None or self.settings.has_joint_sets:
+            table.set_joint_sets()
+        self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
+        affected = np.isin(slot_group, flipped)
+        self._activity.forget(affected)
+        slots = np.flatnonzero(affected).tolist()
+        averaged = [self.settings.rule(table.slots[i].group) & Rule.EMA for i in slots]
+        unwanted = [i for i, is_averaged in zip(slots, averaged, strict=True) if not is_averaged]
+        self.has_new_state |= drop_averages(table, unwanted, self.state)
+        for i in slots:
+            slot = table.slots[i]
+            entry = self.state.get(slot.param) or {}
+            # one without a step was allocated for a step that a gradient scaler skipped
+            has_buffer = has_moment(entry, "momentum_buffer") and (
+                table.counts is not None or table.step_counts[i] > 0
+            )
+            is_momentum = self.settings.rule(slot.group) & Rule.MOMENTUM
+            table.momentum_ready[i] = has_buffer or not is_momentum
+        if table.counts is not None:
+            rules = [self.settings.rule(slot.group) for slot in table.slots]
+            momentum = np.array(rules) & Rule.MOMENTUM != 0
+            ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)
+            mask, momentum = (torch.from_numpy(m).to(table.device) for m in (affected, momentum))
+            mask &= ~momentum | (table.counts.steps > 0)
+            table.counts.ready.copy_(torch.where(mask, ready, table.counts.ready))

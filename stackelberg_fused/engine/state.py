@@ -1,0 +1,264 @@
+"""Optimizer state: torch's names, allocated in arenas when a parameter first takes a step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..groups.param_groups import param_label
+from ..groups.rules import as_number
+from ..groups.schemes import (
+    EIGHT_BITS,
+    MASTER_STATE,
+    blocks_of,
+    code_name,
+    has_moment,
+    moment_of,
+    scale_name,
+    state_names,
+    stored_names,
+)
+from ..layout.table import COUNTS, STATE_FIELD, Table
+from ..memory.arena import zeros_like_in_arenas
+from ..memory.sharding import local_tensor, shard_like
+from ..numerics.codec import LARGEST_SCALE
+from .state_conversion import as_stored
+
+
+@torch.no_grad()
+def allocate_state(
+    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
+) -> None:
+    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
+    missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
+    for i in indices:
+        slot = table.slots[i]
+        entry = state[slot.param]
+        if "step" not in entry:
+            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+        if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
+            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
+        for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
+            if entry.get(name) is None:
+                missing[name, dtype].append(i)
+    for (name, _), slots in missing.items():
+        likes = [table.slots[i].state_like(name) for i in slots]
+        for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
+            if name in ("ema", "master"):
+                place.copy_(table.slots[i].local)  # these begin with the weights
+            _set(table, i, name, place, state)
+
+
+def drop_averages(
+    table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
+) -> bool:
+    """Forget the averages of slots that are not averaged any more; returns whether there were any."""
+    dropped = False
+    for i in indices:
+        if table.state_tensors[i].pop("ema", None) is not None:
+            (state.get(table.slots[i].param) or {}).pop("ema", None)
+            table.records["ema"][i] = 0
+            table.version += 1
+            dropped = True
+    return dropped
+
+
+def _set(
+    table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]
+) -> None:
+    param = table.slots[i].param
+    is_scale = name.endswith("_scale")  # of a shape of its own
+    entry = place if is_scale else shard_like(place, param)
+    state[param][name] = table.state_tensors[i][name] = entry
+    table.set_state_address(i, name, place)
+
+
+# settings with which a group has every kind of state that its rule may have
+_MOST_STATE = {
+    "amsgrad": True,
+    "momentum": 1,
+    "ema_decay": 0.0,
+    "update_every": 2,
+    "update_every_grads": "mean",
+}
+
+
+def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+    """Whether the state's tensors are still the ones that the table was connected to."""
+    return all(
+        (state.get(slot.param) or {}).get(name) is tensors.get(name)
+        for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
+        for name in (*COUNTS, *STATE_FIELD)
+    )
+
+
+def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError, naming the parameter, for a loaded state that cannot be that of the parameters."""
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            entry = state.get(param)
+            if entry:
+                _check_entry(entry, param, group, param_label(index, group, position))
+
+
+def _check_entry(
+    entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str
+) -> None:
+    present = [name for name in STATE_FIELD if entry.get(name) is not None]
+    if not present and "step" not in entry:
+        return
+    is_adam = group["rule"] != "sgd"
+    lacks = is_adam and not (
+        entry.get("step") is not None
+        and all(has_moment(entry, name) for name in ("exp_avg", "exp_avg_sq"))
+    )
+    known = state_names({**group, **_MOST_STATE})
+    known = (*known, *map(code_name, known), *map(scale_name, known), *MASTER_STATE.values())
+    unknown = [name for name in present if name not in known]
+    if unknown or lacks:
+        raise ValueError(
+            f"{label}: state dict holds {sorted(entry)}, which does not fit rule {group['rule']!r}"
+        )
+    for name in present:
+        value, shape = entry[name], tuple(param.shape)
+        if name.endswith("_scale"):
+            shape = (blocks_of(param.numel()),)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
+            )
+        is_code = name == code_name(moment_of(name))
+        if is_code and entry.get(scale_name(moment_of(name))) is None:
+            raise ValueError(f"{label}: state dict has {name} without its scales")
+        _check_kind(name, value, label)
+    for name in COUNTS:
+        count = entry.get(name, 0.0)
+        try:
+            valid = 0 <= as_number(count) < float("inf") and (
+                name == "step" or as_number(count).is_integer()
+            )
+        except (TypeError, ValueError, RuntimeError):  # no number, or several
+            valid = False
+        if not valid:
+            raise ValueError(f"{label}: state dict has {name} {count!r}, expected one number >= 0")
+
+
+def _check_kind(name: str, value: Tensor, label: str) -> None:
+    """Raise ValueError for numbers of a kind that no scheme stores under this name."""
+    if name in (code_name(moment_of(name)), scale_name(moment_of(name))):
+        fits = value.dtype is EIGHT_BITS
+        # codes are of finite numbers up to twice their scale
+        if fits and name.endswith("_scale") and value.numel() and int(value.max()) > LARGEST_SCALE:
+            raise ValueError(f"{label}: state dict has {name} above {LARGEST_SCALE}")
+    elif name == "remainder":
+        fits = value.dtype in (torch.int8, torch.int16)
+    else:
+        fits = value.is_floating_point()
+    if not fits:
+        raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
+
+
+@torch.no_grad()
+def attach_state(
+    table: Table,
+    state: Mapping[Tensor, dict[str, Any]],
+    previous: Mapping[Tensor, dict[str, Any]] | None = None,
+) -> None:
+    """Connect a new table to the state its parameters already have.
+
+    Args:
+        table: its step counts and state addresses are set.
+        state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
+        previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
+            are any, so that the optimizer never shares memory with a checkpoint.
+    """
+    entries = [state.get(slot.param) or {} for slot in table.slots]
+    for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
+        for i, count in numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
+            counts[i] = count
+    for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
+        if not entry:
+            continue
+        has_buffer = has_moment(entry, "momentum_buffer")
+        if "step" not in entry and has_buffer:
+            table.step_counts[i] = 1.0
+        entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+        if "waited" in entry:
+            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
+        # a buffer without a step was allocated for one that a gradient scaler skipped
+        table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
+        stored = as_stored(slot, entry)
+        for name in STATE_FIELD:
+            value = stored.get(name)
+            if value is None:
+                entry.pop(name, None)
+                continue
+            local, like = local_tensor(value), slot.state_like(name)
+            if previous is not None or not _fits(local, like, table.device):
+                old = previous.get(slot.param, {}).get(name) if previous is not None else None
+                place = local_tensor(old) if old is not None else None
+                if place is None or not _fits(place, like, table.device):
+                    place = zeros_like_in_arenas([like], table.device)[0]
+                place.copy_(local)
+                local = place
+            _set(table, i, name, local, state)
+    _wait_with_their_group(table)
+
+
+_MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))
+
+
+def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
+    """Whether a tensor can hold some state; `like` has no memory."""
+    return (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+
+
+def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
+    """Packed state without the momentum of parameters that have not taken a step, as a gradient scaler skipped theirs.
+
+    torch's SGD would take such a buffer of zeros for one of an earlier step, and dampen the first gradient.
+    """
+    steps = {
+        key: entry["step"]
+        for key, entry in packed.items()
+        if isinstance(entry, dict) and has_moment(entry, "momentum_buffer") and "step" in entry
+    }
+    unused = {key for key, step in numbers(steps).items() if step == 0}
+    return {
+        key: {n: v for n, v in entry.items() if n not in _MOMENTUM} if key in unused else entry
+        for key, entry in packed.items()
+    }
+
+
+def numbers(counts: dict[Any, Any]) -> dict[Any, float]:
+    """Numbers, or tensors of one element, as floats; a device is asked once for all of its tensors."""
+    found = {}
+    by_device: dict[torch.device, list[Any]] = defaultdict(list)
+    for i, count in counts.items():
+        if isinstance(count, Tensor) and count.device.type != "cpu":
+            by_device[count.device].append(i)
+        else:
+            found[i] = as_number(count)
+    for keys in by_device.values():
+        stacked = torch.stack([counts[key].detach().view(()).double() for key in keys])
+        found.update(zip(keys, stacked.tolist(), strict=True))
+    return found
+
+
+def _wait_with_their_group(table: Table) -> None:
+    """Have parameters of which no gradient was seen yet wait as long as others of their group."""
+    known = {
+        slot.group: count // 2 * 2
+        for slot, count, tensors in zip(
+            table.slots, table.waited_counts.tolist(), table.state_tensors, strict=True
+        )
+        if "waited" in tensors
+    }
+    for i, slot in enumerate(table.slots):
+        if slot.group in known and "waited" not in table.state_tensors[i]:
+            table.waited_counts[i] = known[slot.group]

@@ -1,0 +1,1 @@
+"""Param groups: defaults, roles, rules, rates, constraints, and how numbers are stored."""

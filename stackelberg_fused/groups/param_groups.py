@@ -1,0 +1,251 @@
+"""Param groups: defaults, roles, rates, and every check that can be made before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..native.tables import LARGEST_FLOAT
+from .constraints import as_constraint
+from .rules import SETTINGS, as_number
+from .schemes import check_scheme, check_scheme_settings
+
+ROLES = ("body", "head")
+
+# What torch's namesake would assume where neither the group nor the constructor says anything.
+RULE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
+}
+RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
+# settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing
+BY_ROLE = {
+    "update_every": 1,
+    "ema_decay": None,
+    "constraint": None,
+    "master": None,
+    "state_dtype": None,
+    "float32_state": "vectors",
+}
+LONGEST_WAIT = 2**20  # steps; counted in float32, twice
+
+
+def group_label(index: int, group: dict[str, Any]) -> str:
+    """How errors call a group."""
+    return f"param group {index} ({group.get('role', 'body')})"
+
+
+def param_label(index: int, group: dict[str, Any], position: int) -> str:
+    """How errors call a parameter: its name, when known, and its group."""
+    names = group.get("param_names") or ()
+    name = f"parameter '{names[position]}'" if position < len(names) else f"parameter {position}"
+    return f"{name} of {group_label(index, group)}"
+
+
+def complete_group(
+    group: dict[str, Any], defaults: dict[str, Any], head_lr_ratio: float, index: int
+) -> dict[str, Any]:
+    """The settings that a group leaves open: role, rule, rate, and its rule's own.
+
+    A group's rate is its own `lr` if it has one, else `lr` for body and `lr * head_lr_ratio` for head.
+    """
+    role = group.get("role", "body")
+    if role not in ROLES:
+        raise ValueError(f"param group {index}: unknown role {role!r}, expected 'body' or 'head'")
+    rule = group.get("rule", defaults["rule"])
+    if "rule" not in group and rule != "sgd" and "decoupled_weight_decay" in group:
+        rule = "adamw" if group["decoupled_weight_decay"] else "adam"
+    if rule not in SETTINGS:
+        known = ", ".join(map(repr, SETTINGS))
+        raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
+    completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
+    for name in BY_ROLE:
+        if name not in group and isinstance(completed[name], dict):
+            completed[name] = completed[name].get(role, BY_ROLE[name])
+    state_dtype = completed["state_dtype"]
+    if isinstance(state_dtype, torch.dtype):  # plain values are what state dicts are of
+        completed["state_dtype"] = str(state_dtype).removeprefix("torch.")
+    if "lr" not in group and role == "head":
+        _number(group_label(index, group), "lr", defaults["lr"])
+        completed["lr"] = defaults["lr"] * head_lr_ratio
+    if rule != "sgd" and "decoupled_weight_decay" not in group:
+        completed["decoupled_weight_decay"] = rule == "adamw"
+    return completed
+
+
+def _number(label: str, name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{label}: {name} must have one element, got shape {tuple(value.shape)}")
+    try:
+        # float() would take a string or a Decimal, the rules would not
+        if not isinstance(value, (Real, np.ndarray, Tensor)):
+            raise TypeError
+        return as_number(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{label}: {name} must be a number, got {value!r}") from None
+
+
+def at_least_zero(label: str, name: str, value: Any) -> float:
+    """A finite number >= 0, or ValueError or TypeError."""
+    number = _number(label, name, value)
+    if not 0.0 <= number <= LARGEST_FLOAT:
+        raise ValueError(f"{label}: invalid {name} {value!r}, must be >= 0 and finite in float32")
+    return number
+
+
+def _check_rate(label: str, lr: Any) -> None:
+    if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+        at_least_zero(label, "lr", lr)
+        return
+    # its value is left where it is: reading it would wait for the device
+    if lr.numel() != 1:
+        raise ValueError(f"{label}: lr must have one element, got shape {tuple(lr.shape)}")
+    if lr.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{label}: lr on {lr.device} must be float32 or float64, got {lr.dtype}")
+
+
+def check_settings(group: dict[str, Any], index: int) -> None:
+    """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
+    label = group_label(index, group)
+    if group.get("role") not in ROLES:
+        raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
+    if group.get("rule") not in SETTINGS:
+        raise ValueError(f"{label}: unknown rule {group.get('rule')!r}")
+    missing = [name for name in SETTINGS[group["rule"]] if name not in group]
+    if missing:
+        raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
+    _check_rate(label, group["lr"])
+    at_least_zero(label, "weight_decay", group["weight_decay"])
+    _check_average_and_turns(label, group)
+    _check_constraint(label, group)
+    check_scheme_settings(label, group)
+    if group["rule"] == "sgd":
+        momentum = at_least_zero(label, "momentum", group["momentum"])
+        dampening = _number(label, "dampening", group["dampening"])
+        if not abs(dampening) <= LARGEST_FLOAT:
+            raise ValueError(f"{label}: invalid dampening {dampening}")
+        if group["nesterov"] and (momentum == 0 or dampening != 0):
+            raise ValueError(f"{label}: nesterov requires a momentum and zero dampening")
+        return
+    if bool(group.get("decoupled_weight_decay", group["rule"] == "adamw")) != (
+        group["rule"] == "adamw"
+    ):
+        raise ValueError(
+            f"{label}: rule {group['rule']!r} and decoupled_weight_decay={group['decoupled_weight_decay']!r} "
+            "contradict each other"
+        )
+    at_least_zero(label, "eps", group["eps"])
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"{label}: betas must be a pair, got {betas!r}")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError(f"{label}: betas must be either both floats or both tensors")
+    for position, beta in enumerate(betas):
+        if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
+            raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+
+
+def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
+    decay = group["ema_decay"]
+    if isinstance(decay, bool):
+        raise TypeError(f"{label}: ema_decay must be None or a number, got {decay!r}")
+    if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
+        raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
+    every, grads = group["update_every"], group["update_every_grads"]
+    if isinstance(every, bool) or not isinstance(every, Integral):
+        raise TypeError(f"{label}: update_every must be an int, got {every!r}")
+    if not 1 <= every <= LONGEST_WAIT:
+        raise ValueError(
+            f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
+        )
+    if grads not in ("latest", "mean"):
+        raise ValueError(
+            f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
+        )
+    if group.get("differentiable") and (every > 1 or decay is not None):
+        raise ValueError(
+            f"{label}: differentiable=True goes with neither update_every nor ema_decay"
+        )
+
+
+def _check_constraint(label: str, group: dict[str, Any]) -> None:
+    try:
+        constraint = as_constraint(group["constraint"])
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from None
+    if constraint is None:
+        return
+    if group.get("differentiable"):
+        raise ValueError(f"{label}: differentiable=True does not go with a constraint")
+    for dtype in {p.dtype for p in group["params"] if isinstance(p, Tensor)}:
+        if not dtype.is_floating_point:
+            continue
+        try:
+            constraint.check_dtype(dtype)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
+
+
+def copy_by_role(defaults: dict[str, Any]) -> dict[str, Any]:
+    """Defaults with their own copies of settings by role; ValueError for a role that there is not."""
+    defaults = dict(defaults)
+    for name in BY_ROLE:
+        if not isinstance(defaults[name], dict):
+            continue
+        defaults[name] = value = dict(defaults[name])
+        unknown = [key for key in value if key not in ROLES]
+        if unknown:
+            raise ValueError(f"{name}: unknown role {unknown[0]!r}, expected 'body' or 'head'")
+    return defaults
+
+
+def check_ratio(value: Any) -> float:
+    ratio = _number("optimizer", "head_lr_ratio", value)
+    if not 0.0 < ratio < math.inf:
+        raise ValueError(f"optimizer: invalid head_lr_ratio {value!r}, must be finite and > 0")
+    return ratio
+
+
+def check_params(group: dict[str, Any], index: int) -> None:
+    """Raise for parameters that no rule can update."""
+    if group["role"] == "head" and not group["params"]:
+        raise ValueError(f"{group_label(index, group)}: the head is empty")
+    for position, param in enumerate(group["params"]):
+        label = param_label(index, group, position)
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{label}: expected a tensor, got {torch.typename(param)}")
+        if param.layout is not torch.strided:
+            raise TypeError(f"{label}: {param.layout} parameters are not supported")
+        frozen = not param.requires_grad and param.grad is None
+        if not param.is_floating_point() and not frozen:
+            raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
+        if not frozen:
+            check_scheme(label, group, param)
+        if param.is_meta:
+            raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
+        if not (param.is_leaf or param.retains_grad or group.get("differentiable")):
+            raise ValueError(
+                f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it"
+            )
+
+
+def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError for a group that does not go with the ones before it."""
+    if groups and ("param_names" in group) != ("param_names" in groups[0]):
+        raise ValueError(
+            f"{group_label(index, group)}: its parameters should be with names if those of the other groups are, "
+            "and without if not"
+        )
+    known = {id(param): i for i, other in enumerate(groups) for param in other["params"]}
+    for position, param in enumerate(group["params"]):
+        if id(param) in known:
+            other = group_label(known[id(param)], groups[known[id(param)]])
+            raise ValueError(f"{param_label(index, group, position)}: it is already in {other}")

@@ -1,0 +1,46 @@
+"""Rates that make no two-time-scale game."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..warning import warn_caller
+
+ROUNDING = 1e-9  # relative: what chained schedules make of equal rates
+
+
+class RatioWatch:
+    """Warns, once each, when the body becomes the faster player or a scheduler makes all rates equal."""
+
+    def __init__(self) -> None:
+        self._was_two_scale = False
+        self._warned: set[str] = set()
+
+    def expect_equal(self) -> None:
+        """Not to warn of rates that become equal: they are meant to."""
+        self._warned.add("collapse")
+
+    def look(self, body: np.ndarray, head: np.ndarray) -> None:
+        """Rates of body and head groups, float64 arrays."""
+        if not (len(body) and len(head)):
+            return
+        fastest, slowest = body.max(), head.min()
+        if fastest > slowest * (1 + ROUNDING):
+            self._warn(
+                "order",
+                f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "
+                "the body is meant to be the slow part",
+            )
+        elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
+            self._warn(
+                "collapse",
+                f"body and head now share one learning rate ({fastest:g}): a scheduler set every group alike "
+                "(OneCycleLR does with a scalar max_lr; give it one value per group), or the state of an optimizer "
+                "with a single rate was loaded",
+            )
+        self._was_two_scale |= bool(fastest < slowest)
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warn_caller(message)

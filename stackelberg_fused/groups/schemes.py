@@ -1,0 +1,216 @@
+"""How a parameter's numbers are stored between steps: its weight, and the state of its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..memory.sharding import is_sharded
+from ..numerics.codec import BLOCK
+from .rules import sums_gradients
+
+WIDE = (torch.float32, torch.float64)
+NARROW = (torch.bfloat16, torch.float16)
+EIGHT_BITS = torch.uint8  # what codes are kept in
+
+# what a low-precision weight is kept exact, or nearly so, by; with the dtypes that know it
+MASTERS: dict[str | None, tuple[torch.dtype, ...]] = {
+    None: NARROW,
+    "stochastic": NARROW,
+    "kahan": NARROW,
+    "split16": (torch.bfloat16,),
+    "split8": (torch.bfloat16,),
+    "fp32": NARROW,
+}
+STATE_DTYPES: dict[Any, torch.dtype | None] = {
+    None: None,
+    torch.float32: torch.float32,
+    "float32": torch.float32,
+    torch.bfloat16: torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "8bit": EIGHT_BITS,
+}
+StateDtype = torch.dtype | str | None  # as users give it
+FLOAT32_STATE = ("vectors", "none")
+
+# beside a weight, by its master: the tensor's name in the state
+MASTER_STATE = {
+    "kahan": "kahan_comp",
+    "split16": "remainder",
+    "split8": "remainder",
+    "fp32": "master",
+}
+# of the state of a rule: what is stored in few bits, and in which code
+FIRST_MOMENTS, SECOND_MOMENTS = ("exp_avg", "momentum_buffer"), ("exp_avg_sq", "max_exp_avg_sq")
+MOMENTS = (*FIRST_MOMENTS, *SECOND_MOMENTS)
+
+
+# what records say: enum Dtype, StateKind and Master of csrc/tables.h
+DTYPE_WORD = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+STATE_WORD = {torch.float32: 0, torch.bfloat16: 1, EIGHT_BITS: 2}
+MASTER_WORD = {master: word for word, master in enumerate(MASTERS)}
+
+
+def code_name(moment: str) -> str:
+    """What the state calls a moment of 8 bits: by its own name torch's optimizers would take codes for numbers."""
+    return f"{moment}_code"
+
+
+def scale_name(moment: str) -> str:
+    """What the state calls the scales of a moment of 8 bits."""
+    return f"{moment}_scale"
+
+
+def moment_of(name: str) -> str:
+    """What codes or scales of the state are of; any other name is its own."""
+    return name.removesuffix("_code").removesuffix("_scale")
+
+
+def has_moment(entry: Mapping[str, Any], moment: str) -> bool:
+    """Whether a moment is in an entry of the state, in whichever way."""
+    return any(entry.get(name) is not None for name in (moment, code_name(moment)))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the numbers of one parameter are stored.
+
+    Attributes:
+        param: dtype of the parameter.
+        master: what keeps its weight exact, one of MASTERS; None for float32 and float64, which are exact as they are.
+        state: dtype of moments; EIGHT_BITS are codes with a scale for each block.
+        is_direct: the rule works on the tensors as they are stored; else in float32 on what they stand for.
+    """
+
+    param: torch.dtype
+    master: str | None
+    state: torch.dtype
+    is_direct: bool
+
+    @property
+    def wide(self) -> torch.dtype:
+        """In which the rule works, and of sums and averages."""
+        return self.param if self.is_direct else torch.float32
+
+    @property
+    def format(self) -> int:
+        """`struct Format` of csrc/format.h in one word; 0 for float32 with float32 state."""
+        if self.is_direct:
+            return 0
+        state, master = STATE_WORD[self.state], MASTER_WORD[self.master]
+        return DTYPE_WORD[self.param] | state << 2 | master << 4
+
+    @property
+    def master_name(self) -> str | None:
+        """What the state calls the tensor beside the weight, where there is one."""
+        return MASTER_STATE.get(self.master)
+
+    def dtypes(self, name: str) -> dict[str, torch.dtype]:
+        """The tensors that hold some state of the rule, or the master, by their names in the state."""
+        if name in MOMENTS:
+            if self.state is not EIGHT_BITS:
+                return {name: self.state}
+            return {code_name(name): EIGHT_BITS, scale_name(name): EIGHT_BITS}
+        masters = {"kahan_comp": self.param, "master": torch.float32}
+        if name == "remainder":
+            return {name: torch.int16 if self.master == "split16" else torch.int8}
+        return {name: masters.get(name, self.wide)}
+
+
+def state_names(group: dict[str, Any]) -> tuple[str, ...]:
+    """The per-element state of a group: of its rule, by torch's names, and what every rule may have."""
+    names: tuple[str, ...]
+    if group["rule"] == "sgd":
+        names = ("momentum_buffer",) if group["momentum"] != 0 else ()
+    else:
+        names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+    if group["ema_decay"] is not None:
+        names += ("ema",)
+    return (*names, "grad_sum") if sums_gradients(group) else names
+
+
+def stored_names(scheme: Scheme, group: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Every tensor of a parameter's per-element state, by its name there, and its dtype."""
+    names = state_names(group)
+    if scheme.master_name is not None:
+        names = (*names, scheme.master_name)
+    return {name: dtype for whole in names for name, dtype in scheme.dtypes(whole).items()}
+
+
+def scheme_of(group: dict[str, Any], param: Tensor) -> Scheme:
+    """The scheme of a parameter, from checked settings of its group."""
+    dtype = param.dtype
+    if group.get("differentiable") or dtype not in (*NARROW, torch.float32):
+        return Scheme(dtype, None, dtype, True)
+    state = STATE_DTYPES[group["state_dtype"]] or torch.float32
+    if group["float32_state"] == "vectors" and param.dim() <= 1:
+        state = torch.float32
+    if dtype is torch.float32:
+        return Scheme(dtype, None, state, state is torch.float32)
+    return Scheme(dtype, group["master"], state, False)
+
+
+def check_scheme_settings(label: str, group: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError, naming the group, for settings that are none."""
+    for name, known in (
+        ("master", MASTERS),
+        ("state_dtype", STATE_DTYPES),
+        ("float32_state", FLOAT32_STATE),
+    ):
+        value = group[name]
+        try:
+            is_known = value in known
+        except TypeError:
+            is_known = False
+        if not is_known:
+            said = ", ".join(map(repr, known))
+            raise ValueError(f"{label}: unknown {name} {value!r}, expected one of {said}")
+    seed = group["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"{label}: seed must be an int, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{label}: invalid seed {seed}, must be >= 0 and below 2**63")
+    if group.get("differentiable") and (group["master"] or group["state_dtype"]):
+        raise ValueError(f"{label}: differentiable=True goes with neither master nor state_dtype")
+
+
+def check_scheme(label: str, group: dict[str, Any], param: Tensor) -> None:
+    """Raise ValueError or TypeError, naming the parameter, where it cannot be stored as its group says."""
+    dtype, master = param.dtype, group["master"]
+    if dtype not in (*WIDE, *NARROW):
+        known = ", ".join(map(str, (*WIDE, *NARROW)))
+        raise TypeError(f"{label}: its dtype is {dtype}, known are {known}")
+    if dtype in NARROW and dtype not in MASTERS[master]:
+        fitting = ", ".join(repr(name) for name, dtypes in MASTERS.items() if dtype in dtypes)
+        raise ValueError(
+            f"{label}: master {master!r} needs bfloat16; for {dtype} there are {fitting}"
+        )
+    if dtype is torch.float64 and STATE_DTYPES[group["state_dtype"]] is not None:
+        raise ValueError(
+            f"{label}: state_dtype {group['state_dtype']!r} is for parameters of at most 32 bits; a float64 "
+            "parameter has float64 state"
+        )
+    if scheme_of(group, param).state is EIGHT_BITS and is_sharded(param):
+        raise ValueError(
+            f"{label}: state_dtype '8bit' does not know DTensor shards, whose blocks would end at shards; "
+            "there are float32 and bfloat16"
+        )
+
+
+# what decides how a group's numbers are stored
+STORAGE = ("master", "state_dtype", "float32_state", "seed")
+
+
+def storage_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    """The settings of a group that decide how its numbers are stored."""
+    return tuple(group[name] for name in STORAGE)
+
+
+def blocks_of(numel: int) -> int:
+    """Scales that so many codes have."""
+    return -(-numel // BLOCK)

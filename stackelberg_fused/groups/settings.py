@@ -1,0 +1,282 @@
+"""The settings of param groups: what was accepted of them, and which were edited since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..native.tables import DOUBLES, GROUP, ROW
+from ..native.watch import make_watch
+from .constraints import (
+    Box,
+    JointSet,
+    as_constraint,
+    joint_set,
+)
+from .param_groups import ROLES, check_settings
+from .rules import (
+    Rule,
+    as_number,
+    is_volatile,
+    rule_of,
+    sums_gradients,
+)
+from .schemes import storage_of
+
+
+class Accepted(NamedTuple):
+    """Groups that were accepted with other settings.
+
+    Attributes:
+        new_rules: with another rule, turn or joint set, which may need state that was not needed before.
+        new_turns: those of them that begin to wait for their turn anew.
+    """
+
+    new_rules: list[int]
+    new_turns: list[int]
+
+
+class GroupSettings:
+    """One row of constants and scalars per param group, which the rows of every table are made from.
+
+    Schedulers replace the rate of every group at every step, so a rate that is a plain number is taken over on sight,
+    without a Python call per group; any other edit is checked first, and accepted when nothing can fail any more.
+
+    Args:
+        groups: the optimizer's param groups.
+
+    Attributes:
+        static: ROW array [groups]: what a row keeps while only rate and step count change.
+        scalars: GROUP array [groups]: what the rest of a row is computed from.
+        version: counts changes of both.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], turns: dict[int, tuple[int, str]] | None = None
+    ) -> None:
+        self.groups = groups
+        self.version = 0
+        self.static = np.zeros(len(groups), ROW)
+        self.scalars = np.zeros(len(groups), GROUP)
+        self._lr = self.scalars["lr"]
+        self._tensors: dict[int, Tensor] = {}  # rates that are
+        self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
+        self.watch = make_watch([*groups], self._lr)
+        self._rules: list[int | None] = [None] * len(groups)
+        self._sets: list[JointSet | None] = [None] * len(groups)
+        self._turns = {} if turns is None else turns
+        for gone in self._turns.keys() - {id(group) for group in groups}:
+            del self._turns[gone]
+        for group in groups:
+            self._turns.setdefault(id(group), turn_of(group))
+        # groups to look at in every step: not accepted yet, or with a setting that can change in place
+        self._open = set(range(len(groups)))
+        self._edited: set[int] = set()  # those to look at until they are accepted
+        self._roles = [group["role"] for group in groups]
+        self._storage = [storage_of(group) for group in groups]
+        self._players = [
+            np.array([bool(g["params"]) and g["role"] == role for g in groups], bool)
+            for role in ROLES
+        ]
+
+    def look(self) -> list[int]:
+        """Take over new rates, and note which groups were edited in any other way; returns those."""
+        edited = self.watch.changed()
+        if edited:
+            for (
+                index
+            ) in edited:  # before they are read: an edit made meanwhile is seen the next time
+                self.watch.note(index)
+            self._edited.update(edited)
+        return edited
+
+    def check(self) -> list[int]:
+        """The groups to accept before the next launch.
+
+        Raises:
+            ValueError, TypeError: one of them holds a setting that no rule accepts; names the group.
+        """
+        if not (self._open or self._edited):
+            return []
+        changed = sorted(self._open | self._edited)
+        for index in changed:
+            check_settings(self.groups[index], index)
+        return changed
+
+    def changed_roles(self, changed: Iterable[int]) -> bool:
+        """Whether any of these groups changed sides."""
+        return any(self.groups[index]["role"] != self._roles[index] for index in changed)
+
+    def changed_storage(self, changed: Iterable[int]) -> bool:
+        """Whether any of these groups is to be stored in another way."""
+        return any(storage_of(self.groups[index]) != self._storage[index] for index in changed)
+
+    def changed_families(self, changed: list[int]) -> list[int]:
+        """Those of these groups that were accepted with a rule of Adam's and now have SGD's, or the other way round."""
+        return [
+            index
+            for index in changed
+            if self._rules[index] is not None
+            and bool(self._rules[index] & Rule.SGD) != (self.groups[index]["rule"] == "sgd")
+        ]
+
+    def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
+        took_over = self.watch.took_over()
+        self.version += took_over
+        if not (took_over or changed):
+            return None
+        rates = self._lr.copy()
+        rates[changed] = [_rate(self.groups[index]) for index in changed]
+        known = ~np.isnan(rates)
+        body, head = self._players
+        return rates[body & known], rates[head & known]
+
+    def accept(self, changed: list[int]) -> Accepted:
+        """Take over groups that were checked."""
+        before = self._content(changed)
+        for index in changed:
+            (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
+        # by columns: assigning to a record's fields one by one costs more than the rest of an edit
+        numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
+        for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
+            self.static[name][changed] = column
+        for name, column in zip(_OF_GROUP, numbers[len(_CONSTANTS) :], strict=True):
+            self.scalars[name][changed] = column
+        for index in changed:
+            lr = self.groups[index]["lr"]
+            if isinstance(lr, Tensor):
+                self._tensors[index] = lr.detach()
+            else:
+                self._tensors.pop(index, None)
+        self.version += self._content(changed) != before  # volatile groups come here at every step
+        self._edited.clear()
+        accepted = Accepted([], [])
+        for index in changed:
+            group = self.groups[index]
+            if self.changes_rules([index]):
+                accepted.new_rules.append(index)
+            if self._turns[id(group)] != turn_of(group):
+                accepted.new_turns.append(index)
+            self._rules[index], self._turns[id(group)] = int(rule_of(group)), turn_of(group)
+            self._sets[index] = joint_set(group)
+        return accepted
+
+    def changes_rules(self, changed: list[int]) -> bool:
+        """Whether any of these groups follows another rule or turn than was accepted, or has another joint set."""
+        groups = ((i, self.groups[i]) for i in changed)
+        return any(
+            self._rules[i] != rule_of(group)
+            or self._turns[id(group)] != turn_of(group)
+            or self._sets[i] != joint_set(group)
+            for i, group in groups
+        )
+
+    @property
+    def has_joint_sets(self) -> bool:
+        """Whether any group that was accepted has one."""
+        return any(found is not None for found in self._sets)
+
+    def scalars_for(self, device: torch.device) -> np.ndarray:
+        """`scalars` as kernels on a device read them: of rates in tensors there, the addresses."""
+        version, scalars = self._on_device.get(device, (-1, self.scalars))
+        if version == self.version:
+            return scalars
+        scalars = self.scalars.copy()
+        for index, lr in self._tensors.items():
+            if lr.device == device:
+                scalars["lr_address"][index] = lr.data_ptr()
+                scalars["lr_is_double"][index] = lr.dtype is torch.float64
+        self._on_device[device] = self.version, scalars
+        return scalars
+
+    def _content(self, groups: list[int]) -> tuple[bytes, bytes, list[int | None]]:
+        """What `version` stands for, of these groups."""
+        tensors = [self._tensors.get(index) for index in groups]
+        addresses = [None if lr is None else lr.data_ptr() for lr in tensors]
+        return self.static[groups].tobytes(), self.scalars[groups].tobytes(), addresses
+
+    def tensors(self) -> list[Tensor]:
+        """Rates that are tensors."""
+        return [*self._tensors.values()]
+
+    def rates_live_on(self, device: torch.device) -> bool:
+        """Whether a rate is in a tensor on this device, and the device is not the host."""
+        return device.type != "cpu" and any(lr.device == device for lr in self._tensors.values())
+
+    def rule(self, index: int) -> int | None:
+        """The rule flags of a group that was accepted."""
+        return self._rules[index]
+
+
+# the fields of a row that step count and rate do not change
+_CONSTANTS = (
+    "rule",
+    "grad_sign",
+    "weight_decay",
+    "lerp_weight",
+    "beta2",
+    "one_minus_beta2",
+    "momentum",
+    "one_minus_dampening",
+    "ema_weight",
+    "mean_weight",
+    "low",
+    "high",
+)
+# and those of its scalars
+_OF_GROUP = (*DOUBLES, "update_every")
+
+
+def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
+    """The fields _CONSTANTS and _OF_GROUP of a group."""
+    sign = -1.0 if group["maximize"] else 1.0
+    lr, weight_decay = _rate(group), as_number(group["weight_decay"])
+    rule = rule_of(group)
+    if joint_set(group) is not None:
+        rule &= ~Rule.EMA  # averaged when they are projected, by a launch of its own
+    row = (int(rule), sign, weight_decay)
+    update_every = int(group["update_every"])
+    average = (
+        0.0 if group["ema_decay"] is None else _from_the_nearer_end(as_number(group["ema_decay"])),
+        1.0 / update_every if sums_gradients(group) else 0.0,
+        *_bounds(group),
+    )
+    if group["rule"] == "sgd":
+        momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
+        # no betas: its rate is not corrected
+        row = (*row, 0.0, 0.0, 0.0, momentum, 1.0 - dampening, *average)
+        return (*row, lr, 0.0, 0.0, 0.0, 0.0, update_every)
+    beta1, beta2 = map(as_number, group["betas"])
+    decay = weight_decay if group["rule"] == "adamw" else 0.0
+    row = (*row, _from_the_nearer_end(beta1), beta2, 1.0 - beta2, 0.0, 1.0, *average)
+    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
+
+
+def _bounds(group: dict[str, Any]) -> tuple[float, float]:
+    """The box that kernels keep parameters in, as float32 numbers that are in it."""
+    constraint = as_constraint(group["constraint"])
+    if isinstance(constraint, Box):
+        return constraint.bounds(torch.float32)
+    return -math.inf, math.inf
+
+
+def turn_of(group: dict[str, Any]) -> tuple[int, str]:
+    """What the counts of a group that takes turns are about."""
+    return group["update_every"], group["update_every_grads"]
+
+
+def _from_the_nearer_end(decay: float) -> float:
+    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay; its sign says from which end."""
+    return 1.0 - decay if decay > 0.5 else -abs(decay)  # of -0.0 as well
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """A rate as float64; NaN where only the device knows it."""
+    lr = group["lr"]
+    return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else as_number(lr)

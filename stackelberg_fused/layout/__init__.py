@@ -1,0 +1,1 @@
+"""The tables that kernels read: records, tiles, rows, and what launches leave behind."""

@@ -1,0 +1,83 @@
+"""Step counts on the device, where the host must not know whether a step was taken: capture and gradient scalers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..numerics import turns
+from .slot import Span
+
+
+class DeviceCounts:
+    """What a kernel reads and advances instead of rows that the host completes.
+
+    Args:
+        steps: float32 [n]: steps that each slot has taken.
+        ready: bool array [n]: False where the coming step creates the momentum buffer.
+        waited: float32 [n]: see `stackelberg_fused.numerics.turns`.
+        empty: slots without elements, by which no block comes.
+        device: of the table.
+
+    Attributes:
+        steps, ready, waited: float32, int32 and float32 [n], on the device.
+        arrived: int32 [n]: blocks of the launch in progress that have read the count; 0 between launches.
+    """
+
+    def __init__(
+        self,
+        steps: Tensor,
+        ready: np.ndarray,
+        waited: Tensor,
+        empty: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.steps = steps.to(device, copy=True)
+        self.waited = waited.to(device, copy=True)
+        self.ready = torch.from_numpy(ready.astype(np.int32)).to(device)
+        self.arrived = torch.zeros_like(self.ready)
+        self._empty = torch.tensor(empty, dtype=torch.int64, device=device)
+        self._known: dict[Span, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
+
+    def advance_empty(
+        self,
+        span: Span,
+        mask: np.ndarray,
+        update_every: np.ndarray,
+        sums: np.ndarray,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Advance the counts of slots without elements.
+
+        Args:
+            span: the slots of the step.
+            mask: bool [n]: those of them that have a gradient.
+            update_every, sums: int64 and bool [n]: of each slot's group.
+            found_inf: one element; not 0: no step is taken.
+        """
+        if not len(self._empty):
+            return
+        # copied to the device once: a capture must not
+        arrays = mask, update_every, sums
+        known, tensors = self._known.get(span, ((), []))
+        if not known or not all(map(np.array_equal, arrays, known)):
+            inside = np.zeros(len(mask), bool)
+            inside[span.first_slot : span.last_slot] = True
+            host = (torch.from_numpy(a) for a in (*arrays, inside))
+            tensors = [a.to(self.steps.device)[self._empty] for a in host]
+            self._known[span] = arrays, tensors
+        here, every, summed, within = tensors
+        if found_inf is not None:
+            within = within & (found_inf.view(()) == 0)
+        if not (update_every > 1).any():
+            self.steps.index_add_(0, self._empty, (within & here).float())
+            return
+        waited = self.waited[self._empty]
+        moves = here | (summed & turns.has_sum(waited))
+        moves = within & moves & ~turns.waits(waited, every)
+        after = turns.waited_after(waited, every, summed & here)
+        self.steps.index_add_(0, self._empty, moves.float())
+        self.waited.index_copy_(0, self._empty, torch.where(within, after, waited))

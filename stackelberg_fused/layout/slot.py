@@ -1,0 +1,82 @@
+"""One parameter's place in a table, and what decides which table that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..groups.schemes import Scheme, blocks_of, moment_of
+
+
+class LayoutChanged(Exception):
+    """The table has to be built again: a parameter was rebound to memory of another kind, or a group changed sides."""
+
+
+class Kind(NamedTuple):
+    """What decides which backend can update a parameter.
+
+    Attributes:
+        is_direct: whether its rule works on what is stored, see `Scheme`; alike in a group with a joint set.
+        has_joint_set: whether one that is not direct is projected by a launch of its own.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    is_direct: bool = True
+    has_joint_set: bool = False
+
+
+@dataclass(slots=True)
+class Slot:
+    """One parameter's place in a table.
+
+    Attributes:
+        param: the parameter as the user holds it.
+        name: how errors call it.
+        group: index of its param group.
+        role: "body" or "head".
+        position: among the parameters of its group.
+        local: the plain tensor whose memory is updated: `param`, or the local shard of a DTensor.
+        dense: whether `local` fills a gap-free run of memory; if not, the update goes through a dense copy.
+        scheme: how its numbers are stored.
+        key: of its random numbers.
+    """
+
+    param: Tensor
+    name: str
+    group: int
+    role: str
+    position: int
+    local: Tensor
+    dense: bool
+    scheme: Scheme
+    key: int
+
+    def dense_like(self) -> Tensor:
+        """A tensor with the shape and strides that state and flat gradients have."""
+        if self.dense:
+            return self.local.detach()
+        return torch.empty_like(self.local, memory_format=torch.contiguous_format)
+
+    def state_like(self, name: str) -> Tensor:
+        """A tensor without memory, of the shape, strides and dtype that a tensor of its state has."""
+        is_scale = name.endswith("_scale")
+        like = (
+            torch.empty(blocks_of(self.local.numel()), device="meta")
+            if is_scale
+            else self.dense_like()
+        )
+        dtype = self.scheme.dtypes(moment_of(name))[name]
+        return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
+
+
+class Span(NamedTuple):
+    """The slots and tiles of one role, or of all."""
+
+    first_slot: int
+    last_slot: int
+    first_tile: int
+    last_tile: int

@@ -1,0 +1,173 @@
+"""Gradient statistics: the norm of each player's gradients, and the factors that clip them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..groups.param_groups import ROLES, at_least_zero
+from ..native.tables import SIGNALS
+from .scaling import move
+
+_FACTOR = SIGNALS.fields["factor"][1] // 4  # in words of float32
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """Largest norms of gradients; infinity is no limit.
+
+    Attributes:
+        body, head: of each player's gradients; where `joint`, `body` is that of both together.
+    """
+
+    body: float
+    head: float
+    joint: bool
+
+    @classmethod
+    def of(cls, value: Any) -> ClipLimits | None:
+        """`max_grad_norm` as users give it: None, a number over everything, or a dict with one per player.
+
+        Raises:
+            ValueError, TypeError: it is none of these, negative or NaN.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            limit = _limit("max_grad_norm", value)
+            return cls(limit, limit, True)
+        unknown = [key for key in value if key not in ROLES]
+        if unknown or not value:
+            raise ValueError(
+                f"max_grad_norm: unknown role {unknown[0]!r}, expected 'body' or 'head'"
+                if unknown
+                else "max_grad_norm: an empty dict limits nothing, give 'body', 'head' or both"
+            )
+        limits = {role: _limit(f"max_grad_norm[{role!r}]", value[role]) for role in value}
+        return cls(limits.get("body", math.inf), limits.get("head", math.inf), False)
+
+
+def _limit(name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(f"optimizer: {name} must be a number, got {value!r}")
+    unlimited = isinstance(value, float) and value == math.inf
+    return math.inf if unlimited else at_least_zero("optimizer", name, value)
+
+
+class Statistics:
+    """What the statistics launch of one table writes, on the table's device.
+
+    Attributes:
+        signals: uint8 [64]: `struct Signals` of csrc/tables.h.
+        tile_sums: float64 [tiles]: of each tile's gradients, squared.
+    """
+
+    def __init__(self, tiles: int, device: torch.device) -> None:
+        self.signals = torch.zeros(SIGNALS.itemsize, dtype=torch.uint8, device=device)
+        self.tile_sums = torch.zeros(tiles, dtype=torch.float64, device=device)
+        self._limits = torch.zeros(2, dtype=torch.float64, device=device)
+        self._written: ClipLimits | None = None
+
+    def limits_on_device(self, limits: ClipLimits) -> Tensor:
+        """float64 [2]: body and head; one tensor for ever, written when they change, since a CUDA graph may read it."""
+        if self._written != limits:
+            self._limits[0].fill_(limits.body)
+            self._limits[1].fill_(limits.head)
+            capturing = self._limits.is_cuda and torch.cuda.is_current_stream_capturing()
+            self._written = None if capturing else limits  # a capture writes nothing yet
+        return self._limits
+
+    @property
+    def sum_sq(self) -> Tensor:
+        """float64 [2]: of body and head."""
+        return self.signals.view(torch.float64)[:2]
+
+    @property
+    def norms(self) -> Tensor:
+        """float64 [3]: of body, head and both."""
+        return self.signals.view(torch.float64)[2:5]
+
+    @property
+    def factors(self) -> Tensor:
+        """float32 [2]: what the gradients of body and head are multiplied by to clip them."""
+        return self.signals.view(torch.float32)[_FACTOR : _FACTOR + 2]
+
+    def nothing(self, limits: ClipLimits) -> None:
+        """What there is to say where no gradient is."""
+        self.conclude(torch.zeros(2, dtype=torch.float64, device=self.signals.device), limits)
+
+    def unknown(self, limits: ClipLimits) -> None:
+        """What there is to say of a step that was skipped before anything was measured: NaN."""
+        nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.signals.device)
+        self.conclude(nan, limits)
+
+    def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
+        """Everything that follows from the sums of both players, float64 [2]: `conclude` of csrc/summation.h."""
+        sum_sq = move(sum_sq, self.signals.device)
+        self.sum_sq.copy_(sum_sq)
+        norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
+        self.norms.copy_(norms)
+        clipped = norms[2:] if limits.joint else norms[:2]
+        self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)))
+
+
+def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
+    """What clips to the norms `most`: float64, where both players are clipped together to the first of them.
+
+    As `torch.nn.utils.clip_grad_norm_`: 1 where nothing is to be clipped, NaN where the norm is.
+
+    Args:
+        norms: float64 [2] of body and head, or [1] of both together.
+        most: float64 [2].
+    """
+    factors = most / (norms + 1e-6)
+    return torch.where((most < math.inf) & ~(factors >= 1), factors, 1.0)
+
+
+def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
+    """Give several tables the factors that follow from all of them together."""
+    total = parts[0].sum_sq.clone()
+    for part in parts[1:]:
+        total += move(part.sum_sq, total.device)
+    for part in parts:
+        part.conclude(total, limits)
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What the last step did. Tensors stay on the device until somebody reads them; they are copies.
+
+    Attributes:
+        launches: kernels launched.
+        grad_norm: float64 [] by "body", "head" and "total": the norms, before clipping and without the scale of the
+            loss, of the gradients that moved parameters; None without `max_grad_norm`, NaN where a scaler had the step
+            skipped before anything was measured.
+        clip_factor: float32 [] by "body" and "head": what gradients were multiplied by to clip them; None without
+            `max_grad_norm`.
+        skipped: bool []: whether a gradient scaler said that nothing may move; None without one.
+    """
+
+    launches: int
+    grad_norm: dict[str, Tensor] | None = None
+    clip_factor: dict[str, Tensor] | None = None
+    skipped: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, launches: int, statistics: Statistics | None, found_inf: Tensor | None = None
+    ) -> LastStep:
+        skipped = None if found_inf is None else found_inf.view(()) != 0
+        if statistics is None:
+            return cls(launches, skipped=skipped)
+        norms, factors = statistics.norms.clone(), statistics.factors.clone()
+        return cls(
+            launches,
+            dict(zip((*ROLES, "total"), norms.unbind(), strict=True)),
+            dict(zip(ROLES, factors.unbind(), strict=True)),
+            skipped,
+        )

@@ -1,0 +1,166 @@
+"""Tables: one row (record) per parameter and one entry (tile) per fixed run of its elements.
+
+A tile is a pair of int64, (record, offset). Body comes first and head last, so that stepping one player is a sub-range
+of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..groups.schemes import (
+    DTYPE_WORD,
+    MOMENTS,
+    code_name,
+    scale_name,
+)
+from ..groups.settings import GroupSettings
+from ..native.tables import RECORD, TILE_ELEMENTS
+from .device_counts import DeviceCounts
+from .joint_sets import JointSets, make_joint_sets
+from .rows import HyperparameterRows
+from .slot import Slot, Span
+from .statistics import Statistics
+
+# Where a record keeps the address of each of torch's state tensors.
+STATE_FIELD = {
+    "exp_avg": "exp_avg",
+    "exp_avg_sq": "exp_avg_sq",
+    "max_exp_avg_sq": "max_exp_avg_sq",
+    "momentum_buffer": "exp_avg",
+    "ema": "ema",
+    "grad_sum": "grad_sum",
+    "kahan_comp": "master",
+    "remainder": "master",
+    "master": "master",
+}
+for _moment in MOMENTS:
+    STATE_FIELD[code_name(_moment)] = STATE_FIELD[_moment]
+    STATE_FIELD[scale_name(_moment)] = scale_name(STATE_FIELD[_moment])
+COUNTS = ("step", "waited")  # state that is one number per parameter
+
+
+def build_tiles(numel: Sequence[int]) -> np.ndarray:
+    """Tiles of parameters with so many elements each: int64 array [tiles, 2] of (record, offset)."""
+    counts = -(-np.asarray(numel, np.int64) // TILE_ELEMENTS)
+    record = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    first = np.cumsum(counts) - counts
+    offset = (np.arange(len(record), dtype=np.int64) - first[record]) * TILE_ELEMENTS
+    return np.stack([record, offset], axis=1)
+
+
+class Table:
+    """Everything one launch reads: parameters of one device.
+
+    Args:
+        slots: body slots first, head slots last.
+        settings: of the optimizer's param groups.
+    """
+
+    def __init__(self, slots: list[Slot], settings: GroupSettings) -> None:
+        self.slots = slots
+        self.settings = settings
+        self.groups = settings.groups
+        self.device = slots[0].local.device
+        numel = [slot.local.numel() for slot in slots]
+        self.records = np.zeros(len(slots), RECORD)
+        self.records["numel"] = numel
+        self.records["key"] = [slot.key for slot in slots]
+        self.records["format"] = [slot.scheme.format for slot in slots]
+        self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
+        self.note_formats()
+        self._own_formats = self.formats
+        self.tiles = build_tiles(numel)
+        # float32 as in torch: exact up to 2**24 steps
+        self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
+        self.step_counts = self.steps.numpy()
+        self.momentum_ready = np.zeros(len(slots), bool)
+        self.waited = torch.zeros_like(self.steps)  # see turns.py
+        self.waited_counts = self.waited.numpy()
+        # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
+        self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
+        slot_group = np.array([slot.group for slot in slots], np.int64)
+        self.rows = HyperparameterRows(
+            settings, slot_group, self.step_counts, self.momentum_ready, self.waited_counts
+        )
+        self.set_turns()
+        self.records["row"] = self.rows.slot_row
+        self.records_address = self.records.ctypes.data
+        self.tiles_address = self.tiles.ctypes.data
+        self.spans = self._build_spans()
+        self.version = 0  # counts changes of the records: what a device mirror compares
+        self.joint_sets: JointSets | None = None  # until settings are accepted
+        self.sets_version = 0
+        self.mirror: Any = None  # what a device backend keeps on its device
+        # by the part of the table that is stepped: steps of two roles may run at the same time
+        self.statistics: dict[Span, Statistics] = {}
+        self.counts: DeviceCounts | None = None  # where step counts live on the device
+        self.may_be_captured = False  # in a CUDA graph
+
+    def note_formats(self) -> None:
+        """Take over which formats records have, each with the dtype of its gradient above its first byte."""
+        words = self.records["format"] | self.records["grad_dtype"] << 8
+        self.formats: tuple[int, ...] = tuple(np.unique(words).tolist())
+        self.is_narrow = self.formats != (0,)
+
+    @property
+    def has_other_gradients(self) -> bool:
+        """Whether some gradient had, when last noted, another dtype than its parameter."""
+        return self.formats != self._own_formats
+
+    def count_on_device(self) -> None:
+        """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""
+        empty = np.flatnonzero(self.records["numel"] == 0).tolist()
+        self.counts = DeviceCounts(self.steps, self.momentum_ready, self.waited, empty, self.device)
+        self.steps, self.waited = self.counts.steps, self.counts.waited
+        self.records["row"] = self.rows.slot_group
+        self.version += 1
+
+    def set_turns(self) -> None:
+        """Follow the settings in how often groups move."""
+        slot_group = self.rows.slot_group
+        self.update_every = self.settings.scalars["update_every"][slot_group]  # of each slot
+        self.sums = self.settings.static["mean_weight"][slot_group] != 0
+        self.takes_turns = bool((self.update_every > 1).any())
+
+    def set_joint_sets(self) -> None:
+        """Follow the settings in what parameters are projected onto by a launch of its own."""
+        self.joint_sets = make_joint_sets(
+            self.slots, self.groups, self.records, self.tiles, self.device
+        )
+        self.sets_version += 1
+        self.version += 1
+
+    def turns_in(self, span: Span) -> bool:
+        """Whether some group of a span does not move on every step."""
+        here = self.update_every[span.first_slot : span.last_slot]
+        return self.takes_turns and bool((here > 1).any())
+
+    def statistics_of(self, span: Span) -> Statistics:
+        """Where a launch of gradient statistics writes; allocated when first asked for."""
+        if span not in self.statistics:
+            self.statistics[span] = Statistics(len(self.tiles), self.device)
+        return self.statistics[span]
+
+    @property
+    def first_head_tile(self) -> int:
+        return self.spans["head"].first_tile
+
+    def _build_spans(self) -> dict[str | None, Span]:
+        bodies = sum(slot.role == "body" for slot in self.slots)
+        body_tiles = int(np.searchsorted(self.tiles[:, 0], bodies))
+        slots, tiles = len(self.slots), len(self.tiles)
+        return {
+            None: Span(0, slots, 0, tiles),
+            "body": Span(0, bodies, 0, body_tiles),
+            "head": Span(bodies, slots, body_tiles, tiles),
+        }
+
+    def set_state_address(self, index: int, name: str, tensor: Tensor) -> None:
+        self.records[STATE_FIELD[name]][index] = tensor.data_ptr()
+        self.version += 1

@@ -1,0 +1,1 @@
+"""Python's side of csrc: table layouts in memory, and readers of tensors and containers."""

@@ -1,0 +1,1 @@
+"""The arithmetic itself, in plain PyTorch: what every kernel has to reproduce."""

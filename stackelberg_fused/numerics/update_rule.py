@@ -1,0 +1,138 @@
+"""The update rule in PyTorch: what is correct.
+
+Written to be read, and term for term what torch.optim computes with `foreach=False`, so that with one group it equals
+torch to the last bit in float32 and float64. csrc/update_rule.h and triton_kernels/update_rule.py say the same with the
+same names and step comments; they fold the bias corrections into two scalars, which is where their rounding differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .projection import project_box
+
+
+def adam_update(
+    param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor
+) -> None:
+    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019; AMSGrad: Reddi et al. 2018), in place.
+
+    Args:
+        param: any shape, any floating dtype.
+        grad: same shape and dtype.
+        state: `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, shaped as `param`.
+        group: lr, betas, eps, weight_decay, amsgrad, maximize, rule ("adam" or "adamw"), differentiable.
+        step: the count of this step, from 1; a tensor when differentiable.
+    """
+    lr, weight_decay, eps = _scalar(group["lr"]), group["weight_decay"], group["eps"]
+    beta1, beta2 = map(_scalar, group["betas"])
+    differentiable = group.get("differentiable", False)
+    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    # maximize: ascend by negating the gradient
+    grad = -grad if group["maximize"] else grad
+    if weight_decay != 0:
+        if group["rule"] == "adamw":
+            # decoupled weight decay
+            param.mul_(1 - lr * weight_decay)
+        else:
+            # l2 weight decay
+            grad = grad.add(param, alpha=weight_decay)
+    # first moment
+    exp_avg.lerp_(grad, 1 - beta1)
+    # second moment
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    # amsgrad: running maximum; NaN stays NaN
+    second_moment = exp_avg_sq
+    if group["amsgrad"]:
+        second_moment = state["max_exp_avg_sq"]
+        previous = second_moment.clone() if differentiable else second_moment
+        second_moment.copy_(torch.maximum(previous, exp_avg_sq))
+    # update
+    bias_correction1 = 1 - beta1**step
+    bias_correction2 = 1 - beta2**step
+    step_size = lr / bias_correction1
+    if differentiable:
+        # torch's own form for this case: the scalars are tensors, and nothing autograd saved may change in place
+        negative_step_size = step_size.neg()
+        denom = second_moment.sqrt() / (bias_correction2.sqrt() * negative_step_size)
+        param.addcdiv_(exp_avg.clone(), denom.add_(eps / negative_step_size))
+    else:
+        denom = (second_moment.sqrt() / bias_correction2**0.5).add_(eps)
+        param.addcdiv_(exp_avg, denom, value=-step_size)
+
+
+def sgd_update(
+    param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], first_momentum: bool
+) -> None:
+    """SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it), in place.
+
+    Args:
+        param: any shape, any floating dtype.
+        grad: same shape and dtype.
+        state: `momentum_buffer`, shaped as `param`, when momentum is not 0.
+        group: lr, momentum, dampening, nesterov, weight_decay, maximize.
+        first_momentum: this step creates the momentum buffer: it takes the gradient undampened.
+    """
+    lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
+    # maximize: ascend by negating the gradient
+    grad = -grad if group["maximize"] else grad
+    # l2 weight decay
+    if weight_decay != 0:
+        grad = grad.add(param, alpha=weight_decay)
+    # momentum
+    if momentum != 0:
+        momentum_buffer = state["momentum_buffer"]
+        if first_momentum:
+            momentum_buffer.copy_(grad.detach())
+        else:
+            momentum_buffer.mul_(momentum).add_(grad, alpha=1 - group["dampening"])
+        # nesterov: look ahead along the momentum
+        grad = grad.add(momentum_buffer, alpha=momentum) if group["nesterov"] else momentum_buffer
+    # update
+    if isinstance(lr, Tensor) and lr.requires_grad:
+        param.addcmul_(grad, lr, value=-1)
+    else:
+        param.add_(grad, alpha=-lr)
+
+
+def ema_update(param: Tensor, ema: Tensor, group: dict[str, Any]) -> None:
+    """Exponential moving average of the parameters (Polyak & Juditsky 1992; as torch.optim.swa_utils), in place.
+
+    Args:
+        param, ema: any shape, any floating dtype.
+        group: ema_decay.
+    """
+    ema.lerp_(param.detach(), 1 - float(group["ema_decay"]))
+
+
+def project(param: Tensor, bounds: tuple[float, float] | None) -> None:
+    """Move a parameter to the nearest point of its group's box, in place; NaN stays NaN.
+
+    Args:
+        param: any shape, any floating dtype.
+        bounds: lower and upper, numbers of the dtype that the parameter is stored in; None: the group has no box.
+            Sets that are no box are projected onto after the update.
+    """
+    if bounds is not None:
+        param.copy_(project_box(param, *bounds))
+
+
+def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) -> Tensor:
+    """The gradient of a group that moves now, after others of its gradients were summed up: new.
+
+    Args:
+        grad_sum: any shape, any floating dtype.
+        grad: same shape and dtype; None: zero.
+        group: update_every.
+    """
+    total = grad_sum if grad is None else grad_sum + grad
+    return total * (1 / group["update_every"])
+
+
+def _scalar(value: Any) -> Any:
+    """A rate as torch's single-tensor rules take it: a Python number or a 0-d tensor."""
+    # no view of one that is 0-d already: its gradient would be summed up in another order than torch's
+    return value.squeeze() if isinstance(value, Tensor) and value.ndim else value

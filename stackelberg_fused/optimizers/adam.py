@@ -1,0 +1,199 @@
+"""StackelbergAdam and StackelbergAdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..backends import Backend
+from ..groups.constraints import Constraint
+from ..groups.schemes import StateDtype
+from .base import StackelbergOptimizer
+
+
+class StackelbergAdam(StackelbergOptimizer):
+    """Adam at any number of learning rates, one launch: a drop-in for `torch.optim.Adam`.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or group dicts, as in torch. A group dict may carry
+            `"role": "body" | "head"` (default body) and `"rule": "adam" | "adamw" | "sgd"` (default the class's own)
+            beside the settings of that rule; what it leaves open comes from the arguments below (`lr`, `weight_decay`
+            and `maximize` apply to every rule), else from the rule's torch namesake.
+        lr: rate of the body groups; a number or a one-element tensor.
+        betas, eps, weight_decay, amsgrad, maximize: as in torch (Kingma & Ba 2015; AMSGrad: Reddi et al. 2018).
+        foreach, fused: accepted for compatibility and ignored; every backend is one launch.
+        capturable: the step may be captured in a CUDA graph, after a first one that is not; a rate that is to change
+            between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, without effect.
+        differentiable: autograd through the step; reference backend only, parameters stay where they are.
+        decoupled_weight_decay: as StackelbergAdamW.
+        head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0.
+        backend: "auto", "cuda", "triton", "cpu" or "reference"; see `stackelberg_fused.backends()`.
+        flatten: move parameters into arenas: their memory moves, the Parameter objects stay.
+        max_grad_norm: clip gradients as `torch.nn.utils.clip_grad_norm_` does, in the step: to a norm over all players
+            that are stepped, or `{"body": x, "head": y}`, one or both, each player on its own; `.grad` is not modified.
+            Infinity only measures; see `last_step`. An attribute, which may be set between steps.
+        ema_decay: keep the exponential moving average of the weights in the same launch (+8 B per parameter and step),
+            in [0, 1); by role as a dict, or per group. It begins with the weights before a parameter's first step, or
+            those of now where it is turned on later or again, and goes on when the parameter moves; see
+            `ema_weights()`.
+        update_every: n: a group moves on every n-th step that it is part of, and waits on the others; by role as a
+            dict, or per group. `{"body": 5}` lets the leader wait while the follower tracks it.
+        update_every_grads: "latest": gradients of steps on which a group waits go by. "mean": they are summed up in the
+            launch (+8 B per parameter), and it moves by the mean of all n, which `max_grad_norm` then is about; a
+            gradient that is None counts as zero. Changing either begins a new round of n steps.
+        grads: "gather" reads gradients where autograd left them. "flat" keeps them in one contiguous buffer for each
+            role (`flat_grads`), for those who reduce them themselves; use the optimizer's `zero_grad`, not the model's,
+            or `step(zero_grad=True)`, which clears them in the same launch. A parameter without a gradient then has
+            one of zeros and is stepped. Not for DDP with `gradient_as_bucket_view`, which takes `.grad` for itself.
+        mode: "simultaneous": both players move by gradients at the same point, in one launch. "alternating":
+            `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
+            body. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
+        constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
+            `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
+            as a dict, or per group. The projection is Euclidean.
+        master: what keeps the weights of bfloat16 and float16 parameters: None (rounded to nearest), "stochastic"
+            (rounded by chance), "kahan", "split16" (bfloat16 and a 16-bit remainder: the float32 weight), "split8" (24
+            bits of it) or "fp32"; by role as a dict, or per group. See docs/numerics.md.
+        state_dtype: of moments: float32 (the default, also of 16-bit parameters), bfloat16, or "8bit" (codes in blocks
+            of 32), stochastically rounded; by role as a dict, or per group.
+        float32_state: "vectors": parameters of at most one dimension keep float32 state whatever `state_dtype` says;
+            or "none".
+        seed: of the random numbers of stochastic rounding; >= 0. It is saved in state dicts, and loaded.
+
+    Raises:
+        ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
+        RuntimeError: an explicitly chosen backend cannot run on this machine.
+    """
+
+    _rule = "adam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        head_lr_ratio: float = 10.0,
+        backend: str | Backend = "auto",
+        flatten: bool = True,
+        max_grad_norm: float | dict[str, float] | None = None,
+        ema_decay: float | dict[str, float] | None = None,
+        update_every: int | dict[str, int] = 1,
+        update_every_grads: str = "latest",
+        grads: str = "gather",
+        mode: str = "simultaneous",
+        constraint: Constraint | dict[str, Constraint] | None = None,
+        master: str | dict[str, str | None] | None = None,
+        state_dtype: StateDtype | dict[str, StateDtype] = None,
+        float32_state: str | dict[str, str] = "vectors",
+        seed: int = 0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "ema_decay": ema_decay,
+            "update_every": update_every,
+            "update_every_grads": update_every_grads,
+            "constraint": constraint,
+            "master": master,
+            "state_dtype": state_dtype,
+            "float32_state": float32_state,
+            "seed": seed,
+            "rule": "adamw" if decoupled_weight_decay else self._rule,
+        }
+        super().__init__(
+            params,
+            defaults,
+            head_lr_ratio=head_lr_ratio,
+            backend=backend,
+            flatten=flatten,
+            max_grad_norm=max_grad_norm,
+            grads=grads,
+            mode=mode,
+        )
+
+
+class StackelbergAdamW(StackelbergAdam):
+    """AdamW (Loshchilov & Hutter 2019) at any number of learning rates, one launch: a drop-in for `torch.optim.AdamW`.
+
+    Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise.
+    """
+
+    _rule = "adamw"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        head_lr_ratio: float = 10.0,
+        backend: str | Backend = "auto",
+        flatten: bool = True,
+        max_grad_norm: float | dict[str, float] | None = None,
+        ema_decay: float | dict[str, float] | None = None,
+        update_every: int | dict[str, int] = 1,
+        update_every_grads: str = "latest",
+        grads: str = "gather",
+        mode: str = "simultaneous",
+        constraint: Constraint | dict[str, Constraint] | None = None,
+        master: str | dict[str, str | None] | None = None,
+        state_dtype: StateDtype | dict[str, StateDtype] = None,
+        float32_state: str | dict[str, str] = "vectors",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            head_lr_ratio=head_lr_ratio,
+            backend=backend,
+            flatten=flatten,
+            max_grad_norm=max_grad_norm,
+            grads=grads,
+            mode=mode,
+            ema_decay=ema_decay,
+            update_every=update_every,
+            update_every_grads=update_every_grads,
+            constraint=constraint,
+            master=master,
+            state_dtype=state_dtype,
+            float32_state=float32_state,
+            seed=seed,
+        )

@@ -1,0 +1,40 @@
+"""The alternating step of a model that cannot be cut: `mode="alternating"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .base import StackelbergOptimizer
+
+
+def alternate(
+    optimizer: StackelbergOptimizer, closure: Callable[[], Any] | None, zero_grad: bool
+) -> Any:
+    """Move the head by its gradient, then the body by its gradient at the new head; returns the loss there.
+
+    The order is that of the paper's two-time-scale method as docs/algorithm.md infers it.
+
+    Raises:
+        ValueError: no closure.
+    """
+    if closure is None:
+        raise ValueError(
+            "mode='alternating': step() needs a closure, which is called once for each player; without one, take "
+            "step(role='head'), compute the loss again, and step(role='body')"
+        )
+    for role in ("head", "body"):
+        if all(group["role"] != role for group in optimizer.param_groups):
+            raise ValueError(f"mode='alternating': no param group has role {role!r}")
+    loss = None
+    for role in ("head", "body"):
+        optimizer.zero_grad()
+        # autocast may hold on to what it made of a head that has moved since
+        torch.clear_autocast_cache()
+        loss = optimizer._step(closure, role=role, zero_grad=zero_grad)
+    if zero_grad:
+        optimizer.zero_grad()
+    return loss

@@ -1,0 +1,438 @@
+"""The optimizers: `torch.optim` on the outside, any number of learning rates in one launch on the inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from ..backends import Backend
+from ..engine.across_rebuilds import Carried
+from ..engine.clear_gradients import clear_as_torch
+from ..engine.engine import Engine
+from ..engine.state import check_loaded, without_unused_momentum
+from ..groups.new_group import completed_group, fill_in
+from ..groups.param_groups import (
+    ROLES,
+    check_params,
+    check_ratio,
+    check_settings,
+    copy_by_role,
+    param_label,
+)
+from ..groups.settings import turn_of
+from ..layout.scaling import Scaling
+from ..layout.slot import LayoutChanged
+from ..layout.statistics import ClipLimits, LastStep, Statistics
+from ..memory.overlap import check_overlap
+from .alternate import alternate
+from .checkpoint import (
+    complete_state,
+    packed_groups,
+    with_exact_values,
+    with_rounds_of_now,
+)
+from .ema_weights import swapped
+from .player import Player
+
+log = logging.getLogger("stackelberg_fused")
+
+
+class StackelbergOptimizer(Optimizer):
+    """What the three optimizers share; not meant to be constructed."""
+
+    # torch.amp.GradScaler: the step unscales and skips itself
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        head_lr_ratio: float,
+        backend: str | Backend,
+        flatten: bool,
+        max_grad_norm: Any,
+        grads: str,
+        mode: str,
+    ) -> None:
+        defaults = copy_by_role(defaults)
+        if grads not in ("gather", "flat"):
+            raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
+        if mode not in ("simultaneous", "alternating"):
+            raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
+        if grads == "flat" and defaults["differentiable"]:
+            raise ValueError("differentiable=True goes with grads='gather' only")
+        self._settings = {
+            "grads": grads,
+            "mode": mode,
+            "head_lr_ratio": check_ratio(head_lr_ratio),
+            "backend": backend,
+            "flatten": bool(flatten) and not defaults["differentiable"],
+            "differentiable": bool(defaults["differentiable"]),
+        }
+        self.max_grad_norm = max_grad_norm
+        if defaults["differentiable"]:
+            if backend not in ("auto", "reference"):
+                raise ValueError("differentiable=True needs backend='reference'")
+            self._settings["backend"] = "reference"
+        for name in ("foreach", "fused"):
+            if defaults.get(name) is not None:
+                log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
+        self._engine: Engine | None = None
+        self._is_stale = False  # the engine is that of parameters or state that are no longer there
+        self._carried = Carried()
+        self._is_swapped = False
+        self._players: dict[str, Player] = {}
+        self._stepped: set[str] = set()  # players that have been, for their schedulers
+        self.launches = 0
+        self._last: tuple[int, Statistics | None] = (0, None)
+        self._found_inf: Tensor | None = None
+        self._met_scaler = False
+        super().__init__(params, {"role": "body", **defaults})
+        check_overlap(self._labelled(self.param_groups))
+        self._engine = self._build()
+        log.info("%s: backend %s", type(self).__name__, self.backend)
+
+    @property
+    def backend(self) -> str:
+        """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
+        return self._current().backend
+
+    @property
+    def max_grad_norm(self) -> float | dict[str, float] | None:
+        """What gradients are clipped to; may be set between steps.
+
+        Raises:
+            ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
+        """
+        value = self._settings["max_grad_norm"]
+        return dict(value) if isinstance(value, dict) else value
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
+        if value is not None and self._settings["differentiable"]:
+            raise ValueError(
+                "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
+            )
+        self._limits = ClipLimits.of(value)
+        self._settings["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
+
+    @property
+    def last_step(self) -> LastStep:
+        """What the last step did; nothing waits for the device until one of its tensors is read."""
+        return LastStep.of(*self._last, self._found_inf)
+
+    @property
+    def flat_grads(self) -> dict[str, list[Tensor]]:
+        """With `grads="flat"`: by role, one contiguous buffer for each device and dtype, to be reduced before a step.
+
+        They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
+        64 elements, in the order of the groups, with zeros between them. Asking for them puts gradients that lie
+        elsewhere, as after `model.zero_grad()`, back in their place.
+        """
+        found = self._current().flat_gradients()
+        return {role: [b[role] for b in found if role in b] for role in ROLES}
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Within this context the parameters hold their averages (`ema_decay`), for evaluation or to be saved.
+
+        On leaving, the weights are back to the bit. A parameter that has not taken a step has no average yet and stays
+        as it is.
+
+        Raises:
+            RuntimeError: no group has an `ema_decay`, or the parameters hold their averages already. Within the
+                context: `step`, `state_dict` and whatever else would take averages for weights.
+        """
+        self._refuse_averages("ema_weights()")
+        if all(group.get("ema_decay") is None for group in self.param_groups):
+            raise RuntimeError("ema_weights(): no param group has an ema_decay")
+        return self._swapped()
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        self._refuse_averages("ema_weights()")
+        note = partial(setattr, self, "_is_swapped")
+        with swapped(self.param_groups, self.state, note):
+            yield
+
+    def _refuse_averages(self, what: str) -> None:
+        if self._is_swapped:
+            raise RuntimeError(
+                f"{what}: the parameters hold their averages; leave ema_weights() first"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
+        self._refuse_averages("state_dict()")
+        packed = super().state_dict()
+        if "param_groups" in packed:
+            packed["param_groups"] = packed_groups(packed["param_groups"])
+        if "state" in packed:  # a hook may have made anything of it
+            packed = with_rounds_of_now(packed, self._rounds())
+            if self._met_scaler:
+                packed["state"] = without_unused_momentum(packed["state"])
+        return packed
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.load_state_dict`."""
+        self._refuse_averages("load_state_dict()")
+        # after the hooks of others, who expect tensors
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: with_exact_values(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+
+    def zero_grad(self, set_to_none: bool = True, *, role: str | None = None) -> None:
+        """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
+
+        Args:
+            set_to_none: as in torch; not asked for flat gradients.
+            role: "body" or "head" clears the gradients of that player alone.
+        """
+        self._check_role(role)
+        if self._settings["grads"] == "flat":
+            self._current().zero_flat(role)
+        elif role is None:
+            super().zero_grad(set_to_none)
+        else:
+            clear_as_torch(self.player(role).param_groups, set_to_none)
+
+    def player(self, role: str) -> Player:
+        """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
+
+        A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
+        body's, then one `scaler.update()`.
+
+        Raises:
+            ValueError: neither "body" nor "head".
+        """
+        if role is None:
+            raise ValueError("player() needs a role, 'body' or 'head'")
+        self._check_role(role)
+        if role not in self._players:
+            self._players[role] = Player(self, role)
+        return self._players[role]
+
+    def _expect_equal_rates(self) -> None:
+        """What a scheduler says that makes rates equal on purpose."""
+        self._carried.watch.expect_equal()
+
+    @staticmethod
+    def _check_role(role: str | None) -> None:
+        if role is not None and role not in ROLES:
+            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+
+    @torch._disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
+
+        Raises:
+            ValueError, TypeError: names the group or parameter; nothing was modified.
+        """
+        self._refuse_averages("add_param_group()")
+        if isinstance(param_group, dict) and "params" in param_group:
+            ratio = self._settings["head_lr_ratio"]
+            completed = completed_group(param_group, self.param_groups, self.defaults, ratio)
+            if self._engine is not None:
+                check_overlap(self._labelled([*self.param_groups, completed]))
+            fill_in(param_group, completed)
+        super().add_param_group(param_group)
+        if self._engine is not None:
+            try:
+                self._build_again()
+            except Exception:
+                self.param_groups.pop()
+                raise
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        role: str | None = None,
+        zero_grad: bool = False,
+    ) -> Any:
+        """Perform one step: one launch per device and dtype, for any number of groups.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called with gradients enabled. With
+                `mode="alternating"` it is called twice, each time after gradients were cleared: first the head
+                moves, then the body; `last_step` is the body's.
+            role: "body" or "head" updates that player alone; None both, simultaneously.
+            zero_grad: and then clear the gradients of these players, as `zero_grad` does, but in the same launch.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a gradient, a rebound parameter or an edited setting does not fit;
+                names the parameter or group. Nothing was modified.
+        """
+        if torch.compiler.is_compiling():
+            return self._untraced_step(closure, role=role, zero_grad=zero_grad)
+        observed = (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+        if not observed:
+            return self._step(closure, role=role, zero_grad=zero_grad)
+        arguments = () if closure is None else (closure,)  # a closure comes to hooks by position
+        how: dict[str, Any] = {} if role is None else {"role": role}
+        if zero_grad:
+            how["zero_grad"] = True
+        try:
+            return self._observed_step(*arguments, **how)
+        except BaseException:  # of a hook, before our own step could
+            self._forget_scaler()
+            raise
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch wraps the step of every class in: hooks and a profiler range. Ours is left as it is.
+
+        The wrapper costs more than the rest of the step where there are few parameters, so `step` takes it only where
+        somebody looks; a subclass that overrides `step` comes through here by `super().step()`.
+        """
+        return func
+
+    def _step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        role: str | None = None,
+        zero_grad: bool = False,
+    ) -> Any:
+        try:
+            if self._is_swapped:
+                self._refuse_averages("step()")
+            if role is not None:
+                self._check_role(role)
+            if self._settings["mode"] == "alternating" and role is None:
+                return alternate(self, closure, zero_grad)
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            engine = self._ready()
+            if role is not None and not any(group["role"] == role for group in self.param_groups):
+                raise ValueError(f"step(role={role!r}): no param group has this role")
+            attributes = self.__dict__
+            is_scaled = "found_inf" in attributes or "grad_scale" in attributes
+            scaling = Scaling.of(attributes) if is_scaled else None
+            try:
+                self._last = engine.step(role, self._limits, scaling, zero_grad)
+            except LayoutChanged:
+                self._last = self._build_again().step(role, self._limits, scaling, zero_grad)
+        except BaseException:
+            self._forget_scaler()
+            raise
+        self._met_scaler |= scaling is not None
+        self._found_inf = scaling and scaling.found_inf
+        self.launches += self._last[0]
+        self._stepped.update(ROLES if role is None else (role,))
+        return loss
+
+    def _forget_scaler(self) -> None:
+        """What a scaler takes back only after a step, and takes for a scale of its own where it is still set."""
+        for name in ("grad_scale", "found_inf"):
+            self.__dict__.pop(name, None)
+
+    _observed_step = Optimizer.profile_hook_step(_step)
+
+    @torch._disable_dynamo
+    def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
+        """What a compiled training step calls: addresses are nothing to trace."""
+        return self.step(closure, **how)
+
+    def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
+        labelled: dict[int, tuple[str, Tensor]] = {}
+        for index, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                labelled.setdefault(id(param), (param_label(index, group, position), param))
+        return list(labelled.values())
+
+    def _build(self, previous: Any = None) -> Engine:
+        settings = self._settings
+        return Engine(
+            self.param_groups,
+            self.state,
+            settings["backend"],
+            settings["flatten"],
+            settings["grads"] == "flat",
+            self._carried,
+            previous,
+        )
+
+    def _build_again(self) -> Engine:
+        """The engine for groups or state that were edited behind its back, which may be anything."""
+        self._is_stale = True  # until there is one: whoever edited hears of it at every step
+        for index, group in enumerate(self.param_groups):
+            check_settings(group, index)
+            check_params(group, index)
+        check_overlap(self._labelled(self.param_groups))
+        check_loaded(self.state, self.param_groups)
+        self._engine, self._is_stale = self._build(), False
+        return self._engine
+
+    def _current(self) -> Engine:
+        """The engine, for those who ask between steps; a step finds out by itself what was edited."""
+        engine = self._ready()
+        return self._build_again() if engine.was_edited() else engine
+
+    def _ready(self) -> Engine:
+        """The engine, built again where there is none or it is that of other groups or another state."""
+        engine = self._engine
+        if (
+            engine is None
+            or self._is_stale
+            or engine.is_broken
+            or engine.state is not self.state
+            or engine.groups is not self.param_groups
+        ):
+            return self._build_again()
+        return engine
+
+    def _rounds(self) -> list[tuple[int, str] | None]:
+        """Of each group the `update_every` and `update_every_grads` that its counts are of, if there are any yet."""
+        return [self._carried.turns.get(id(group)) for group in self.param_groups]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_averages("pickling or copying an optimizer")
+        own = {name: self.__dict__[name] for name in ("_settings", "_met_scaler", "launches")}
+        own["_reported"], own["_rounds_of"] = self._carried.reported, self._rounds()
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = "param_groups" in self.__dict__  # else unpickling or copying
+        previous = None
+        if loading:
+            self._refuse_averages("load_state_dict()")
+            previous = self.state
+            super().__setstate__(complete_state(state, self.param_groups, self.defaults))
+        else:
+            state = dict(state)
+            self._carried = Carried(reported=state.pop("_reported"))
+            rounds = state.pop("_rounds_of")
+            super().__setstate__(state)
+            known = zip(self.param_groups, rounds, strict=True)
+            self._carried.turns = {id(group): turn for group, turn in known if turn is not None}
+            self._engine, self._is_stale, self._is_swapped = None, False, False
+            self._last, self._found_inf = (0, None), None
+            self._players, self._stepped = {}, set()
+            self._limits = ClipLimits.of(self._settings["max_grad_norm"])
+        if loading:
+            self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
+            self._engine, self._is_stale = self._build(previous), False

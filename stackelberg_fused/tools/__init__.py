@@ -1,0 +1,1 @@
+"""Commands that look at an installation: what is here, and whether it computes what it should."""

@@ -1,0 +1,202 @@
+"""`python -m stackelberg_fused verify`: is every backend correct on this very machine?
+
+Each available backend makes steps that the reference makes from the same parameters, state and gradients; the largest
+difference is held against `parity.ULP_BOUNDS`, of what is stored in fewer bits against `parity.STEP_BOUNDS`, and the
+native backends against each other, to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, BackendStatus, backends
+from ..backends.cpu import CpuBackend
+from ..groups.constraints import L2Ball, Simplex
+from ..groups.schemes import scheme_of
+from ..layout.table import COUNTS
+from ..optimizers.adam import StackelbergAdam, StackelbergAdamW
+from ..optimizers.sgd import StackelbergSGD
+from .parity import (
+    STEP_BOUNDS,
+    ULP_BOUNDS,
+    steps_off,
+    worst_ulps,
+)
+
+SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 100_001)
+STEPS = 4
+_FEWER: dict[str, Any] = {"dtype": torch.bfloat16, "float32_state": "none"}
+CASES: dict[str, tuple[type, dict[str, Any]]] = {
+    "Adam": (StackelbergAdam, {}),
+    "Adam amsgrad L2": (StackelbergAdam, {"amsgrad": True, "weight_decay": 0.1}),
+    "Adam maximize": (StackelbergAdam, {"maximize": True, "betas": (0.0, 0.9)}),
+    "AdamW": (StackelbergAdamW, {}),
+    "AdamW amsgrad": (StackelbergAdamW, {"amsgrad": True, "weight_decay": 0.1}),
+    "SGD": (StackelbergSGD, {"lr": 0.1}),
+    "SGD momentum L2": (
+        StackelbergSGD,
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
+    ),
+    "SGD nesterov": (StackelbergSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "mixed": (StackelbergAdamW, {"mixed": True}),
+    "average, turns": (
+        StackelbergAdamW,
+        {"mixed": True, "ema_decay": 0.9, "update_every": {"body": 2}},
+    ),
+    "ball, simplex": (
+        StackelbergAdamW,
+        {
+            "mixed": True,
+            "ema_decay": 0.9,
+            "constraint": {"body": L2Ball(30.0), "head": Simplex(5.0)},
+        },
+    ),
+    "8 bits, split8": (
+        StackelbergAdamW,
+        {**_FEWER, "master": "split8", "state_dtype": "8bit", "weight_decay": 0.1},
+    ),
+    "8 bits, by chance": (
+        StackelbergAdamW,
+        {**_FEWER, "mixed": True, "master": "stochastic", "state_dtype": "8bit"},
+    ),
+    "bfloat16, kahan": (
+        StackelbergAdam,
+        {**_FEWER, "master": "kahan", "state_dtype": "bfloat16", "amsgrad": True},
+    ),
+    "bfloat16, split16": (StackelbergAdamW, {**_FEWER, "master": "split16"}),
+}
+BOUNDS = {**ULP_BOUNDS, **STEP_BOUNDS}
+
+
+@dataclass
+class Verdict:
+    """What one backend did in one case: largest differences in ulp, and its final bits."""
+
+    backend: str
+    case: str
+    worst: dict[str, float]
+    final: list[Tensor]
+
+    @property
+    def passed(self) -> bool:
+        return all(value <= BOUNDS[name] for name, value in self.worst.items())
+
+
+def _parameters(device: torch.device, case: str) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    dtype = CASES[case][1].get("dtype", torch.float32)
+    start = [torch.randn(n, generator=generator) for n in SIZES]
+    return [torch.nn.Parameter(t.to(device, dtype)) for t in start]
+
+
+def _build(
+    case: str, params: list[torch.nn.Parameter], backend: str | Backend
+) -> torch.optim.Optimizer:
+    cls, options = CASES[case]
+    options = {name: value for name, value in options.items() if name != "dtype"}
+    head: dict[str, Any] = {"params": params[1::2], "role": "head"}
+    if options.pop("mixed", False):
+        head.update(rule="sgd", momentum=0.9)
+    return cls([{"params": params[::2]}, head], backend=backend, **options)
+
+
+def _snapshot(param: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    entry = optimizer.state[param]
+    state = {k: v.detach().cpu().clone() for k, v in entry.items() if k not in COUNTS}
+    return {"param": param.detach().cpu().clone(), **state}
+
+
+def check(label: str, backend: str | Backend, device: torch.device, case: str) -> Verdict:
+    """Run one case on one backend beside the reference, which starts every step from the backend's own bits."""
+    params, expected = _parameters(device, case), _parameters(torch.device("cpu"), case)
+    optimizer = _build(case, params, backend)
+    reference = _build(case, expected, "reference")
+    generator = torch.Generator().manual_seed(2)
+    worst: dict[str, float] = {}
+    for _ in range(STEPS):
+        with torch.no_grad():
+            for p, e in zip(params, expected, strict=True):
+                e.copy_(p)
+                e.grad = torch.randn(e.shape, generator=generator).to(e.dtype)
+                p.grad = e.grad.to(device)
+        reference.load_state_dict(optimizer.state_dict())
+        before = [e.detach().clone() for e in expected]
+        optimizer.step()
+        reference.step()
+        group_of = {p: g for g in reference.param_groups for p in g["params"]}
+        for p, e, b in zip(params, expected, before, strict=True):
+            group, found, wanted = group_of[e], _snapshot(p, optimizer), _snapshot(e, reference)
+            scheme = scheme_of(group, e)
+            if scheme.is_direct:
+                decay = 0.0 if group["rule"] == "adamw" else group["weight_decay"]
+                off = worst_ulps(b, e.grad, found, wanted, decay)
+            else:
+                off = steps_off(scheme, b, e.grad, found, wanted)
+            worst = {name: max(value, worst.get(name, 0.0)) for name, value in off.items()} | {
+                name: value for name, value in worst.items() if name not in off
+            }
+    return Verdict(label, case, worst, [p.detach().cpu().clone() for p in params])
+
+
+def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Backend, torch.device]]:
+    """Every available backend but the reference, the CPU's once per instruction set."""
+    for status in statuses:
+        if not status.available or status.name == "reference":
+            continue
+        if status.name == "cpu":
+            for isa in ("avx512", "avx2", "baseline"):
+                try:
+                    yield f"cpu ({isa})", CpuBackend(isa), torch.device("cpu")
+                except RuntimeError:  # this processor does not have it
+                    continue
+        else:
+            on_gpu = torch.cuda.is_available()
+            yield (
+                status.name,
+                status.name,
+                torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options: verify checks everything that can run here."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line per backend and case; exit status 1 if any is out of bounds."""
+    statuses = backends()
+    print(
+        "largest difference from the reference per step, and (bound): in ulp; of fewer bits in steps\n"
+        "of what is stored, and how many elements are rounded otherwise\n"
+    )
+    failed = False
+    first: dict[str, Verdict] = {}
+    for label, backend, device in contestants(statuses):
+        for case in CASES:
+            verdict = check(label, backend, device, case)
+            peer = first.setdefault(case, verdict)
+            bits = all(torch.equal(a, b) for a, b in zip(peer.final, verdict.final, strict=True))
+            native = (
+                ""
+                if peer is verdict
+                else f"  same bits as {peer.backend}: {'yes' if bits else 'NO'}"
+            )
+            figures = "  ".join(
+                f"{n} {v:.{2 if '%' in n else 1}f} ({BOUNDS[n]:g})"
+                for n, v in verdict.worst.items()
+            )
+            print(
+                f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:17s} {figures}{native}"
+            )
+            failed |= not verdict.passed or not bits
+    for status in statuses:
+        if not status.available:
+            print(f"--   {status.name:14s} not available: {status.reason}")
+    print("\nFAILED" if failed else "\nall available backends agree with the reference")
+    return int(failed)

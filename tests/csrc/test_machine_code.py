@@ -1,0 +1,146 @@
+"""What nvcc made of the kernels: the extension module that is installed here is taken apart; needs no GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import sass
+from audit import (
+    ATOMICS,
+    INSTRUCTIONS_PER_BYTE,
+    audit,
+    audit_narrow,
+    audit_projection,
+    audit_statistics,
+    inexact_arithmetic,
+    instructions_per_parameter,
+    unordered_atomics,
+)
+from named_schemes import NAMED
+from paths import CSRC
+
+from stackelberg_fused.groups.rules import MIXED_RULES, RULES
+
+_cuda = pytest.importorskip(
+    "stackelberg_fused._cuda", reason="the CUDA extension is not built here (no nvcc)"
+)
+pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
+
+# what has to be among the instructions of each kernel
+WANTED = {
+    "step": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
+    "narrow": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
+    "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
+    "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
+}
+LAUNCHES = "".join((CSRC / "cuda" / name).read_text() for name in ("step.cu", "block.cuh"))
+
+
+def _constant(name: str) -> int:
+    return int(re.search(rf"{name} = (\d+);", LAUNCHES)[1])
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the module's cubins and PTX."""
+    module = Path(_cuda.__file__)
+    sources = [p for p in CSRC.rglob("*") if p.is_file() and p.parent.name != "cpu"]
+    if max(p.stat().st_mtime for p in sources) > module.stat().st_mtime:
+        pytest.fail(f"{module.name} is older than its sources; install again")
+    folder = tmp_path_factory.mktemp("cuda")
+    for kind in ("-xelf", "-xptx"):
+        sass.run_tool("cuobjdump", kind, "all", module, cwd=folder)
+    assert list(folder.glob("*.cubin"))
+    return folder
+
+
+def _rule(kernel: str) -> tuple[int, bool]:
+    """The rule of a kernel, and whether it is the one that does more than update."""
+    sign, digits, extras = re.search(r"step_kernelILi(n?)(\d+)ELb([01])E", kernel).groups()
+    return (-int(digits) if sign else int(digits)), extras == "1"
+
+
+@pytest.fixture(scope="module")
+def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
+    """Kernels by the source file that they are from, one list per architecture."""
+    found: dict[str, list[list[sass.Kernel]]] = {name: [] for name in WANTED}
+    for cubin in sorted(extracted.glob("*.cubin")):
+        kernels = sass.disassemble(cubin)
+        names = {re.search(r"(step|narrow|statistics|project)_kernel", k.name)[1] for k in kernels}
+        (source,) = names
+        found[source].append(kernels)
+    assert len({len(kernels) for kernels in found.values()}) == 1
+    assert found["step"]
+    return found
+
+
+def test_full_tiles_move_each_element_once_in_128_bit_accesses(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for found in cubins["step"]:
+        kernels = {_rule(kernel.name): kernel for kernel in found}
+        plain = {(rule, False) for rule in (*RULES, MIXED_RULES)}
+        assert set(kernels) == {*plain, (MIXED_RULES, True)}
+        for (rule, has_extras), kernel in kernels.items():
+            rules = RULES if rule == MIXED_RULES else (rule,)
+            prefix = "kExtras" if has_extras else "k"
+            threads, blocks = (
+                _constant(f"{prefix}{name}") for name in ("Threads", "BlocksPerMultiprocessor")
+            )
+            audit(kernel, rules, threads, blocks, has_extras=has_extras)
+
+
+def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["narrow"]:
+        threads, blocks = (
+            _constant(f"kNarrow{name}") for name in ("Threads", "BlocksPerMultiprocessor")
+        )
+        audit_narrow(kernel, threads, blocks)
+
+
+def test_schemes_take_no_more_instructions_than_fit_into_the_time_of_their_bytes(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["narrow"]:
+        threads = _constant("kNarrowThreads")
+        for name, issued in instructions_per_parameter(kernel, threads).items():
+            assert max(issued) <= INSTRUCTIONS_PER_BYTE * NAMED[name].stated, (kernel.name, name)
+
+
+def test_statistics_read_each_gradient_once_in_128_bit_accesses(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for (kernel,) in cubins["statistics"]:
+        audit_statistics(kernel)
+
+
+def test_projections_keep_all_in_registers(cubins: dict[str, list[list[sass.Kernel]]]) -> None:
+    for (kernel,) in cubins["project"]:
+        audit_projection(kernel)
+
+
+def test_a_block_says_that_it_is_done_after_what_it_did(
+    cubins: dict[str, list[list[sass.Kernel]]],
+) -> None:
+    for kernels in (*cubins["step"], *cubins["narrow"], *cubins["statistics"]):
+        for kernel in kernels:
+            assert kernel.count(*ATOMICS), kernel.name
+            assert unordered_atomics(kernel) == [], kernel.name
+
+
+def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
+    files = list(extracted.glob("*.ptx"))
+    if not files:
+        pytest.skip("the module was built without PTX (STACKELBERG_CUDA_ARCHS)")
+    for file in files:
+        ptx = file.read_text()
+        (name,) = set(re.findall(r"(step|narrow|statistics|project)_kernel", ptx))
+        # seeds of what becomes exact (csrc/cuda/usual.cuh)
+        seeds = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"} if name == "narrow" else set()
+        assert inexact_arithmetic(ptx) == seeds, file.name
+        wanted = WANTED[name]
+        assert all(what in ptx for what in wanted.split()), name

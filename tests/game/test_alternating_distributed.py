@@ -1,0 +1,25 @@
+"""Alternating steps in two processes: as one with the whole batch, and refused where nothing would be reduced."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from paths import SUPPORT
+
+SCRIPT = SUPPORT / "alternating_in_two_processes.py"
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="torch is built without gloo",
+)
+def test_alternating_steps_in_two_processes(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "store")], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.endswith("checked\n")

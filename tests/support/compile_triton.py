@@ -1,0 +1,170 @@
+"""Compiles the Triton kernel for GPUs that need not be there: `python compile_triton.py FOLDER ARCH:RULE,RULE,...`.
+
+A script of its own, because a process in which kernels are interpreted cannot compile them. It goes through
+`launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. Writes
+ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for; and for each of EXTRAS, Adam's
+kernel that also does this, for each of FORMATS the one for parameters stored like this, and the kernels of statistics,
+as ARCH_NAME.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from named_schemes import NAMED
+from stackelberg_fused.triton_kernels import (
+    narrow,
+    project,
+    statistics,
+    step,
+    tile,
+)
+from triton.backends.compiler import GPUTarget
+
+from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.groups.schemes import Scheme
+
+WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
+FLOATS, DOUBLES = WORDS.view(torch.float32), WORDS.view(torch.float64)
+INTEGERS = WORDS.view(torch.int32)
+COUNTS = {
+    "groups": DOUBLES,
+    "steps": FLOATS,
+    "ready": INTEGERS,
+    "waited": FLOATS,
+    "arrived": INTEGERS,
+}
+JOINT = {
+    "joint": {
+        "sets": WORDS,
+        "set_sums": DOUBLES,
+        "set_factors": DOUBLES,
+        "set_tiles_done": INTEGERS,
+        "moved": INTEGERS,
+    }
+}
+SCALED = {"grad_scale": FLOATS, "found_inf": FLOATS}
+# arguments of step.Extras
+EXTRAS = {
+    "guarded": {"factors": FLOATS, **SCALED},
+    "counted": COUNTS,
+    "zeroing": {"zero_grads": True},
+    "turns": {"takes_turns": True, "zero_grads": True},
+    "joint-sets": JOINT,
+    "everything": {
+        "factors": FLOATS,
+        **SCALED,
+        **COUNTS,
+        **JOINT,
+        "takes_turns": True,
+        "zero_grads": True,
+    },
+}
+# a body of 8 bits with vectors of float32 state
+SEVERAL = tuple(sorted((NAMED["split8-8bit"].word, NAMED["split16"].word)))
+FORMATS = {**{name: (named.word,) for name, named in NAMED.items()}, "several": SEVERAL}
+SOME_FORMATS = ("split16", "8bit")
+# what keeps most in registers: float32 beside codes, by a rule of six buffers
+WIDEST = (Scheme(torch.float32, None, torch.uint8, False).format,)
+WIDEST_RULE = Rule.AMSGRAD | Rule.EMA
+STATISTICS = {
+    "statistics": {},
+    "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
+    "statistics-narrow": {"formats": SEVERAL},
+}
+
+
+class Driver:
+    """What Triton asks about the GPU before a launch."""
+
+    def __init__(self, arch: int) -> None:
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._target.arch  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class CompileOnly:
+    """Stands in for a kernel: indexing and calling it compiles, and launches nothing."""
+
+    def __init__(self, kernel: triton.JITFunction) -> None:
+        self._kernel = kernel
+        self.compiled: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile_(*args: Any, **kwargs: Any) -> None:
+            self.compiled.append(self._kernel.run(*args, grid=grid, warmup=True, **kwargs))
+
+        return compile_
+
+
+def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
+    triton.runtime.driver.set_active(Driver(arch))
+
+    def compile_rule(rule: int, first_tile: int = 0, **extras: Any) -> Any:
+        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, step.Extras(**extras))
+        return step.step_kernel.compiled[-1]
+
+    def compile_statistics(**extras: Any) -> Any:
+        sums = DOUBLES, DOUBLES, DOUBLES
+        statistics.launch_statistics(
+            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, step.Extras(**extras)
+        )
+        return statistics.statistics_kernel.compiled[-1]
+
+    def compile_projection() -> Any:
+        project.launch_project(WORDS, FLOATS, WORDS, WORDS, 0, 1, DOUBLES, INTEGERS, FLOATS)
+        return project.project_kernel.compiled[-1]
+
+    def write(name: object, compiled: Any) -> None:
+        (folder / f"{arch}_{name}.cubin").write_bytes(compiled.asm["cubin"])
+        (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
+
+    for name, extras in EXTRAS.items():
+        write(name, compile_rule(0, **extras))
+    is_thorough = set(RULES) <= set(rules)  # what costs most is compiled for one architecture
+    for name in FORMATS if is_thorough else SOME_FORMATS:
+        write(name, compile_rule(0, formats=FORMATS[name]))
+    if is_thorough:
+        write("several-everything", compile_rule(0, formats=SEVERAL, **EXTRAS["everything"]))
+        write("several-rules", compile_rule(MIXED_RULES, formats=SEVERAL))
+        write("widest", compile_rule(WIDEST_RULE, formats=WIDEST, **EXTRAS["everything"]))
+    for name, extras in STATISTICS.items():
+        write(name, compile_statistics(**extras))
+    write("project", compile_projection())
+    for rule in rules:
+        compiled = compile_rule(rule)
+        write(rule, compiled)
+    facts = {
+        "threads": 32 * compiled.metadata.num_warps,
+        "fp_fusion": compiled.metadata.enable_fp_fusion,
+        "narrow": {
+            "threads": 32 * narrow.NARROW_WARPS,
+            "codes": narrow.CODES_PASS.value,
+            "halves": narrow.HALVES_PASS.value,
+        },
+        "passes": step.TILE_ELEMENTS // tile.CROWDED_PASS.value,
+        # distinct kernels for tile numbers that Triton would by default compile each its own for
+        "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
+    }
+    (folder / f"{arch}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    step.step_kernel = CompileOnly(step.step_kernel)
+    statistics.statistics_kernel = CompileOnly(statistics.statistics_kernel)
+    project.project_kernel = CompileOnly(project.project_kernel)
+    for job in sys.argv[2:]:
+        target, _, numbers = job.partition(":")
+        compile_arch(Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))

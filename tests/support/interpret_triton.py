@@ -1,0 +1,46 @@
+"""Every rule in one interpreted Triton launch against the CPU kernel; run with TRITON_INTERPRET=1.
+
+By tolerance: the interpreter rounds `tl.fma` twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from kernel_problem import FIELDS, TURNS, Problem
+from stackelberg_fused.triton_kernels.step import Extras, launch_step
+
+from stackelberg_fused.groups.rules import RULES
+
+SCALE = torch.full((1,), 4.0)
+
+
+def check(problem: Problem, **extras: torch.Tensor) -> None:
+    """Two launches over a half of the tiles each; `extras`: those whose addresses the problem has."""
+    expected, before = problem.updated_by_cpu(), problem.memory.copy()
+    tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
+    words = [
+        torch.from_numpy(t.view(n))
+        for t, n in zip(tables, (np.int64, np.int64, np.float32), strict=True)
+    ]
+    half = len(problem.tiles) // 2
+    more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
+    for first, count in ((0, half), (half, len(problem.tiles) - half)):
+        launch_step(*words, first, count, 0, problem.rule, Extras(**more, **extras))
+    updated = problem.memory
+    close = np.isclose(updated, expected, rtol=2e-5, atol=2e-6, equal_nan=True)
+    problem.memory = before
+    problem.check(np.where(close, expected, updated), expected)
+
+
+check(Problem(RULES, absent=(7, 18)))
+check(Problem(RULES[:1], {field: i % 4 for i, field in enumerate(FIELDS)}))
+check(Problem(RULES, special=True))
+TURNING = {"turns": tuple(TURNS), "absent": tuple(range(1, 10 * len(RULES), 3))}
+check(Problem(RULES, zero_grads=1, absent=(7, 18)))
+check(Problem(RULES, **TURNING))
+check(Problem(RULES, turns=("mean",), zero_grads=1, grad_scale=SCALE.data_ptr()), grad_scale=SCALE)
+check(Problem(RULES, zero_grads=1, found_inf=SCALE.data_ptr(), **TURNING), found_inf=SCALE)
+for field in ("grad", "ema", "grad_sum"):
+    check(Problem((0, 32), {field: 1}, turns=("mean", "sums"), zero_grads=1))
+print("checked")

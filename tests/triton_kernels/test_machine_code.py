@@ -1,0 +1,169 @@
+"""What Triton makes of the kernel, for every architecture the CUDA one is built for; needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sass
+from audit import (
+    ATOMICS,
+    assert_kept_in_registers,
+    audit,
+    audit_formats,
+    audit_projection,
+    audit_statistics,
+    inexact_arithmetic,
+    unordered_atomics,
+)
+from compile_triton import (
+    EXTRAS,
+    FORMATS,
+    SOME_FORMATS,
+    STATISTICS,
+)
+from named_schemes import NAMED
+from paths import SUPPORT
+
+from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.native.tables import TILE_ELEMENTS
+
+pytestmark = [
+    pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable()),
+    pytest.mark.xdist_group("Triton's compiler"),  # or each process would compile everything
+]
+
+# every rule for one architecture, one rule per set of buffers for the others; the launch that mixes rules costs seconds
+# to compile: once for each of the two assemblers that Triton has
+EVERY = (*RULES, MIXED_RULES)
+SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
+COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
+# likewise of the formats of fewer bits
+NARROW = {
+    arch: tuple(FORMATS) if rules is EVERY else SOME_FORMATS for arch, rules in COMPILED.items()
+}
+BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/tile.py are chosen for
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the compiled kernels: two processes share the architectures."""
+    folder = tmp_path_factory.mktemp("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    jobs = [
+        f"{arch}:{','.join(str(int(rule)) for rule in rules)}" for arch, rules in COMPILED.items()
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SUPPORT / "compile_triton.py"), str(folder), *work],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for work in (jobs[:2], jobs[2:])
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arch, rule", [(arch, int(rule)) for arch, rules in COMPILED.items() for rule in rules]
+)
+def test_full_tiles_move_each_element_once_in_128_bit_accesses(
+    compiled: Path, arch: int, rule: int
+) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{rule}.cubin")
+    rules = RULES if rule == MIXED_RULES else (rule,)
+    audit(kernel, rules, facts["threads"], BLOCKS, facts["passes"])
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("arch", COMPILED)
+def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
+    compiled: Path, arch: int, name: str
+) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    has_extras = bool({"takes_turns", "zero_grads", "joint"} & EXTRAS[name].keys())
+    audit(kernel, (0,), facts["threads"], BLOCKS, facts["passes"], has_extras=has_extras)
+    assert bool(kernel.count(*ATOMICS)) == bool({"arrived", "joint"} & EXTRAS[name].keys())
+    assert unordered_atomics(kernel) == []
+    if name == "zeroing":
+        written = 4 * TILE_ELEMENTS // facts["threads"]
+        moved = {path[:2] for path in kernel.paths()}
+        assert moved == {(0, 0), (4 * written, 4 * written)}  # Adam reads 4 and writes 3
+
+
+# blocks of narrow.NARROW_WARPS on a multiprocessor; those with codes have 16 elements of a thread in flight, others 8
+BLOCKS_OF_CODES, BLOCKS_OF_HALVES = 2, 4
+
+
+@pytest.mark.parametrize("arch, name", [(arch, n) for arch, names in NARROW.items() for n in names])
+def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
+    compiled: Path, arch: int, name: str
+) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())["narrow"]
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    here = [named for named in NAMED.values() if named.word in FORMATS[name]]
+    moved = set()
+    for named in here:
+        elements = facts["codes" if named.has_codes else "halves"] / facts["threads"]
+        moved.add(tuple(elements * count for count in named.bytes_moved()))
+    has_codes = any(named.has_codes for named in here)
+    blocks = BLOCKS_OF_CODES if has_codes else BLOCKS_OF_HALVES
+    audit_formats(kernel, moved, facts["threads"], blocks)
+
+
+def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path) -> None:
+    facts = json.loads((compiled / "90.json").read_text())["narrow"]
+    for name in ("several-everything", "several-rules", "widest"):
+        (kernel,) = sass.disassemble(compiled / f"90_{name}.cubin")
+        assert_kept_in_registers(kernel, facts["threads"], BLOCKS_OF_CODES)
+        assert unordered_atomics(kernel) == []
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("arch", COMPILED)
+def test_statistics_read_each_gradient_once_in_128_bit_accesses(
+    compiled: Path, arch: int, name: str
+) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
+    audit_statistics(kernel)
+    assert kernel.count(*ATOMICS) == 1
+    assert unordered_atomics(kernel) == []
+
+
+@pytest.mark.parametrize("arch", COMPILED)
+def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_project.cubin")
+    audit_projection(kernel, put_aside=2)
+
+
+@pytest.mark.parametrize("arch", COMPILED)
+def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
+    narrow = [*NARROW[arch], *(["several-everything"] if arch == 90 else [])]
+    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *narrow, *STATISTICS, "project"]
+    ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
+    for name, text in ptx.items():
+        assert inexact_arithmetic(text) == set(), name
+    for name in (0, *EXTRAS, *narrow):
+        assert all(f"{what}.rn.f32" in ptx[name] for what in ("fma", "div", "sqrt")), name
+    # bias corrections and norms
+    for name in ("counted", *STATISTICS):
+        assert all(f"{what}.rn.f64" in ptx[name] for what in ("mul", "div", "sqrt")), name
+
+
+@pytest.mark.parametrize("arch", COMPILED)
+def test_one_kernel_per_rule_whatever_the_first_tile(compiled: Path, arch: int) -> None:
+    facts = json.loads((compiled / f"{arch}.json").read_text())
+    assert facts["kernels_per_rule"] == 1
+    assert facts["fp_fusion"] is False
