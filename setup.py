@@ -36,7 +36,7 @@ CXXFLAGS = [
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # the vector kernel is compiled once per instruction set and the best one is chosen at run time
-KERNEL = "csrc/cpu/kernel.cpp"
+KERNEL = "csrc/cpu/step.cpp"
 ISAS = {"avx512": [*AVX512, "-mprefer-vector-width=512"], "avx2": AVX2} if X86 else {}
 ISAS["baseline"] = []
 RULES = """\

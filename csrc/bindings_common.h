@@ -11,7 +11,7 @@
 
 namespace sf {
 
-// What the host packs (stackelberg_fused/backends/arguments.py) for a launch.
+// What the host packs (stackelberg_fused/backends/launch_args.py) for a launch.
 template <typename Args>
 Args unpack(std::string_view bytes) {
   static_assert(std::is_trivially_copyable_v<Args>);
@@ -93,14 +93,14 @@ inline void register_tables(pybind11::module_& m) {
   m.attr("JOINT_SET_BYTES") = sizeof(JointSet);
   m.attr("JOINT_SET_KINDS") = pybind11::make_tuple(static_cast<int>(kBall), static_cast<int>(kSimplex));
 
-  pybind11::dict signals;
-  SF_FIELD(signals, Signals, sum_sq);
-  SF_FIELD(signals, Signals, norm);
-  SF_FIELD(signals, Signals, total_norm);
-  SF_FIELD(signals, Signals, factor);
-  SF_FIELD(signals, Signals, blocks_done);
-  m.attr("SIGNALS_OFFSETS") = signals;
-  m.attr("SIGNALS_BYTES") = sizeof(Signals);
+  pybind11::dict gradient_statistics;
+  SF_FIELD(gradient_statistics, GradientStatistics, sum_sq);
+  SF_FIELD(gradient_statistics, GradientStatistics, norm);
+  SF_FIELD(gradient_statistics, GradientStatistics, total_norm);
+  SF_FIELD(gradient_statistics, GradientStatistics, factor);
+  SF_FIELD(gradient_statistics, GradientStatistics, blocks_done);
+  m.attr("GRADIENT_STATISTICS_OFFSETS") = gradient_statistics;
+  m.attr("GRADIENT_STATISTICS_BYTES") = sizeof(GradientStatistics);
 
   pybind11::dict step;
   SF_FIELD(step, StepArgs, records);
@@ -112,8 +112,8 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(step, StepArgs, rule);
   SF_FIELD(step, StepArgs, zero_grads);
   SF_FIELD(step, StepArgs, takes_turns);
-  SF_FIELD(step, StepArgs, is_narrow);
-  SF_FIELD(step, StepArgs, signals);
+  SF_FIELD(step, StepArgs, is_low_precision);
+  SF_FIELD(step, StepArgs, statistics);
   SF_FIELD(step, StepArgs, grad_scale);
   SF_FIELD(step, StepArgs, found_inf);
   SF_FIELD(step, StepArgs, groups);
@@ -150,7 +150,7 @@ inline void register_tables(pybind11::module_& m) {
   SF_FIELD(statistics, StatisticsArgs, num_tiles);
   SF_FIELD(statistics, StatisticsArgs, first_head_tile);
   SF_FIELD(statistics, StatisticsArgs, tile_sums);
-  SF_FIELD(statistics, StatisticsArgs, signals);
+  SF_FIELD(statistics, StatisticsArgs, statistics);
   SF_FIELD(statistics, StatisticsArgs, max_norm);
   SF_FIELD(statistics, StatisticsArgs, joint);
   SF_FIELD(statistics, StatisticsArgs, takes_turns);

@@ -1,15 +1,15 @@
-// How numbers of fewer bits are stored: stackelberg_fused/codec.py, bit for bit. `random` are 16 random bits.
+// How numbers of fewer bits are stored: stackelberg_fused/numerics/codec.py, bit for bit. `random` are 16 random bits.
 #pragma once
 
 #include <cstdint>
 
-#include "shared.h"
+#include "host_device.h"
 
 namespace sf {
 
 constexpr int kBlock = 32;  // elements that share a scale
 
-SF_SHARED uint32_t bits_of(float x) {
+SF_HOST_DEVICE uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(x);
 #else
@@ -17,7 +17,7 @@ SF_SHARED uint32_t bits_of(float x) {
 #endif
 }
 
-SF_SHARED float float_of(uint32_t bits) {
+SF_HOST_DEVICE float float_of(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
@@ -29,16 +29,16 @@ constexpr uint32_t kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
 
 // --- bfloat16 ---
 
-SF_SHARED float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+SF_HOST_DEVICE float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
 
 // To nearest, ties to even.
-SF_SHARED uint16_t to_bfloat16(float x) {
+SF_HOST_DEVICE uint16_t to_bfloat16(float x) {
   const uint32_t bits = bits_of(x);
   const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   return static_cast<uint16_t>(x != x ? 0x7FC0 : rounded);
 }
 
-SF_SHARED uint16_t to_bfloat16(float x, uint32_t random) {
+SF_HOST_DEVICE uint16_t to_bfloat16(float x, uint32_t random) {
   // infinity stays what it is: its lower half, to which the random number is added, is zero
   const uint32_t rounded = bits_of(x) + random;
   return static_cast<uint16_t>(x != x ? 0x7FC0 : rounded >> 16);
@@ -46,7 +46,7 @@ SF_SHARED uint16_t to_bfloat16(float x, uint32_t random) {
 
 // --- float16 ---
 
-SF_SHARED float from_float16(uint16_t x) {
+SF_HOST_DEVICE float from_float16(uint16_t x) {
   const uint32_t shifted = static_cast<uint32_t>(x & 0x7FFF) << 13, exponent = shifted & 0x0F800000;
   const uint32_t normal = shifted + (112u << 23);
   // subnormal: read as if it had the leading one of the others, which is then taken away
@@ -57,7 +57,7 @@ SF_SHARED float from_float16(uint16_t x) {
 }
 
 // To nearest, ties to even.
-SF_SHARED uint16_t to_float16(float x) {
+SF_HOST_DEVICE uint16_t to_float16(float x) {
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
   // an addition rounds at the last bit of a subnormal
   const uint32_t subnormal = bits_of(float_of(magnitude < 0x38800000 ? magnitude : 0) + 0.5f) - 0x3F000000;
@@ -67,7 +67,7 @@ SF_SHARED uint16_t to_float16(float x) {
   return static_cast<uint16_t>(rounded | (bits >> 16 & 0x8000));
 }
 
-SF_SHARED uint16_t to_float16(float x, uint32_t random) {
+SF_HOST_DEVICE uint16_t to_float16(float x, uint32_t random) {
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude, drawn = random >> 3;
   // where its steps are all alike, else they are steps of the bits themselves; 13 bits below a step are in both
   const float small = float_of(magnitude < 0x3F800000 ? magnitude : 0x3F800000);
@@ -86,7 +86,7 @@ struct Split {
 
 // The part is the weight rounded to nearest, ties away from zero: to even would need one remainder more than there is.
 template <int BITS>
-SF_SHARED Split split(float weight) {
+SF_HOST_DEVICE Split split(float weight) {
   uint32_t whole = bits_of(weight);
   const bool is_nan = (whole & kMagnitude) > kInfinity;
   if constexpr (BITS == 8) whole = (whole + 0x80) & ~0xFFu;
@@ -96,27 +96,27 @@ SF_SHARED Split split(float weight) {
 }
 
 template <int BITS>
-SF_SHARED float join(uint16_t part, int16_t remainder) {
+SF_HOST_DEVICE float join(uint16_t part, int16_t remainder) {
   // no weight leaves a negative one beside a zero: somebody has written that zero since
   if ((part & 0x7FFF) == 0 && remainder < 0) remainder = 0;
   return float_of((static_cast<uint32_t>(part) << 16) + (static_cast<uint32_t>(remainder) << (16 - BITS)));
 }
 
 // The most that rounding takes from a weight: half a step of what is stored.
-SF_SHARED float half_step(float stored, bool is_bfloat16) {
+SF_HOST_DEVICE float half_step(float stored, bool is_bfloat16) {
   const uint32_t exponent = bits_of(stored) & kInfinity, least = is_bfloat16 ? 0x00800000 : 0x38800000;
   return float_of(exponent > least ? exponent : least) * (is_bfloat16 ? 0x1p-8f : 0x1p-11f);
 }
 
 // The weight that a rounded one and what it lacks stand for; more than rounding takes is of another weight, which
 // somebody has replaced since.
-SF_SHARED float compensated(float stored, float lost, bool is_bfloat16) {
+SF_HOST_DEVICE float compensated(float stored, float lost, bool is_bfloat16) {
   const float magnitude = float_of(bits_of(lost) & kMagnitude);
   return stored + (magnitude <= half_step(stored, is_bfloat16) ? lost : 0.0f);
 }
 
 // What a rounded weight lacks; nothing where it is not finite.
-SF_SHARED float compensation(float weight, float stored) {
+SF_HOST_DEVICE float compensation(float weight, float stored) {
   const float lost = weight - stored;
   return (bits_of(lost) & kMagnitude) < kInfinity ? lost : 0.0f;
 }
@@ -135,7 +135,7 @@ using FirstMoment = Code<15, true>;
 using SecondMoment = Code<31, false>;
 
 // The bits that count for a block's largest magnitude.
-SF_SHARED uint32_t finite_magnitude(float x) {
+SF_HOST_DEVICE uint32_t finite_magnitude(float x) {
   const uint32_t magnitude = bits_of(x) & kMagnitude;
   return magnitude < kInfinity ? magnitude : 0;
 }
@@ -144,17 +144,17 @@ SF_SHARED uint32_t finite_magnitude(float x) {
 constexpr uint32_t kLargestScaled = 253u << 23;
 
 // The least power of two that is no smaller than any: s stands for 2^(s - 127), 0 for a block of zeros.
-SF_SHARED uint8_t scale_of(uint32_t largest) {
+SF_HOST_DEVICE uint8_t scale_of(uint32_t largest) {
   const uint32_t scale = (largest + 0x7FFFFF) >> 23;
   return static_cast<uint8_t>(scale < 253 ? scale : 253);
 }
 
-SF_SHARED float scale_value(uint8_t scale) { return float_of(static_cast<uint32_t>(scale) << 23); }
-SF_SHARED float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
+SF_HOST_DEVICE float scale_value(uint8_t scale) { return float_of(static_cast<uint32_t>(scale) << 23); }
+SF_HOST_DEVICE float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
 
 // The code of a finite number whose block has a scale that is not held back at its largest.
 template <typename CODE>
-SF_SHARED uint32_t encode_finite(float x, float inverse, uint32_t random) {
+SF_HOST_DEVICE uint32_t encode_finite(float x, float inverse, uint32_t random) {
   constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
   const float y = float_of(magnitude) * inverse;
@@ -168,7 +168,7 @@ SF_SHARED uint32_t encode_finite(float x, float inverse, uint32_t random) {
 }
 
 template <typename CODE>
-SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
+SF_HOST_DEVICE uint32_t encode(float x, float inverse, uint32_t random) {
   const uint32_t magnitude = bits_of(x) & kMagnitude;
   // NaN has none: which sign an operation gives it is not defined
   const uint32_t sign = CODE::is_signed && magnitude <= kInfinity ? bits_of(x) >> 24 & 0x80 : 0;
@@ -180,12 +180,12 @@ SF_SHARED uint32_t encode(float x, float inverse, uint32_t random) {
 
 // Whether a code is that of infinity or NaN.
 template <typename CODE>
-SF_SHARED bool is_special(uint32_t code) {
+SF_HOST_DEVICE bool is_special(uint32_t code) {
   return (CODE::is_signed ? code & 0x7F : code) > CODE::largest;
 }
 
 template <typename CODE>
-SF_SHARED float decode_finite(uint32_t code, float scale) {
+SF_HOST_DEVICE float decode_finite(uint32_t code, float scale) {
   constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
   const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
   // exponent 0 is read as if it had the leading one of the others, which is then taken away
@@ -197,7 +197,7 @@ SF_SHARED float decode_finite(uint32_t code, float scale) {
 }
 
 template <typename CODE>
-SF_SHARED float decode(uint32_t code, float scale) {
+SF_HOST_DEVICE float decode(uint32_t code, float scale) {
   const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
   const uint32_t sign = CODE::is_signed ? (code & 0x80) << 24 : 0;
   const uint32_t special = (magnitude == CODE::largest + 1 ? kInfinity : 0x7FC00000u) | sign;

@@ -1,10 +1,10 @@
-// How the numbers of a record are stored. stackelberg_fused/schemes.py makes the words.
+// How the numbers of a record are stored. stackelberg_fused/groups/schemes.py makes the words.
 #pragma once
 
 #include <cstdint>
 
 #include "codec.h"
-#include "shared.h"
+#include "host_device.h"
 #include "tables.h"
 
 namespace sf {
@@ -15,16 +15,16 @@ struct Format {
   int32_t master;  // Master
 };
 
-SF_SHARED Format format_of(int64_t word) {
+SF_HOST_DEVICE Format format_of(int64_t word) {
   return {static_cast<int32_t>(word & 3), static_cast<int32_t>(word >> 2 & 3), static_cast<int32_t>(word >> 4 & 7)};
 }
 
-SF_SHARED bool draws(const Format& format) { return format.state != kState32 || format.master == kStochastic; }
+SF_HOST_DEVICE bool draws(const Format& format) { return format.state != kState32 || format.master == kStochastic; }
 
-SF_SHARED int64_t bytes_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
+SF_HOST_DEVICE int64_t bytes_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 // The end of an interval as a number of the dtype that is inside of it: `low` rounded up, `high` down.
-SF_SHARED float rounded_inside(float bound, int32_t dtype, bool up) {
+SF_HOST_DEVICE float rounded_inside(float bound, int32_t dtype, bool up) {
   const bool is_infinite = (bits_of(bound) & kMagnitude) >= kInfinity;
   if (dtype == kFloat32 || is_infinite || bound == 0.0f) return bound;
   const bool outward = up == (bound > 0.0f);  // away from zero

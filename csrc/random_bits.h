@@ -1,10 +1,10 @@
 // Counter-based random numbers for stochastic rounding: what an element gets depends on the seed, its parameter, the
-// step and its own index, and on nothing else. stackelberg_fused/random_bits.py makes the same bits.
+// step and its own index, and on nothing else. stackelberg_fused/numerics/random_bits.py makes the same bits.
 #pragma once
 
 #include <cstdint>
 
-#include "shared.h"
+#include "host_device.h"
 
 namespace sf {
 
@@ -14,13 +14,13 @@ struct Stream {
 };
 
 // The finalizer of SplitMix64 (Steele, Lea & Flood 2014).
-SF_SHARED uint64_t scrambled(uint64_t word) {
+SF_HOST_DEVICE uint64_t scrambled(uint64_t word) {
   word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9u;
   word = (word ^ (word >> 27)) * 0x94D049BB133111EBu;
   return word ^ (word >> 31);
 }
 
-SF_SHARED Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
+SF_HOST_DEVICE Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
   uint64_t word = scrambled(static_cast<uint64_t>(key) + static_cast<uint64_t>(step) * 0x9E3779B97F4A7C15u);
   word = scrambled(word + static_cast<uint64_t>(tile) * 0xD1B54A32D192ED03u);
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
@@ -31,7 +31,7 @@ constexpr uint32_t kIndexStride = 0x9E3779B9u;
 
 // All but the last step for a word, or for each of a vector of them.
 template <typename Word>
-SF_SHARED Word mixed_bits(const Stream& stream, Word word) {
+SF_HOST_DEVICE Word mixed_bits(const Stream& stream, Word word) {
   word ^= word >> 16;
   word *= 0x7FEB352Du;
   // word ^ second, and then that ^ that >> 15: of what all elements share the shift is taken once
@@ -41,14 +41,14 @@ SF_SHARED Word mixed_bits(const Stream& stream, Word word) {
 }
 
 // The random bits of two neighbours of a tile, of elements 2 * pair and the next: the lower half and the upper one.
-SF_SHARED uint32_t random_word(const Stream& stream, uint32_t pair) {
+SF_HOST_DEVICE uint32_t random_word(const Stream& stream, uint32_t pair) {
   const uint32_t word = mixed_bits(stream, stream.first + pair * kIndexStride);
   return word ^ (word >> 16);
 }
 
 // 16 random bits for the element `index` of a tile. Its weight and its moments share them: what one of them gains is
 // of no consequence to the mean of the others, and numbers of their own would cost more than rounding by them.
-SF_SHARED uint32_t random_bits(const Stream& stream, uint32_t index) {
+SF_HOST_DEVICE uint32_t random_bits(const Stream& stream, uint32_t index) {
   const uint32_t word = random_word(stream, index / 2);
   return index % 2 ? word >> 16 : word & 0xFFFF;
 }

@@ -1,15 +1,15 @@
 // What a hyperparameter row is computed from at each step, in double precision and rounded once: on the host, or in the
-// kernel where step counts live on the device. stackelberg_fused/bias_correction.py is the same, operation by
+// kernel where step counts live on the device. stackelberg_fused/numerics/bias_correction.py is the same, operation by
 // operation.
 #pragma once
 
-#include "shared.h"
+#include "host_device.h"
 #include "tables.h"
 
 namespace sf {
 
 // base ** exponent by binary exponentiation: multiplications only, in this order in every language.
-SF_SHARED double integer_power(double base, int64_t exponent) {
+SF_HOST_DEVICE double integer_power(double base, int64_t exponent) {
   double result = 1.0;
   while (exponent > 0) {
     if (exponent & 1) result *= base;
@@ -25,14 +25,14 @@ struct BiasCorrections {
 };
 
 // Kingma & Ba 2015, end of section 2.
-SF_SHARED BiasCorrections bias_corrections(double beta1, double beta2, int64_t step) {
+SF_HOST_DEVICE BiasCorrections bias_corrections(double beta1, double beta2, int64_t step) {
   const double bias_correction2_sqrt = root(1.0 - integer_power(beta2, step));
   return {bias_correction2_sqrt / (1.0 - integer_power(beta1, step)), bias_correction2_sqrt};
 }
 
 // The fields of a row that step count and rate change.
-SF_SHARED void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections,
-                            int64_t step) {
+SF_HOST_DEVICE void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections,
+                                 int64_t step) {
   row.step = static_cast<int32_t>(step & 0x7fffffff);
   row.param_decay = static_cast<float>(1.0 - lr * group.decay);
   row.step_size = static_cast<float>(lr * corrections.factor);

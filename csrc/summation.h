@@ -1,5 +1,5 @@
 // Sums of squares of gradients in an order that every backend keeps, and what follows from them: the same bits
-// everywhere and in every run. docs/numerics.md draws the order; stackelberg_fused/statistics.py is the same in
+// everywhere and in every run. docs/numerics.md draws the order; stackelberg_fused/layout/statistics.py is the same in
 // PyTorch.
 //
 // A float32 squared is exact in double, and sums of them neither overflow nor lose small ones, so only the order of the
@@ -7,7 +7,7 @@
 // and then the upper half of the lanes onto the lower until one is left.
 #pragma once
 
-#include "shared.h"
+#include "host_device.h"
 #include "tables.h"
 
 namespace sf {
@@ -20,13 +20,13 @@ static_assert(kTileElements % (4 * kLanes) == 0);
 
 constexpr double kNoLimit = __builtin_huge_val();
 
-SF_SHARED double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
+SF_HOST_DEVICE double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
 
-SF_SHARED double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
+SF_HOST_DEVICE double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
 #if !defined(__CUDA_ARCH__)
 // The upper half of the lanes onto the lower until one is left; `width`: a power of two.
-SF_SHARED double fold_lanes(double* lanes, int width = kLanes) {
+SF_HOST_DEVICE double fold_lanes(double* lanes, int width = kLanes) {
   for (int half = width / 2; half; half /= 2) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
@@ -35,7 +35,7 @@ SF_SHARED double fold_lanes(double* lanes, int width = kLanes) {
 
 // Of `count` sums, or whatever `at` gives for an index. Lanes that get none are zeros, and left out.
 template <typename At>
-SF_SHARED double sum_in_lanes(int64_t count, At at) {
+SF_HOST_DEVICE double sum_in_lanes(int64_t count, At at) {
   double lanes[kLanes];
   int width = 1;
   while (width < kLanes && width < count) width *= 2;
@@ -46,15 +46,15 @@ SF_SHARED double sum_in_lanes(int64_t count, At at) {
 #endif
 
 // torch.nn.utils.clip_grad_norm_'s, in double: 1 where nothing is to be clipped, NaN where the norm is.
-SF_SHARED double clip_factor(double norm, double max_norm) {
+SF_HOST_DEVICE double clip_factor(double norm, double max_norm) {
   if (max_norm == kNoLimit) return 1.0;
   const double factor = max_norm / (norm + 1e-6);
   return factor < 1.0 || factor != factor ? factor : 1.0;
 }
 
 // Everything that follows from the two sums.
-SF_SHARED void conclude(const StatisticsArgs& args, double body, double head) {
-  Signals& s = *args.signals;
+SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double head) {
+  GradientStatistics& s = *args.statistics;
   s.sum_sq[0] = body;
   s.sum_sq[1] = head;
   s.norm[0] = root(body);
@@ -67,15 +67,15 @@ SF_SHARED void conclude(const StatisticsArgs& args, double body, double head) {
 }
 
 // What takes the scale of the loss out of a gradient.
-SF_SHARED float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
+SF_HOST_DEVICE float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
 
 // What clips the gradients of a tile.
-SF_SHARED float clipping(const StepArgs& args, int64_t tile) {
-  return args.signals ? args.signals->factor[tile >= args.first_head_tile] : 1.0f;
+SF_HOST_DEVICE float clipping(const StepArgs& args, int64_t tile) {
+  return args.statistics ? args.statistics->factor[tile >= args.first_head_tile] : 1.0f;
 }
 
 // The tiles [begin, end) of a player within those of the launch, for player 0 or 1.
-SF_SHARED void player_tiles(const StatisticsArgs& args, int player, int64_t& begin, int64_t& end) {
+SF_HOST_DEVICE void player_tiles(const StatisticsArgs& args, int player, int64_t& begin, int64_t& end) {
   const int64_t last = args.first_tile + args.num_tiles;
   const int64_t split = args.first_head_tile < args.first_tile ? args.first_tile
                         : args.first_head_tile > last          ? last

@@ -1,8 +1,8 @@
 // The tables every native backend reads: records, tiles, hyperparameter rows.
 //
-// The host builds them once (stackelberg_fused/layout.py, hyperparameters.py) and the Triton kernel reads the same
-// bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/tables.py, and in triton_kernels/;
-// tests/test_tables.py compares all three.
+// The host builds them once (stackelberg_fused/layout/table.py, hyperparameters.py) and the Triton kernel reads the same
+// bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/native/tables.py, and in triton_kernels/;
+// tests/native/test_tables.py compares all three.
 #pragma once
 
 #include <cstddef>
@@ -115,7 +115,7 @@ struct JointSet {
 };
 
 // What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
-struct Signals {
+struct GradientStatistics {
   double sum_sq[2];     // of the gradients that move each player now, the scale of the loss taken out
   double norm[2];       // sqrt(sum_sq)
   double total_norm;    // of both players
@@ -124,7 +124,7 @@ struct Signals {
   int32_t reserved[3];
 };
 
-static_assert(sizeof(Signals) == 64 && sizeof(JointSet) == 48);
+static_assert(sizeof(GradientStatistics) == 64 && sizeof(JointSet) == 48);
 static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
@@ -151,12 +151,12 @@ struct StepArgs {
   int64_t num_tiles;
   int64_t first_head_tile;  // tiles from here on are the head's
   int32_t rule;
-  int32_t zero_grads;       // not 0: gradients are zero afterwards, also those that moved nothing
-  int32_t takes_turns;      // not 0: some group does not move on every step
-  int32_t is_narrow;        // not 0: some record is not float32 with float32 state and gradient
-  const Signals* signals;   // of a launch of statistics, whose factors clip the gradients, or null
-  const float* grad_scale;  // what the loss, and with it the gradients, were multiplied by, or null: 1
-  const float* found_inf;   // not 0: nothing moves
+  int32_t zero_grads;                    // not 0: gradients are zero afterwards, also those that moved nothing
+  int32_t takes_turns;                   // not 0: some group does not move on every step
+  int32_t is_low_precision;              // not 0: some record is not float32 with float32 state and gradient
+  const GradientStatistics* statistics;  // of a launch of statistics, whose factors clip the gradients, or null
+  const float* grad_scale;               // what the loss, and with it the gradients, were multiplied by, or null: 1
+  const float* found_inf;                // not 0: nothing moves
   // Where step counts live on the device, `rows` holds one row per group, of which each block completes a copy by the
   // count of its parameter, and the last block of a parameter to have read the count advances it.
   const GroupScalars* groups;  // null: rows are complete
@@ -195,7 +195,7 @@ struct StatisticsArgs {
   int64_t num_tiles;
   int64_t first_head_tile;
   double* tile_sums;  // one per tile of the table
-  Signals* signals;
+  GradientStatistics* statistics;
   double
       max_norm[2];  // of each player's gradients, or, where `joint`, max_norm[0] of both together; infinity: no limit
   int32_t joint;

@@ -2,28 +2,28 @@
 // go by, or are summed up for the mean of all n.
 #pragma once
 
-#include "shared.h"
+#include "host_device.h"
 #include "tables.h"
 
 namespace sf {
 
 // What a parameter remembers of the steps since its group last moved, as one number: twice their count, and one more if
-// any of them left a gradient in grad_sum. stackelberg_fused/turns.py is the same in NumPy.
-SF_SHARED bool waits_for_turn(float waited, int64_t update_every) {
+// any of them left a gradient in grad_sum. stackelberg_fused/numerics/turns.py is the same in NumPy.
+SF_HOST_DEVICE bool waits_for_turn(float waited, int64_t update_every) {
   return static_cast<int64_t>(waited) / 2 + 1 < update_every;
 }
 
-SF_SHARED bool has_sum(float waited) { return static_cast<int64_t>(waited) % 2 != 0; }
+SF_HOST_DEVICE bool has_sum(float waited) { return static_cast<int64_t>(waited) % 2 != 0; }
 
 struct Turn {
   bool waits;
   bool has_sum;       // there is a sum of earlier gradients
   float mean_weight;  // of that sum and the gradient; 0: gradients are not summed up
 
-  SF_SHARED_MEMBER bool sums() const { return mean_weight != 0.0f; }
-  SF_SHARED_MEMBER bool moves(bool has_grad) const { return !waits && (has_grad || (sums() && has_sum)); }
-  SF_SHARED_MEMBER bool adds(bool has_grad) const { return waits && sums() && has_grad; }
-  SF_SHARED_MEMBER float waited_after(float waited, bool has_grad) const {
+  SF_HOST_DEVICE_MEMBER bool sums() const { return mean_weight != 0.0f; }
+  SF_HOST_DEVICE_MEMBER bool moves(bool has_grad) const { return !waits && (has_grad || (sums() && has_sum)); }
+  SF_HOST_DEVICE_MEMBER bool adds(bool has_grad) const { return waits && sums() && has_grad; }
+  SF_HOST_DEVICE_MEMBER float waited_after(float waited, bool has_grad) const {
     if (!waits) return 0.0f;
     return static_cast<float>(static_cast<int64_t>(waited) / 2 * 2 + 2 + (has_sum || adds(has_grad)));
   }
@@ -31,7 +31,7 @@ struct Turn {
 
 // That of record `index`, out of the arguments of a step or of its statistics.
 template <typename Args>
-SF_SHARED Turn turn_of(const Args& args, int64_t index, const Record& record) {
+SF_HOST_DEVICE Turn turn_of(const Args& args, int64_t index, const Record& record) {
   Turn turn{};
   if (!args.takes_turns) return turn;
   const Row& row = args.rows[record.row];

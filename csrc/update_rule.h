@@ -1,16 +1,16 @@
-// The update rule, once for C++ and CUDA. stackelberg_fused/reference.py and triton_kernels/update_rule.py say the
+// The update rule, once for C++ and CUDA. stackelberg_fused/numerics/update_rule.py and triton_kernels/update_rule.py say the
 // same with the same names and step comments.
 //
 // Both compilers run with contraction off (-ffp-contract=off, -fmad=false): every fused multiply-add below is
 // explicit, and division and square root are IEEE, so host and device produce the same bits.
 #pragma once
 
-#include "shared.h"
+#include "host_device.h"
 #include "tables.h"
 
 namespace sf {
 
-SF_SHARED float fused_multiply_add(float a, float b, float c) {
+SF_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
 #else
@@ -18,7 +18,7 @@ SF_SHARED float fused_multiply_add(float a, float b, float c) {
 #endif
 }
 
-SF_SHARED float square_root(float x) {
+SF_HOST_DEVICE float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(x);
 #else
@@ -27,10 +27,10 @@ SF_SHARED float square_root(float x) {
 }
 
 // What a rule computes with that operators do not say: for one number, correctly rounded whatever the operands. Others
-// take numbers of another kind (cpu/eight_bit.h), or ask less about each (cuda/usual.cuh), for the same bits.
+// take numbers of another kind (cpu/eight_bit.h), or ask less about each (cuda/in_range_math.cuh), for the same bits.
 struct Ieee {
-  SF_SHARED_MEMBER static float multiply_add(float a, float b, float c) { return fused_multiply_add(a, b, c); }
-  SF_SHARED_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
+  SF_HOST_DEVICE_MEMBER static float multiply_add(float a, float b, float c) { return fused_multiply_add(a, b, c); }
+  SF_HOST_DEVICE_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
     const float denom = square_root(second_moment) + eps;
     return exp_avg / denom;
   }
@@ -39,7 +39,7 @@ struct Ieee {
 // From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
 // `weight` is that of `to` where it is below one half, else minus that of `from`, which may be minus zero.
 template <typename Arithmetic, typename Number>
-SF_SHARED Number interpolate(float weight, Number from, Number to) {
+SF_HOST_DEVICE Number interpolate(float weight, Number from, Number to) {
 #if defined(__CUDA_ARCH__)
   // `from` where the sign bit is not set: chosen between registers; the compiler would branch, and make all after twice
   Number nearer;
@@ -53,8 +53,8 @@ SF_SHARED Number interpolate(float weight, Number from, Number to) {
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
 // Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
 template <int RULE, typename Arithmetic, typename Number>
-SF_SHARED void adam_update(const Row& row, Number& param, Number grad, Number& exp_avg, Number& exp_avg_sq,
-                           Number& max_exp_avg_sq) {
+SF_HOST_DEVICE void adam_update(const Row& row, Number& param, Number grad, Number& exp_avg, Number& exp_avg_sq,
+                                Number& max_exp_avg_sq) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
   // l2 weight decay
@@ -76,7 +76,7 @@ SF_SHARED void adam_update(const Row& row, Number& param, Number grad, Number& e
 
 // SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it).
 template <int RULE>
-SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momentum_buffer) {
+SF_HOST_DEVICE void sgd_update(const Row& row, float& param, float grad, float& momentum_buffer) {
   // maximize: ascend by negating the gradient
   grad = row.grad_sign * grad;
   // l2 weight decay
@@ -92,7 +92,7 @@ SF_SHARED void sgd_update(const Row& row, float& param, float grad, float& momen
 }
 
 // The nearest point of a box; NaN stays NaN, and where there is no box every value stays what it is.
-SF_SHARED float project(const Row& row, float param) {
+SF_HOST_DEVICE float project(const Row& row, float param) {
 #if defined(__CUDA_ARCH__)
   // read for each element, from memory that the block shares: held in registers they would be two too many
   const float low = const_cast<const volatile Row&>(row).low, high = const_cast<const volatile Row&>(row).high;
@@ -103,12 +103,12 @@ SF_SHARED float project(const Row& row, float param) {
 }
 
 // Average of the parameters (Polyak & Juditsky 1992, with exponential weights).
-SF_SHARED void ema_update(const Row& row, float param, float& ema) {
+SF_HOST_DEVICE void ema_update(const Row& row, float param, float& ema) {
   ema = interpolate<Ieee>(row.ema_weight, ema, param);
 }
 
 // The gradient of a group that moves now, after others of its gradients were summed up.
-SF_SHARED float mean_gradient(const Row& row, float grad_sum, float grad) {
+SF_HOST_DEVICE float mean_gradient(const Row& row, float grad_sum, float grad) {
   return row.mean_weight * (grad_sum + grad);
 }
 
@@ -124,8 +124,8 @@ template <int RULE>
 constexpr bool uses_ema = (RULE & kEma) != 0;
 
 template <int RULE>
-SF_SHARED void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                              float& max_exp_avg_sq, float& ema) {
+SF_HOST_DEVICE void update_element(const Row& row, float& param, float grad, float& exp_avg, float& exp_avg_sq,
+                                   float& max_exp_avg_sq, float& ema) {
   if constexpr (RULE & kSgd) {
     sgd_update<RULE>(row, param, grad, exp_avg);
   } else {

@@ -28,7 +28,7 @@ def small(tmp_path: Path) -> Path:
         shutil.copy2(ROOT / name, project / name)
     shutil.copy2(ROOT / "stackelberg_fused" / "_version.py", project / "stackelberg_fused")
     (project / "stackelberg_fused" / "__init__.py").touch()
-    (project / "csrc/cpu/kernel.cpp").write_text("int SF_ISA() { return 1; }\n")
+    (project / "csrc/cpu/step.cpp").write_text("int SF_ISA() { return 1; }\n")
     (project / "csrc/cpu/other.cpp").write_text(
         '#include "cpu/other.h"\nint other() { return N; }\n'
     )

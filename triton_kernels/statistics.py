@@ -8,21 +8,21 @@ import triton
 import triton.language as tl
 
 from .access import load
-from .row import GROUP_WORDS, turn_of
-from .step import Extras
-from .stored import (
+from .load_store import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
     widen,
 )
+from .row import GROUP_WORDS, turn_of
+from .step import LaunchOptions
 from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     COUNTED,
     GRAD,
     GRAD_DTYPE,
     GRAD_SUM,
-    NARROW,
+    LOW_PRECISION,
     NUMEL,
     RECORD_WORDS,
     ROW,
@@ -36,9 +36,9 @@ from .update_rule import MEAN_WEIGHT
 
 NUM_WARPS = 8
 # of the step's modes, those in which its gradients' statistics differ
-STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | NARROW.value
+STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | LOW_PRECISION.value
 
-# words of struct Signals in csrc/tables.h: float64, float32 and int32 ones
+# words of struct GradientStatistics in csrc/tables.h: float64, float32 and int32 ones
 SUM_SQ: tl.constexpr = tl.constexpr(0)
 NORM: tl.constexpr = tl.constexpr(2)
 TOTAL_NORM: tl.constexpr = tl.constexpr(4)
@@ -127,7 +127,7 @@ def statistics_kernel(
     num_tiles: tl.int64,
     first_head_tile: tl.int64,
     tile_sums,
-    signals,
+    statistics,
     limits,
     grad_scale,
     rows,
@@ -143,7 +143,7 @@ def statistics_kernel(
         records, tiles: as in `step_kernel`.
         first_tile, num_tiles: the tiles of the launch; those from first_head_tile on are the head's.
         tile_sums: float64 pointer, one per tile of the table.
-        signals: float64 pointer to struct Signals.
+        statistics: float64 pointer to struct GradientStatistics.
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
         grad_scale: float32 pointer: of the loss, in MODE SCALED.
         rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
@@ -175,7 +175,7 @@ def statistics_kernel(
     if moves == 0:
         # adds nothing, and its program still counts as done
         tl.store(tile_sums + t, 0.0)
-    elif NARROW & MODE:
+    elif LOW_PRECISION & MODE:
         dtype = tl.load(record + GRAD_DTYPE)
         if dtype == FLOAT32:
             total = _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE)
@@ -188,7 +188,7 @@ def statistics_kernel(
         tl.store(tile_sums + t, _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE))
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
-    blocks_done = signals.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
+    blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
     if tl.atomic_add(blocks_done, 1, sem="acq_rel") == num_tiles - 1:
         end = first_tile + num_tiles
         split = tl.minimum(tl.maximum(first_head_tile, first_tile), end)
@@ -196,14 +196,14 @@ def statistics_kernel(
         head = sum_of_sums(tile_sums, split, end)
         body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
         total_norm = tl.sqrt(body + head)
-        tl.store(signals + SUM_SQ, body)
-        tl.store(signals + SUM_SQ + 1, head)
-        tl.store(signals + NORM, body_norm)
-        tl.store(signals + NORM + 1, head_norm)
-        tl.store(signals + TOTAL_NORM, total_norm)
+        tl.store(statistics + SUM_SQ, body)
+        tl.store(statistics + SUM_SQ + 1, head)
+        tl.store(statistics + NORM, body_norm)
+        tl.store(statistics + NORM + 1, head_norm)
+        tl.store(statistics + TOTAL_NORM, total_norm)
         if JOINT:
             body_norm, head_norm = total_norm, total_norm
-        factors = signals.to(tl.pointer_type(tl.float32)) + FACTOR
+        factors = statistics.to(tl.pointer_type(tl.float32)) + FACTOR
         body_factor = _clip_factor(body_norm, tl.load(limits))
         head_factor = _clip_factor(head_norm, tl.load(limits + 1))
         tl.store(factors, body_factor.to(tl.float32))
@@ -218,20 +218,20 @@ def launch_statistics(
     num_tiles: int,
     first_head_tile: int,
     tile_sums: torch.Tensor,
-    signals: torch.Tensor,
+    statistics: torch.Tensor,
     limits: torch.Tensor,
     joint: bool,
     rows: torch.Tensor,
-    extras: Extras,
+    options: LaunchOptions,
 ) -> None:
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 24], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], signals: float64 [8],
+        records: int64 [parameters * 24], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], statistics: float64 [8],
             limits: float64 [2], rows: float32 [rows * 20]; on one device.
-        extras: of the step, of which the statistics take what there is before clipping.
+        options: of the step, of which the statistics take what there is before clipping.
     """
-    given = (extras.grad_scale, rows, extras.groups, extras.waited)
+    given = (options.grad_scale, rows, options.groups, options.waited)
     statistics_kernel[(num_tiles,)](
         records,
         tiles,
@@ -239,12 +239,12 @@ def launch_statistics(
         num_tiles,
         first_head_tile,
         tile_sums,
-        signals,
+        statistics,
         limits,
         # a pointer that the mode does not use may be any
         *(rows if tensor is None else tensor for tensor in given),
         JOINT=joint,
-        MODE=extras.mode & STATISTICS_MODES,
+        MODE=options.mode & STATISTICS_MODES,
         TILE=TILE_ELEMENTS,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

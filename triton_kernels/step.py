@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .narrow import NARROW_WARPS, update_narrow_tile, wait_narrow_tile
+from .load_store import BFLOAT16, FLOAT16, FLOAT32
+from .low_precision import LOW_PRECISION_WARPS, update_low_precision_tile, wait_low_precision_tile
 from .project import report_tile
 from .row import (
     GROUP_WORDS,
@@ -17,7 +18,6 @@ from .row import (
     turn_of,
     waited_after,
 )
-from .stored import BFLOAT16, FLOAT16, FLOAT32
 from .tables import (
     CLIPPED,
     COUNTED,
@@ -25,8 +25,8 @@ from .tables import (
     GRAD,
     GRAD_DTYPE,
     JOINT_SETS,
+    LOW_PRECISION,
     MIXED_RULES,
-    NARROW,
     NUMEL,
     RECORD_WORDS,
     ROW,
@@ -49,7 +49,7 @@ from .update_rule import EMA, MEAN_WEIGHT
 
 
 @triton.jit
-def _update_narrow(
+def _update_low_precision(
     record,
     row,
     rule,
@@ -66,20 +66,20 @@ def _update_narrow(
     format = tl.load(record + FORMAT) | (tl.load(record + GRAD_DTYPE) << 8)
     for k in tl.static_range(len(FORMATS)):
         if format == FORMATS[k]:
-            update_narrow_tile(
+            update_low_precision_tile(
                 record, row, rule, step, factor, unscale, offset, FORMATS[k], RULE, MODE, TILE
             )
 
 
 @triton.jit
-def _wait_narrow(record, unscale, adds, offset, MODE: tl.constexpr, TILE: tl.constexpr):
+def _wait_low_precision(record, unscale, adds, offset, MODE: tl.constexpr, TILE: tl.constexpr):
     dtype = tl.load(record + GRAD_DTYPE)
     if dtype == FLOAT32:
-        wait_narrow_tile(record, unscale, adds, offset, FLOAT32, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, offset, FLOAT32, MODE, TILE)
     elif dtype == BFLOAT16:
-        wait_narrow_tile(record, unscale, adds, offset, BFLOAT16, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, offset, BFLOAT16, MODE, TILE)
     else:
-        wait_narrow_tile(record, unscale, adds, offset, FLOAT16, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, offset, FLOAT16, MODE, TILE)
 
 
 @triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
@@ -119,7 +119,7 @@ def step_kernel(
         found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
         sets, set_sums, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
-        FORMATS: those that records have, each with the dtype of its gradient above its first byte, in MODE NARROW.
+        FORMATS: those that records have, each with its gradient's dtype above its first byte, in MODE LOW_PRECISION.
     """
     t = first_tile + tl.program_id(0)
     tile = tiles + t * TILE_WORDS
@@ -178,14 +178,14 @@ def step_kernel(
                 factor = factor * tl.where(row[MEAN_WEIGHT] != 0, 1.0, unscale)
             else:
                 factor = factor * unscale
-        if NARROW & MODE:
+        if LOW_PRECISION & MODE:
             if RULE == MIXED_RULES:
                 rule = tl.load(words.to(tl.pointer_type(tl.int32)))
-                _update_narrow(
+                _update_low_precision(
                     record, row, rule, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
             else:
-                _update_narrow(
+                _update_low_precision(
                     record, row, RULE, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
         elif RULE == MIXED_RULES:
@@ -198,8 +198,8 @@ def step_kernel(
             update_tile(record, row, factor, unscale, offset, RULE, MODE, TILE)
     elif ((TURNS | ZERO_GRADS) & MODE) != 0:
         if has_grad:
-            if NARROW & MODE:
-                _wait_narrow(record, unscale, adds, offset, MODE, TILE)
+            if LOW_PRECISION & MODE:
+                _wait_low_precision(record, unscale, adds, offset, MODE, TILE)
             else:
                 wait_tile(record, unscale, adds, offset, MODE, TILE)
     if JOINT_SETS & MODE:
@@ -215,7 +215,7 @@ JOINT_ARGUMENTS = ("sets", "set_sums", "set_factors", "set_tiles_done", "moved")
 
 
 @dataclass(frozen=True)
-class Extras:
+class LaunchOptions:
     """What a launch takes beside its tables; all on their device, None where there is none.
 
     Attributes:
@@ -254,7 +254,7 @@ class Extras:
             (TURNS, self.takes_turns),
             (ZERO_GRADS, self.zero_grads),
             (JOINT_SETS, bool(self.joint)),
-            (NARROW, self.formats != (0,)),
+            (LOW_PRECISION, self.formats != (0,)),
         )
         return sum(flag.value for flag, is_set in flags if is_set)
 
@@ -274,7 +274,7 @@ def launch_step(
     num_tiles: int,
     first_head_tile: int,
     rule: int,
-    extras: Extras = Extras(),
+    options: LaunchOptions = LaunchOptions(),
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
@@ -287,11 +287,11 @@ def launch_step(
         rows,
         first_tile,
         first_head_tile,
-        **extras.pointers(rows),
+        **options.pointers(rows),
         RULE=rule,
-        MODE=extras.mode,
-        FORMATS=extras.formats,
+        MODE=options.mode,
+        FORMATS=options.formats,
         TILE=TILE_ELEMENTS,
-        num_warps=NARROW_WARPS if extras.mode & NARROW.value else NUM_WARPS,
+        num_warps=LOW_PRECISION_WARPS if options.mode & LOW_PRECISION.value else NUM_WARPS,
         enable_fp_fusion=False,
     )

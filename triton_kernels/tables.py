@@ -14,7 +14,7 @@ COUNTED: tl.constexpr = tl.constexpr(8)
 TURNS: tl.constexpr = tl.constexpr(16)
 ZERO_GRADS: tl.constexpr = tl.constexpr(32)
 JOINT_SETS: tl.constexpr = tl.constexpr(64)
-NARROW: tl.constexpr = tl.constexpr(128)
+LOW_PRECISION: tl.constexpr = tl.constexpr(128)
 
 # words of struct Record, struct Tile and struct Row in csrc/tables.h
 RECORD_WORDS: tl.constexpr = tl.constexpr(24)

@@ -6,15 +6,15 @@
 #include <string>
 
 #include "bindings_common.h"
-#include "cpu/kernel.h"
-#include "cpu/lookout.h"
+#include "cpu/change_detector.h"
+#include "cpu/container_snapshot.h"
 #include "cpu/parallel.h"
 #include "cpu/project.h"
 #include "cpu/reader.h"
 #include "cpu/rows.h"
 #include "cpu/statistics.h"
+#include "cpu/step.h"
 #include "cpu/tensor_abi.h"
-#include "cpu/watch.h"
 
 namespace {
 
@@ -120,33 +120,34 @@ PYBIND11_MODULE(_cpu, m) {
       "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",
       "The instruction set that step() takes.");
   pybind11::class_<sf::TensorAbi, std::shared_ptr<sf::TensorAbi>>(
-      m, "TensorAbi", "How torch's tensors are read; see stackelberg_fused/tensor_abi.py.")
+      m, "TensorAbi", "How torch's tensors are read; see stackelberg_fused/native/tensor_abi.py.")
       .def(pybind11::init<pybind11::tuple, pybind11::object, pybind11::object, int64_t, int64_t>(),
            pybind11::arg("types"), pybind11::arg("no_dispatch"), pybind11::arg("probe"), pybind11::arg("impl"),
            pybind11::arg("address"))
       .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"));
   pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
-                               "Where parameters and gradients lie; see stackelberg_fused/reader.py.")
+                               "Where parameters and gradients lie; see stackelberg_fused/native/reader.py.")
       .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
            pybind11::arg("abi"))
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
-  pybind11::class_<sf::Places>(m, "Places", collected<sf::Places>(),
-                               "Whether tensors lie where they lay; see stackelberg_fused/reader.py.")
+  pybind11::class_<sf::AddressSnapshot>(m, "AddressSnapshot", collected<sf::AddressSnapshot>(),
+                                        "Whether tensors lie where they lay; see stackelberg_fused/native/reader.py.")
       .def(pybind11::init<pybind11::list, std::shared_ptr<const sf::TensorAbi>>(), pybind11::arg("tensors"),
            pybind11::arg("abi"))
-      .def("moved", &sf::Places::moved);
-  pybind11::class_<sf::Watch>(m, "Watch", collected<sf::Watch>(),
-                              "Whether dicts and lists hold what they held; see stackelberg_fused/watch.py.")
+      .def("moved", &sf::AddressSnapshot::moved);
+  pybind11::class_<sf::ContainerSnapshot>(
+      m, "ContainerSnapshot", collected<sf::ContainerSnapshot>(),
+      "Whether dicts and lists hold what they held; see stackelberg_fused/native/change_detection.py.")
       .def(pybind11::init<pybind11::list, int64_t, int64_t>(), pybind11::arg("containers"), pybind11::arg("rates") = 0,
            pybind11::arg("stride") = 0)
-      .def("changed", &sf::Watch::changed)
-      .def("took_over", &sf::Watch::took_over)
-      .def("note", &sf::Watch::note, pybind11::arg("index"));
-  pybind11::class_<sf::Lookout>(m, "Lookout", collected<sf::Lookout>(),
-                                "Watches and places in one call; see stackelberg_fused/watch.py.")
+      .def("changed", &sf::ContainerSnapshot::changed)
+      .def("took_over", &sf::ContainerSnapshot::took_over)
+      .def("note", &sf::ContainerSnapshot::note, pybind11::arg("index"));
+  pybind11::class_<sf::ChangeDetector>(m, "ChangeDetector", collected<sf::ChangeDetector>(),
+                                       "Watches and places in one call; see stackelberg_fused/native/change_detection.py.")
       .def(pybind11::init<pybind11::list, pybind11::list>(), pybind11::arg("watches"), pybind11::arg("places"))
-      .def("is_unchanged", &sf::Lookout::is_unchanged);
+      .def("is_unchanged", &sf::ChangeDetector::is_unchanged);
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "cpu/kernel.h"
+#include "cpu/step.h"
 
 namespace sf {
 

@@ -1,14 +1,14 @@
 // Chunks of parameters with 8-bit moments for Adam: the formats of the fewest bytes, so that arithmetic bounds them and
-// not memory. With AVX-512 they take a third as long here as in the passes of narrow.h, and become the same bits:
-// numbers stay in the lanes where they are unpacked (lanes.h), and in registers while the rule is applied; every step
-// of the codec is the one or two instructions that there are for it (lanes_codec.h); and while the divider works on a
-// chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to be usual; the others
-// are for narrow.h.
+// not memory. With AVX-512 they take a third as long here as in the passes of low_precision.h, and become the same
+// bits: numbers stay in the lanes where they are unpacked (avx512.h), and in registers while the rule is applied; every
+// step of the codec is the one or two instructions that there are for it (avx512_codec.h); and while the divider works
+// on a chunk, the chunk before it is encoded. Nothing is written of a chunk until all of it is known to be usual; the
+// others are for low_precision.h.
 #pragma once
 
-#include "cpu/lanes_codec.h"
-#include "cpu/lanes_weights.h"
-#include "cpu/narrow.h"
+#include "cpu/avx512_codec.h"
+#include "cpu/avx512_weights.h"
+#include "cpu/low_precision.h"
 #include "update_rule.h"
 
 namespace sf {
@@ -55,9 +55,13 @@ struct Words {
 
 // What the rule computes with, sixteen numbers at a time.
 struct InLanes {
-  SF_SHARED_MEMBER static Numbers multiply_add(Numbers a, Numbers b, Numbers c) { return sf::multiply_add(a, b, c); }
-  SF_SHARED_MEMBER static Numbers multiply_add(float a, Numbers b, Numbers c) { return sf::multiply_add(all(a), b, c); }
-  SF_SHARED_MEMBER static Numbers ratio(Numbers exp_avg, Numbers second_moment, float eps) {
+  SF_HOST_DEVICE_MEMBER static Numbers multiply_add(Numbers a, Numbers b, Numbers c) {
+    return sf::multiply_add(a, b, c);
+  }
+  SF_HOST_DEVICE_MEMBER static Numbers multiply_add(float a, Numbers b, Numbers c) {
+    return sf::multiply_add(all(a), b, c);
+  }
+  SF_HOST_DEVICE_MEMBER static Numbers ratio(Numbers exp_avg, Numbers second_moment, float eps) {
     const Numbers denom = square_root(second_moment) + eps;
     return exp_avg / denom;
   }
@@ -65,8 +69,9 @@ struct InLanes {
 
 // Updates the block B of a piece, of whose first moments these are the codes.
 template <int RULE, typename Weights, bool IS_BOXED, int B>
-SF_SHARED void update_block(const EightBitTile& tile, const Row& row, int64_t at, const Halves<Bits>& codes,
-                            const float* scale, const float* scale_sq, int block, DecodedChunk& chunk, Survey& survey) {
+SF_HOST_DEVICE void update_block(const EightBitTile& tile, const Row& row, int64_t at, const Halves<Bits>& codes,
+                                 const float* scale, const float* scale_sq, int block, DecodedChunk& chunk,
+                                 Survey& survey) {
   Halves<Numbers> weight = Weights::read(tile.weights, at);
   const Halves<Numbers> grad = Weights::read_grad(tile.weights, at);
   Weights::ask_for(tile.weights, at + kAhead);
@@ -88,7 +93,7 @@ SF_SHARED void update_block(const EightBitTile& tile, const Row& row, int64_t at
 }
 
 // Writes the scales of a chunk, unless it is unusual.
-SF_SHARED bool write_scales(const EightBitTile& tile, const Survey& survey, DecodedChunk& chunk) {
+SF_HOST_DEVICE bool write_scales(const EightBitTile& tile, const Survey& survey, DecodedChunk& chunk) {
   const Bits largest = row_maxima(survey.largest), largest_sq = row_maxima(survey.largest_sq);
   constexpr uint32_t too_large = kLargestScaled - (1u << 23);  // half of the inverse would be subnormal
   const uint64_t unusual = _mm512_cmpge_epu32_mask(raw(largest), raw(all<too_large>())) |
@@ -109,14 +114,15 @@ SF_SHARED bool write_scales(const EightBitTile& tile, const Survey& survey, Deco
 }
 
 // What random numbers are mixed of, for the pairs of the block at `first`.
-SF_SHARED Bits unmixed(const Stream& stream, int64_t first) {
+SF_HOST_DEVICE Bits unmixed(const Stream& stream, int64_t first) {
   const Bits lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return lanes * kIndexStride + (stream.first + static_cast<uint32_t>(first / 2) * kIndexStride);
 }
 
 // Writes the parameters of a block, and leaves the rest of it rounded.
 template <typename Weights>
-SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, int block, Bits& next, Words& words) {
+SF_HOST_DEVICE void write_block(const EightBitTile& tile, const DecodedChunk& chunk, int block, Bits& next,
+                                Words& words) {
   const Block& from = chunk.blocks[block];
   const int b = block % 2;
   const Bits mixed = mixed_bits(tile.stream, next);
@@ -136,7 +142,7 @@ SF_SHARED void write_block(const EightBitTile& tile, const DecodedChunk& chunk, 
 }
 
 template <typename Weights>
-SF_SHARED void write_bytes(const EightBitTile& tile, const DecodedChunk& chunk, int piece, const Words& words) {
+SF_HOST_DEVICE void write_bytes(const EightBitTile& tile, const DecodedChunk& chunk, int piece, const Words& words) {
   const int64_t first = chunk.first + piece * kPiece;
   const Block* const from = chunk.blocks + 2 * piece;
   if constexpr (Weights::has_remainder) {

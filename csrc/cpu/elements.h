@@ -1,4 +1,4 @@
-// An update of arrays of float32. Part of kernel.cpp, and compiled with it for each instruction set; the compiler
+// An update of arrays of float32. Part of step.cpp, and compiled with it for each instruction set; the compiler
 // vectorises the scalar rule, so no rule is written twice.
 #pragma once
 
@@ -15,7 +15,7 @@ struct Elements {
 };
 
 template <int RULE>
-SF_SHARED void update_elements(const Row& row, const Elements& of, int64_t count) {
+SF_HOST_DEVICE void update_elements(const Row& row, const Elements& of, int64_t count) {
   float* __restrict param = of.param;
   const float* __restrict grad = of.grad;
   float* __restrict exp_avg = of.exp_avg;

@@ -135,7 +135,7 @@ void Reader::clear() {
   locals_ = py::list();
 }
 
-Places::Places(const py::list& tensors, std::shared_ptr<const TensorAbi> abi)
+AddressSnapshot::AddressSnapshot(const py::list& tensors, std::shared_ptr<const TensorAbi> abi)
     : abi_(std::move(abi)), tensors_(copied(tensors)) {
   for (py::handle object : tensors_) {
     int64_t address;
@@ -144,7 +144,7 @@ Places::Places(const py::list& tensors, std::shared_ptr<const TensorAbi> abi)
   }
 }
 
-bool Places::moved() const {
+bool AddressSnapshot::moved() const {
   const size_t count = addresses_.size();
   const auto at = [this](size_t i) { return PyList_GET_ITEM(tensors_.ptr(), i); };
   for (size_t i = 0; i < count; ++i) {
@@ -158,12 +158,12 @@ bool Places::moved() const {
   return false;
 }
 
-int Places::traverse(visitproc visit, void* arg) const {
+int AddressSnapshot::traverse(visitproc visit, void* arg) const {
   Py_VISIT(tensors_.ptr());
   return 0;
 }
 
-void Places::clear() {
+void AddressSnapshot::clear() {
   addresses_.clear();
   tensors_ = py::list();
 }

@@ -13,7 +13,7 @@
 
 namespace sf {
 
-// stackelberg_fused/reader.py has the same classes in Python, for a torch that TensorAbi does not know; a test holds
+// stackelberg_fused/native/reader.py has the same classes in Python, for a torch that TensorAbi does not know; a test holds
 // one against the other.
 class Reader {
  public:
@@ -63,9 +63,9 @@ class Reader {
 };
 
 // Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`).
-class Places {
+class AddressSnapshot {
  public:
-  Places(const pybind11::list& tensors, std::shared_ptr<const TensorAbi> abi);
+  AddressSnapshot(const pybind11::list& tensors, std::shared_ptr<const TensorAbi> abi);
 
   bool moved() const;
 

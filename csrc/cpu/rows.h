@@ -5,7 +5,7 @@
 
 namespace sf {
 
-// Everything update_rows() reads; the host builds it (stackelberg_fused/hyperparameters.py) as an array of addresses
+// Everything update_rows() reads; the host builds it (stackelberg_fused/layout/rows.py) as an array of addresses
 // and counts in this order.
 struct RowTable {
   Row* rows;

@@ -1,11 +1,11 @@
 // Gradient statistics on the CPU: see csrc/summation.h.
 #pragma once
 
-#include "cpu/kernel.h"
+#include "cpu/step.h"
 
 namespace sf {
 
-// Fills args.tile_sums for the tiles of the launch, and args.signals.
+// Fills args.tile_sums for the tiles of the launch, and args.statistics.
 void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads);
 
 }  // namespace sf

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/access.cuh"
-#include "cuda/lanes.cuh"
+#include "cuda/block_sum.cuh"
 #include "format.h"
 #include "projection.h"
 #include "random_bits.h"
@@ -16,7 +16,7 @@ namespace sf {
 
 // What a launch may do beside the update. Of the kernels of float32 only the one that mixes rules is instantiated with
 // it, so that the others carry none of it.
-struct Extras {
+struct StepOptions {
   Turn turn;
   float* grad_sum;  // of the tile; null: this parameter's gradients are not summed up
   float unscale;
@@ -24,10 +24,10 @@ struct Extras {
 };
 
 // What the threads of a block share where records are not all float32.
-struct Tiled {
+struct BlockState {
   Record record;
   Row row;
-  Extras extras;
+  StepOptions options;
   Format format;
   Stream stream;
   Tile tile;
@@ -40,17 +40,17 @@ struct Tiled {
 
 // The random bits of element i + j. Where `i` is even, a word is mixed once for two neighbours: the compiler sees that
 // it is the same.
-__device__ __forceinline__ uint32_t random_of(const Tiled& at, int64_t i, int j, bool is_even) {
+__device__ __forceinline__ uint32_t random_of(const BlockState& at, int64_t i, int j, bool is_even) {
   const auto index = static_cast<uint32_t>(i - at.tile.offset);
   if (!is_even) return random_bits(at.stream, index + j);
   const uint32_t word = random_word(at.stream, index / 2 + j / 2);
   return j % 2 ? word >> 16 : word & 0xFFFF;
 }
 
-constexpr int kNarrowThreads = 256;
-constexpr int kNarrowBlocksPerMultiprocessor = 3;
-constexpr int kElementsOfWarp = kTileElements / (kNarrowThreads / kWarp);  // of a full tile, neighbours
-static_assert(kNarrowThreads == kLanes);                                   // of whom report_tile() takes one each
+constexpr int kLowPrecisionThreads = 256;
+constexpr int kLowPrecisionBlocksPerMultiprocessor = 3;
+constexpr int kElementsOfWarp = kTileElements / (kLowPrecisionThreads / kWarp);  // of a full tile, neighbours
+static_assert(kLowPrecisionThreads == kLanes);                                   // of whom report_tile() takes one each
 
 // An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
 __device__ __forceinline__ float* element(int64_t address, int64_t offset) {
@@ -66,15 +66,15 @@ __device__ __forceinline__ double rate(const GroupScalars& group) {
 
 // Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old counts is
 // in a block that has read them by then.
-template <bool EXTRAS>
+template <bool OPTIONS>
 __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, const Turn& turn) {
-  const float count = args.steps[index], waited = EXTRAS ? args.waited[index] : 0.0f;
+  const float count = args.steps[index], waited = OPTIONS ? args.waited[index] : 0.0f;
   const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
   __threadfence();
   if (atomicAdd(&args.arrived[index], 1) < tiles - 1) return;
   __threadfence();
   args.arrived[index] = 0;
-  if constexpr (EXTRAS) {
+  if constexpr (OPTIONS) {
     if (args.takes_turns) args.waited[index] = turn.waited_after(waited, record.grad != 0);
     if (!turn.moves(record.grad != 0)) return;
   }
@@ -83,7 +83,7 @@ __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, cons
 }
 
 // The scalars of a parameter's step, for the block to share: one thread's work, while the others load.
-template <bool EXTRAS>
+template <bool OPTIONS>
 __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, int64_t index, const Record& record,
                                             const Turn& turn, Row& row) {
   row = args.rows[record.row];
@@ -92,7 +92,7 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
     const auto next = static_cast<int64_t>(args.steps[index]) + 1;
     if (!args.ready[index]) row.one_minus_dampening = 1.0f;
     complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, next), next);
-    arrive<EXTRAS>(args, index, record, turn);
+    arrive<OPTIONS>(args, index, record, turn);
   }
   // one sign for all elements anyway: clipping and unscaling cost them nothing
   row.grad_sign *= clipping(args, tile);

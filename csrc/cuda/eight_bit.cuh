@@ -1,13 +1,13 @@
 // Full tiles of bfloat16 with 8-bit moments for Adam: the formats of the fewest bytes, 10.125 and 12.125 per parameter,
 // so that instructions are what counts. A thread has 16 neighbours, half of a block that shares its scales. What codes,
-// roots and quotients ask about each number is asked once about all (usual.cuh), two neighbours take their random
-// numbers of one word, and what is packed is packed by permuting bytes. tests/test_machine_code_cuda.py counts.
+// roots and quotients ask about each number is asked once about all (in_range_math.cuh), two neighbours take their
+// random numbers of one word, and what is packed is packed by permuting bytes. tests/csrc/test_machine_code.py counts.
 #pragma once
 
 #include "cuda/access.cuh"
 #include "cuda/block.cuh"
-#include "cuda/held.cuh"
-#include "cuda/usual.cuh"
+#include "cuda/in_range_math.cuh"
+#include "cuda/scheme_registers.cuh"
 #include "random_bits.h"
 #include "update_rule.h"
 
@@ -93,7 +93,7 @@ __device__ __forceinline__ uint32_t four_codes(const float (&x)[V], int j, float
 // Whether the elements are updated; if not, nothing is, of the whole warp. Nothing is stored before it is known that
 // all of them are usual, so that the path that branches can still begin from what there was.
 template <typename S, int RULE>
-__device__ __forceinline__ bool update_codes(const Tiled& at, int64_t i, const Held<S>& held) {
+__device__ __forceinline__ bool update_codes(const BlockState& at, int64_t i, const Held<S>& held) {
   constexpr int V = S::elements;
   static_assert(2 * V == kBlock);
   Held<S> updated;

@@ -1,4 +1,4 @@
-// How kernels are launched. tests/host_cuda compiles the same files by g++, where SF_LAUNCH and the CUDA built-ins come
+// How kernels are launched. tests/support/host_cuda compiles the same files by g++, where SF_LAUNCH and the CUDA built-ins come
 // from a shim.
 #pragma once
 

@@ -2,7 +2,7 @@
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
-#include "cuda/lanes.cuh"
+#include "cuda/block_sum.cuh"
 #include "cuda/step.h"
 #include "projection.h"
 #include "update_rule.h"

@@ -11,8 +11,8 @@
 #include "cuda/access.cuh"
 #include "cuda/block.cuh"
 #include "cuda/eight_bit.cuh"
-#include "cuda/held.cuh"
-#include "cuda/stored.cuh"
+#include "cuda/load_store.cuh"
+#include "cuda/scheme_registers.cuh"
 #include "format.h"
 #include "random_bits.h"
 #include "update_rule.h"
@@ -84,7 +84,7 @@ __device__ __forceinline__ void put_moment(Words<BYTES>& words, int j, float mom
 }
 
 template <typename S>
-constexpr int kPasses = kTileElements / (kNarrowThreads * S::elements);
+constexpr int kPasses = kTileElements / (kLowPrecisionThreads * S::elements);
 
 // A warp leaves its elements as they were if it cannot update them: it must not have updated others before, and they
 // must be those that the path that branches gives the same warp.
@@ -92,7 +92,7 @@ template <typename S>
 constexpr bool is_whole = S::state != kState8 || (kPasses<S> == 1 && kWarp * S::elements == kElementsOfWarp);
 
 template <typename S, int RULE>
-__device__ __forceinline__ void update_numbers(const Tiled& at, int64_t i, const Held<S>& held) {
+__device__ __forceinline__ void update_numbers(const BlockState& at, int64_t i, const Held<S>& held) {
   Held<S> updated;
   float none = 0;
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ __forceinline__ void update_numbers(const Tiled& at, int64_t i, const
 }
 
 template <typename S, int RULE>
-__device__ __forceinline__ bool update_all(const Tiled& at, int64_t i, Held<S>& held) {
+__device__ __forceinline__ bool update_all(const BlockState& at, int64_t i, Held<S>& held) {
   static_assert(is_whole<S>);
   bool all = true;
 #pragma unroll
@@ -127,7 +127,7 @@ __device__ __forceinline__ bool update_all(const Tiled& at, int64_t i, Held<S>& 
 // Waits for the row. False where the rule is another one, or an element of 8 bits is not usual (cuda/eight_bit.cuh);
 // then nothing is updated of the warp's 512 elements.
 template <typename S>
-__device__ __forceinline__ bool update_full_tile(const Tiled& at) {
+__device__ __forceinline__ bool update_full_tile(const BlockState& at) {
   const int64_t first = at.tile.offset + S::elements * static_cast<int>(threadIdx.x);
   Held<S> held;
   load(at.record, first, held);

@@ -3,9 +3,9 @@
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
-#include "cuda/lanes.cuh"
+#include "cuda/block_sum.cuh"
+#include "cuda/load_store.cuh"
 #include "cuda/step.h"
-#include "cuda/stored.cuh"
 #include "summation.h"
 #include "turn.h"
 #include "update_rule.h"
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   if (lane == 0) {
     args.tile_sums[t] = sum;
     __threadfence();  // the sum before the count
-    is_last = atomicAdd(&args.signals->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
+    is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
   if (!is_last) return;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   }
   if (lane) return;
   conclude(args, sums[0], sums[1]);
-  args.signals->blocks_done = 0;
+  args.statistics->blocks_done = 0;
 }
 
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream) {

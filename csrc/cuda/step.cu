@@ -19,10 +19,10 @@ constexpr int kExtrasBlocksPerMultiprocessor = 3;
 static_assert(kTileElements % (kThreads * kVector) == 0 && kTileElements % (kExtrasThreads * kVector) == 0);
 static_assert(kExtrasThreads == kLanes);  // of whom report_tile() takes one each
 
-template <bool EXTRAS>
-constexpr int threads = EXTRAS ? kExtrasThreads : kThreads;
-template <bool EXTRAS>
-constexpr int vectors_per_thread = kTileElements / (threads<EXTRAS> * kVector);
+template <bool OPTIONS>
+constexpr int threads = OPTIONS ? kExtrasThreads : kThreads;
+template <bool OPTIONS>
+constexpr int vectors_per_thread = kTileElements / (threads<OPTIONS> * kVector);
 
 struct Buffers {
   float* param;
@@ -39,34 +39,35 @@ __device__ __forceinline__ bool is_aligned(const Record& r) {
   return ((r.param | r.grad | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq | r.ema | r.grad_sum) & 15) == 0;
 }
 
-template <bool EXTRAS>
+template <bool OPTIONS>
 __device__ __forceinline__ int vector_index(int k) {
-  return (k * threads<EXTRAS> + static_cast<int>(threadIdx.x)) * kVector;
+  return (k * threads<OPTIONS> + static_cast<int>(threadIdx.x)) * kVector;
 }
 
 __device__ __forceinline__ float4 zeros() { return {0.0f, 0.0f, 0.0f, 0.0f}; }
 
 // The mean of a vector of gradients and of those summed up before, whose sum begins anew.
-__device__ __forceinline__ float4 take_mean(const Row& row, const Extras& extras, const float4& grad, float* grad_sum) {
+__device__ __forceinline__ float4 take_mean(const Row& row, const StepOptions& options, const float4& grad,
+                                            float* grad_sum) {
   const float4 sum = load4(grad_sum);
   store4(grad_sum, zeros());
-  return {mean_gradient(row, sum.x, extras.unscale * grad.x), mean_gradient(row, sum.y, extras.unscale * grad.y),
-          mean_gradient(row, sum.z, extras.unscale * grad.z), mean_gradient(row, sum.w, extras.unscale * grad.w)};
+  return {mean_gradient(row, sum.x, options.unscale * grad.x), mean_gradient(row, sum.y, options.unscale * grad.y),
+          mean_gradient(row, sum.z, options.unscale * grad.z), mean_gradient(row, sum.w, options.unscale * grad.w)};
 }
 
-template <int RULE, bool EXTRAS>
-__device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at, const Extras& extras) {
+template <int RULE, bool OPTIONS>
+__device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& at, const StepOptions& options) {
   // vectors of every buffer that a thread has in flight: as many as its registers hold
   constexpr int kBuffers = 2 + uses_exp_avg<RULE> + uses_exp_avg_sq<RULE> + uses_max_exp_avg_sq<RULE> + uses_ema<RULE>;
-  constexpr int kInFlight = EXTRAS || kBuffers > 4 ? 1 : vectors_per_thread<EXTRAS>;
+  constexpr int kInFlight = OPTIONS || kBuffers > 4 ? 1 : vectors_per_thread<OPTIONS>;
 #pragma unroll
-  for (int first = 0; first < vectors_per_thread<EXTRAS>; first += kInFlight) {
+  for (int first = 0; first < vectors_per_thread<OPTIONS>; first += kInFlight) {
     float4 param[kInFlight], grad[kInFlight], exp_avg[kInFlight], exp_avg_sq[kInFlight], max_exp_avg_sq[kInFlight],
         ema[kInFlight];
     // All loads before the first use: what hides the latency of memory here is bytes in flight.
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int i = vector_index<EXTRAS>(first + k);
+      const int i = vector_index<OPTIONS>(first + k);
       param[k] = load4(at.param + i);
       grad[k] = load4(at.grad + i);
       if constexpr (uses_exp_avg<RULE>) exp_avg[k] = load4(at.exp_avg + i);
@@ -77,11 +78,11 @@ __device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& 
     if (first == 0) __syncthreads();  // now the row is there
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int i = vector_index<EXTRAS>(first + k);
+      const int i = vector_index<OPTIONS>(first + k);
       float4 &p = param[k], &g = grad[k], &m = exp_avg[k], &v = exp_avg_sq[k], &v_max = max_exp_avg_sq[k], &e = ema[k];
-      if constexpr (EXTRAS) {
-        if (extras.grad_sum) g = take_mean(row, extras, g, extras.grad_sum + i);
-        if (extras.zero_grads) store4(at.grad + i, zeros());
+      if constexpr (OPTIONS) {
+        if (options.grad_sum) g = take_mean(row, options, g, options.grad_sum + i);
+        if (options.zero_grads) store4(at.grad + i, zeros());
       }
       update_element<RULE>(row, p.x, g.x, m.x, v.x, v_max.x, e.x);
       update_element<RULE>(row, p.y, g.y, m.y, v.y, v_max.y, e.y);
@@ -97,19 +98,19 @@ __device__ __forceinline__ void update_full_tile(const Row& row, const Buffers& 
 }
 
 // The ragged end of a parameter, and every tile of a record that is not aligned, or moves by earlier gradients alone.
-template <int RULE, bool EXTRAS>
-__device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, const Extras& extras,
+template <int RULE, bool OPTIONS>
+__device__ __forceinline__ void update_partial_tile(const Row& row, const Buffers& at, const StepOptions& options,
                                                     int count) {
   __syncthreads();  // now the row is there
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads<EXTRAS>) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads<OPTIONS>) {
     float p = load1(at.param + i), m = 0, v = 0, v_max = 0, e = 0;
-    float g = EXTRAS && !at.grad ? 0.0f : load1(at.grad + i);
-    if constexpr (EXTRAS) {
-      if (extras.grad_sum) {
-        g = mean_gradient(row, load1(extras.grad_sum + i), extras.unscale * g);
-        store1(extras.grad_sum + i, 0.0f);
+    float g = OPTIONS && !at.grad ? 0.0f : load1(at.grad + i);
+    if constexpr (OPTIONS) {
+      if (options.grad_sum) {
+        g = mean_gradient(row, load1(options.grad_sum + i), options.unscale * g);
+        store1(options.grad_sum + i, 0.0f);
       }
-      if (extras.zero_grads && at.grad) store1(at.grad + i, 0.0f);
+      if (options.zero_grads && at.grad) store1(at.grad + i, 0.0f);
     }
     if constexpr (uses_exp_avg<RULE>) m = load1(at.exp_avg + i);
     if constexpr (uses_exp_avg_sq<RULE>) v = load1(at.exp_avg_sq + i);
@@ -125,8 +126,8 @@ __device__ __forceinline__ void update_partial_tile(const Row& row, const Buffer
 }
 
 // Gradients of a group that waits for its turn are summed up, and gradients are cleared.
-__device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, const Extras& extras, bool adds) {
-  float *grad = element(record.grad, offset), *grad_sum = adds ? extras.grad_sum : nullptr;
+__device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, const StepOptions& options, bool adds) {
+  float *grad = element(record.grad, offset), *grad_sum = adds ? options.grad_sum : nullptr;
   const int64_t left = record.numel - offset;
   if (left >= kTileElements && is_aligned(record)) {
     for (int k = 0; k < vectors_per_thread<true>; ++k) {
@@ -134,54 +135,54 @@ __device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, 
       if (grad_sum) {
         const float4 g = load4(grad + i);
         float4 sum = load4(grad_sum + i);
-        sum.x += extras.unscale * g.x;
-        sum.y += extras.unscale * g.y;
-        sum.z += extras.unscale * g.z;
-        sum.w += extras.unscale * g.w;
+        sum.x += options.unscale * g.x;
+        sum.y += options.unscale * g.y;
+        sum.z += options.unscale * g.z;
+        sum.w += options.unscale * g.w;
         store4(grad_sum + i, sum);
       }
-      if (extras.zero_grads) store4(grad + i, zeros());
+      if (options.zero_grads) store4(grad + i, zeros());
     }
     return;
   }
   const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kExtrasThreads) {
-    if (grad_sum) store1(grad_sum + i, load1(grad_sum + i) + extras.unscale * load1(grad + i));
-    if (extras.zero_grads) store1(grad + i, 0.0f);
+    if (grad_sum) store1(grad_sum + i, load1(grad_sum + i) + options.unscale * load1(grad + i));
+    if (options.zero_grads) store1(grad + i, 0.0f);
   }
 }
 
-template <int RULE, bool EXTRAS>
+template <int RULE, bool OPTIONS>
 __device__ __forceinline__ void update_tile(const Record& record, const Row& row, int64_t offset,
-                                            const Extras& extras) {
+                                            const StepOptions& options) {
   const Buffers at = {
       reinterpret_cast<float*>(record.param) + offset,
-      EXTRAS ? element(record.grad, offset) : reinterpret_cast<float*>(record.grad) + offset,
+      OPTIONS ? element(record.grad, offset) : reinterpret_cast<float*>(record.grad) + offset,
       uses_exp_avg<RULE> ? reinterpret_cast<float*>(record.exp_avg) + offset : nullptr,
       uses_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.exp_avg_sq) + offset : nullptr,
       uses_max_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.max_exp_avg_sq) + offset : nullptr,
       uses_ema<RULE> ? reinterpret_cast<float*>(record.ema) + offset : nullptr,
   };
   const int64_t left = record.numel - offset;
-  if (left >= kTileElements && is_aligned(record) && (!EXTRAS || record.grad)) {
-    update_full_tile<RULE, EXTRAS>(row, at, extras);
+  if (left >= kTileElements && is_aligned(record) && (!OPTIONS || record.grad)) {
+    update_full_tile<RULE, OPTIONS>(row, at, options);
   } else {
-    update_partial_tile<RULE, EXTRAS>(row, at, extras, static_cast<int>(left < kTileElements ? left : kTileElements));
+    update_partial_tile<RULE, OPTIONS>(row, at, options, static_cast<int>(left < kTileElements ? left : kTileElements));
   }
 }
 
 // The part of a block that depends on its rule. RULE is one rule for the whole launch, or kMixedRules: then each block
 // follows its own row.
-template <int RULE, bool EXTRAS>
+template <int RULE, bool OPTIONS>
 __device__ __forceinline__ void update_by_rule(const StepArgs& args, const Tile& tile, const Record& record,
-                                               const Row& row, const Extras& extras) {
+                                               const Row& row, const StepOptions& options) {
   if constexpr (RULE != kMixedRules) {
-    update_tile<RULE, EXTRAS>(record, row, tile.offset, extras);
+    update_tile<RULE, OPTIONS>(record, row, tile.offset, options);
   } else {
     switch (args.rows[record.row].rule) {
-#define SF_CASE(rule)                                              \
-  case (rule):                                                     \
-    update_tile<(rule), EXTRAS>(record, row, tile.offset, extras); \
+#define SF_CASE(rule)                                                \
+  case (rule):                                                       \
+    update_tile<(rule), OPTIONS>(record, row, tile.offset, options); \
     break;
       SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE
@@ -189,44 +190,44 @@ __device__ __forceinline__ void update_by_rule(const StepArgs& args, const Tile&
   }
 }
 
-template <int RULE, bool EXTRAS>
-__global__ void __launch_bounds__(threads<EXTRAS>, EXTRAS ? kExtrasBlocksPerMultiprocessor : kBlocksPerMultiprocessor)
+template <int RULE, bool OPTIONS>
+__global__ void __launch_bounds__(threads<OPTIONS>, OPTIONS ? kExtrasBlocksPerMultiprocessor : kBlocksPerMultiprocessor)
     step_kernel(StepArgs args) {
   const bool skips = args.found_inf && *args.found_inf != 0.0f;
-  if (skips && !(EXTRAS && args.zero_grads)) return;
+  if (skips && !(OPTIONS && args.zero_grads)) return;
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
-  if (!EXTRAS && !record.grad) return;
+  if (!OPTIONS && !record.grad) return;
   __shared__ Row row;
-  __shared__ Extras extras;  // there, because registers are short
+  __shared__ StepOptions options;  // there, because registers are short
   bool moves = true;
-  if constexpr (EXTRAS) {
+  if constexpr (OPTIONS) {
     if (threadIdx.x == 0) {
-      extras.turn = turn_of(args, tile.record, record);  // before the block advances what that is read from
-      extras.grad_sum = extras.turn.sums() ? element(record.grad_sum, tile.offset) : nullptr;
-      extras.unscale = unscaling(args.grad_scale);
-      extras.zero_grads = args.zero_grads && record.grad;
+      options.turn = turn_of(args, tile.record, record);  // before the block advances what that is read from
+      options.grad_sum = options.turn.sums() ? element(record.grad_sum, tile.offset) : nullptr;
+      options.unscale = unscaling(args.grad_scale);
+      options.zero_grads = args.zero_grads && record.grad;
     }
     __syncthreads();
-    moves = !skips && extras.turn.moves(record.grad != 0);
+    moves = !skips && options.turn.moves(record.grad != 0);
     if (!moves) {
-      if (!skips && args.groups && threadIdx.x == 0) arrive<EXTRAS>(args, tile.record, record, extras.turn);
-      wait_tile(record, tile.offset, extras, !skips && extras.turn.adds(record.grad != 0));
+      if (!skips && args.groups && threadIdx.x == 0) arrive<OPTIONS>(args, tile.record, record, options.turn);
+      wait_tile(record, tile.offset, options, !skips && options.turn.adds(record.grad != 0));
     }
   }
   if (moves) {
-    if (threadIdx.x == 0) prepare_row<EXTRAS>(args, t, tile.record, record, EXTRAS ? extras.turn : Turn{}, row);
-    update_by_rule<RULE, EXTRAS>(args, tile, record, row, extras);
+    if (threadIdx.x == 0) prepare_row<OPTIONS>(args, t, tile.record, record, OPTIONS ? options.turn : Turn{}, row);
+    update_by_rule<RULE, OPTIONS>(args, tile, record, row, options);
   }
-  if constexpr (EXTRAS) {
+  if constexpr (OPTIONS) {
     if (args.sets && record.set && !skips) report_tile(args, t, tile, record, moves);
   }
 }
 
 const char* launch_step(const StepArgs& args, int device, int64_t stream) {
   if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
-  if (args.is_narrow) return launch_narrow(args, stream);
+  if (args.is_low_precision) return launch_low_precision(args, stream);
   const auto grid = static_cast<unsigned>(args.num_tiles);
   if (args.takes_turns || args.zero_grads || args.sets) {
     SF_LAUNCH((step_kernel<kMixedRules, true>), grid, kExtrasThreads, stream, args);

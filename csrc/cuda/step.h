@@ -10,9 +10,9 @@ namespace sf {
 const char* launch_step(const StepArgs& args, int device, int64_t stream);
 
 // The part of launch_step for records of which some are not float32, on the current device.
-const char* launch_narrow(const StepArgs& args, int64_t stream);
+const char* launch_low_precision(const StepArgs& args, int64_t stream);
 
-// Likewise; the launch's signals have to be all zero bytes before the first one.
+// Likewise; the launch's statistics have to be all zero bytes before the first one.
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream);
 
 // Likewise, after launch_step with the same sets.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..layout.slot import Kind
 from ..warning import warn_caller
-from .base import Backend, BackendStatus, Work
+from .base import Backend, BackendStatus, Launch
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
 from .triton import TritonBackend
 
-__all__ = ["Backend", "BackendStatus", "Work", "backends", "resolve_backend"]
+__all__ = ["Backend", "BackendStatus", "Launch", "backends", "resolve_backend"]
 
 BACKENDS: dict[str, type[Backend]] = {
     cls.name: cls for cls in (ReferenceBackend, CpuBackend, TritonBackend, CudaBackend)

@@ -28,7 +28,7 @@ class BackendStatus:
 
 
 @dataclass(slots=True)
-class Work:
+class Launch:
     """One launch: the part of a table to update, and its gradients.
 
     Attributes:
@@ -89,13 +89,13 @@ class Backend(ABC):
         """Why parameters of this kind cannot be updated; empty when they can."""
 
     @abstractmethod
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
-        """Fill `work.statistics` for the gradients of the span; returns the number of kernel launches made."""
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
+        """Fill `launch.statistics` for the gradients of the span; returns the number of kernel launches made."""
 
     @abstractmethod
-    def step(self, work: Work) -> int:
+    def step(self, launch: Launch) -> int:
         """Update in place; returns the number of kernel launches made."""
 
     @abstractmethod
-    def project(self, work: Work) -> int:
-        """After `step`: project what it moved onto `work.joint_sets`, and average it; returns the launches made."""
+    def project(self, launch: Launch) -> int:
+        """After `step`: project what it moved onto `launch.joint_sets`, and average it; returns the launches made."""

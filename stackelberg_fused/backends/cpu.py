@@ -9,7 +9,7 @@ from ..layout.statistics import ClipLimits
 from .base import (
     Backend,
     BackendStatus,
-    Work,
+    Launch,
     refusal_of_kernel,
 )
 from .launch_args import project_args, statistics_args, step_args
@@ -49,23 +49,23 @@ class CpuBackend(Backend):
     def refusal(self, kind: Kind) -> str:
         return refusal_of_kernel(self.name, "cpu", kind)
 
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
-        args = statistics_args(work, limits, _tables(work))
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
+        args = statistics_args(launch, limits, _tables(launch))
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
-    def step(self, work: Work) -> int:
-        _cpu.step(step_args(work, _tables(work)), torch.get_num_threads(), self._isa)
+    def step(self, launch: Launch) -> int:
+        _cpu.step(step_args(launch, _tables(launch)), torch.get_num_threads(), self._isa)
         return 1
 
-    def project(self, work: Work) -> int:
-        _cpu.project(project_args(work, _tables(work)), torch.get_num_threads())
+    def project(self, launch: Launch) -> int:
+        _cpu.project(project_args(launch, _tables(launch)), torch.get_num_threads())
         return 1
 
 
-def _tables(work: Work) -> dict[str, int]:
+def _tables(launch: Launch) -> dict[str, int]:
     """Addresses of the host's own."""
-    table, joint = work.table, work.joint_sets
+    table, joint = launch.table, launch.joint_sets
     found = {
         "records": table.records_address,
         "tiles": table.tiles_address,

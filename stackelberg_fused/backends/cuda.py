@@ -10,7 +10,7 @@ from ..layout.statistics import ClipLimits
 from .base import (
     Backend,
     BackendStatus,
-    Work,
+    Launch,
     refusal_of_kernel,
 )
 from .device_tables import addresses, tables_on_device
@@ -54,25 +54,25 @@ class CudaBackend(Backend):
     def refusal(self, kind: Kind) -> str:
         return refusal_of_kernel(self.name, "cuda", kind)
 
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
-        index = work.table.device.index
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
+        index = launch.table.device.index
         with torch.cuda.device(index):
-            args = statistics_args(work, limits, addresses(tables_on_device(work.table)))
+            args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
-    def step(self, work: Work) -> int:
-        index = work.table.device.index
+    def step(self, launch: Launch) -> int:
+        index = launch.table.device.index
         with torch.cuda.device(index):
-            work.tables = tables_on_device(work.table)
-            args = step_args(work, addresses(work.tables))
+            launch.tables = tables_on_device(launch.table)
+            args = step_args(launch, addresses(launch.tables))
             _cuda.step(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
-    def project(self, work: Work) -> int:
-        index = work.table.device.index
+    def project(self, launch: Launch) -> int:
+        index = launch.table.device.index
         with torch.cuda.device(index):
-            args = project_args(work, addresses(work.tables))
+            args = project_args(launch, addresses(launch.tables))
             _cuda.project(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 

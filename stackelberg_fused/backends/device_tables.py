@@ -66,7 +66,12 @@ class CapturedUploads:
 
     def provide(self, table: Table) -> None:
         """Have pinned blocks of the size that this table takes."""
-        parts = [table.records, table.tiles, table.settings.static, table.settings.scalars]
+        parts = [
+            table.records,
+            table.tiles,
+            table.hyperparameters.static,
+            table.hyperparameters.scalars,
+        ]
         if table.joint_sets is not None:
             parts += [table.joint_sets.sets, table.joint_sets.pieces]
         nbytes = sum(_padded(part.nbytes) for part in parts)
@@ -82,7 +87,7 @@ class CapturedUploads:
         pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
-        read = [*table.statistics.values(), *state, *table.settings.tensors()]
+        read = [*table.statistics.values(), *state, *table.hyperparameters.tensors()]
         self._kept.append((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
@@ -102,7 +107,7 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // 256) * 256
 
 
-class Mirror:
+class DeviceTables:
     """Records, tiles and rows of one table on its GPU."""
 
     def __init__(self, device: torch.device) -> None:
@@ -176,9 +181,9 @@ def tables_on_device(table: Table) -> dict[str, Tensor]:
         names += ["sets", "pieces"]
     if table.device.type == "cpu":
         return {name: torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names}
-    if table.mirror is None:
-        table.mirror = Mirror(table.device)
-    return dict(zip(names, table.mirror.upload(table, names), strict=True))
+    if table.device_tables is None:
+        table.device_tables = DeviceTables(table.device)
+    return dict(zip(names, table.device_tables.upload(table, names), strict=True))
 
 
 def addresses(tables: Mapping[str, Tensor]) -> dict[str, int]:
@@ -196,6 +201,6 @@ def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:
         return getattr(table.joint_sets, name), (name, table.sets_version)
     if table.counts is None:
         return table.rows.rows, (name, table.rows.version)
-    settings = table.settings
-    source = settings.static if name == "rows" else settings.scalars_for(table.device)
-    return source, (f"{name} by group", settings.version)
+    hyperparameters = table.hyperparameters
+    source = hyperparameters.static if name == "rows" else hyperparameters.scalars_for(table.device)
+    return source, (f"{name} by group", hyperparameters.version)

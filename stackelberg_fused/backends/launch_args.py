@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layout.joint_sets import JointSets
 from ..layout.statistics import ClipLimits
 from ..native.tables import PROJECT_ARGS, STATISTICS_ARGS, STEP_ARGS
-from .base import Work
+from .base import Launch
 
 _STEP = struct.Struct("<" + "".join(STEP_ARGS.values()))
 _PROJECT = struct.Struct("<" + "".join(PROJECT_ARGS.values()))
@@ -20,15 +20,15 @@ _STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
 _NONE = (0, 0, 0, 0)
 
 
-def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
+def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
     """`struct StepArgs`.
 
     Args:
         tables: addresses where the kernel runs: of records, tiles and rows; of groups, for a table that counts on its
             device; of sets and pieces, where there are joint sets.
     """
-    table, span, scaling = work.table, work.span, work.scaling
-    counts, joint = table.counts, work.joint_sets
+    table, span, scaling = launch.table, launch.span, launch.scaling
+    counts, joint = table.counts, launch.joint_sets
     return _STEP.pack(
         tables["records"],
         tables["tiles"],
@@ -36,11 +36,11 @@ def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
         span.first_tile,
         span.last_tile - span.first_tile,
         table.first_head_tile,
-        work.rule,
-        work.zero_grads,
+        launch.rule,
+        launch.zero_grads,
         table.takes_turns and table.turns_in(span),
-        table.is_narrow,
-        0 if work.statistics is None else work.statistics.signals.data_ptr(),
+        table.is_low_precision,
+        0 if launch.statistics is None else launch.statistics.buffer.data_ptr(),
         *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
         tables.get("groups", 0),
         *(
@@ -53,13 +53,13 @@ def step_args(work: Work, tables: Mapping[str, int]) -> bytes:
     )
 
 
-def project_args(work: Work, tables: Mapping[str, int]) -> bytes:
+def project_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
     """`struct ProjectArgs`; tables as in `step_args`."""
-    span = work.span
+    span = launch.span
     addresses = [tables[name] for name in ("records", "rows", "sets", "pieces")]
-    pieces = work.joint_sets.piece_range(span.first_slot, span.last_slot)
-    sums, factors, _, moved = map(_address, _results(work.joint_sets))
-    found_inf = _address(work.scaling and work.scaling.found_inf)
+    pieces = launch.joint_sets.piece_range(span.first_slot, span.last_slot)
+    sums, factors, _, moved = map(_address, _results(launch.joint_sets))
+    found_inf = _address(launch.scaling and launch.scaling.found_inf)
     return _PROJECT.pack(*addresses, *pieces, sums, factors, moved, found_inf)
 
 
@@ -67,22 +67,22 @@ def _results(joint: JointSets) -> tuple[Tensor, ...]:
     return joint.sums, joint.factors, joint.tiles_done, joint.moved
 
 
-def statistics_args(work: Work, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
+def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
     """`struct StatisticsArgs`; tables as in `step_args`."""
-    table, span = work.table, work.span
+    table, span = launch.table, launch.span
     values = (
         tables["records"],
         tables["tiles"],
         span.first_tile,
         span.last_tile - span.first_tile,
         table.first_head_tile,
-        work.statistics.tile_sums.data_ptr(),
-        work.statistics.signals.data_ptr(),
+        launch.statistics.tile_sums.data_ptr(),
+        launch.statistics.buffer.data_ptr(),
         limits.body,
         limits.head,
         limits.joint,
         table.turns_in(span),
-        _address(work.scaling and work.scaling.grad_scale),
+        _address(launch.scaling and launch.scaling.grad_scale),
         tables["rows"],
         tables.get("groups", 0),
         0 if table.counts is None else table.counts.waited.data_ptr(),

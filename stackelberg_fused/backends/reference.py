@@ -27,7 +27,7 @@ from ..numerics import turns, update_rule
 from ..numerics.projection import ball_factor, project_simplex, toward_zero
 from ..numerics.random_bits import random_bits
 from ..numerics.summation import sum_of, tile_sums
-from .base import Backend, BackendStatus, Work
+from .base import Backend, BackendStatus, Launch
 from .reference_storage import (
     read_moment,
     read_weight,
@@ -49,67 +49,67 @@ class ReferenceBackend(Backend):
     def refusal(self, kind: Kind) -> str:
         return ""
 
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table, span = work.table, work.span
-        sums = work.statistics.tile_sums
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
+        table, span = launch.table, launch.span
+        sums = launch.statistics.tile_sums
         sums.zero_()
         at = span.first_tile
         for i in range(span.first_slot, span.last_slot):
-            slot, grad = table.slots[i], _moving_gradient(work, i)
+            slot, grad = table.slots[i], _moving_gradient(launch, i)
             tiles = -(-slot.local.numel() // TILE_ELEMENTS)
             if grad is not None:
                 sums[at : at + tiles] = tile_sums(_in_memory_order(grad.detach(), slot))
             at += tiles
         split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
         body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        work.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
+        launch.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
         return 0
 
-    def step(self, work: Work) -> int:
-        table = work.table
-        for i in range(work.span.first_slot, work.span.last_slot):
-            slot, grad = table.slots[i], _moving_gradient(work, i)
+    def step(self, launch: Launch) -> int:
+        table = launch.table
+        for i in range(launch.span.first_slot, launch.span.last_slot):
+            slot, grad = table.slots[i], _moving_gradient(launch, i)
             group = table.groups[slot.group]
-            entry = work.state.get(slot.param) or {}  # asking by key would make one
+            entry = launch.state.get(slot.param) or {}  # asking by key would make one
             state = {name: local_tensor(value) for name, value in entry.items()}
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 if grad is not None:
-                    if work.statistics is not None:
-                        grad = grad * work.statistics.factors[ROLES.index(slot.role)]
-                    _update(work, i, grad, state, group)
+                    if launch.statistics is not None:
+                        grad = grad * launch.statistics.factors[ROLES.index(slot.role)]
+                    _update(launch, i, grad, state, group)
                 if "grad_sum" in state and sums_gradients(group):
-                    _keep_sum(work, i, state["grad_sum"])
-                if work.zero_grads and slot.param.grad is not None:
+                    _keep_sum(launch, i, state["grad_sum"])
+                if launch.zero_grads and slot.param.grad is not None:
                     slot.param.grad.zero_()
         return 0
 
     @torch.no_grad()
-    def project(self, work: Work) -> int:
-        table, span = work.table, work.span
+    def project(self, launch: Launch) -> int:
+        table, span = launch.table, launch.span
         members: dict[int, list[int]] = defaultdict(list)
         for i in range(span.first_slot, span.last_slot):
-            if work.joint_sets.slots[i]:
+            if launch.joint_sets.slots[i]:
                 members[table.slots[i].group].append(i)
         for index, indices in members.items():
             group = table.groups[index]
-            moving = [i for i in indices if work.moves[i] and table.slots[i].local.numel()]
+            moving = [i for i in indices if launch.moves[i] and table.slots[i].local.numel()]
             constraint = joint_set(group)
             if isinstance(constraint, L2Ball) and moving:
-                _project_onto_ball(work, indices, constraint)
+                _project_onto_ball(launch, indices, constraint)
             for i in moving:
                 local = table.slots[i].local
                 if isinstance(constraint, Simplex):
                     sums = constraint.smallest(local.dtype), constraint.largest
                     local.copy_(project_simplex(local, constraint.total, *sums))
                 if group["ema_decay"] is not None:
-                    ema = local_tensor(work.state[table.slots[i].param]["ema"])
+                    ema = local_tensor(launch.state[table.slots[i].param]["ema"])
                     update_rule.ema_update(local.to(ema.dtype), ema, group)
         return 0
 
 
-def _project_onto_ball(work: Work, members: list[int], ball: L2Ball) -> None:
+def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:
     """Scale the parameters of a group into its ball."""
-    slots = [work.table.slots[i] for i in members]
+    slots = [launch.table.slots[i] for i in members]
     sums = [tile_sums(_in_memory_order(slot.local.detach(), slot)) for slot in slots]
     dtype = slots[0].local.dtype
     factor = ball_factor(sum_of(torch.cat(sums)), ball.radius, ball.largest, dtype)
@@ -119,11 +119,13 @@ def _project_onto_ball(work: Work, members: list[int], ball: L2Ball) -> None:
         slot.local.copy_(toward_zero(slot.local.double() * factor, dtype))
 
 
-def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _update(
+    launch: Launch, i: int, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
     """Update one parameter by its rule, on what is stored or on what that stands for."""
-    slot = work.table.slots[i]
+    slot = launch.table.slots[i]
     if slot.scheme.is_direct:
-        _apply(work, i, slot.local, grad, state, group)
+        _apply(launch, i, slot.local, grad, state, group)
         return
     scheme, local = slot.scheme, slot.local.detach()
     param = in_memory_order(local if slot.dense else local.resolve_neg().contiguous())
@@ -136,8 +138,8 @@ def _update(work: Work, i: int, grad: Tensor, state: dict[str, Any], group: dict
     moments = [name for name in state_names(group) if name in MOMENTS]
     wide = {**stored, **{name: read_moment(scheme, name, stored) for name in moments}}
     weight = read_weight(scheme, param, stored)
-    _apply(work, i, weight, _in_memory_order(grad, slot), wide, group)
-    step = int(work.table.step_counts[i]) + 1
+    _apply(launch, i, weight, _in_memory_order(grad, slot), wide, group)
+    step = int(launch.table.step_counts[i]) + 1
     random = random_bits(slot.key, step, len(param), param.device)
     write_weight(scheme, weight, param, stored, random)
     for name in moments:
@@ -151,10 +153,15 @@ def _is_scale(name: str) -> bool:
 
 
 def _apply(
-    work: Work, i: int, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    launch: Launch,
+    i: int,
+    param: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    group: dict[str, Any],
 ) -> None:
     """The rule, the box and the average, on tensors as they are."""
-    table = work.table
+    table = launch.table
     if group["rule"] == "sgd":
         fresh = not table.momentum_ready[i]
         update_rule.sgd_update(param, grad, state, group, first_momentum=fresh)
@@ -167,40 +174,40 @@ def _apply(
         update_rule.ema_update(param, state["ema"], group)
 
 
-def _unscaled(work: Work, i: int) -> Tensor | None:
-    grad, scheme = work.gradient(i), work.table.slots[i].scheme
+def _unscaled(launch: Launch, i: int) -> Tensor | None:
+    grad, scheme = launch.gradient(i), launch.table.slots[i].scheme
     if grad is not None and grad.dtype is not scheme.wide:
         grad = grad.to(scheme.wide)
-    if grad is None or work.scaling is None or work.scaling.grad_scale is None:
+    if grad is None or launch.scaling is None or launch.scaling.grad_scale is None:
         return grad
-    return grad * (1 / work.scaling.grad_scale.view(()))
+    return grad * (1 / launch.scaling.grad_scale.view(()))
 
 
-def _turn(work: Work, i: int) -> tuple[bool, bool]:
+def _turn(launch: Launch, i: int) -> tuple[bool, bool]:
     """Whether a slot waits for its group's turn, and whether there is a sum of its earlier gradients."""
-    table = work.table
+    table = launch.table
     waited = table.waited_counts[i]
     update_every = table.groups[table.slots[i].group]["update_every"]
     return bool(turns.waits(waited, update_every)), bool(turns.has_sum(waited))
 
 
-def _moving_gradient(work: Work, i: int) -> Tensor | None:
+def _moving_gradient(launch: Launch, i: int) -> Tensor | None:
     """The gradient by which a slot moves in this step, before clipping; None: it stays where it is."""
-    slot, grad = work.table.slots[i], _unscaled(work, i)
-    group = work.table.groups[slot.group]
-    waits, has_sum = _turn(work, i)
+    slot, grad = launch.table.slots[i], _unscaled(launch, i)
+    group = launch.table.groups[slot.group]
+    waits, has_sum = _turn(launch, i)
     if waits:
         return None
     if not sums_gradients(group) or (grad is None and not has_sum):
         return grad
-    grad_sum = local_tensor(work.state[slot.param]["grad_sum"])
+    grad_sum = local_tensor(launch.state[slot.param]["grad_sum"])
     return update_rule.mean_gradient(grad_sum, grad, group)
 
 
-def _keep_sum(work: Work, i: int, grad_sum: Tensor) -> None:
+def _keep_sum(launch: Launch, i: int, grad_sum: Tensor) -> None:
     """Add a gradient that waits to the sum, which begins anew when it has moved its parameter."""
-    grad = _unscaled(work, i)
-    if not _turn(work, i)[0]:
+    grad = _unscaled(launch, i)
+    if not _turn(launch, i)[0]:
         grad_sum.zero_()
     elif grad is not None:
         grad_sum.add_(grad)

@@ -16,7 +16,7 @@ from ..layout.table import Table
 from .base import (
     Backend,
     BackendStatus,
-    Work,
+    Launch,
     refusal_of_kernel,
 )
 from .device_tables import tables_on_device
@@ -24,11 +24,11 @@ from .device_tables import tables_on_device
 try:
     from ..triton_kernels.project import launch_project
     from ..triton_kernels.statistics import launch_statistics
-    from ..triton_kernels.step import JOINT_ARGUMENTS, Extras, launch_step
+    from ..triton_kernels.step import JOINT_ARGUMENTS, LaunchOptions, launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:
-    launch_step = launch_statistics = launch_project = Extras = None
+    launch_step = launch_statistics = launch_project = LaunchOptions = None
     JOINT_ARGUMENTS = ()
     _IMPORT_ERROR = str(error)
 
@@ -62,8 +62,8 @@ class TritonBackend(Backend):
     def _on_device(table: Table) -> AbstractContextManager[Any]:
         return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
 
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
-        table, span = work.table, work.span
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
+        table, span = launch.table, launch.span
         with self._on_device(table):
             tables = tables_on_device(table)
             launch_statistics(
@@ -72,55 +72,55 @@ class TritonBackend(Backend):
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                work.statistics.tile_sums,
-                work.statistics.signals.view(torch.float64),
-                work.statistics.limits_on_device(limits),
+                launch.statistics.tile_sums,
+                launch.statistics.buffer.view(torch.float64),
+                launch.statistics.limits_on_device(limits),
                 limits.joint,
                 tables["rows"].view(torch.float32),
-                _extras(work, tables),
+                _options(launch, tables),
             )
         return 1
 
-    def step(self, work: Work) -> int:
-        table, span = work.table, work.span
+    def step(self, launch: Launch) -> int:
+        table, span = launch.table, launch.span
         with self._on_device(table):
-            work.tables = tables_on_device(table)
+            launch.tables = tables_on_device(table)
             launch_step(
-                work.tables["records"].view(torch.int64),
-                work.tables["tiles"].view(torch.int64),
-                work.tables["rows"].view(torch.float32),
+                launch.tables["records"].view(torch.int64),
+                launch.tables["tiles"].view(torch.int64),
+                launch.tables["rows"].view(torch.float32),
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                work.rule,
-                _extras(work, work.tables),
+                launch.rule,
+                _options(launch, launch.tables),
             )
         return 1
 
-    def project(self, work: Work) -> int:
-        joint, span = work.joint_sets, work.span
-        with self._on_device(work.table):
+    def project(self, launch: Launch) -> int:
+        joint, span = launch.joint_sets, launch.span
+        with self._on_device(launch.table):
             launch_project(
-                work.tables["records"].view(torch.int64),
-                work.tables["rows"].view(torch.float32),
-                work.tables["sets"].view(torch.int64),
-                work.tables["pieces"].view(torch.int64),
+                launch.tables["records"].view(torch.int64),
+                launch.tables["rows"].view(torch.float32),
+                launch.tables["sets"].view(torch.int64),
+                launch.tables["pieces"].view(torch.int64),
                 *joint.piece_range(span.first_slot, span.last_slot),
                 joint.factors,
                 joint.moved,
-                work.scaling and work.scaling.found_inf,
+                launch.scaling and launch.scaling.found_inf,
             )
         return 1
 
 
-def _extras(work: Work, tables: Mapping[str, Tensor]) -> Extras:
-    counts, scaling, joint = work.table.counts, work.scaling, work.joint_sets
+def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:
+    counts, scaling, joint = launch.table.counts, launch.scaling, launch.joint_sets
     results: tuple[Tensor, ...] = ()
     if joint is not None:
         sets = tables["sets"].view(torch.int64)
         results = (sets, joint.sums, joint.factors, joint.tiles_done, joint.moved)
-    return Extras(
-        factors=work.statistics and work.statistics.factors,
+    return LaunchOptions(
+        factors=launch.statistics and launch.statistics.factors,
         grad_scale=scaling and scaling.grad_scale,
         found_inf=scaling and scaling.found_inf,
         groups=tables["groups"].view(torch.float64) if "groups" in tables else None,
@@ -128,8 +128,8 @@ def _extras(work: Work, tables: Mapping[str, Tensor]) -> Extras:
         ready=counts and counts.ready,
         waited=counts and counts.waited,
         arrived=counts and counts.arrived,
-        takes_turns=work.table.turns_in(work.span),
-        zero_grads=work.zero_grads,
+        takes_turns=launch.table.turns_in(launch.span),
+        zero_grads=launch.zero_grads,
         joint=dict(zip(JOINT_ARGUMENTS, results, strict=False)),
-        formats=work.table.formats,
+        formats=launch.table.formats,
     )

@@ -165,7 +165,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_result(path: Path, settings: dict[str, Any], data: dict, records: list[Record]) -> None:
-    """Everything that was set and measured: see `tests/test_demo.py` for the keys."""
+    """Everything that was set and measured: see `tests/demo/test_train.py` for the keys."""
     runs = []
     for record in records:
         run = {k: v for k, v in record.items() if k not in ("step_us", "iteration_us")}

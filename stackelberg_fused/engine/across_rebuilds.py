@@ -10,7 +10,7 @@ from .flat_gradients import FlatGradients
 
 
 @dataclass
-class Carried:
+class AcrossRebuilds:
     """Changed by every engine in place.
 
     Attributes:

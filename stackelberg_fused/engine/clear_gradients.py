@@ -25,7 +25,7 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
         return
     grads = [slot.param.grad for slot in table.slots[span.first_slot : span.last_slot]]
     grads = [grad for grad in grads if grad is not None]
-    if staged is not None and staged.work.zero_grads:
+    if staged is not None and staged.launch.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
         _zero(pending.gathered.copied)
         if unit.backend.reads_memory:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..backends import Backend, resolve_backend
 from ..groups.constraints import joint_set
+from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import ROLES, param_label
-from ..groups.settings import GroupSettings
 from ..layout.joint_sets import check_joint_sets
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, LayoutChanged, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
-from ..native.watch import make_lookout, make_watch
-from .across_rebuilds import Carried
+from ..native.change_detection import make_change_detector, make_container_snapshot
+from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
 from .flat_gradients import FlatGradients, refuse_shards
 from .launch_unit import LaunchUnit, Pending, Staged
@@ -53,7 +53,7 @@ class Engine:
         choice: backend by name, "auto", or a backend.
         flatten: move parameters into arenas.
         flat_grads: keep gradients in flat buffers.
-        carried: what the engine before this one left.
+        across_rebuilds: what the engine before this one left.
         previous: state before a state dict was loaded, see `attach_state`.
     """
 
@@ -64,12 +64,12 @@ class Engine:
         choice: str | Backend,
         flatten: bool,
         flat_grads: bool,
-        carried: Carried,
+        across_rebuilds: AcrossRebuilds,
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
     ) -> None:
         self.groups = groups
         self.state = state
-        self.is_broken = False  # accepted settings that not all of its units follow
+        self.is_broken = False  # accepted hyperparameters that not all of its units follow
         slots = collect_slots(groups)
         check_joint_sets(slots, groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
@@ -83,25 +83,28 @@ class Engine:
         self._unfit = [slot for slot in every if not is_trained(slot) and misfit(slot, groups)]
         slots = {key: slots[key] for key in updated}
         backends = {
-            key: resolve_backend(choice, key, slots[key][0].name, carried.reported) for key in slots
+            key: resolve_backend(choice, key, slots[key][0].name, across_rebuilds.reported)
+            for key in slots
         }
         for key, backend in backends.items():
             _check_capturable(slots[key], groups, backend)
         if flat_grads:
             refuse_shards(slot for key_slots in slots.values() for slot in key_slots)
-        self._placement = Placement(flatten, carried.placed)
+        self._placement = Placement(flatten, across_rebuilds.placed)
         for key_slots in slots.values():
             self._placement.place(key_slots)
-        self.settings = GroupSettings(groups, carried.turns)
+        self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
         tables: dict[Any, list[Kind]] = defaultdict(list)
         for kind, backend in backends.items():
             tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
         self.units = [
-            LaunchUnit(merged(slots[k] for k in kinds), self.settings, backends[kinds[0]], state)
+            LaunchUnit(
+                merged(slots[k] for k in kinds), self.hyperparameters, backends[kinds[0]], state
+            )
             for kinds in tables.values()
         ]
         if flat_grads:
-            self._attach_flat(carried.flat)
+            self._attach_flat(across_rebuilds.flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
             if flat_grads:
@@ -109,9 +112,11 @@ class Engine:
                 unit.allocate_trained()
         self._params = [group["params"] for group in groups]
         lists = [p if isinstance(p, list) else list(p) for p in self._params]
-        self._held = make_watch([groups if isinstance(groups, list) else [*groups], *lists])
+        self._group_snapshot = make_container_snapshot(
+            [groups if isinstance(groups, list) else [*groups], *lists]
+        )
         self._note_state()
-        self._watch = carried.watch
+        self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
 
     def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
@@ -152,7 +157,7 @@ class Engine:
         Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
         """
         self._look_at_edits()
-        changed = self.settings.check()
+        changed = self.hyperparameters.check()
         if changed:
             self._refuse(changed)
         pending = self._prepare(role, limits is not None)
@@ -163,15 +168,15 @@ class Engine:
         launches, statistics, has_new_state = 0, None, False
         if limits is not None and self.units:
             launches, statistics = self._measure(staged, limits, role)
-        for unit, work in zip(self.units, staged, strict=True):
-            if work is not None:
-                launches += unit.launch(work)
+        for unit, ready in zip(self.units, staged, strict=True):
+            if ready is not None:
+                launches += unit.launch(ready)
             has_new_state |= unit.has_new_state
         if has_new_state:
             self._note_state()
         if zero_grad:
-            for unit, read, work in zip(self.units, pending, staged, strict=True):
-                clear_gradients(unit, read, work)
+            for unit, read, ready in zip(self.units, pending, staged, strict=True):
+                clear_gradients(unit, read, ready)
         return launches, statistics
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
@@ -191,8 +196,8 @@ class Engine:
         return pending
 
     def _accept(self, changed: list[int]) -> None:
-        """Go on with settings that somebody changed and that nothing speaks against."""
-        accepted = self.settings.accept(changed)
+        """Go on with hyperparameters that somebody changed and that nothing speaks against."""
+        accepted = self.hyperparameters.accept(changed)
         self.is_broken = True  # should memory run out: then it is built again
         for unit in self.units:
             unit.follow(accepted)
@@ -206,12 +211,12 @@ class Engine:
         if len(self.units) == 1:
             return [self.units[0].stage(pending[0], clipped, scaling, zero_grad)]
         counted = any(
-            unit.gradients.active[work.span.first_slot : work.span.last_slot].any()
-            for unit, work in zip(self.units, pending, strict=True)
+            unit.gradients.active[read.span.first_slot : read.span.last_slot].any()
+            for unit, read in zip(self.units, pending, strict=True)
         )
         return [
-            unit.stage(work, clipped, scaling, zero_grad, counted)
-            for unit, work in zip(self.units, pending, strict=True)
+            unit.stage(read, clipped, scaling, zero_grad, counted)
+            for unit, read in zip(self.units, pending, strict=True)
         ]
 
     def flat_gradients(self) -> list[dict[str, Tensor]]:
@@ -238,9 +243,9 @@ class Engine:
             statistics = table.statistics_of(table.spans[role])
             statistics.unknown(limits)
             return 0, statistics
-        running = [(unit, work) for unit, work in zip(self.units, staged, strict=True) if work]
-        launches = sum(unit.measure(work, limits) for unit, work in running)
-        parts = [work.work.statistics for _, work in running]
+        running = [(unit, ready) for unit, ready in zip(self.units, staged, strict=True) if ready]
+        launches = sum(unit.measure(ready, limits) for unit, ready in running)
+        parts = [ready.launch.statistics for _, ready in running]
         if not parts:
             table = self.units[0].table
             parts = [table.statistics_of(table.spans[role])]
@@ -257,7 +262,7 @@ class Engine:
         except LayoutChanged:
             return True
         every = range(len(self.groups))
-        if self.settings.changed_roles(every) or self.settings.changed_storage(every):
+        if self.hyperparameters.changed_roles(every) or self.hyperparameters.changed_storage(every):
             return True
         return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
 
@@ -267,31 +272,31 @@ class Engine:
         Raises:
             LayoutChanged: a parameter or its state was replaced.
         """
-        if not self._lookout.is_unchanged():
+        if not self._change_detector.is_unchanged():
             self._look_closer()
         for unit in self.units:
             if unit.flat is not None and unit.flat.is_outdated():
                 raise LayoutChanged("a parameter was frozen or unfrozen")
 
     def _look_closer(self) -> None:
-        """What the lookout found, one by one."""
-        if self._held.changed():
+        """What the change detector found, one by one."""
+        if self._group_snapshot.changed():
             raise LayoutChanged("parameters were replaced")
-        for i in self.settings.look():
+        for i in self.hyperparameters.look():
             if self.groups[i].get("params") is not self._params[i]:
                 raise LayoutChanged("parameters were replaced")
-        if self._held_state.changed():
+        if self._state_snapshot.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
                 raise LayoutChanged("state was replaced")
             self._note_state()  # entries that no rule knows
-        if any(unit.places.moved() for unit in self.units):
+        if any(unit.state_addresses.moved() for unit in self.units):
             raise LayoutChanged("state was moved")
 
     def _refuse(self, changed: list[int]) -> None:
-        """Raise for groups whose settings go together, but not with their parameters, state or table."""
-        if self.settings.changed_roles(changed):
+        """Raise for groups whose hyperparameters go together, but not with their parameters, state or table."""
+        if self.hyperparameters.changed_roles(changed):
             raise LayoutChanged("a param group changed its role")
-        if self.settings.changed_storage(changed):
+        if self.hyperparameters.changed_storage(changed):
             raise LayoutChanged("a param group is to be stored in another way")
         for unit in self.units:
             unit.refuse_rates(changed)
@@ -300,7 +305,7 @@ class Engine:
         if any(joint_set(self.groups[index]) is not None for index in changed):
             check_joint_sets(collect_slots(self.groups), self.groups)
         # from Adam to SGD or back with the state of the other
-        for index in self.settings.changed_families(changed):
+        for index in self.hyperparameters.changed_families(changed):
             group = self.groups[index]
             for position, param in enumerate(group["params"]):
                 if self.state.get(param):
@@ -311,15 +316,17 @@ class Engine:
 
     def _look_at_rates(self, changed: list[int]) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
-        rates = self.settings.new_rates(changed)
+        rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
             self._watch.look(*rates)
 
     def _note_state(self) -> None:
         """Take what the state holds now for what it should hold."""
         entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
-        self._held_state = make_watch([self.state, *entries])
+        self._state_snapshot = make_container_snapshot([self.state, *entries])
         for unit in self.units:
             unit.note_state()
-        watches = [self._held, self.settings.watch, self._held_state]
-        self._lookout = make_lookout(watches, [unit.places for unit in self.units])
+        watches = [self._group_snapshot, self.hyperparameters.watch, self._state_snapshot]
+        self._change_detector = make_change_detector(
+            watches, [unit.state_addresses for unit in self.units]
+        )

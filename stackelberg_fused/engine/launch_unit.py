@@ -9,23 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends import Backend, Work
+from ..backends import Backend, Launch
+from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
 from ..groups.schemes import has_moment
-from ..groups.settings import Accepted, GroupSettings
 from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
 from ..layout.table import COUNTS, Table
 from ..memory.sharding import local_tensor
-from ..native.reader import make_places
+from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
 from ..warning import warn_caller
 from .flat_gradients import FlatGradients
 from .gradients import Gathered, Gradients
 from .state import drop_averages
-from .step_plan import Active, Activity
+from .step_plan import StepPlan, StepPlanner
 
 _CPU = torch.device("cpu")
 
@@ -50,8 +50,8 @@ class Staged:
     """A step of one table that nothing can stop any more."""
 
     gathered: Gathered
-    active: Active
-    work: Work
+    plan: StepPlan
+    launch: Launch
 
 
 class LaunchUnit:
@@ -60,30 +60,30 @@ class LaunchUnit:
     def __init__(
         self,
         slots: list[Slot],
-        settings: GroupSettings,
+        hyperparameters: Hyperparameters,
         backend: Backend,
         state: Mapping[Tensor, dict],
     ) -> None:
-        self.table = table = Table(slots, settings)
-        self.settings = settings
+        self.table = table = Table(slots, hyperparameters)
+        self.hyperparameters = hyperparameters
         self.backend = backend
         self.state = state
         self.gradients = Gradients(table, backend.reads_memory, backend.mixes_dtypes)
         self.flat: FlatGradients | None = None
         self._warned_of_flat = False
-        self._activity = Activity(table, self.gradients, state)
+        self._planner = StepPlanner(table, self.gradients, state)
         self.has_new_state = False
         self._groups = {slot.group for slot in slots}
         self.skipped = False  # the last step, by a scaler that the host asked
         # steps may be replayed behind the host's back, at rates that it does not know
         self._is_captured = False
-        self.places = make_places(
+        self.state_addresses = make_address_snapshot(
             []
         )  # of the state: somebody may exchange its memory (`state.data = ...`)
 
     def allocate_trained(self) -> None:
-        """As `Activity.allocate_trained`."""
-        self._activity.allocate_trained()
+        """As `StepPlanner.allocate_trained`."""
+        self._planner.allocate_trained()
 
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
@@ -93,7 +93,9 @@ class LaunchUnit:
             [t for name, t in tensors.items() if name not in COUNTS] or list(tensors.values())
             for tensors in self.table.state_tensors
         ]
-        self.places = make_places([local_tensor(t) for tensors in entries for t in tensors])
+        self.state_addresses = make_address_snapshot(
+            [local_tensor(t) for tensors in entries for t in tensors]
+        )
 
     def refuse_rates(self, changed: list[int]) -> None:
         """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""
@@ -107,7 +109,7 @@ class LaunchUnit:
 
     def refuse_edits_in_capture(self, changed: list[int]) -> None:
         """Raise for another rule or turn while a CUDA graph is captured: replays would not follow it."""
-        if self.table.counts is not None and self.settings.changes_rules(changed):
+        if self.table.counts is not None and self.hyperparameters.changes_rules(changed):
             self._refuse_in_capture("another rule")
 
     def refuse_shards(self) -> None:
@@ -174,20 +176,20 @@ class LaunchUnit:
                 return None
         if clipped and span not in table.statistics:
             self._refuse_in_capture("room for its statistics")
-        active = self._activity.of(span, counted, self._allocating)
-        if active is None:
+        plan = self._planner.of(span, counted, self._allocating)
+        if plan is None:
             return None
         if table.counts is None and table.rows.update():
             table.records["row"] = table.rows.slot_row
             table.version += 1
-        self.gradients.stage(pending.gathered, span, active.written)
+        self.gradients.stage(pending.gathered, span, plan.written)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
         clears = zero_grad and pending.clears
         joint = table.joint_sets
-        if joint is not None and not joint.are_touched(active.moves):
+        if joint is not None and not joint.are_touched(plan.moves):
             joint = None
-        work = Work(
+        launch = Launch(
             table,
             span,
             gradient,
@@ -196,45 +198,45 @@ class LaunchUnit:
             statistics,
             scaling,
             clears,
-            active.moves,
+            plan.moves,
             joint,
         )
-        return Staged(pending.gathered, active, work)
+        return Staged(pending.gathered, plan, launch)
 
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
         """Compute the statistics of the gradients that are about to be stepped; returns the launches made."""
-        span = staged.work.span
+        span = staged.launch.span
         if span.last_tile > span.first_tile:
-            return self.backend.statistics(staged.work, limits)
-        staged.work.statistics.nothing(limits)
+            return self.backend.statistics(staged.launch, limits)
+        staged.launch.statistics.nothing(limits)
         return 0
 
     def launch(self, staged: Staged) -> int:
         """Update the parameters that have gradients; returns the launches made."""
-        table, active, span = self.table, staged.active, staged.work.span
+        table, plan, span = self.table, staged.plan, staged.launch.span
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
-            increment_versions(active.params)
+            increment_versions(plan.params)
         launches = 0
         if span.last_tile > span.first_tile:
-            launches = self.backend.step(staged.work)
-            if staged.work.joint_sets is not None:
-                launches += self.backend.project(staged.work)
+            launches = self.backend.step(staged.launch)
+            if staged.launch.joint_sets is not None:
+                launches += self.backend.project(staged.launch)
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
         if table.counts is not None:
-            scaling = staged.work.scaling
+            scaling = staged.launch.scaling
             found_inf = scaling and scaling.found_inf
             every, sums = table.update_every, table.sums
-            table.counts.advance_empty(span, active.mask, every, sums, found_inf)
+            table.counts.advance_empty(span, plan.mask, every, sums, found_inf)
         else:
-            np.add(table.step_counts, active.counts, out=table.step_counts)
-            if not active.ready:
-                table.momentum_ready[active.moves] = True
-                active.ready = True
-            if active.waits_on_host:
-                self._activity.advance_waiting(span, active)
+            np.add(table.step_counts, plan.counts, out=table.step_counts)
+            if not plan.ready:
+                table.momentum_ready[plan.moves] = True
+                plan.ready = True
+            if plan.waits_on_host:
+                self._planner.advance_waiting(span, plan)
         return launches
 
     def _begin_anew(self, slots: list[int]) -> None:
@@ -268,25 +270,25 @@ class LaunchUnit:
         self.has_new_state = True
 
     def follow(self, accepted: Accepted) -> None:
-        """Follow settings that were accepted."""
+        """Follow hyperparameters that were accepted."""
         table, flipped = self.table, accepted.new_rules
         table.rows.refill()
         table.may_be_captured = any(table.groups[i].get("capturable") for i in self._groups)
         self._is_captured = self.backend.counts_on_device and (
-            table.may_be_captured or self.settings.rates_live_on(table.device)
+            table.may_be_captured or self.hyperparameters.rates_live_on(table.device)
         )
         if not flipped:
             return
         # a rule may need state now that it did not need before
         slot_group = table.rows.slot_group
         table.set_turns()
-        if table.joint_sets is not None or self.settings.has_joint_sets:
+        if table.joint_sets is not None or self.hyperparameters.has_joint_sets:
             table.set_joint_sets()
         self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
         affected = np.isin(slot_group, flipped)
-        self._activity.forget(affected)
+        self._planner.forget(affected)
         slots = np.flatnonzero(affected).tolist()
-        averaged = [self.settings.rule(table.slots[i].group) & Rule.EMA for i in slots]
+        averaged = [self.hyperparameters.rule(table.slots[i].group) & Rule.EMA for i in slots]
         unwanted = [i for i, is_averaged in zip(slots, averaged, strict=True) if not is_averaged]
         self.has_new_state |= drop_averages(table, unwanted, self.state)
         for i in slots:
@@ -296,10 +298,10 @@ class LaunchUnit:
             has_buffer = has_moment(entry, "momentum_buffer") and (
                 table.counts is not None or table.step_counts[i] > 0
             )
-            is_momentum = self.settings.rule(slot.group) & Rule.MOMENTUM
+            is_momentum = self.hyperparameters.rule(slot.group) & Rule.MOMENTUM
             table.momentum_ready[i] = has_buffer or not is_momentum
         if table.counts is not None:
-            rules = [self.settings.rule(slot.group) for slot in table.slots]
+            rules = [self.hyperparameters.rule(slot.group) for slot in table.slots]
             momentum = np.array(rules) & Rule.MOMENTUM != 0
             ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)
             mask, momentum = (torch.from_numpy(m).to(table.device) for m in (affected, momentum))

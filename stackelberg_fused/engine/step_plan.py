@@ -15,11 +15,11 @@ from ..numerics import turns
 from .gradients import Gradients
 from .state import allocate_state
 
-MOST_KEPT = 256  # spans, at as many stages of waiting, of which is kept what a step does with them
+MOST_PLANS = 256  # spans, at as many stages of waiting, of which is kept what a step does with them
 
 
 @dataclass(slots=True)
-class Active:
+class StepPlan:
     """What a step does with a span, kept while its gradients are there or not as they were.
 
     Attributes:
@@ -43,7 +43,7 @@ class Active:
     ready: bool = False
 
 
-class Activity:
+class StepPlanner:
     """What steps of a table's spans do."""
 
     def __init__(
@@ -51,12 +51,12 @@ class Activity:
     ) -> None:
         self._table, self._gradients, self._state = table, gradients, state
         self._has_state = np.zeros(len(table.slots), bool)
-        self._kept: dict[tuple[Span, bool, bytes], Active | None] = {}
+        self._plans: dict[tuple[Span, bool, bytes], StepPlan | None] = {}
         self._version = -1
 
     def forget(self, slots: np.ndarray) -> None:
         """Look again which state these slots (bool [n]) need."""
-        self._kept.clear()
+        self._plans.clear()
         self._has_state[slots] = False
 
     def allocate_trained(self) -> None:
@@ -64,15 +64,15 @@ class Activity:
         trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
         allocate_state(self._table, trained, self._state)
 
-    def advance_waiting(self, span: Span, active: Active) -> None:
+    def advance_waiting(self, span: Span, plan: StepPlan) -> None:
         """Count the step for groups that take turns."""
         table, here = self._table, slice(span.first_slot, span.last_slot)
         now, every = table.waited_counts[here], table.update_every[here]
-        now[:] = turns.waited_after(now, every, (table.sums & active.mask)[here])
+        now[:] = turns.waited_after(now, every, (table.sums & plan.mask)[here])
 
     def of(
         self, span: Span, counted: bool, before_allocating: Callable[[str], None]
-    ) -> Active | None:
+    ) -> StepPlan | None:
         """What a step does with a span; None where it does nothing.
 
         Args:
@@ -80,8 +80,8 @@ class Activity:
             before_allocating: called, and may raise, with what is about to be allocated.
         """
         table, version = self._table, self._gradients.active_version
-        if version != self._version or len(self._kept) > MOST_KEPT:
-            self._kept.clear()
+        if version != self._version or len(self._plans) > MOST_PLANS:
+            self._plans.clear()
             self._version = version
         # the host's counts say nothing any more where the device counts
         stage = b""
@@ -89,14 +89,14 @@ class Activity:
             waits = turns.waits(table.waited_counts, table.update_every)
             stage = (waits + 2 * turns.has_sum(table.waited_counts)).tobytes()
         key = span, counted, stage
-        found = self._kept.get(key, self)  # None is an answer
+        found = self._plans.get(key, self)  # None is an answer
         if found is self:
-            found = self._kept[key] = self._look(span, counted, before_allocating)
+            found = self._plans[key] = self._look(span, counted, before_allocating)
         return found
 
     def _look(
         self, span: Span, counted: bool, before_allocating: Callable[[str], None]
-    ) -> Active | None:
+    ) -> StepPlan | None:
         table = self._table
         here = slice(span.first_slot, span.last_slot)
         mask = np.zeros(len(table.slots), bool)
@@ -126,6 +126,6 @@ class Activity:
         written = moves if table.joint_sets is None else table.joint_sets.written(moves)
         params = [table.slots[i].param for i in np.flatnonzero(written).tolist()]
         on_host = table.takes_turns and table.counts is None
-        return Active(
+        return StepPlan(
             mask, moves, moves.astype(np.float32), written, params, on_host, self._version
         )

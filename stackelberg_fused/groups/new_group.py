@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from .param_groups import (
+    check_hyperparameters,
     check_new_group,
     check_params,
-    check_settings,
     complete_group,
 )
 
@@ -32,7 +32,7 @@ def completed_group(
     index = len(groups)
     completed = complete_group(given, defaults, head_lr_ratio, index)
     completed.update(split_names(completed["params"], index))
-    check_settings(completed, index)
+    check_hyperparameters(completed, index)
     check_params(completed, index)
     check_new_group(completed, index, groups)
     lr = completed["lr"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
-from .rules import SETTINGS, as_number
-from .schemes import check_scheme, check_scheme_settings
+from .rules import HYPERPARAMETERS, as_number
+from .schemes import check_scheme, check_scheme_names
 
 ROLES = ("body", "head")
 
@@ -61,8 +61,8 @@ def complete_group(
     rule = group.get("rule", defaults["rule"])
     if "rule" not in group and rule != "sgd" and "decoupled_weight_decay" in group:
         rule = "adamw" if group["decoupled_weight_decay"] else "adam"
-    if rule not in SETTINGS:
-        known = ", ".join(map(repr, SETTINGS))
+    if rule not in HYPERPARAMETERS:
+        known = ", ".join(map(repr, HYPERPARAMETERS))
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
     completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
     for name in BY_ROLE:
@@ -112,21 +112,21 @@ def _check_rate(label: str, lr: Any) -> None:
         raise TypeError(f"{label}: lr on {lr.device} must be float32 or float64, got {lr.dtype}")
 
 
-def check_settings(group: dict[str, Any], index: int) -> None:
+def check_hyperparameters(group: dict[str, Any], index: int) -> None:
     """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
     label = group_label(index, group)
     if group.get("role") not in ROLES:
         raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
-    if group.get("rule") not in SETTINGS:
+    if group.get("rule") not in HYPERPARAMETERS:
         raise ValueError(f"{label}: unknown rule {group.get('rule')!r}")
-    missing = [name for name in SETTINGS[group["rule"]] if name not in group]
+    missing = [name for name in HYPERPARAMETERS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
     _check_rate(label, group["lr"])
     at_least_zero(label, "weight_decay", group["weight_decay"])
     _check_average_and_turns(label, group)
     _check_constraint(label, group)
-    check_scheme_settings(label, group)
+    check_scheme_names(label, group)
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])

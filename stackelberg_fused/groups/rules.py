@@ -34,7 +34,7 @@ RULES: tuple[int, ...] = tuple(
     for l2 in (Rule(0), Rule.L2)
 )
 
-_COMMON_SETTINGS = (
+_COMMON = (
     "lr",
     "weight_decay",
     "maximize",
@@ -47,12 +47,12 @@ _COMMON_SETTINGS = (
     "float32_state",
     "seed",
 )
-_ADAM_SETTINGS = (*_COMMON_SETTINGS, "betas", "eps", "amsgrad")
-_SGD_SETTINGS = (*_COMMON_SETTINGS, "momentum", "dampening", "nesterov")
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "adam": _ADAM_SETTINGS,
-    "adamw": _ADAM_SETTINGS,
-    "sgd": _SGD_SETTINGS,
+_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad")
+_SGD_NAMES = (*_COMMON, "momentum", "dampening", "nesterov")
+HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
+    "adam": _ADAM_NAMES,
+    "adamw": _ADAM_NAMES,
+    "sgd": _SGD_NAMES,
 }
 _IMMUTABLE = {int, float, bool, tuple, str, NoneType, *CONSTRAINTS}
 
@@ -67,7 +67,7 @@ def as_number(value: Any) -> float:
 
 def is_volatile(group: dict[str, Any]) -> bool:
     """Whether a setting can change while the object that holds it stays the same."""
-    values = [group[name] for name in SETTINGS[group["rule"]]]
+    values = [group[name] for name in HYPERPARAMETERS[group["rule"]]]
     if isinstance(group.get("betas"), tuple):
         values.extend(group["betas"])
     return not all(type(value) in _IMMUTABLE or isinstance(value, np.generic) for value in values)

@@ -14,18 +14,18 @@ from ..memory.sharding import is_sharded
 from ..numerics.codec import BLOCK
 from .rules import sums_gradients
 
-WIDE = (torch.float32, torch.float64)
-NARROW = (torch.bfloat16, torch.float16)
+FULL_PRECISION = (torch.float32, torch.float64)
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 EIGHT_BITS = torch.uint8  # what codes are kept in
 
 # what a low-precision weight is kept exact, or nearly so, by; with the dtypes that know it
 MASTERS: dict[str | None, tuple[torch.dtype, ...]] = {
-    None: NARROW,
-    "stochastic": NARROW,
-    "kahan": NARROW,
+    None: HALF_PRECISION,
+    "stochastic": HALF_PRECISION,
+    "kahan": HALF_PRECISION,
     "split16": (torch.bfloat16,),
     "split8": (torch.bfloat16,),
-    "fp32": NARROW,
+    "fp32": HALF_PRECISION,
 }
 STATE_DTYPES: dict[Any, torch.dtype | None] = {
     None: None,
@@ -145,7 +145,7 @@ def stored_names(scheme: Scheme, group: dict[str, Any]) -> dict[str, torch.dtype
 def scheme_of(group: dict[str, Any], param: Tensor) -> Scheme:
     """The scheme of a parameter, from checked settings of its group."""
     dtype = param.dtype
-    if group.get("differentiable") or dtype not in (*NARROW, torch.float32):
+    if group.get("differentiable") or dtype not in (*HALF_PRECISION, torch.float32):
         return Scheme(dtype, None, dtype, True)
     state = STATE_DTYPES[group["state_dtype"]] or torch.float32
     if group["float32_state"] == "vectors" and param.dim() <= 1:
@@ -155,7 +155,7 @@ def scheme_of(group: dict[str, Any], param: Tensor) -> Scheme:
     return Scheme(dtype, group["master"], state, False)
 
 
-def check_scheme_settings(label: str, group: dict[str, Any]) -> None:
+def check_scheme_names(label: str, group: dict[str, Any]) -> None:
     """Raise ValueError or TypeError, naming the group, for settings that are none."""
     for name, known in (
         ("master", MASTERS),
@@ -182,10 +182,10 @@ def check_scheme_settings(label: str, group: dict[str, Any]) -> None:
 def check_scheme(label: str, group: dict[str, Any], param: Tensor) -> None:
     """Raise ValueError or TypeError, naming the parameter, where it cannot be stored as its group says."""
     dtype, master = param.dtype, group["master"]
-    if dtype not in (*WIDE, *NARROW):
-        known = ", ".join(map(str, (*WIDE, *NARROW)))
+    if dtype not in (*FULL_PRECISION, *HALF_PRECISION):
+        known = ", ".join(map(str, (*FULL_PRECISION, *HALF_PRECISION)))
         raise TypeError(f"{label}: its dtype is {dtype}, known are {known}")
-    if dtype in NARROW and dtype not in MASTERS[master]:
+    if dtype in HALF_PRECISION and dtype not in MASTERS[master]:
         fitting = ", ".join(repr(name) for name, dtypes in MASTERS.items() if dtype in dtypes)
         raise ValueError(
             f"{label}: master {master!r} needs bfloat16; for {dtype} there are {fitting}"

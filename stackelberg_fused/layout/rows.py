@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..groups.hyperparameters import Hyperparameters
 from ..groups.rules import MIXED_RULES
-from ..groups.settings import GroupSettings
 from ..native.tables import HAS_SUM, ROW, WAITS
 from ..numerics import turns
 from ..numerics.bias_correction import bias_corrections
@@ -22,7 +22,7 @@ class HyperparameterRows:
     """The rows of one table: one per group, and per distinct step count within a group.
 
     Args:
-        settings: of the optimizer's param groups.
+        hyperparameters: of the optimizer's param groups.
         slot_group: int64 array [n]: the group of each slot of the table.
         step_counts: float32 array [n]: steps that each slot has taken; kept, and read at every update.
         momentum_ready: bool array [n]: False where the coming step creates the momentum buffer; likewise.
@@ -37,14 +37,14 @@ class HyperparameterRows:
 
     def __init__(
         self,
-        settings: GroupSettings,
+        hyperparameters: Hyperparameters,
         slot_group: np.ndarray,
         step_counts: np.ndarray,
         momentum_ready: np.ndarray,
         waited: np.ndarray,
     ) -> None:
         self.slot_group = slot_group
-        self._settings = settings
+        self._hyperparameters = hyperparameters
         self._step_counts, self._momentum_ready = step_counts, momentum_ready
         self._waited = waited
         self.version = 0
@@ -73,8 +73,8 @@ class HyperparameterRows:
         return regrouped
 
     def refill(self) -> None:
-        """Take over from the settings what step count and rate do not change."""
-        self.rows[:] = self._settings.static[self._row_group]
+        """Take over from the hyperparameters what step count and rate do not change."""
+        self.rows[:] = self._hyperparameters.static[self._row_group]
         self.rows["one_minus_dampening"][~self._row_ready] = 1.0
         rules = set(self.rows["rule"].tolist())
         self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
@@ -91,7 +91,7 @@ class HyperparameterRows:
         waited = self._waited[self._representative]
         if not np.array_equal(waited[slot_row], self._waited):
             return False
-        group = self._settings.scalars[self._row_group]
+        group = self._hyperparameters.scalars[self._row_group]
         keys = zip(group["beta1"].tolist(), group["beta2"].tolist(), counts.tolist(), strict=True)
         keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in keys]
         known = {key: bias_corrections(*key) for key in set(keys)}
@@ -117,7 +117,7 @@ class HyperparameterRows:
         self.address = self.rows.ctypes.data
         read = (
             self.rows,
-            self._settings.scalars,
+            self._hyperparameters.scalars,
             self._row_group,
             self._representative,
             self._row_ready,

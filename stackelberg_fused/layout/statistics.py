@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..groups.param_groups import ROLES, at_least_zero
-from ..native.tables import SIGNALS
+from ..native.tables import GRADIENT_STATISTICS
 from .scaling import move
 
-_FACTOR = SIGNALS.fields["factor"][1] // 4  # in words of float32
+_FACTOR = GRADIENT_STATISTICS.fields["factor"][1] // 4  # in words of float32
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Statistics:
     """What the statistics launch of one table writes, on the table's device.
 
     Attributes:
-        signals: uint8 [64]: `struct Signals` of csrc/tables.h.
+        buffer: uint8 [64]: `struct GradientStatistics` of csrc/tables.h.
         tile_sums: float64 [tiles]: of each tile's gradients, squared.
     """
 
     def __init__(self, tiles: int, device: torch.device) -> None:
-        self.signals = torch.zeros(SIGNALS.itemsize, dtype=torch.uint8, device=device)
+        self.buffer = torch.zeros(GRADIENT_STATISTICS.itemsize, dtype=torch.uint8, device=device)
         self.tile_sums = torch.zeros(tiles, dtype=torch.float64, device=device)
         self._limits = torch.zeros(2, dtype=torch.float64, device=device)
         self._written: ClipLimits | None = None
@@ -85,30 +85,30 @@ class Statistics:
     @property
     def sum_sq(self) -> Tensor:
         """float64 [2]: of body and head."""
-        return self.signals.view(torch.float64)[:2]
+        return self.buffer.view(torch.float64)[:2]
 
     @property
     def norms(self) -> Tensor:
         """float64 [3]: of body, head and both."""
-        return self.signals.view(torch.float64)[2:5]
+        return self.buffer.view(torch.float64)[2:5]
 
     @property
     def factors(self) -> Tensor:
         """float32 [2]: what the gradients of body and head are multiplied by to clip them."""
-        return self.signals.view(torch.float32)[_FACTOR : _FACTOR + 2]
+        return self.buffer.view(torch.float32)[_FACTOR : _FACTOR + 2]
 
     def nothing(self, limits: ClipLimits) -> None:
         """What there is to say where no gradient is."""
-        self.conclude(torch.zeros(2, dtype=torch.float64, device=self.signals.device), limits)
+        self.conclude(torch.zeros(2, dtype=torch.float64, device=self.buffer.device), limits)
 
     def unknown(self, limits: ClipLimits) -> None:
         """What there is to say of a step that was skipped before anything was measured: NaN."""
-        nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.signals.device)
+        nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.buffer.device)
         self.conclude(nan, limits)
 
     def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
         """Everything that follows from the sums of both players, float64 [2]: `conclude` of csrc/summation.h."""
-        sum_sq = move(sum_sq, self.signals.device)
+        sum_sq = move(sum_sq, self.buffer.device)
         self.sum_sq.copy_(sum_sq)
         norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
         self.norms.copy_(norms)

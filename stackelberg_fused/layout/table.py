@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..groups.hyperparameters import Hyperparameters
 from ..groups.schemes import (
     DTYPE_WORD,
     MOMENTS,
     code_name,
     scale_name,
 )
-from ..groups.settings import GroupSettings
 from ..native.tables import RECORD, TILE_ELEMENTS
 from .device_counts import DeviceCounts
 from .joint_sets import JointSets, make_joint_sets
@@ -59,13 +59,13 @@ class Table:
 
     Args:
         slots: body slots first, head slots last.
-        settings: of the optimizer's param groups.
+        hyperparameters: of the optimizer's param groups.
     """
 
-    def __init__(self, slots: list[Slot], settings: GroupSettings) -> None:
+    def __init__(self, slots: list[Slot], hyperparameters: Hyperparameters) -> None:
         self.slots = slots
-        self.settings = settings
-        self.groups = settings.groups
+        self.hyperparameters = hyperparameters
+        self.groups = hyperparameters.groups
         self.device = slots[0].local.device
         numel = [slot.local.numel() for slot in slots]
         self.records = np.zeros(len(slots), RECORD)
@@ -86,7 +86,7 @@ class Table:
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         slot_group = np.array([slot.group for slot in slots], np.int64)
         self.rows = HyperparameterRows(
-            settings, slot_group, self.step_counts, self.momentum_ready, self.waited_counts
+            hyperparameters, slot_group, self.step_counts, self.momentum_ready, self.waited_counts
         )
         self.set_turns()
         self.records["row"] = self.rows.slot_row
@@ -94,9 +94,9 @@ class Table:
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()
         self.version = 0  # counts changes of the records: what a device mirror compares
-        self.joint_sets: JointSets | None = None  # until settings are accepted
+        self.joint_sets: JointSets | None = None  # until hyperparameters are accepted
         self.sets_version = 0
-        self.mirror: Any = None  # what a device backend keeps on its device
+        self.device_tables: Any = None  # what a device backend keeps on its device
         # by the part of the table that is stepped: steps of two roles may run at the same time
         self.statistics: dict[Span, Statistics] = {}
         self.counts: DeviceCounts | None = None  # where step counts live on the device
@@ -106,7 +106,7 @@ class Table:
         """Take over which formats records have, each with the dtype of its gradient above its first byte."""
         words = self.records["format"] | self.records["grad_dtype"] << 8
         self.formats: tuple[int, ...] = tuple(np.unique(words).tolist())
-        self.is_narrow = self.formats != (0,)
+        self.is_low_precision = self.formats != (0,)
 
     @property
     def has_other_gradients(self) -> bool:
@@ -122,14 +122,14 @@ class Table:
         self.version += 1
 
     def set_turns(self) -> None:
-        """Follow the settings in how often groups move."""
+        """Follow the hyperparameters in how often groups move."""
         slot_group = self.rows.slot_group
-        self.update_every = self.settings.scalars["update_every"][slot_group]  # of each slot
-        self.sums = self.settings.static["mean_weight"][slot_group] != 0
+        self.update_every = self.hyperparameters.scalars["update_every"][slot_group]  # of each slot
+        self.sums = self.hyperparameters.static["mean_weight"][slot_group] != 0
         self.takes_turns = bool((self.update_every > 1).any())
 
     def set_joint_sets(self) -> None:
-        """Follow the settings in what parameters are projected onto by a launch of its own."""
+        """Follow the hyperparameters in what parameters are projected onto by a launch of its own."""
         self.joint_sets = make_joint_sets(
             self.slots, self.groups, self.records, self.tiles, self.device
         )

@@ -17,10 +17,9 @@ from torch import Tensor
 from .tensor_abi import TENSOR_ABI
 
 try:
-    from .._cpu import Places as NativePlaces
     from .._cpu import Reader as NativeReader
 except ImportError:
-    NativeReader = NativePlaces = None
+    NativeReader = None
 
 
 class Reader(Protocol):
@@ -135,20 +134,3 @@ def make_reader(
     if TENSOR_ABI is None or not plain:
         return PythonReader(owners, local_tensors, records, active)
     return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, TENSOR_ABI)
-
-
-class PythonPlaces:
-    """Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`)."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self._tensors = tensors
-        self._addresses = [tensor.data_ptr() for tensor in tensors]
-
-    def moved(self) -> bool:
-        """Whether any of them lies elsewhere now."""
-        return [tensor.data_ptr() for tensor in self._tensors] != self._addresses
-
-
-def make_places(tensors: list[Tensor]) -> Any:
-    """The native `Places` where it knows this torch, else the one above."""
-    return PythonPlaces(tensors) if TENSOR_ABI is None else NativePlaces(tensors, TENSOR_ABI)

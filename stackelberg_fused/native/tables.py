@@ -75,7 +75,7 @@ JOINT_SET = np.dtype(
     ]
 )
 
-SIGNALS = np.dtype(
+GRADIENT_STATISTICS = np.dtype(
     [
         ("sum_sq", "<f8", (2,)),
         ("norm", "<f8", (2,)),
@@ -92,8 +92,8 @@ STEP_ARGS = {
     **dict.fromkeys(("records", "tiles", "rows"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
     **dict.fromkeys(("rule", "zero_grads"), "i"),
-    **dict.fromkeys(("takes_turns", "is_narrow"), "i"),
-    **dict.fromkeys(("signals", "grad_scale", "found_inf"), "q"),
+    **dict.fromkeys(("takes_turns", "is_low_precision"), "i"),
+    **dict.fromkeys(("statistics", "grad_scale", "found_inf"), "q"),
     **dict.fromkeys(("groups", "steps", "ready", "waited", "arrived"), "q"),
     **dict.fromkeys(("sets", "set_sums", "set_factors", "set_tiles_done", "moved"), "q"),
 }
@@ -105,7 +105,7 @@ PROJECT_ARGS = {
 STATISTICS_ARGS = {
     **dict.fromkeys(("records", "tiles"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
-    **dict.fromkeys(("tile_sums", "signals"), "q"),
+    **dict.fromkeys(("tile_sums", "statistics"), "q"),
     "max_norm": "2d",
     **dict.fromkeys(("joint", "takes_turns"), "i"),
     **dict.fromkeys(("grad_scale", "rows", "groups", "waited"), "q"),

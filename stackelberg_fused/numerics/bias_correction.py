@@ -1,4 +1,4 @@
-"""Adam's bias corrections in float64; csrc/cpu/bias_correction.h is the same, operation by operation."""
+"""Adam's bias corrections in float64; csrc/cpu/row.h is the same, operation by operation."""
 
 from __future__ import annotations
 

@@ -15,20 +15,20 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..backends import Backend
-from ..engine.across_rebuilds import Carried
+from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.engine import Engine
 from ..engine.state import check_loaded, without_unused_momentum
+from ..groups.hyperparameters import turn_of
 from ..groups.new_group import completed_group, fill_in
 from ..groups.param_groups import (
     ROLES,
+    check_hyperparameters,
     check_params,
     check_ratio,
-    check_settings,
     copy_by_role,
     param_label,
 )
-from ..groups.settings import turn_of
 from ..layout.scaling import Scaling
 from ..layout.slot import LayoutChanged
 from ..layout.statistics import ClipLimits, LastStep, Statistics
@@ -71,7 +71,7 @@ class StackelbergOptimizer(Optimizer):
             raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
         if grads == "flat" and defaults["differentiable"]:
             raise ValueError("differentiable=True goes with grads='gather' only")
-        self._settings = {
+        self._options = {
             "grads": grads,
             "mode": mode,
             "head_lr_ratio": check_ratio(head_lr_ratio),
@@ -83,13 +83,13 @@ class StackelbergOptimizer(Optimizer):
         if defaults["differentiable"]:
             if backend not in ("auto", "reference"):
                 raise ValueError("differentiable=True needs backend='reference'")
-            self._settings["backend"] = "reference"
+            self._options["backend"] = "reference"
         for name in ("foreach", "fused"):
             if defaults.get(name) is not None:
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
         self._engine: Engine | None = None
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
-        self._carried = Carried()
+        self._across_rebuilds = AcrossRebuilds()
         self._is_swapped = False
         self._players: dict[str, Player] = {}
         self._stepped: set[str] = set()  # players that have been, for their schedulers
@@ -114,17 +114,17 @@ class StackelbergOptimizer(Optimizer):
         Raises:
             ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
         """
-        value = self._settings["max_grad_norm"]
+        value = self._options["max_grad_norm"]
         return dict(value) if isinstance(value, dict) else value
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
-        if value is not None and self._settings["differentiable"]:
+        if value is not None and self._options["differentiable"]:
             raise ValueError(
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
             )
         self._limits = ClipLimits.of(value)
-        self._settings["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
+        self._options["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
 
     @property
     def last_step(self) -> LastStep:
@@ -201,7 +201,7 @@ class StackelbergOptimizer(Optimizer):
             role: "body" or "head" clears the gradients of that player alone.
         """
         self._check_role(role)
-        if self._settings["grads"] == "flat":
+        if self._options["grads"] == "flat":
             self._current().zero_flat(role)
         elif role is None:
             super().zero_grad(set_to_none)
@@ -226,7 +226,7 @@ class StackelbergOptimizer(Optimizer):
 
     def _expect_equal_rates(self) -> None:
         """What a scheduler says that makes rates equal on purpose."""
-        self._carried.watch.expect_equal()
+        self._across_rebuilds.watch.expect_equal()
 
     @staticmethod
     def _check_role(role: str | None) -> None:
@@ -242,7 +242,7 @@ class StackelbergOptimizer(Optimizer):
         """
         self._refuse_averages("add_param_group()")
         if isinstance(param_group, dict) and "params" in param_group:
-            ratio = self._settings["head_lr_ratio"]
+            ratio = self._options["head_lr_ratio"]
             completed = completed_group(param_group, self.param_groups, self.defaults, ratio)
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
@@ -320,7 +320,7 @@ class StackelbergOptimizer(Optimizer):
                 self._refuse_averages("step()")
             if role is not None:
                 self._check_role(role)
-            if self._settings["mode"] == "alternating" and role is None:
+            if self._options["mode"] == "alternating" and role is None:
                 return alternate(self, closure, zero_grad)
             loss = None
             if closure is not None:
@@ -365,14 +365,14 @@ class StackelbergOptimizer(Optimizer):
         return list(labelled.values())
 
     def _build(self, previous: Any = None) -> Engine:
-        settings = self._settings
+        settings = self._options
         return Engine(
             self.param_groups,
             self.state,
             settings["backend"],
             settings["flatten"],
             settings["grads"] == "flat",
-            self._carried,
+            self._across_rebuilds,
             previous,
         )
 
@@ -380,7 +380,7 @@ class StackelbergOptimizer(Optimizer):
         """The engine for groups or state that were edited behind its back, which may be anything."""
         self._is_stale = True  # until there is one: whoever edited hears of it at every step
         for index, group in enumerate(self.param_groups):
-            check_settings(group, index)
+            check_hyperparameters(group, index)
             check_params(group, index)
         check_overlap(self._labelled(self.param_groups))
         check_loaded(self.state, self.param_groups)
@@ -407,12 +407,12 @@ class StackelbergOptimizer(Optimizer):
 
     def _rounds(self) -> list[tuple[int, str] | None]:
         """Of each group the `update_every` and `update_every_grads` that its counts are of, if there are any yet."""
-        return [self._carried.turns.get(id(group)) for group in self.param_groups]
+        return [self._across_rebuilds.turns.get(id(group)) for group in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_settings", "_met_scaler", "launches")}
-        own["_reported"], own["_rounds_of"] = self._carried.reported, self._rounds()
+        own = {name: self.__dict__[name] for name in ("_options", "_met_scaler", "launches")}
+        own["_reported"], own["_rounds_of"] = self._across_rebuilds.reported, self._rounds()
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -424,15 +424,17 @@ class StackelbergOptimizer(Optimizer):
             super().__setstate__(complete_state(state, self.param_groups, self.defaults))
         else:
             state = dict(state)
-            self._carried = Carried(reported=state.pop("_reported"))
+            self._across_rebuilds = AcrossRebuilds(reported=state.pop("_reported"))
             rounds = state.pop("_rounds_of")
             super().__setstate__(state)
             known = zip(self.param_groups, rounds, strict=True)
-            self._carried.turns = {id(group): turn for group, turn in known if turn is not None}
+            self._across_rebuilds.turns = {
+                id(group): turn for group, turn in known if turn is not None
+            }
             self._engine, self._is_stale, self._is_swapped = None, False, False
             self._last, self._found_inf = (0, None), None
             self._players, self._stepped = {}, set()
-            self._limits = ClipLimits.of(self._settings["max_grad_norm"])
+            self._limits = ClipLimits.of(self._options["max_grad_norm"])
         if loading:
-            self._carried.turns = {id(group): turn_of(group) for group in self.param_groups}
+            self._across_rebuilds.turns = {id(group): turn_of(group) for group in self.param_groups}
             self._engine, self._is_stale = self._build(previous), False

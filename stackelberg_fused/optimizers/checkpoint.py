@@ -12,8 +12,8 @@ from torch import Tensor
 from ..engine.placement import collect_slots
 from ..engine.state import check_loaded, numbers
 from ..groups.constraints import Constraint, as_constraint
-from ..groups.param_groups import BY_ROLE, check_settings, complete_group
-from ..groups.settings import turn_of
+from ..groups.hyperparameters import turn_of
+from ..groups.param_groups import BY_ROLE, check_hyperparameters, complete_group
 from ..layout.joint_sets import check_joint_sets
 from ..layout.table import STATE_FIELD
 
@@ -129,7 +129,7 @@ def _merged(
         if "role" in new:
             own.pop("role")
         group = complete_group({**new, **own}, defaults, 1.0, index)
-        check_settings(group, index)
+        check_hyperparameters(group, index)
         group["constraint"] = as_constraint(group["constraint"])
         merged.append(group)
     return merged

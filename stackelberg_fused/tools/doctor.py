@@ -137,7 +137,7 @@ def _nvcc(info: dict) -> Row:
 
 
 def _native(name: str, info: dict) -> Row:
-    module = _try_import(f"{__package__}.{name}")
+    module = _try_import(f"stackelberg_fused.{name}")
     if not isinstance(module, Exception):
         if name == "_cpu":
             return Row(name, True, f"built with {info.get('compiler', 'an unknown compiler')}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stackelberg_fused.backends import device_tables as mirror_module
-from stackelberg_fused.backends.device_tables import Mirror, tables_on_device
+from stackelberg_fused.backends.device_tables import DeviceTables, tables_on_device
 from stackelberg_fused.native.tables import GROUP, RECORD, ROW
 
 TABLES = ("records", "tiles", "rows")
@@ -98,7 +98,7 @@ def _same(copies: tuple[torch.Tensor, ...], table: SimpleNamespace) -> bool:
 
 
 def test_only_what_changed_is_uploaded(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     assert _same(mirror.upload(table, TABLES), table)
     assert gpu.recorded == 3
     mirror.upload(table, TABLES)
@@ -115,22 +115,24 @@ def test_only_what_changed_is_uploaded(gpu: Gpu) -> None:
 
 def test_rows_by_group_are_not_taken_for_rows_by_step_count(gpu: Gpu) -> None:
     """Once step counts live on the device they are another table, whose versions count from anywhere."""
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     mirror.upload(table, TABLES)
-    table.settings.static["momentum"] = 3
+    table.hyperparameters.static["momentum"] = 3
     table.counts = object()
-    assert mirror.upload(table, TABLES)[2].numpy().tobytes() == table.settings.static.tobytes()
+    assert (
+        mirror.upload(table, TABLES)[2].numpy().tobytes() == table.hyperparameters.static.tobytes()
+    )
 
 
 def test_tables_that_grow(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     mirror.upload(table, TABLES)
     table.rows.rows = np.ones(9, ROW)
     assert _same(mirror.upload(table, TABLES), table)
 
 
 def test_a_block_is_written_again_only_when_its_copy_is_over(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     for _ in range(4):
         table.rows.version += 1
         mirror.upload(table, TABLES)
@@ -144,7 +146,7 @@ def test_a_block_is_written_again_only_when_its_copy_is_over(gpu: Gpu) -> None:
 
 
 def test_another_stream_waits_for_the_last_one(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     mirror.upload(table, TABLES)
     first, gpu.stream = gpu.stream, Stream()
     mirror.upload(table, TABLES)
@@ -156,11 +158,11 @@ def test_another_stream_waits_for_the_last_one(gpu: Gpu) -> None:
 def test_capture_is_refused_before_anything_is_uploaded(gpu: Gpu) -> None:
     gpu.is_capturing = True
     with pytest.raises(RuntimeError, match="CUDA graph"):
-        Mirror(torch.device("cpu")).upload(_table(), TABLES)
+        DeviceTables(torch.device("cpu")).upload(_table(), TABLES)
     assert gpu.recorded == 0
 
 
-def _captured(gpu: Gpu, mirror: Mirror, table: SimpleNamespace) -> list[bytes]:
+def _captured(gpu: Gpu, mirror: DeviceTables, table: SimpleNamespace) -> list[bytes]:
     """Contents of the copies that a capture made."""
     gpu.is_capturing = True
     copies = mirror.upload(table, (*TABLES, "groups"))
@@ -169,13 +171,18 @@ def _captured(gpu: Gpu, mirror: Mirror, table: SimpleNamespace) -> list[bytes]:
 
 
 def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     table.counts, table.may_be_captured = object(), True
     mirror.upload(table, TABLES)
     provided = gpu.blocks
     seen = _captured(gpu, mirror, table)
     assert gpu.blocks == provided  # nothing is allocated while a stream is captured
-    host = (table.records, table.tiles, table.settings.static, table.settings.scalars_for(None))
+    host = (
+        table.records,
+        table.tiles,
+        table.hyperparameters.static,
+        table.hyperparameters.scalars_for(None),
+    )
     assert seen == [part.tobytes() for part in host]
     pinned, copy, *_ = mirror._captured._kept[-1]
     before = pinned.clone()
@@ -192,7 +199,7 @@ def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
 
 
 def test_a_capture_of_a_larger_table_gets_larger_blocks(gpu: Gpu) -> None:
-    table, mirror = _table(), Mirror(torch.device("cpu"))
+    table, mirror = _table(), DeviceTables(torch.device("cpu"))
     table.counts, table.may_be_captured = object(), True
     mirror.upload(table, TABLES)
     table.records = np.zeros(900, RECORD)

@@ -1,6 +1,6 @@
 """What only a GPU can show: bits of the real kernels, streams, launches, no synchronisation, uploads in flight.
 
-The parity matrix on a GPU is part of tests/test_parity.py.
+The parity matrix on a GPU is part of tests/backends/test_parity.py.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
         stream = torch.cuda.current_stream()
         _cuda.step(args, stream.device_index, stream.cuda_stream)
     else:
-        from stackelberg_fused.triton_kernels.step import Extras, launch_step
+        from stackelberg_fused.triton_kernels.step import LaunchOptions, launch_step
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
         more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
-        launch_step(*words, 0, len(problem.tiles), 0, problem.rule, Extras(**more))
+        launch_step(*words, 0, len(problem.tiles), 0, problem.rule, LaunchOptions(**more))
     return memory.cpu().numpy()
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from backends import GPU, by_native_backend, chosen
-from cases import Options, normal
+from cases import Options
 from checks import assert_same_bits
-from tolerances import NARROW_FLIPPED, NARROW_NEAR, NARROW_STEP
+from low_precision_values import tensors, values
+from tolerances import LOW_PRECISION_FLIPPED, LOW_PRECISION_NEAR, LOW_PRECISION_STEP
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
@@ -42,34 +43,6 @@ by_weight = pytest.mark.parametrize("weight", WEIGHTS, ids=str)
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 STATES = ["float32", "bfloat16", "8bit"]
 by_state = pytest.mark.parametrize("state_dtype", STATES)
-
-SPECIAL = [
-    0.0,
-    -0.0,
-    1e-45,
-    -3e-40,
-    1.2e-38,
-    1e-23,
-    -1e20,
-    3e38,
-    torch.inf,
-    -torch.inf,
-    torch.nan,
-    6e-8,
-    65520.0,
-]
-
-
-def values(size: tuple[int, ...], seed: int, special: bool = False) -> Tensor:
-    """Of many magnitudes within a block."""
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.empty(size).uniform_(-6, 2, generator=generator)
-    x = normal(size, seed) * 10**spread
-    if special and x.numel():
-        flat = x.view(-1)
-        at = torch.randperm(len(flat), generator=generator)[: len(SPECIAL)]
-        flat[at] = torch.tensor(SPECIAL)[: len(at)]
-    return x
 
 
 def pair(
@@ -102,14 +75,6 @@ def give(optimizers: list[Any], step: int, grad: str, special: bool = False) -> 
         params = [p for g in optimizer.param_groups for p in g["params"]]
         for i, p in enumerate(params):
             p.grad = values(tuple(p.shape), 100 * step + i, special).to(p.device, DTYPES[grad])
-
-
-def tensors(optimizer: Any) -> dict[str, Tensor]:
-    found = {}
-    for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"]):
-        found[f"parameter {i}"] = p.detach().cpu()
-        found |= {f"{n} of {i}": v.cpu() for n, v in optimizer.state[p].items()}
-    return found
 
 
 def assert_same(ours: Any, reference: Any, *only: str) -> None:
@@ -214,9 +179,9 @@ def assert_near(ours: Any, reference: Any) -> None:
     expected = opened(reference)
     for name, found in opened(ours).items():
         error = (found - expected[name]).abs()
-        other = error > NARROW_NEAR * (expected[name].abs() + 0.01)
-        assert other.sum() <= NARROW_FLIPPED * len(other) + 3, name
-        assert (error <= NARROW_STEP * (expected[name].abs() + 0.01)).all(), name
+        other = error > LOW_PRECISION_NEAR * (expected[name].abs() + 0.01)
+        assert other.sum() <= LOW_PRECISION_FLIPPED * len(other) + 3, name
+        assert (error <= LOW_PRECISION_STEP * (expected[name].abs() + 0.01)).all(), name
 
 
 EXTRAS = {

@@ -9,8 +9,8 @@ import torch
 from checks import assert_same_optimizers
 from host_cuda.backend import Counters, HostCudaBackend, counters
 from host_cuda.build import unavailable
+from low_precision_values import values
 from named_schemes import NAMED, Named
-from test_narrow_parity import values
 from torch import nn
 
 import stackelberg_fused as sf

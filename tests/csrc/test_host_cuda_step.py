@@ -192,12 +192,17 @@ def sanitized() -> Path:
     """The program host_cuda/sanitized.cpp."""
     sources = [
         CSRC / "cuda" / "step.cu",
-        CSRC / "cuda" / "narrow.cu",
+        CSRC / "cuda" / "low_precision.cu",
         CSRC / "cuda" / "statistics.cu",
-        CSRC / "cpu" / "kernel.cpp",
+        CSRC / "cpu" / "step.cpp",
         *(
             HERE / name
-            for name in ("selftest.cu", "fibers.cpp", "sanitized.cpp", "sanitized_narrow.cpp")
+            for name in (
+                "selftest.cu",
+                "fibers.cpp",
+                "sanitized.cpp",
+                "sanitized_low_precision.cpp",
+            )
         ),
     ]
     options = ["-O1", "-g1", "-DSF_ISA=baseline"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from backends import chosen
 from checks import assert_same_bits
-from test_narrow_parity import tensors
+from low_precision_values import tensors
 from torch import nn
 
 import stackelberg_fused as sf

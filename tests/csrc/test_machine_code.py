@@ -11,7 +11,7 @@ from audit import (
     ATOMICS,
     INSTRUCTIONS_PER_BYTE,
     audit,
-    audit_narrow,
+    audit_low_precision,
     audit_projection,
     audit_statistics,
     inexact_arithmetic,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailabl
 # what has to be among the instructions of each kernel
 WANTED = {
     "step": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
-    "narrow": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
+    "low_precision": "fma.rn.f32 div.rn.f32 sqrt.rn.f32",
     "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
     "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
 }
@@ -58,8 +58,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _rule(kernel: str) -> tuple[int, bool]:
     """The rule of a kernel, and whether it is the one that does more than update."""
-    sign, digits, extras = re.search(r"step_kernelILi(n?)(\d+)ELb([01])E", kernel).groups()
-    return (-int(digits) if sign else int(digits)), extras == "1"
+    sign, digits, has_options = re.search(r"step_kernelILi(n?)(\d+)ELb([01])E", kernel).groups()
+    return (-int(digits) if sign else int(digits)), has_options == "1"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
     found: dict[str, list[list[sass.Kernel]]] = {name: [] for name in WANTED}
     for cubin in sorted(extracted.glob("*.cubin")):
         kernels = sass.disassemble(cubin)
-        names = {re.search(r"(step|narrow|statistics|project)_kernel", k.name)[1] for k in kernels}
+        names = {
+            re.search(r"(step|low_precision|statistics|project)_kernel", k.name)[1] for k in kernels
+        }
         (source,) = names
         found[source].append(kernels)
     assert len({len(kernels) for kernels in found.values()}) == 1
@@ -95,18 +97,18 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
 def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
-    for (kernel,) in cubins["narrow"]:
+    for (kernel,) in cubins["low_precision"]:
         threads, blocks = (
-            _constant(f"kNarrow{name}") for name in ("Threads", "BlocksPerMultiprocessor")
+            _constant(f"kLowPrecision{name}") for name in ("Threads", "BlocksPerMultiprocessor")
         )
-        audit_narrow(kernel, threads, blocks)
+        audit_low_precision(kernel, threads, blocks)
 
 
 def test_schemes_take_no_more_instructions_than_fit_into_the_time_of_their_bytes(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
-    for (kernel,) in cubins["narrow"]:
-        threads = _constant("kNarrowThreads")
+    for (kernel,) in cubins["low_precision"]:
+        threads = _constant("kLowPrecisionThreads")
         for name, issued in instructions_per_parameter(kernel, threads).items():
             assert max(issued) <= INSTRUCTIONS_PER_BYTE * NAMED[name].stated, (kernel.name, name)
 
@@ -126,7 +128,7 @@ def test_projections_keep_all_in_registers(cubins: dict[str, list[list[sass.Kern
 def test_a_block_says_that_it_is_done_after_what_it_did(
     cubins: dict[str, list[list[sass.Kernel]]],
 ) -> None:
-    for kernels in (*cubins["step"], *cubins["narrow"], *cubins["statistics"]):
+    for kernels in (*cubins["step"], *cubins["low_precision"], *cubins["statistics"]):
         for kernel in kernels:
             assert kernel.count(*ATOMICS), kernel.name
             assert unordered_atomics(kernel) == [], kernel.name
@@ -138,9 +140,9 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
         pytest.skip("the module was built without PTX (STACKELBERG_CUDA_ARCHS)")
     for file in files:
         ptx = file.read_text()
-        (name,) = set(re.findall(r"(step|narrow|statistics|project)_kernel", ptx))
-        # seeds of what becomes exact (csrc/cuda/usual.cuh)
-        seeds = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"} if name == "narrow" else set()
+        (name,) = set(re.findall(r"(step|low_precision|statistics|project)_kernel", ptx))
+        # seeds of what becomes exact (csrc/cuda/in_range_math.cuh)
+        seeds = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"} if name == "low_precision" else set()
         assert inexact_arithmetic(ptx) == seeds, file.name
         wanted = WANTED[name]
         assert all(what in ptx for what in wanted.split()), name

@@ -25,7 +25,7 @@ from tolerances import SEVERAL_STEPS
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.backends import Work
+from stackelberg_fused.backends import Launch
 from stackelberg_fused.backends.cpu import CpuBackend
 
 ADAM = Options("adamw", {"lr": 0.1})
@@ -189,10 +189,10 @@ def test_records_never_change_without_a_new_version(monkeypatch: pytest.MonkeyPa
     """A device backend uploads them only then."""
     seen: dict[int, bytes] = {}
 
-    def launched(backend: Any, work: Work) -> int:
-        records = work.table.records.tobytes()
-        assert seen.setdefault(work.table.version, records) == records
-        return update(backend, work)
+    def launched(backend: Any, launch: Launch) -> int:
+        records = launch.table.records.tobytes()
+        assert seen.setdefault(launch.table.version, records) == records
+        return update(backend, launch)
 
     update = CpuBackend.step
     monkeypatch.setattr(CpuBackend, "step", launched)

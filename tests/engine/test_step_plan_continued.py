@@ -179,7 +179,7 @@ def test_long_rounds_are_told_apart_by_what_a_step_does() -> None:
         if number < 2:
             set_gradients(ours.param_groups, number)
         ours.step()
-    assert len(ours._engine.units[0]._activity._kept) == 2  # nothing summed up yet, and something
+    assert len(ours._engine.units[0]._planner._plans) == 2  # nothing summed up yet, and something
     assert {int(ours.state[p]["waited"]) for p in all_params(ours)} == {601}
 
 

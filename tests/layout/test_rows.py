@@ -15,23 +15,28 @@ from hypothesis import strategies as st
 from tolerances import FLOAT32_SCALAR, HOST_SCALAR
 
 import stackelberg_fused as sf
+from stackelberg_fused.groups.hyperparameters import Hyperparameters
 from stackelberg_fused.groups.rules import (
     MIXED_RULES,
     RULES,
     Rule,
     rule_of,
 )
-from stackelberg_fused.groups.settings import GroupSettings
 from stackelberg_fused.layout import rows as rows_module
 from stackelberg_fused.layout.rows import HyperparameterRows
-from stackelberg_fused.native import watch
+from stackelberg_fused.native import change_detection
 from stackelberg_fused.numerics.bias_correction import bias_corrections, integer_power
 
 
 def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
     """Completed param groups, as an optimizer makes them."""
     groups = [
-        {"params": [torch.nn.Parameter(torch.ones(1))], "rule": o.rule, **o.settings, **settings}
+        {
+            "params": [torch.nn.Parameter(torch.ones(1))],
+            "rule": o.rule,
+            **o.settings,
+            **settings,
+        }
         for o in options
     ]
     return sf.StackelbergAdamW(groups, lr=0.1, weight_decay=0.0, backend="reference").param_groups
@@ -43,7 +48,7 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "python":
         monkeypatch.setattr(rows_module, "update_rows", None)
         monkeypatch.setattr(rows_module, "find_bad_count", None)
-        monkeypatch.setattr(watch, "NativeWatch", None)
+        monkeypatch.setattr(change_detection, "NativeContainerSnapshot", None)
     elif rows_module.update_rows is None:
         pytest.skip("_cpu is not built here")
     return request.param
@@ -55,11 +60,15 @@ class Rows:
     def __init__(self, groups: list[dict[str, Any]], slot_group: list[int]) -> None:
         self.counts = np.zeros(len(slot_group), np.float32)
         self.ready = np.ones(len(slot_group), bool)
-        self.settings = GroupSettings(groups)
-        self.settings.accept(self.settings.check())
+        self.hyperparameters = Hyperparameters(groups)
+        self.hyperparameters.accept(self.hyperparameters.check())
         self.waited = np.zeros_like(self.counts)
         self.of = HyperparameterRows(
-            self.settings, np.array(slot_group, np.int64), self.counts, self.ready, self.waited
+            self.hyperparameters,
+            np.array(slot_group, np.int64),
+            self.counts,
+            self.ready,
+            self.waited,
         )
 
     def at(
@@ -144,9 +153,9 @@ def test_weight_of_an_average_is_from_the_nearer_end(decay: float, weight: float
 
 def test_rows_of_groups_that_wait_for_their_turn() -> None:
     rows = Rows(_groups(Options("adam"), Options("adam"), update_every=3), [0, 0, 1])
-    rows.settings.groups[1].update(update_every_grads="mean")
-    rows.settings.look()
-    rows.settings.accept(rows.settings.check())
+    rows.hyperparameters.groups[1].update(update_every_grads="mean")
+    rows.hyperparameters.look()
+    rows.hyperparameters.accept(rows.hyperparameters.check())
     rows.of.refill()
     seen = []
     for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import stackelberg_fused as sf
 from stackelberg_fused.engine.placement import collect_slots
-from stackelberg_fused.groups.settings import GroupSettings
+from stackelberg_fused.groups.hyperparameters import Hyperparameters
 from stackelberg_fused.layout.slot import Span
 from stackelberg_fused.layout.table import Table, build_tiles
 from stackelberg_fused.native.tables import TILE_ELEMENTS
@@ -29,7 +29,7 @@ from stackelberg_fused.numerics.codec import join, split
 def _table(groups: list[dict[str, Any]]) -> Table:
     optimizer = sf.StackelbergAdamW(groups, backend="reference")
     (slots,) = collect_slots(optimizer.param_groups).values()
-    return Table(slots, GroupSettings(optimizer.param_groups))
+    return Table(slots, Hyperparameters(optimizer.param_groups))
 
 
 @given(st.lists(st.integers(0, 3 * TILE_ELEMENTS + 1), min_size=1, max_size=30))

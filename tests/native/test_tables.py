@@ -13,11 +13,11 @@ from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
 from stackelberg_fused.native import tables
 from stackelberg_fused.native.tables import (
     BALL,
+    GRADIENT_STATISTICS,
     GROUP,
     JOINT_SET,
     RECORD,
     ROW,
-    SIGNALS,
     SIMPLEX,
     TILE_ELEMENTS,
 )
@@ -41,7 +41,7 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
     return dtype.fields[field][1] // word
 
 
-@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "JOINT_SET", "SIGNALS"])
+@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"])
 @pytest.mark.parametrize("module", NATIVE)
 def test_tables(module: str, name: str) -> None:
     native, dtype = _native(module), getattr(tables, name)
@@ -115,11 +115,13 @@ def test_triton_joint_sets() -> None:
     assert words.BALL.value == BALL
 
 
-def test_triton_signals() -> None:
+def test_triton_gradient_statistics() -> None:
     statistics = _triton("statistics")
     words = {"sum_sq": 8, "norm": 8, "total_norm": 8, "factor": 4, "blocks_done": 4}
     for field, word in words.items():
-        assert getattr(statistics, field.upper()).value == _word(SIGNALS, field, word), field
+        assert getattr(statistics, field.upper()).value == _word(
+            GRADIENT_STATISTICS, field, word
+        ), field
 
 
 def test_triton_rules() -> None:

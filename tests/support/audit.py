@@ -110,7 +110,7 @@ def audit(
         assert path.narrow_loads <= passes * TABLE_LOADS + bounds, f"{name}: {path}"
 
 
-def audit_narrow(kernel: sass.Kernel, threads: int, blocks: int) -> None:
+def audit_low_precision(kernel: sass.Kernel, threads: int, blocks: int) -> None:
     """Assert that full tiles of the schemes in `NAMED` are moved once, 16 bytes at a time, and all is in registers.
 
     What the kernel moves of anything else, in loops, is up to the records; the host-run kernel counts it.
@@ -254,7 +254,7 @@ __all__ = [
     "RULES",
     "audit",
     "audit_formats",
-    "audit_narrow",
+    "audit_low_precision",
     "audit_statistics",
     "buffers_moved",
     "buffers_used",

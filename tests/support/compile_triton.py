@@ -18,7 +18,7 @@ import torch
 import triton
 from named_schemes import NAMED
 from stackelberg_fused.triton_kernels import (
-    narrow,
+    low_precision,
     project,
     statistics,
     step,
@@ -49,7 +49,7 @@ JOINT = {
     }
 }
 SCALED = {"grad_scale": FLOATS, "found_inf": FLOATS}
-# arguments of step.Extras
+# arguments of step.LaunchOptions
 EXTRAS = {
     "guarded": {"factors": FLOATS, **SCALED},
     "counted": COUNTS,
@@ -75,7 +75,7 @@ WIDEST_RULE = Rule.AMSGRAD | Rule.EMA
 STATISTICS = {
     "statistics": {},
     "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
-    "statistics-narrow": {"formats": SEVERAL},
+    "statistics-low_precision": {"formats": SEVERAL},
 }
 
 
@@ -112,14 +112,16 @@ class CompileOnly:
 def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     triton.runtime.driver.set_active(Driver(arch))
 
-    def compile_rule(rule: int, first_tile: int = 0, **extras: Any) -> Any:
-        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, step.Extras(**extras))
+    def compile_rule(rule: int, first_tile: int = 0, **options: Any) -> Any:
+        step.launch_step(
+            WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, step.LaunchOptions(**options)
+        )
         return step.step_kernel.compiled[-1]
 
-    def compile_statistics(**extras: Any) -> Any:
+    def compile_statistics(**options: Any) -> Any:
         sums = DOUBLES, DOUBLES, DOUBLES
         statistics.launch_statistics(
-            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, step.Extras(**extras)
+            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, step.LaunchOptions(**options)
         )
         return statistics.statistics_kernel.compiled[-1]
 
@@ -131,8 +133,8 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         (folder / f"{arch}_{name}.cubin").write_bytes(compiled.asm["cubin"])
         (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
 
-    for name, extras in EXTRAS.items():
-        write(name, compile_rule(0, **extras))
+    for name, options in EXTRAS.items():
+        write(name, compile_rule(0, **options))
     is_thorough = set(RULES) <= set(rules)  # what costs most is compiled for one architecture
     for name in FORMATS if is_thorough else SOME_FORMATS:
         write(name, compile_rule(0, formats=FORMATS[name]))
@@ -140,8 +142,8 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         write("several-everything", compile_rule(0, formats=SEVERAL, **EXTRAS["everything"]))
         write("several-rules", compile_rule(MIXED_RULES, formats=SEVERAL))
         write("widest", compile_rule(WIDEST_RULE, formats=WIDEST, **EXTRAS["everything"]))
-    for name, extras in STATISTICS.items():
-        write(name, compile_statistics(**extras))
+    for name, options in STATISTICS.items():
+        write(name, compile_statistics(**options))
     write("project", compile_projection())
     for rule in rules:
         compiled = compile_rule(rule)
@@ -149,10 +151,10 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": compiled.metadata.enable_fp_fusion,
-        "narrow": {
-            "threads": 32 * narrow.NARROW_WARPS,
-            "codes": narrow.CODES_PASS.value,
-            "halves": narrow.HALVES_PASS.value,
+        "low_precision": {
+            "threads": 32 * low_precision.LOW_PRECISION_WARPS,
+            "codes": low_precision.CODES_PASS.value,
+            "halves": low_precision.HALVES_PASS.value,
         },
         "passes": step.TILE_ELEMENTS // tile.CROWDED_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for

@@ -1,4 +1,4 @@
-"""Instructions that the CUDA kernel executes per parameter of fewer bits: python tests/instructions.py [MODULE].
+"""Instructions that the CUDA kernel executes per parameter of fewer bits: python tests/support/instructions.py [MODULE].
 
 MODULE is a `_cuda` extension module or a cubin of another build; by default it is the one that is installed.
 """
@@ -15,7 +15,7 @@ from named_schemes import NAMED
 
 from stackelberg_fused import _cuda
 
-THREADS = 256  # kNarrowThreads of csrc/cuda/block.cuh
+THREADS = 256  # kLowPrecisionThreads of csrc/cuda/block.cuh
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
             architecture(file): instructions_per_parameter(kernel, THREADS)
             for file in sorted(Path(folder).glob("*.cubin"))
             for kernel in sass.disassemble(file)
-            if "narrow_kernel" in kernel.name
+            if "low_precision_kernel" in kernel.name
         }
     print(
         f"{'':14}{'bytes':>8}{'budget':>8}" + "".join(f"{arch:>10} {'half':>5}" for arch in counts)

@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from kernel_problem import FIELDS, TURNS, Problem
-from stackelberg_fused.triton_kernels.step import Extras, launch_step
+from stackelberg_fused.triton_kernels.step import LaunchOptions, launch_step
 
 from stackelberg_fused.groups.rules import RULES
 
 SCALE = torch.full((1,), 4.0)
 
 
-def check(problem: Problem, **extras: torch.Tensor) -> None:
-    """Two launches over a half of the tiles each; `extras`: those whose addresses the problem has."""
+def check(problem: Problem, **options: torch.Tensor) -> None:
+    """Two launches over a half of the tiles each; `options`: those whose addresses the problem has."""
     expected, before = problem.updated_by_cpu(), problem.memory.copy()
     tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
     words = [
@@ -26,7 +26,7 @@ def check(problem: Problem, **extras: torch.Tensor) -> None:
     half = len(problem.tiles) // 2
     more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
     for first, count in ((0, half), (half, len(problem.tiles) - half)):
-        launch_step(*words, first, count, 0, problem.rule, Extras(**more, **extras))
+        launch_step(*words, first, count, 0, problem.rule, LaunchOptions(**more, **options))
     updated = problem.memory
     close = np.isclose(updated, expected, rtol=2e-5, atol=2e-6, equal_nan=True)
     problem.memory = before

@@ -216,7 +216,7 @@ class Kernel:
             rests = set().union(*forward) if forward else {Accesses()}
             totals[node] = {own.plus(rest) for rest in rests}
             if not with_loops:
-                totals[node] = _most_narrow(totals[node])
+                totals[node] = _most_low_precision(totals[node])
         return totals[0]
 
     def _backwards(self) -> Iterator[tuple[int, range, list[int]]]:
@@ -248,7 +248,7 @@ def _total(instructions: Iterable[Instruction]) -> Accesses:
     return total
 
 
-def _most_narrow(paths: Iterable[Accesses]) -> set[Accesses]:
+def _most_low_precision(paths: Iterable[Accesses]) -> set[Accesses]:
     most: dict[tuple[int, int], tuple[int, int]] = {}
     for load_bytes, store_bytes, loads, stores in paths:
         others = most.get((load_bytes, store_bytes), (0, 0))

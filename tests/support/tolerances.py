@@ -64,9 +64,9 @@ SEVERAL_STEPS = {"rtol": 1e-5, "atol": 1e-5}
 
 # What is stored in fewer bits, beside the reference over a few steps: float32 differs as above; where that makes a
 # number round to its other neighbour, by the same random number, it is a step of the format off, and steps after it.
-NARROW_NEAR = 2e-5  # relative, of what is stored in float32 or nearly so
-NARROW_FLIPPED = 0.02  # share of the elements that may be farther
-NARROW_STEP = 0.3  # relative: two steps of 8 bits, which are an eighth each at most
+LOW_PRECISION_NEAR = 2e-5  # relative, of what is stored in float32 or nearly so
+LOW_PRECISION_FLIPPED = 0.02  # share of the elements that may be farther
+LOW_PRECISION_STEP = 0.3  # relative: two steps of 8 bits, which are an eighth each at most
 
 # Scalars of a row, and rates held in tensors: rounded to float32, an ulp of which is this at most.
 FLOAT32_SCALAR = 2.0**-23

@@ -43,7 +43,7 @@ EVERY = (*RULES, MIXED_RULES)
 SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
 COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
 # likewise of the formats of fewer bits
-NARROW = {
+LOW_PRECISION = {
     arch: tuple(FORMATS) if rules is EVERY else SOME_FORMATS for arch, rules in COMPILED.items()
 }
 BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/tile.py are chosen for
@@ -103,15 +103,17 @@ def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
         assert moved == {(0, 0), (4 * written, 4 * written)}  # Adam reads 4 and writes 3
 
 
-# blocks of narrow.NARROW_WARPS on a multiprocessor; those with codes have 16 elements of a thread in flight, others 8
+# blocks of LOW_PRECISION_WARPS on a multiprocessor; those with codes have 16 elements of a thread in flight, others 8
 BLOCKS_OF_CODES, BLOCKS_OF_HALVES = 2, 4
 
 
-@pytest.mark.parametrize("arch, name", [(arch, n) for arch, names in NARROW.items() for n in names])
+@pytest.mark.parametrize(
+    "arch, name", [(arch, n) for arch, names in LOW_PRECISION.items() for n in names]
+)
 def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
     compiled: Path, arch: int, name: str
 ) -> None:
-    facts = json.loads((compiled / f"{arch}.json").read_text())["narrow"]
+    facts = json.loads((compiled / f"{arch}.json").read_text())["low_precision"]
     (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
     here = [named for named in NAMED.values() if named.word in FORMATS[name]]
     moved = set()
@@ -124,7 +126,7 @@ def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
 
 
 def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path) -> None:
-    facts = json.loads((compiled / "90.json").read_text())["narrow"]
+    facts = json.loads((compiled / "90.json").read_text())["low_precision"]
     for name in ("several-everything", "several-rules", "widest"):
         (kernel,) = sass.disassemble(compiled / f"90_{name}.cubin")
         assert_kept_in_registers(kernel, facts["threads"], BLOCKS_OF_CODES)
@@ -150,12 +152,18 @@ def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
 
 @pytest.mark.parametrize("arch", COMPILED)
 def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
-    narrow = [*NARROW[arch], *(["several-everything"] if arch == 90 else [])]
-    names = [*(int(rule) for rule in COMPILED[arch]), *EXTRAS, *narrow, *STATISTICS, "project"]
+    low_precision = [*LOW_PRECISION[arch], *(["several-everything"] if arch == 90 else [])]
+    names = [
+        *(int(rule) for rule in COMPILED[arch]),
+        *EXTRAS,
+        *low_precision,
+        *STATISTICS,
+        "project",
+    ]
     ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
     for name, text in ptx.items():
         assert inexact_arithmetic(text) == set(), name
-    for name in (0, *EXTRAS, *narrow):
+    for name in (0, *EXTRAS, *low_precision):
         assert all(f"{what}.rn.f32" in ptx[name] for what in ("fma", "div", "sqrt")), name
     # bias corrections and norms
     for name in ("counted", *STATISTICS):

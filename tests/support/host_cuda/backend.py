@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from paths import CSRC
 
-from stackelberg_fused.backends import Backend, BackendStatus, Work
+from stackelberg_fused.backends import Backend, BackendStatus, Launch
 from stackelberg_fused.backends.base import refusal_of_kernel
 from stackelberg_fused.backends.device_tables import addresses, tables_on_device
 from stackelberg_fused.backends.launch_args import project_args, statistics_args, step_args
@@ -43,7 +43,8 @@ class Counters(NamedTuple):
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
     kernels = [
-        CSRC / "cuda" / name for name in ("step.cu", "narrow.cu", "statistics.cu", "project.cu")
+        CSRC / "cuda" / name
+        for name in ("step.cu", "low_precision.cu", "statistics.cu", "project.cu")
     ]
     sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
     loaded = ctypes.PyDLL(str(build("step.so", sources)))
@@ -87,23 +88,23 @@ class HostCudaBackend(Backend):
     def refusal(self, kind: Kind) -> str:
         return refusal_of_kernel(self.name, "cpu", kind)
 
-    def statistics(self, work: Work, limits: ClipLimits) -> int:
+    def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        args = statistics_args(work, limits, addresses(tables_on_device(work.table)))
+        args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
         _check(library().sf_host_statistics(args))
         return 1
 
-    def step(self, work: Work) -> int:
+    def step(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        work.tables = tables_on_device(work.table)
-        args = step_args(work, addresses(work.tables))
-        self._recorded = args, {name: table.clone() for name, table in work.tables.items()}
+        launch.tables = tables_on_device(launch.table)
+        args = step_args(launch, addresses(launch.tables))
+        self._recorded = args, {name: table.clone() for name, table in launch.tables.items()}
         _check(library().sf_host_step(args))
         return 1
 
-    def project(self, work: Work) -> int:
+    def project(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        _check(library().sf_host_project(project_args(work, addresses(work.tables))))
+        _check(library().sf_host_project(project_args(launch, addresses(launch.tables))))
         return 1
 
     def replay(self) -> None:

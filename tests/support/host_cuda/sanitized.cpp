@@ -1,4 +1,4 @@
-// csrc/cuda/*.cu through the shim and csrc/cpu/kernel.cpp, both under AddressSanitizer and UndefinedBehaviorSanitizer:
+// csrc/cuda/*.cu through the shim and csrc/cpu/step.cpp, both under AddressSanitizer and UndefinedBehaviorSanitizer:
 // every rule and their mixture over ragged sizes, each buffer in an allocation of exactly its size and 0 to 3 floats
 // off a 16-byte boundary; clipped, and with counts on the device. Both have to leave the same bits. With an argument, a
 // planted mistake that has to be caught.
@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/kernel.h"
+#include "cpu/step.h"
 #include "cuda/step.h"
 #include "row.h"
 #include "shim.h"
@@ -23,7 +23,7 @@ extern "C" void run_sum_blocks(const float* in, float* out, int count, int block
 
 namespace sf {
 
-int check_narrow();  // sanitized_narrow.cpp
+int check_narrow();  // sanitized_low_precision.cpp
 
 namespace {
 
@@ -150,14 +150,14 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const size_t tiles = cuda.tiles.size();
   std::vector<double> sums(tiles);
-  const auto signals = std::make_unique<Signals>();
+  const auto statistics = std::make_unique<GradientStatistics>();
   StatisticsArgs args{};
   args.records = cuda.records.data();
   args.tiles = cuda.tiles.data();
   args.num_tiles = static_cast<int64_t>(tiles);
   args.first_head_tile = static_cast<int64_t>(tiles / 3);
   args.tile_sums = sums.data();
-  args.signals = signals.get();
+  args.statistics = statistics.get();
   args.max_norm[0] = 1;
   args.max_norm[1] = 0.5;
   args.rows = cuda.rows.data();
@@ -174,13 +174,13 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
       return 1;
     }
   }
-  if (signals->blocks_done || !(signals->factor[0] < 1) || !(signals->factor[1] < 1)) {
+  if (statistics->blocks_done || !(statistics->factor[0] < 1) || !(statistics->factor[1] < 1)) {
     std::printf("the last block did not conclude\n");
     return 1;
   }
   for (Problem* problem : {&cuda, &cpu}) {
     problem->args.first_head_tile = args.first_head_tile;
-    problem->args.signals = signals.get();
+    problem->args.statistics = statistics.get();
   }
   return compare(cuda, cpu, "clipped", shifted, shift);
 }

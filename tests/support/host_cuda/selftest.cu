@@ -1,10 +1,10 @@
-// Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/test_host_cuda.py
+// Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/csrc/test_host_cuda.py
 // calls them.
 #include "codec.h"
 
 static int seed_error = 0;  // ulp
 #define SF_SEED(x) (std::isfinite(x) ? sf::float_of(sf::bits_of(x) + seed_error) : (x))
-#include "cuda/usual.cuh"
+#include "cuda/in_range_math.cuh"
 #include "update_rule.h"
 
 constexpr int kWarp = 32;

@@ -1,5 +1,5 @@
 // Tiles of parameters that are not float32 with float32 state: a chunk at a time is decoded into arrays of float32,
-// updated there as any other, and encoded. Part of kernel.cpp, and compiled with it for each instruction set.
+// updated there as any other, and encoded. Part of step.cpp, and compiled with it for each instruction set.
 #pragma once
 
 #include <cstring>
@@ -167,7 +167,7 @@ inline Sixteen pairwise_maxima(const Sixteen& a, const Sixteen& b) {
 }
 
 // The largest of each row.
-SF_SHARED Sixteen row_maxima(const Sixteen (&rows)[16]) {
+SF_HOST_DEVICE Sixteen row_maxima(const Sixteen (&rows)[16]) {
   Sixteen left[8];
   for (int k = 0; k < 8; ++k) left[k] = pairwise_maxima(rows[2 * k], rows[2 * k + 1]);
   for (int count = 4; count; count /= 2) {

@@ -1,4 +1,4 @@
-// The CPU kernel, compiled once per instruction set (see kernel.cpp) and chosen at run time (see dispatch.cpp).
+// The CPU kernel, compiled once per instruction set (see step.cpp) and chosen at run time (see dispatch.cpp).
 #pragma once
 
 #include "tables.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/access.cuh"
-#include "cuda/stored.cuh"
+#include "cuda/load_store.cuh"
 #include "format.h"
 #include "tables.h"
 

@@ -1,6 +1,6 @@
 """Notices that somebody replaced what a dict or a list holds, by identity: no tensor is ever compared.
 
-`csrc/cpu/watch.cpp` is the same class in C++.
+`csrc/cpu/container_snapshot.cpp` is the same class in C++.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from operator import is_
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .tables import LARGEST_FLOAT
+from .tensor_abi import TENSOR_ABI
 
 try:
-    from .._cpu import Lookout as NativeLookout
-    from .._cpu import Watch as NativeWatch
+    from .._cpu import AddressSnapshot as NativeAddressSnapshot
+    from .._cpu import ChangeDetector as NativeChangeDetector
+    from .._cpu import ContainerSnapshot as NativeContainerSnapshot
 except ImportError:
-    NativeWatch = NativeLookout = None
+    NativeContainerSnapshot = NativeAddressSnapshot = NativeChangeDetector = None
 
 
 def _objects(container: dict[Any, Any] | list[Any]) -> list[Any]:
@@ -28,7 +31,7 @@ def _objects(container: dict[Any, Any] | list[Any]) -> list[Any]:
     )
 
 
-class PythonWatch:
+class PythonContainerSnapshot:
     """What dicts and lists hold, noted at construction and compared later.
 
     Args:
@@ -42,7 +45,7 @@ class PythonWatch:
 
     def __init__(self, containers: list[Any], rates: np.ndarray | None = None) -> None:
         if not all(isinstance(container, (dict, list)) for container in containers):
-            raise TypeError("a watch is over dicts and lists")
+            raise TypeError("a snapshot is of dicts and lists")
         self._containers = list(containers)
         self._noted = [_objects(container) for container in containers]
         self._rates = rates
@@ -82,28 +85,51 @@ class PythonWatch:
         return True
 
 
-def make_watch(containers: list[Any], rates: np.ndarray | None = None) -> Any:
-    """The native `Watch` where there is one, else the one above."""
-    if NativeWatch is None:
-        return PythonWatch(containers, rates)
+def make_container_snapshot(containers: list[Any], rates: np.ndarray | None = None) -> Any:
+    """The native `ContainerSnapshot` where there is one, else the one above."""
+    if NativeContainerSnapshot is None:
+        return PythonContainerSnapshot(containers, rates)
     if rates is None:
-        return NativeWatch(containers)
-    return NativeWatch(containers, rates.ctypes.data, rates.strides[0])
+        return NativeContainerSnapshot(containers)
+    return NativeContainerSnapshot(containers, rates.ctypes.data, rates.strides[0])
 
 
-class PythonLookout:
-    """Watches, and `Places` of `stackelberg_fused.native.reader`, asked for whether any of them has changed."""
+class PythonAddressSnapshot:
+    """Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`)."""
 
-    def __init__(self, watches: list[Any], places: list[Any]) -> None:
-        self._watches, self._places = watches, places
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+
+    def moved(self) -> bool:
+        """Whether any of them lies elsewhere now."""
+        return [tensor.data_ptr() for tensor in self._tensors] != self._addresses
+
+
+def make_address_snapshot(tensors: list[Tensor]) -> Any:
+    """The native `AddressSnapshot` where it knows this torch, else the one above."""
+    return (
+        PythonAddressSnapshot(tensors)
+        if TENSOR_ABI is None
+        else NativeAddressSnapshot(tensors, TENSOR_ABI)
+    )
+
+
+class PythonChangeDetector:
+    """Asks container and address snapshots whether any of them has changed."""
+
+    def __init__(self, containers: list[Any], addresses: list[Any]) -> None:
+        self._containers, self._addresses = containers, addresses
 
     def is_unchanged(self) -> bool:
-        """False where somebody has to look closer; new rates are taken over, as a watch does."""
-        changed = [watch.changed() for watch in self._watches]
-        return not any(changed) and not any(places.moved() for places in self._places)
+        """False where somebody has to look closer; new rates are taken over, as a container snapshot does."""
+        changed = [snapshot.changed() for snapshot in self._containers]
+        return not any(changed) and not any(each.moved() for each in self._addresses)
 
 
-def make_lookout(watches: list[Any], places: list[Any]) -> Any:
-    """The native `Lookout` where all that it looks through is native, else the one above."""
-    native = [type(each).__module__.endswith("_cpu") for each in (*watches, *places)]
-    return (NativeLookout if native and all(native) else PythonLookout)(watches, places)
+def make_change_detector(containers: list[Any], addresses: list[Any]) -> Any:
+    """The native `ChangeDetector` where all that it looks through is native, else the one above."""
+    native = [type(each).__module__.endswith("_cpu") for each in (*containers, *addresses)]
+    return (NativeChangeDetector if native and all(native) else PythonChangeDetector)(
+        containers, addresses
+    )

@@ -1,4 +1,4 @@
-"""From what is stored to float32, and back: csrc/cuda/stored.cuh in Triton.
+"""From what is stored to float32, and back: csrc/cuda/load_store.cuh in Triton.
 
 FORMAT is a record's `format`. `at` says where, for blocks of elements [blocks, BLOCK]: their places, whether there is
 an element, the places of their scales [blocks], and whether there is one; FULL: all are there.

@@ -1,12 +1,12 @@
 // One pass over each tile. Compiled once per instruction set with -DSF_ISA=avx512 | avx2 | baseline; the compiler
 // vectorises the scalar rule, so no rule is written twice.
-#include "cpu/kernel.h"
+#include "cpu/step.h"
 
 #include <cstring>
 
 #include "cpu/eight_bit.h"
 #include "cpu/elements.h"
-#include "cpu/narrow.h"
+#include "cpu/low_precision.h"
 #include "summation.h"
 #include "turn.h"
 
@@ -27,7 +27,7 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
 }
 
 // A tile stored in any other way.
-struct NarrowTile {
+struct LowPrecisionTile {
   const Record& record;
   Format format;
   Row row;
@@ -35,7 +35,7 @@ struct NarrowTile {
   int64_t offset;
 };
 
-NarrowTile narrow_tile(const Record& record, const Row& given, int64_t offset) {
+LowPrecisionTile low_precision_tile(const Record& record, const Row& given, int64_t offset) {
   const Format format = format_of(record.format);
   Row row = given;
   row.low = rounded_inside(row.low, format.param, true);
@@ -44,7 +44,7 @@ NarrowTile narrow_tile(const Record& record, const Row& given, int64_t offset) {
 }
 
 // Chunk by chunk decoded, updated and encoded: those from `begin` to `end` within the tile, `grad` being of the first.
-void update_chunks(const NarrowTile& tile, const float* grad, int64_t begin, int64_t end) {
+void update_chunks(const LowPrecisionTile& tile, const float* grad, int64_t begin, int64_t end) {
   const auto& [record, format, row, stream, offset] = tile;
   const bool is_decoded = format.state != kState32;
   alignas(64) float weight[kChunk], decoded[3][kChunk];
@@ -69,13 +69,13 @@ void update_chunks(const NarrowTile& tile, const float* grad, int64_t begin, int
   }
 }
 
-void update_narrow_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
-  update_chunks(narrow_tile(record, row, offset), grad, 0, count);
+void update_low_precision_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
+  update_chunks(low_precision_tile(record, row, offset), grad, 0, count);
 }
 
 // A tile that eight_bit.h is for, but for what it leaves to others.
 void update_eight_bit_tile(const Record& record, const Row& given, int64_t offset, int64_t count) {
-  const NarrowTile tile = narrow_tile(record, given, offset);
+  const LowPrecisionTile tile = low_precision_tile(record, given, offset);
   const auto update_range = [&](int64_t begin, int64_t end) {
     float wide[kChunk];
     widen(record.grad_dtype, record.grad, offset + begin, end - begin, wide);
@@ -161,7 +161,7 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
         row.grad_sign *= unscale;
       }
       if (is_widened) {
-        (record.format ? update_narrow_tile : update_tile)(record, row, grad, tile.offset, count);
+        (record.format ? update_low_precision_tile : update_tile)(record, row, grad, tile.offset, count);
       } else {
         update_eight_bit_tile(record, row, tile.offset, count);
       }

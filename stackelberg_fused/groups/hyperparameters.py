@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..native.change_detection import make_container_snapshot
 from ..native.tables import DOUBLES, GROUP, ROW
-from ..native.watch import make_watch
 from .constraints import (
     Box,
     JointSet,
     as_constraint,
     joint_set,
 )
-from .param_groups import ROLES, check_settings
+from .param_groups import ROLES, check_hyperparameters
 from .rules import (
     Rule,
     as_number,
@@ -41,7 +41,7 @@ class Accepted(NamedTuple):
     new_turns: list[int]
 
 
-class GroupSettings:
+class Hyperparameters:
     """One row of constants and scalars per param group, which the rows of every table are made from.
 
     Schedulers replace the rate of every group at every step, so a rate that is a plain number is taken over on sight,
@@ -66,7 +66,7 @@ class GroupSettings:
         self._lr = self.scalars["lr"]
         self._tensors: dict[int, Tensor] = {}  # rates that are
         self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
-        self.watch = make_watch([*groups], self._lr)
+        self.watch = make_container_snapshot([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         self._sets: list[JointSet | None] = [None] * len(groups)
         self._turns = {} if turns is None else turns
@@ -105,7 +105,7 @@ class GroupSettings:
             return []
         changed = sorted(self._open | self._edited)
         for index in changed:
-            check_settings(self.groups[index], index)
+            check_hyperparameters(self.groups[index], index)
         return changed
 
     def changed_roles(self, changed: Iterable[int]) -> bool:

@@ -1,12 +1,12 @@
-// The launch of step.cu for records of which some are not float32: any mix of formats, rules and extras, each block by
+// The launch of step.cu for records of which some are not float32: any mix of formats, rules and options, each block by
 // what its own record says.
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
 #include "cuda/block.cuh"
+#include "cuda/load_store.cuh"
 #include "cuda/schemes.cuh"
 #include "cuda/step.h"
-#include "cuda/stored.cuh"
 #include "format.h"
 #include "random_bits.h"
 #include "turn.h"
@@ -32,7 +32,7 @@ __device__ __forceinline__ void clear(const Record& record, int64_t i) {
 // The elements [i, i + V) of a parameter, by one thread; without `loads` they are not there, and it only takes part in
 // what its warp does together.
 template <int V>
-__device__ __forceinline__ void update_elements(const Tiled& at, int64_t i, bool loads) {
+__device__ __forceinline__ void update_elements(const BlockState& at, int64_t i, bool loads) {
   const Record& record = at.record;
   const Format format = at.format;
   const int32_t rule = at.row.rule;
@@ -49,15 +49,15 @@ __device__ __forceinline__ void update_elements(const Tiled& at, int64_t i, bool
       read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, v_max);
     }
     if (has_ema) read_floats<V>(kFloat32, record.ema, i, e);
-    if (at.extras.grad_sum) {
+    if (at.options.grad_sum) {
       float sum[V];
       read_floats<V>(kFloat32, record.grad_sum, i, sum);
 #pragma unroll
-      for (int j = 0; j < V; ++j) g[j] = mean_gradient(at.row, sum[j], at.extras.unscale * g[j]);
+      for (int j = 0; j < V; ++j) g[j] = mean_gradient(at.row, sum[j], at.options.unscale * g[j]);
       const float zero[V] = {};
       write_floats<V>(kFloat32, record.grad_sum, i, zero);
     }
-    if (at.extras.zero_grads) clear<V>(record, i);
+    if (at.options.zero_grads) clear<V>(record, i);
     switch (rule) {
 #define SF_CASE(rule)                                                           \
   case (rule): {                                                                \
@@ -89,23 +89,23 @@ __device__ __forceinline__ void update_elements(const Tiled& at, int64_t i, bool
 
 // Gradients of a group that waits for its turn are summed up, and gradients are cleared.
 template <int V>
-__device__ __forceinline__ void wait_elements(const Tiled& at, int64_t i, bool adds) {
+__device__ __forceinline__ void wait_elements(const BlockState& at, int64_t i, bool adds) {
   const Record& record = at.record;
-  if (adds && at.extras.grad_sum) {
+  if (adds && at.options.grad_sum) {
     float grad[V], sum[V];
     read_floats<V>(record.grad_dtype, record.grad, i, grad);
     read_floats<V>(kFloat32, record.grad_sum, i, sum);
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] += at.extras.unscale * grad[j];
+    for (int j = 0; j < V; ++j) sum[j] += at.options.unscale * grad[j];
     write_floats<V>(kFloat32, record.grad_sum, i, sum);
   }
-  if (at.extras.zero_grads) clear<V>(record, i);
+  if (at.options.zero_grads) clear<V>(record, i);
 }
 
 // Calls `vector` with the first of four elements of a full tile that is aligned, else `single` with each element, and
 // whether there is one: whole warps take part. A warp's elements of a full tile are neighbours, those of schemes.cuh.
 template <typename Vector, typename Single>
-__device__ __forceinline__ void for_elements(const Tiled& at, Vector vector, Single single) {
+__device__ __forceinline__ void for_elements(const BlockState& at, Vector vector, Single single) {
   const int64_t left = at.record.numel - at.tile.offset;
   const int thread = static_cast<int>(threadIdx.x);
   if (left >= kTileElements && takes_vectors(at.record)) {
@@ -116,11 +116,11 @@ __device__ __forceinline__ void for_elements(const Tiled& at, Vector vector, Sin
     return;
   }
   const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
-  for (int i = thread; i / kWarp * kWarp < count; i += kNarrowThreads) single(at.tile.offset + i, i < count);
+  for (int i = thread; i / kWarp * kWarp < count; i += kLowPrecisionThreads) single(at.tile.offset + i, i < count);
 }
 
 // Whether the tile, if it is full and has a path of its own, is updated; waits for the row.
-__device__ __forceinline__ bool update_scheme(const Tiled& at) {
+__device__ __forceinline__ bool update_scheme(const BlockState& at) {
   switch (at.scheme) {
 #define SF_CASE(...)              \
   case Scheme<__VA_ARGS__>::word: \
@@ -133,31 +133,32 @@ __device__ __forceinline__ bool update_scheme(const Tiled& at) {
   }
 }
 
-__global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor) narrow_kernel(StepArgs args) {
+__global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMultiprocessor)
+    low_precision_kernel(StepArgs args) {
   const bool found_inf = args.found_inf && *args.found_inf != 0.0f;
   if (found_inf && !args.zero_grads) return;
-  __shared__ Tiled at;  // there, because registers are short
+  __shared__ BlockState at;  // there, because registers are short
   const bool leads = threadIdx.x == 0;
   if (leads) {
     at.skips = found_inf;
     at.index = args.first_tile + blockIdx.x;
     const Tile tile = args.tiles[at.index];
     at.record = args.records[tile.record];
-    at.extras.turn = turn_of(args, tile.record, at.record);  // before the block advances what that is read from
-    at.extras.grad_sum = at.extras.turn.sums() ? element(at.record.grad_sum, tile.offset) : nullptr;
-    at.extras.unscale = unscaling(args.grad_scale);
-    at.extras.zero_grads = args.zero_grads && at.record.grad;
+    at.options.turn = turn_of(args, tile.record, at.record);  // before the block advances what that is read from
+    at.options.grad_sum = at.options.turn.sums() ? element(at.record.grad_sum, tile.offset) : nullptr;
+    at.options.unscale = unscaling(args.grad_scale);
+    at.options.zero_grads = args.zero_grads && at.record.grad;
     at.format = format_of(at.record.format);
     at.tile = tile;
-    const bool is_plain = !at.extras.zero_grads && at.record.numel - tile.offset >= kTileElements;
+    const bool is_plain = !at.options.zero_grads && at.record.numel - tile.offset >= kTileElements;
     at.scheme = is_plain ? scheme_of(at.record) : kNoScheme;
   }
   __syncthreads();
-  const bool has_grad = at.record.grad != 0, moves = !at.skips && at.extras.turn.moves(has_grad);
+  const bool has_grad = at.record.grad != 0, moves = !at.skips && at.options.turn.moves(has_grad);
   if (leads) at.moves = moves;
-  if (leads && !at.skips && !moves && args.groups) arrive<true>(args, at.tile.record, at.record, at.extras.turn);
+  if (leads && !at.skips && !moves && args.groups) arrive<true>(args, at.tile.record, at.record, at.options.turn);
   if (leads && moves) {
-    prepare_row<true>(args, at.index, at.tile.record, at.record, at.extras.turn, at.row);
+    prepare_row<true>(args, at.index, at.tile.record, at.record, at.options.turn, at.row);
     at.row.low = rounded_inside(at.row.low, at.format.param, true);
     at.row.high = rounded_inside(at.row.high, at.format.param, false);
     at.stream = tile_stream(at.record.key, at.row.step, at.tile.offset / kTileElements);
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor
           [&](int64_t i, bool is_there) { update_elements<1>(at, i, is_there); });
     }
   } else if (has_grad) {
-    const bool adds = !at.skips && at.extras.turn.adds(has_grad);
+    const bool adds = !at.skips && at.options.turn.adds(has_grad);
     for_elements(
         at, [&](int64_t i) { wait_elements<kVector>(at, i, adds); },
         [&](int64_t i, bool is_there) {
@@ -179,8 +180,8 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocksPerMultiprocessor
   if (args.sets && at.record.set && !at.skips) report_tile(args, at.index, at.tile, at.record, leads && at.moves);
 }
 
-const char* launch_narrow(const StepArgs& args, int64_t stream) {
-  SF_LAUNCH(narrow_kernel, static_cast<unsigned>(args.num_tiles), kNarrowThreads, stream, args);
+const char* launch_low_precision(const StepArgs& args, int64_t stream) {
+  SF_LAUNCH(low_precision_kernel, static_cast<unsigned>(args.num_tiles), kLowPrecisionThreads, stream, args);
   return launch_error();
 }
 

@@ -19,7 +19,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "shared.h"
+#include "host_device.h"
 
 namespace sf {
 namespace {
@@ -35,112 +35,112 @@ struct Halves {
 };
 
 template <typename Vector>
-SF_SHARED Vector load(const void* from) {
+SF_HOST_DEVICE Vector load(const void* from) {
   Vector vector;
   std::memcpy(&vector, from, sizeof vector);
   return vector;
 }
 
 template <typename Vector>
-SF_SHARED void store(void* to, const Vector& vector) {
+SF_HOST_DEVICE void store(void* to, const Vector& vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
 template <typename Vector>
-SF_SHARED Halves<Vector> load_halves(const float* from) {
+SF_HOST_DEVICE Halves<Vector> load_halves(const float* from) {
   return {load<Vector>(from), load<Vector>(from + 16)};
 }
 
 template <typename Vector>
-SF_SHARED void store_halves(float* to, const Halves<Vector>& x) {
+SF_HOST_DEVICE void store_halves(float* to, const Halves<Vector>& x) {
   store(to, x.even);
   store(to + 16, x.odd);
 }
 
-SF_SHARED Bits as_bits(Numbers x) { return reinterpret_cast<Bits>(x); }
-SF_SHARED Bits as_bits(__m512i x) { return reinterpret_cast<Bits>(x); }
-SF_SHARED Numbers as_numbers(Bits x) { return reinterpret_cast<Numbers>(x); }
-SF_SHARED __m512i raw(Bits x) { return reinterpret_cast<__m512i>(x); }
+SF_HOST_DEVICE Bits as_bits(Numbers x) { return reinterpret_cast<Bits>(x); }
+SF_HOST_DEVICE Bits as_bits(__m512i x) { return reinterpret_cast<Bits>(x); }
+SF_HOST_DEVICE Numbers as_numbers(Bits x) { return reinterpret_cast<Numbers>(x); }
+SF_HOST_DEVICE __m512i raw(Bits x) { return reinterpret_cast<__m512i>(x); }
 
 // A vector of one number, read from memory, where that costs nothing; compilers would make it of an immediate at each
 // use, on the port that shuffles.
 template <uint32_t VALUE>
-SF_SHARED Bits all() {
+SF_HOST_DEVICE Bits all() {
   static constexpr uint32_t value = VALUE;
   Bits x;
   asm("vpbroadcastd %1, %0" : "=v"(x) : "m"(value));
   return x;
 }
 
-SF_SHARED Numbers all(float x) { return _mm512_set1_ps(x); }
+SF_HOST_DEVICE Numbers all(float x) { return _mm512_set1_ps(x); }
 
 // The bits of `a` where MASK has ones, of `b` elsewhere.
 template <uint32_t MASK>
-SF_SHARED Bits chosen(Bits a, Bits b) {
+SF_HOST_DEVICE Bits chosen(Bits a, Bits b) {
   return as_bits(_mm512_ternarylogic_epi32(raw(a), raw(b), raw(all<MASK>()), 0xE4));
 }
 
 // (a & MASK) | VALUE
 template <uint32_t MASK, uint32_t VALUE>
-SF_SHARED Bits masked_or(Bits a) {
+SF_HOST_DEVICE Bits masked_or(Bits a) {
   return as_bits(_mm512_ternarylogic_epi32(raw(a), raw(all<MASK>()), raw(all<VALUE>()), 0xEA));
 }
 
 // (a ^ b) & MASK
 template <uint32_t MASK>
-SF_SHARED Bits masked_difference(Bits a, Bits b) {
+SF_HOST_DEVICE Bits masked_difference(Bits a, Bits b) {
   return as_bits(_mm512_ternarylogic_epi32(raw(a), raw(b), raw(all<MASK>()), 0x28));
 }
 
 // Of a NaN and a number, `b`.
-SF_SHARED Numbers larger(Numbers a, Numbers b) { return _mm512_max_ps(a, b); }
-SF_SHARED Numbers smaller(Numbers a, Numbers b) { return _mm512_min_ps(a, b); }
+SF_HOST_DEVICE Numbers larger(Numbers a, Numbers b) { return _mm512_max_ps(a, b); }
+SF_HOST_DEVICE Numbers smaller(Numbers a, Numbers b) { return _mm512_min_ps(a, b); }
 // The larger magnitude, and that with the sign of `a`; of a NaN and a number, the number's.
-SF_SHARED Numbers larger_magnitude(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b1011); }
-SF_SHARED Numbers larger_magnitude_signed(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b0011); }
-SF_SHARED Numbers square_root(Numbers x) { return _mm512_sqrt_ps(x); }
-SF_SHARED Numbers multiply_add(Numbers a, Numbers b, Numbers c) { return _mm512_fmadd_ps(a, b, c); }
+SF_HOST_DEVICE Numbers larger_magnitude(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b1011); }
+SF_HOST_DEVICE Numbers larger_magnitude_signed(Numbers a, Numbers b) { return _mm512_range_ps(a, b, 0b0011); }
+SF_HOST_DEVICE Numbers square_root(Numbers x) { return _mm512_sqrt_ps(x); }
+SF_HOST_DEVICE Numbers multiply_add(Numbers a, Numbers b, Numbers c) { return _mm512_fmadd_ps(a, b, c); }
 
 // Shifts of 16-bit numbers.
 template <int COUNT>
-SF_SHARED Bits words_left(Bits x) {
+SF_HOST_DEVICE Bits words_left(Bits x) {
   return as_bits(_mm512_slli_epi16(raw(x), COUNT));
 }
 template <int COUNT>
-SF_SHARED Bits words_right(Bits x) {
+SF_HOST_DEVICE Bits words_right(Bits x) {
   return as_bits(_mm512_srli_epi16(raw(x), COUNT));
 }
 template <int COUNT>
-SF_SHARED Bits words_right_signed(Bits x) {
+SF_HOST_DEVICE Bits words_right_signed(Bits x) {
   return as_bits(_mm512_srai_epi16(raw(x), COUNT));
 }
 
-SF_SHARED Bits larger_bytes(Bits a, Bits b) { return as_bits(_mm512_max_epu8(raw(a), raw(b))); }
+SF_HOST_DEVICE Bits larger_bytes(Bits a, Bits b) { return as_bits(_mm512_max_epu8(raw(a), raw(b))); }
 
-SF_SHARED Bits upper_halves(const Halves<Bits>& x) { return chosen<0xFFFF0000>(x.odd, x.even >> 16); }
+SF_HOST_DEVICE Bits upper_halves(const Halves<Bits>& x) { return chosen<0xFFFF0000>(x.odd, x.even >> 16); }
 
 // Sixteen float16 numbers: the first (0) or the last (1) of `words`.
 template <int HALF>
-SF_SHARED Numbers from_float16_words(Bits words) {
+SF_HOST_DEVICE Numbers from_float16_words(Bits words) {
   return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw(words), HALF));
 }
 
 // 32 numbers as they lie in memory, and as lanes have them.
-SF_SHARED Halves<Numbers> taken_apart(const Halves<Numbers>& in_order) {
+SF_HOST_DEVICE Halves<Numbers> taken_apart(const Halves<Numbers>& in_order) {
   const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return {_mm512_permutex2var_ps(in_order.even, even, in_order.odd),
           _mm512_permutex2var_ps(in_order.even, odd, in_order.odd)};
 }
 
-SF_SHARED Halves<Numbers> put_together(const Halves<Numbers>& lanes) {
+SF_HOST_DEVICE Halves<Numbers> put_together(const Halves<Numbers>& lanes) {
   const __m512i first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i second = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
   return {_mm512_permutex2var_ps(lanes.even, first, lanes.odd), _mm512_permutex2var_ps(lanes.even, second, lanes.odd)};
 }
 
 // The lower bytes of the words of `first` and then the upper ones of `second`.
-SF_SHARED Bits joined_bytes(Bits first, Bits second) {
+SF_HOST_DEVICE Bits joined_bytes(Bits first, Bits second) {
   const __m512i apart = _mm512_set4_epi32(0x0F0D0B09, 0x07050301, 0x0E0C0A08, 0x06040200);
   const __m512i in_order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
   return as_bits(

@@ -1,8 +1,8 @@
-// Weights and gradients of a tile in the lanes of lanes.h, a block of 32 at a time: one struct for each way to keep
+// Weights and gradients of a tile in the lanes of avx512.h, a block of 32 at a time: one struct for each way to keep
 // them.
 #pragma once
 
-#include "cpu/lanes_codec.h"
+#include "cpu/avx512_codec.h"
 #include "tables.h"
 
 namespace sf {
@@ -22,22 +22,22 @@ template <int MASTER>
 struct Bfloat16Weights {
   static constexpr bool has_remainder = MASTER == kSplit8;
 
-  SF_SHARED_MEMBER static Halves<Numbers> read(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static Halves<Numbers> read(const WeightsOfTile& of, int64_t at) {
     const uint16_t* const param = static_cast<const uint16_t*>(of.param) + at;
     if constexpr (has_remainder) return read_split8(param, of.remainder + at);
     return read_bfloat16(param);
   }
-  SF_SHARED_MEMBER static Halves<Numbers> read_grad(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static Halves<Numbers> read_grad(const WeightsOfTile& of, int64_t at) {
     return read_bfloat16(static_cast<const uint16_t*>(of.grad) + at);
   }
-  SF_SHARED_MEMBER static void ask_for(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static void ask_for(const WeightsOfTile& of, int64_t at) {
     __builtin_prefetch(static_cast<const uint16_t*>(of.param) + at);
     __builtin_prefetch(static_cast<const uint16_t*>(of.grad) + at);
     // every other time it is a cache line that has been asked for
     if constexpr (has_remainder) __builtin_prefetch(of.remainder + at);
   }
-  SF_SHARED_MEMBER static Bits write(const WeightsOfTile& of, int64_t at, Halves<Bits> weight,
-                                     const Halves<Bits>& random) {
+  SF_HOST_DEVICE_MEMBER static Bits write(const WeightsOfTile& of, int64_t at, Halves<Bits> weight,
+                                          const Halves<Bits>& random) {
     Bits remainder = Bits{};
     if constexpr (MASTER == kSplit8) {
       weight = {weight.even + all<0x80>(), weight.odd + all<0x80>()};
@@ -56,20 +56,20 @@ struct Bfloat16Weights {
 struct Float32Weights {
   static constexpr bool has_remainder = false;
 
-  SF_SHARED_MEMBER static Halves<Numbers> read(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static Halves<Numbers> read(const WeightsOfTile& of, int64_t at) {
     return taken_apart(load_halves<Numbers>(static_cast<const float*>(of.param) + at));
   }
-  SF_SHARED_MEMBER static Halves<Numbers> read_grad(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static Halves<Numbers> read_grad(const WeightsOfTile& of, int64_t at) {
     return taken_apart(load_halves<Numbers>(static_cast<const float*>(of.grad) + at));
   }
-  SF_SHARED_MEMBER static void ask_for(const WeightsOfTile& of, int64_t at) {
+  SF_HOST_DEVICE_MEMBER static void ask_for(const WeightsOfTile& of, int64_t at) {
     for (int half = 0; half < kBlock; half += kBlock / 2) {
       __builtin_prefetch(static_cast<const float*>(of.param) + at + half);
       __builtin_prefetch(static_cast<const float*>(of.grad) + at + half);
     }
   }
-  SF_SHARED_MEMBER static Bits write(const WeightsOfTile& of, int64_t at, const Halves<Bits>& weight,
-                                     const Halves<Bits>&) {
+  SF_HOST_DEVICE_MEMBER static Bits write(const WeightsOfTile& of, int64_t at, const Halves<Bits>& weight,
+                                          const Halves<Bits>&) {
     store_halves(static_cast<float*>(of.param) + at, put_together({as_numbers(weight.even), as_numbers(weight.odd)}));
     return Bits{};
   }

@@ -1,4 +1,4 @@
-"""Tiles of parameters that are not float32 with float32 state and gradient: `csrc/cuda/narrow.cu` in Triton.
+"""Tiles of parameters that are not float32 with float32 state and gradient: `csrc/cuda/low_precision.cu` in Triton.
 
 FORMAT is a record's `format`, and above its first byte the dtype of its gradient: a launch compiles one branch for each
 that its table has. `rule` is a constexpr where all rows share one, else what the row at hand says.
@@ -17,8 +17,7 @@ from .codec import (
     from_float16,
     to_float16_by_chance,
 )
-from .random_bits import random_bits, tile_stream
-from .stored import (
+from .load_store import (
     BFLOAT16,
     FLOAT32,
     MASTER32,
@@ -29,6 +28,7 @@ from .stored import (
     write_moments,
     write_weights,
 )
+from .random_bits import random_bits, tile_stream
 from .tables import (
     EMA_ADDRESS,
     EXP_AVG,
@@ -67,7 +67,7 @@ from .update_rule import (
 # thread. The latter take so many registers that two such blocks fit on a multiprocessor, where 8 warps of as many would
 # be one block alone; with more buffers than Adam's, or numbers of more than 16 bits, they would not fit, and codes are
 # read by 8.
-NARROW_WARPS = 4
+LOW_PRECISION_WARPS = 4
 HALVES_PASS: tl.constexpr = tl.constexpr(1024)
 CODES_PASS: tl.constexpr = tl.constexpr(2048)
 RAGGED_PASS: tl.constexpr = tl.constexpr(512)
@@ -243,7 +243,7 @@ def _update(
 
 
 @triton.jit
-def update_narrow_tile(
+def update_low_precision_tile(
     record,
     row,
     rule,
@@ -308,7 +308,7 @@ def _wait(unscale, grad, grad_sum, at, DTYPE: tl.constexpr, MODE: tl.constexpr, 
 
 
 @triton.jit
-def wait_narrow_tile(
+def wait_low_precision_tile(
     record, unscale, adds, offset, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
     """As `wait_tile`, with gradients of a dtype."""

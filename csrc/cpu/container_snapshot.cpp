@@ -1,4 +1,4 @@
-#include "cpu/watch.h"
+#include "cpu/container_snapshot.h"
 
 #include <limits>
 #include <stdexcept>
@@ -23,19 +23,19 @@ uint64_t version_of(PyObject* dict) {
 
 }  // namespace
 
-Watch::Watch(const py::list& containers, int64_t rates, int64_t stride)
+ContainerSnapshot::ContainerSnapshot(const py::list& containers, int64_t rates, int64_t stride)
     : rates_(rates), stride_(stride), noted_(py::len(containers)), versions_(py::len(containers)) {
   PyUnicode_InternInPlace(&lr_.ptr());
   for (py::handle container : containers) {
     if (!PyDict_Check(container.ptr()) && !PyList_Check(container.ptr())) {
-      throw py::type_error("a watch is over dicts and lists");
+      throw py::type_error("a snapshot is of dicts and lists");
     }
     containers_.push_back(py::reinterpret_borrow<py::object>(container));
   }
   for (size_t i = 0; i < containers_.size(); ++i) note(i);
 }
 
-void Watch::note(size_t index) {
+void ContainerSnapshot::note(size_t index) {
   if (index >= containers_.size()) throw py::index_error("no such container");
   std::vector<py::object> now;
   PyObject* container = containers_[index].ptr();
@@ -54,14 +54,14 @@ void Watch::note(size_t index) {
   noted_[index].swap(now);  // what was noted before is released when nothing here is in between
 }
 
-bool Watch::is_new_rate(PyObject* key, PyObject* value) const {
+bool ContainerSnapshot::is_new_rate(PyObject* key, PyObject* value) const {
   // a key of another string object with the same letters only takes the longer way
   if (!rates_ || key != lr_.ptr() || !PyFloat_CheckExact(value)) return false;
   const double rate = PyFloat_AS_DOUBLE(value);
   return rate >= 0.0 && rate <= std::numeric_limits<float>::max();
 }
 
-bool Watch::same_dict(PyObject* dict, size_t index) {
+bool ContainerSnapshot::same_dict(PyObject* dict, size_t index) {
   const std::vector<py::object>& noted = noted_[index];
   if (static_cast<size_t>(PyDict_GET_SIZE(dict)) * 2 != noted.size()) return false;
   PyObject *key, *value, *rate = nullptr;
@@ -82,7 +82,7 @@ bool Watch::same_dict(PyObject* dict, size_t index) {
   return true;
 }
 
-bool Watch::same(size_t index) {
+bool ContainerSnapshot::same(size_t index) {
   PyObject* container = containers_[index].ptr();
   if (PyDict_Check(container)) {
     const uint64_t version = version_of(container);
@@ -99,7 +99,7 @@ bool Watch::same(size_t index) {
   return true;
 }
 
-py::list Watch::changed() {
+py::list ContainerSnapshot::changed() {
   py::list found;
   for (size_t i = 0; i < containers_.size(); ++i) {
     if (!same(i)) found.append(i);
@@ -107,7 +107,7 @@ py::list Watch::changed() {
   return found;
 }
 
-bool Watch::is_unchanged() {
+bool ContainerSnapshot::is_unchanged() {
   const size_t count = containers_.size();
   bool unchanged = true;
   for (size_t i = 0; i < count; ++i) {
@@ -117,7 +117,7 @@ bool Watch::is_unchanged() {
   return unchanged;
 }
 
-int Watch::traverse(visitproc visit, void* arg) const {
+int ContainerSnapshot::traverse(visitproc visit, void* arg) const {
   for (const py::object& container : containers_) Py_VISIT(container.ptr());
   for (const auto& noted : noted_) {
     for (const py::object& object : noted) Py_VISIT(object.ptr());
@@ -125,7 +125,7 @@ int Watch::traverse(visitproc visit, void* arg) const {
   return 0;
 }
 
-void Watch::clear() {
+void ContainerSnapshot::clear() {
   std::vector<py::object> containers;
   std::vector<std::vector<py::object>> noted;
   containers.swap(containers_);

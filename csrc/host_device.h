@@ -4,16 +4,16 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define SF_SHARED static __host__ __device__ __forceinline__
-#define SF_SHARED_MEMBER __host__ __device__ __forceinline__
+#define SF_HOST_DEVICE static __host__ __device__ __forceinline__
+#define SF_HOST_DEVICE_MEMBER __host__ __device__ __forceinline__
 #else
-#define SF_SHARED static inline __attribute__((always_inline))
-#define SF_SHARED_MEMBER inline __attribute__((always_inline))
+#define SF_HOST_DEVICE static inline __attribute__((always_inline))
+#define SF_HOST_DEVICE_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace sf {
 
-SF_SHARED double root(double x) {
+SF_HOST_DEVICE double root(double x) {
 #if defined(__CUDA_ARCH__)
   return __dsqrt_rn(x);
 #else

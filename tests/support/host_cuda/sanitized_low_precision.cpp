@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "codec.h"
-#include "cpu/kernel.h"
+#include "cpu/step.h"
 #include "cuda/step.h"
 #include "format.h"
 #include "shim.h"
@@ -41,14 +41,14 @@ float value(int64_t i, int64_t seed) {
   return (static_cast<float>(mixed >> 8) / (1 << 23) - 1) * (mixed % 7 ? 1.0f : 1e-6f);
 }
 
-struct NarrowProblem {
+struct LowPrecisionProblem {
   std::vector<Bytes> buffers;
   std::vector<Record> records;
   std::vector<Tile> tiles;
   std::vector<Row> rows;
   StepArgs args{};
 
-  NarrowProblem(const Format& format, int32_t grad_dtype, bool shifted) {
+  LowPrecisionProblem(const Format& format, int32_t grad_dtype, bool shifted) {
     const auto add = [&](int64_t count, int64_t width) {
       buffers.emplace_back(count, width, shifted && width > 1);
       return buffers.back().address();
@@ -88,7 +88,7 @@ struct NarrowProblem {
       }
     }
     args.num_tiles = static_cast<int64_t>(tiles.size());
-    args.rule = kMixedRules, args.is_narrow = 1, args.zero_grads = shifted;
+    args.rule = kMixedRules, args.is_low_precision = 1, args.zero_grads = shifted;
     args.records = records.data(), args.tiles = tiles.data(), args.rows = rows.data();
     args.first_head_tile = args.num_tiles;
   }
@@ -103,7 +103,7 @@ struct NarrowProblem {
 };
 
 int check(const Format& format, int32_t grad_dtype, bool shifted) {
-  NarrowProblem cuda(format, grad_dtype, shifted), cpu(format, grad_dtype, shifted);
+  LowPrecisionProblem cuda(format, grad_dtype, shifted), cpu(format, grad_dtype, shifted);
   for (int step = 0; step < 2; ++step) {
     if (const char* error = launch_step(cuda.args, 0, 0)) {
       std::printf("launch failed: %s\n", error);

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from stackelberg_fused.native import watch as watches
-from stackelberg_fused.native.reader import make_places
+from stackelberg_fused.native import change_detection
+from stackelberg_fused.native.change_detection import make_address_snapshot
 
 
 @pytest.fixture(params=["native", "python"])
-def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def snapshot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "python":
-        monkeypatch.setattr(watches, "NativeWatch", None)
-    elif watches.NativeWatch is None:
+        monkeypatch.setattr(change_detection, "NativeContainerSnapshot", None)
+    elif change_detection.NativeContainerSnapshot is None:
         pytest.skip("_cpu is not built here")
-    return watches.make_watch
+    return change_detection.make_container_snapshot
 
 
 def _containers() -> list[Any]:
@@ -46,9 +46,9 @@ EDITS: dict[str, tuple[int, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_edits_are_noticed_until_noted(watch: Any, name: str) -> None:
+def test_edits_are_noticed_until_noted(snapshot: Any, name: str) -> None:
     containers = _containers()
-    held = watch(containers)
+    held = snapshot(containers)
     assert held.changed() == []
     index, edit = EDITS[name]
     edit(containers[index])
@@ -57,23 +57,23 @@ def test_edits_are_noticed_until_noted(watch: Any, name: str) -> None:
     assert held.changed() == []
 
 
-def test_in_place_changes_and_equal_assignments_are_none(watch: Any) -> None:
+def test_in_place_changes_and_equal_assignments_are_none(snapshot: Any) -> None:
     containers = _containers()
-    held = watch(containers)
+    held = snapshot(containers)
     containers[0]["exp_avg"].fill_(3)
     containers[0]["exp_avg"] = containers[0]["exp_avg"]
     containers[1][:] = list(containers[1])
     assert held.changed() == []
 
 
-def test_only_dicts_and_lists(watch: Any) -> None:
+def test_only_dicts_and_lists(snapshot: Any) -> None:
     with pytest.raises(TypeError):
-        watch([()])
+        snapshot([()])
 
 
-def test_no_such_container(watch: Any) -> None:
+def test_no_such_container(snapshot: Any) -> None:
     with pytest.raises(IndexError):
-        watch([{}]).note(1)
+        snapshot([{}]).note(1)
 
 
 def _rated() -> tuple[list[Any], np.ndarray]:
@@ -83,9 +83,9 @@ def _rated() -> tuple[list[Any], np.ndarray]:
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.0, 3e38])
-def test_a_new_rate_is_written_and_no_change(watch: Any, rate: float) -> None:
+def test_a_new_rate_is_written_and_no_change(snapshot: Any, rate: float) -> None:
     groups, rates = _rated()
-    held = watch(groups, rates)
+    held = snapshot(groups, rates)
     assert not held.took_over()
     groups[1]["lr"] = rate
     assert held.changed() == []
@@ -111,9 +111,9 @@ EDITED_RATES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", EDITED_RATES)
-def test_any_other_edit_of_a_rate_is_a_change(watch: Any, name: str) -> None:
+def test_any_other_edit_of_a_rate_is_a_change(snapshot: Any, name: str) -> None:
     groups, rates = _rated()
-    held = watch(groups, rates)
+    held = snapshot(groups, rates)
     EDITED_RATES[name](groups[0])
     assert held.changed() == held.changed() == [0]
     assert not rates.any()
@@ -122,35 +122,37 @@ def test_any_other_edit_of_a_rate_is_a_change(watch: Any, name: str) -> None:
     assert held.changed() == []
 
 
-def test_without_rates_a_rate_is_a_value_like_any_other(watch: Any) -> None:
+def test_without_rates_a_rate_is_a_value_like_any_other(snapshot: Any) -> None:
     groups, _ = _rated()
-    held = watch(groups)
+    held = snapshot(groups)
     groups[0]["lr"] = 0.5
     assert held.changed() == [0]
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_lookout_says_whether_any_changed(watch: Any, name: str) -> None:
+def test_a_lookout_says_whether_any_changed(snapshot: Any, name: str) -> None:
     containers, rates = _containers(), np.zeros(1)
     group = {"lr": 0.1, "betas": (0.9, 0.99)}
     tensors = [torch.zeros(3), torch.zeros(2)]
-    places = make_places(tensors)
-    of_groups = watch([group], rates)
-    lookout = watches.make_lookout([watch(containers), of_groups], [places])
-    assert lookout.is_unchanged()
+    addresses = make_address_snapshot(tensors)
+    of_groups = snapshot([group], rates)
+    detector = change_detection.make_change_detector([snapshot(containers), of_groups], [addresses])
+    assert detector.is_unchanged()
     group["lr"] = 0.5
-    assert lookout.is_unchanged()  # a rate is taken over on the way
+    assert detector.is_unchanged()  # a rate is taken over on the way
     assert rates[0] == 0.5
     assert of_groups.took_over()
     index, edit = EDITS[name]
     edit(containers[index])
-    assert not lookout.is_unchanged()
-    assert not lookout.is_unchanged()
+    assert not detector.is_unchanged()
+    assert not detector.is_unchanged()
 
 
-def test_a_lookout_notices_state_that_moved(watch: Any) -> None:
+def test_a_lookout_notices_state_that_moved(snapshot: Any) -> None:
     tensors = [torch.zeros(3), torch.zeros(2)]
-    lookout = watches.make_lookout([watch([{}])], [make_places([]), make_places(tensors)])
-    assert lookout.is_unchanged()
+    detector = change_detection.make_change_detector(
+        [snapshot([{}])], [make_address_snapshot([]), make_address_snapshot(tensors)]
+    )
+    assert detector.is_unchanged()
     tensors[1].data = torch.zeros(2)
-    assert not lookout.is_unchanged()
+    assert not detector.is_unchanged()

@@ -9,14 +9,14 @@
 
 namespace sf {
 
-// stackelberg_fused/watch.py has the same class in Python.
-class Watch {
+// stackelberg_fused/native/change_detection.py has the same class in Python.
+class ContainerSnapshot {
  public:
   // `containers` are dicts and lists; what they hold is noted as it is now.
   // Where `rates` is not 0, a dict of which "lr" alone was replaced, by another float >= 0 that is finite in single
   // precision, counts as unchanged: the new rate of container i is written, as a double, to the address rates + i *
   // stride.
-  explicit Watch(const pybind11::list& containers, int64_t rates = 0, int64_t stride = 0);
+  explicit ContainerSnapshot(const pybind11::list& containers, int64_t rates = 0, int64_t stride = 0);
 
   // The containers that hold other objects than were noted, or in another order; dicts also other keys.
   // New rates are taken over on the way.

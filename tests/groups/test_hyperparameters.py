@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.groups.settings import _CONSTANTS, GroupSettings, _numbers
-from stackelberg_fused.native import watch
+from stackelberg_fused.groups.hyperparameters import _CONSTANTS, Hyperparameters, _numbers
+from stackelberg_fused.native import change_detection
 
 
 @pytest.fixture(params=["native", "python"], autouse=True)
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Groups are watched in C++ where there is a compiler, else in Python."""
     if request.param == "python":
-        monkeypatch.setattr(watch, "NativeWatch", None)
-    elif watch.NativeWatch is None:
+        monkeypatch.setattr(change_detection, "NativeContainerSnapshot", None)
+    elif change_detection.NativeContainerSnapshot is None:
         pytest.skip("_cpu is not built here")
     return request.param
 
@@ -31,14 +31,14 @@ def _groups(*rules: str, **settings: Any) -> list[dict[str, Any]]:
     return sf.StackelbergAdamW(groups, lr=0.1, weight_decay=0.0, backend="reference").param_groups
 
 
-def _accepted(groups: list[dict[str, Any]]) -> GroupSettings:
-    settings = GroupSettings(groups)
+def _accepted(groups: list[dict[str, Any]]) -> Hyperparameters:
+    settings = Hyperparameters(groups)
     assert settings.check() == list(range(len(groups)))
     settings.accept(settings.check())
     return settings
 
 
-def _edited(settings: GroupSettings) -> list[int]:
+def _edited(settings: Hyperparameters) -> list[int]:
     settings.look()
     return settings.check()
 
