@@ -1,8 +1,8 @@
 // The tables every native backend reads: records, tiles, hyperparameter rows.
 //
-// The host builds them once (stackelberg_fused/layout/table.py, hyperparameters.py) and the Triton kernel reads the same
-// bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/native/tables.py, and in triton_kernels/;
-// tests/native/test_tables.py compares all three.
+// The host builds them once (stackelberg_fused/layout/table.py, layout/rows.py) and the Triton kernel reads the
+// same bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/native/tables.py, and in
+// triton_kernels/; tests/native/test_tables.py compares all three.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The update rule, once for C++ and CUDA. stackelberg_fused/numerics/update_rule.py and triton_kernels/update_rule.py say the
-// same with the same names and step comments.
+// The update rule, once for C++ and CUDA. stackelberg_fused/numerics/update_rule.py and triton_kernels/update_rule.py
+// say the same with the same names and step comments.
 //
 // Both compilers run with contraction off (-ffp-contract=off, -fmad=false): every fused multiply-add below is
 // explicit, and division and square root are IEEE, so host and device produce the same bits.

@@ -145,8 +145,9 @@ PYBIND11_MODULE(_cpu, m) {
       .def("changed", &sf::ContainerSnapshot::changed)
       .def("took_over", &sf::ContainerSnapshot::took_over)
       .def("note", &sf::ContainerSnapshot::note, pybind11::arg("index"));
-  pybind11::class_<sf::ChangeDetector>(m, "ChangeDetector", collected<sf::ChangeDetector>(),
-                                       "Watches and places in one call; see stackelberg_fused/native/change_detection.py.")
+  pybind11::class_<sf::ChangeDetector>(
+      m, "ChangeDetector", collected<sf::ChangeDetector>(),
+      "Watches and places in one call; see stackelberg_fused/native/change_detection.py.")
       .def(pybind11::init<pybind11::list, pybind11::list>(), pybind11::arg("watches"), pybind11::arg("places"))
       .def("is_unchanged", &sf::ChangeDetector::is_unchanged);
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });

@@ -13,8 +13,8 @@
 
 namespace sf {
 
-// stackelberg_fused/native/reader.py has the same classes in Python, for a torch that TensorAbi does not know; a test holds
-// one against the other.
+// stackelberg_fused/native/reader.py has the same classes in Python, for a torch that TensorAbi does not know; a test
+// holds one against the other.
 class Reader {
  public:
   // `owners` have a `.grad`, `locals` are the tensors whose memory is updated: the same objects, but for shards.

@@ -1,5 +1,5 @@
-// How kernels are launched. tests/support/host_cuda compiles the same files by g++, where SF_LAUNCH and the CUDA built-ins come
-// from a shim.
+// How kernels are launched. tests/support/host_cuda compiles the same files by g++, where SF_LAUNCH and the CUDA
+// built-ins come from a shim.
 #pragma once
 
 #ifndef SF_LAUNCH

@@ -1,5 +1,6 @@
-"""Instructions that the CUDA kernel executes per parameter of fewer bits: python tests/support/instructions.py [MODULE].
+"""Instructions that the CUDA kernel executes per parameter of fewer bits.
 
+Run it as: python tests/support/instructions.py [MODULE].
 MODULE is a `_cuda` extension module or a cubin of another build; by default it is the one that is installed.
 """
 

@@ -1,5 +1,5 @@
-// Kernels that show what the shim does and refuses, and codes made in the two ways there are; tests/csrc/test_host_cuda.py
-// calls them.
+// Kernels that show what the shim does and refuses, and codes made in the two ways there are;
+// tests/csrc/test_host_cuda.py calls them.
 #include "codec.h"
 
 static int seed_error = 0;  // ulp
