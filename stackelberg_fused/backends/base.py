@@ -41,8 +41,7 @@ class Launch:
         scaling: what a gradient scaler says, on the table's device.
         zero_grads: whether gradients are zero afterwards, also those that moved nothing.
         moves: bool [slots]: which move; where only the device knows, those that may.
-        joint_sets: those of the table, where any of their slots may move: to be projected onto by `project`.
-        tables: what `step` has on its device, by name, for `project` to read the same.
+        joint_sets: those of the table, where any of their slots may move: projected onto after the update.
     """
 
     table: Table
@@ -55,7 +54,6 @@ class Launch:
     zero_grads: bool = False
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
-    tables: Mapping[str, Tensor] | None = None
 
 
 def refusal_of_kernel(name: str, device_type: str, kind: Kind) -> str:
@@ -94,8 +92,8 @@ class Backend(ABC):
 
     @abstractmethod
     def step(self, launch: Launch) -> int:
-        """Update in place; returns the number of kernel launches made."""
+        """Update in place, then project what moved onto `launch.joint_sets` and average it.
 
-    @abstractmethod
-    def project(self, launch: Launch) -> int:
-        """After `step`: project what it moved onto `launch.joint_sets`, and average it; returns the launches made."""
+        Returns:
+            The number of kernel launches made: one, and one more where there are joint sets.
+        """

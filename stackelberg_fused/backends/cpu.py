@@ -55,12 +55,12 @@ class CpuBackend(Backend):
         return 1
 
     def step(self, launch: Launch) -> int:
-        _cpu.step(step_args(launch, _tables(launch)), torch.get_num_threads(), self._isa)
-        return 1
-
-    def project(self, launch: Launch) -> int:
-        _cpu.project(project_args(launch, _tables(launch)), torch.get_num_threads())
-        return 1
+        tables, threads = _tables(launch), torch.get_num_threads()
+        _cpu.step(step_args(launch, tables), threads, self._isa)
+        if launch.joint_sets is None:
+            return 1
+        _cpu.project(project_args(launch, tables), threads)
+        return 2
 
 
 def _tables(launch: Launch) -> dict[str, int]:

@@ -64,17 +64,13 @@ class CudaBackend(Backend):
     def step(self, launch: Launch) -> int:
         index = launch.table.device.index
         with torch.cuda.device(index):
-            launch.tables = tables_on_device(launch.table)
-            args = step_args(launch, addresses(launch.tables))
-            _cuda.step(args, index, torch.cuda.current_stream(index).cuda_stream)
-        return 1
-
-    def project(self, launch: Launch) -> int:
-        index = launch.table.device.index
-        with torch.cuda.device(index):
-            args = project_args(launch, addresses(launch.tables))
-            _cuda.project(args, index, torch.cuda.current_stream(index).cuda_stream)
-        return 1
+            tables = addresses(tables_on_device(launch.table))
+            stream = torch.cuda.current_stream(index).cuda_stream
+            _cuda.step(step_args(launch, tables), index, stream)
+            if launch.joint_sets is None:
+                return 1
+            _cuda.project(project_args(launch, tables), index, stream)
+        return 2
 
 
 def _version(encoded: int) -> str:

@@ -81,10 +81,12 @@ class ReferenceBackend(Backend):
                     _keep_sum(launch, i, state["grad_sum"])
                 if launch.zero_grads and slot.param.grad is not None:
                     slot.param.grad.zero_()
+        if launch.joint_sets is not None:
+            self._project(launch)
         return 0
 
     @torch.no_grad()
-    def project(self, launch: Launch) -> int:
+    def _project(self, launch: Launch) -> None:
         table, span = launch.table, launch.span
         members: dict[int, list[int]] = defaultdict(list)
         for i in range(span.first_slot, span.last_slot):
@@ -104,7 +106,6 @@ class ReferenceBackend(Backend):
                 if group["ema_decay"] is not None:
                     ema = local_tensor(launch.state[table.slots[i].param]["ema"])
                     update_rule.ema_update(local.to(ema.dtype), ema, group)
-        return 0
 
 
 def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:

@@ -84,33 +84,30 @@ class TritonBackend(Backend):
     def step(self, launch: Launch) -> int:
         table, span = launch.table, launch.span
         with self._on_device(table):
-            launch.tables = tables_on_device(table)
+            tables = tables_on_device(table)
             launch_step(
-                launch.tables["records"].view(torch.int64),
-                launch.tables["tiles"].view(torch.int64),
-                launch.tables["rows"].view(torch.float32),
+                tables["records"].view(torch.int64),
+                tables["tiles"].view(torch.int64),
+                tables["rows"].view(torch.float32),
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
                 launch.rule,
-                _options(launch, launch.tables),
+                _options(launch, tables),
             )
-        return 1
-
-    def project(self, launch: Launch) -> int:
-        joint, span = launch.joint_sets, launch.span
-        with self._on_device(launch.table):
+            if launch.joint_sets is None:
+                return 1
             launch_project(
-                launch.tables["records"].view(torch.int64),
-                launch.tables["rows"].view(torch.float32),
-                launch.tables["sets"].view(torch.int64),
-                launch.tables["pieces"].view(torch.int64),
-                *joint.piece_range(span.first_slot, span.last_slot),
-                joint.factors,
-                joint.moved,
+                tables["records"].view(torch.int64),
+                tables["rows"].view(torch.float32),
+                tables["sets"].view(torch.int64),
+                tables["pieces"].view(torch.int64),
+                *launch.joint_sets.piece_range(span.first_slot, span.last_slot),
+                launch.joint_sets.factors,
+                launch.joint_sets.moved,
                 launch.scaling and launch.scaling.found_inf,
             )
-        return 1
+        return 2
 
 
 def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:

@@ -16,8 +16,9 @@ from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import ROLES, param_label
 from ..layout.joint_sets import check_joint_sets
 from ..layout.scaling import Scaling
-from ..layout.slot import Kind, LayoutChanged, Slot
+from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
+from ..layout.table import RebuildNeeded
 from ..native.change_detection import make_change_detector, make_container_snapshot
 from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
@@ -154,7 +155,7 @@ class Engine:
             scaling: what a gradient scaler says.
             zero_grad: clear these gradients.
 
-        Raises before anything is modified; `LayoutChanged` where the engine has to be built again.
+        Raises before anything is modified; `RebuildNeeded` where the engine has to be built again.
         """
         self._look_at_edits()
         changed = self.hyperparameters.check()
@@ -186,7 +187,7 @@ class Engine:
                 raise ValueError(misfit(slot, self.groups))
         for param in self._frozen[None]:
             if param.grad is not None:
-                raise LayoutChanged("a parameter that was frozen has a gradient")
+                raise RebuildNeeded("a parameter that was frozen has a gradient")
         if clipped:
             for unit in self.units:
                 unit.refuse_shards()
@@ -259,7 +260,7 @@ class Engine:
         """Whether somebody replaced parameters of the groups, or their state, since the last step."""
         try:
             self._look_at_edits()
-        except LayoutChanged:
+        except RebuildNeeded:
             return True
         every = range(len(self.groups))
         if self.hyperparameters.changed_roles(every) or self.hyperparameters.changed_storage(every):
@@ -270,34 +271,34 @@ class Engine:
         """Have groups looked at that hold anything else than the last time.
 
         Raises:
-            LayoutChanged: a parameter or its state was replaced.
+            RebuildNeeded: a parameter or its state was replaced.
         """
         if not self._change_detector.is_unchanged():
             self._look_closer()
         for unit in self.units:
             if unit.flat is not None and unit.flat.is_outdated():
-                raise LayoutChanged("a parameter was frozen or unfrozen")
+                raise RebuildNeeded("a parameter was frozen or unfrozen")
 
     def _look_closer(self) -> None:
         """What the change detector found, one by one."""
         if self._group_snapshot.changed():
-            raise LayoutChanged("parameters were replaced")
+            raise RebuildNeeded("parameters were replaced")
         for i in self.hyperparameters.look():
             if self.groups[i].get("params") is not self._params[i]:
-                raise LayoutChanged("parameters were replaced")
+                raise RebuildNeeded("parameters were replaced")
         if self._state_snapshot.changed():
             if not all(is_attached(unit.table, self.state) for unit in self.units):
-                raise LayoutChanged("state was replaced")
+                raise RebuildNeeded("state was replaced")
             self._note_state()  # entries that no rule knows
         if any(unit.state_addresses.moved() for unit in self.units):
-            raise LayoutChanged("state was moved")
+            raise RebuildNeeded("state was moved")
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose hyperparameters go together, but not with their parameters, state or table."""
         if self.hyperparameters.changed_roles(changed):
-            raise LayoutChanged("a param group changed its role")
+            raise RebuildNeeded("a param group changed its role")
         if self.hyperparameters.changed_storage(changed):
-            raise LayoutChanged("a param group is to be stored in another way")
+            raise RebuildNeeded("a param group is to be stored in another way")
         for unit in self.units:
             unit.refuse_rates(changed)
             unit.refuse_edits_in_capture(changed)

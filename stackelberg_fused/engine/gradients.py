@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
-from ..layout.slot import LayoutChanged, Span
-from ..layout.table import COUNTS, Table
+from ..layout.slot import Span
+from ..layout.table import COUNTS, RebuildNeeded, Table
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
 
@@ -71,12 +71,12 @@ class Gradients:
 
         Raises:
             ValueError, TypeError, RuntimeError: a gradient or a rebound parameter does not fit; names the parameter.
-            LayoutChanged: a parameter was rebound to memory with other strides.
+            RebuildNeeded: a parameter was rebound to memory with other strides.
         """
         self._check_shards(span)
         moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
         self.active_version += switched
-        self._table.version += changed
+        self._table.count_native_writes(changed)
         if changed and self._table.has_other_gradients:
             self._table.note_formats()  # one may have the dtype of its parameter again
         gathered = Gathered(kept, odd, [], [], [])
@@ -122,25 +122,18 @@ class Gradients:
                 if written[i]:  # autograd would take a write to one that waits for a change
                     copy = local.resolve_neg().contiguous()
                     gathered.write_back.append((local, copy))
-                    self._write("param", i, copy)
+                    self._table.write("param", i, copy.data_ptr())
 
     def _write_gradient(self, i: int, grad: Tensor) -> None:
-        self._write("grad", i, grad)
-        records, word = self._table.records, DTYPE_WORD.get(grad.dtype, 0)
-        if records["grad_dtype"][i] != word:
-            records["grad_dtype"][i] = word
-            self._table.version += 1
-            self._table.note_formats()
+        table, word = self._table, DTYPE_WORD.get(grad.dtype, 0)
+        table.write("grad", i, grad.data_ptr())
+        if table.records["grad_dtype"][i] != word:
+            table.write("grad_dtype", i, word)
+            table.note_formats()
 
     def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
         """In which dtype a gradient is read."""
         return grad.dtype if self._mixes_dtypes else self._table.slots[i].scheme.param
-
-    def _write(self, name: str, i: int, tensor: Tensor) -> None:
-        addresses, address = self._table.records[name], tensor.data_ptr()
-        if addresses[i] != address:
-            addresses[i] = address
-            self._table.version += 1
 
     def _label(self, i: int) -> str:
         return self._table.slots[i].name
@@ -199,7 +192,7 @@ class Gradients:
         for i in self.sharded:
             slot = self._table.slots[i]
             if span.first_slot <= i < span.last_slot and local_tensor(slot.param) is not slot.local:
-                raise LayoutChanged(slot.name)
+                raise RebuildNeeded(slot.name)
 
     def _follow(self, i: int) -> None:
         """Accept a parameter whose `.data` was rebound to memory like the old, or raise."""
@@ -211,15 +204,15 @@ class Gradients:
             ("shape", tuple(local.shape), tuple(self._shapes[i])),
         ):
             if now != before and all(name in COUNTS for name in table.state_tensors[i]):
-                raise LayoutChanged(slot.name)  # model.to() between construction and the first step
+                raise RebuildNeeded(slot.name)  # model.to() between construction and the first step
             if now != before:
                 raise RuntimeError(
                     f"{slot.name}: its {what} was {before} when it was given to the optimizer and is now {now}"
                 )
         if not same_layout(local, self._shapes[i], self._strides[i]):
-            raise LayoutChanged(slot.name)
+            raise RebuildNeeded(slot.name)
         # a ball scales also who has no gradient
         is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
         if self._reads_memory and is_written and local.numel() and not local.data_ptr():
             raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
-        self._write("param", i, local)
+        table.write("param", i, local.data_ptr())

@@ -176,12 +176,15 @@ class LaunchUnit:
                 return None
         if clipped and span not in table.statistics:
             self._refuse_in_capture("room for its statistics")
-        plan = self._planner.of(span, counted, self._allocating)
+        plan = self._planner.plan(span, counted)
         if plan is None:
             return None
+        if plan.lacks_state:
+            self._refuse_in_capture(f"the state of {table.slots[plan.lacks_state[0]].name}")
+            self._planner.allocate(plan)
+            self.has_new_state = True
         if table.counts is None and table.rows.update():
-            table.records["row"] = table.rows.slot_row
-            table.version += 1
+            table.write("row", slice(None), table.rows.slot_row)
         self.gradients.stage(pending.gathered, span, plan.written)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
@@ -220,8 +223,6 @@ class LaunchUnit:
         launches = 0
         if span.last_tile > span.first_tile:
             launches = self.backend.step(staged.launch)
-            if staged.launch.joint_sets is not None:
-                launches += self.backend.project(staged.launch)
         for param, copy in staged.gathered.write_back:
             with torch.no_grad():
                 param.copy_(copy)
@@ -229,7 +230,7 @@ class LaunchUnit:
             scaling = staged.launch.scaling
             found_inf = scaling and scaling.found_inf
             every, sums = table.update_every, table.sums
-            table.counts.advance_empty(span, plan.mask, every, sums, found_inf)
+            table.counts.advance_empty(span, plan.has_grad, every, sums, found_inf)
         else:
             np.add(table.step_counts, plan.counts, out=table.step_counts)
             if not plan.ready:
@@ -248,10 +249,6 @@ class LaunchUnit:
             grad_sum = self.table.state_tensors[i].get("grad_sum")
             if grad_sum is not None:
                 local_tensor(grad_sum).zero_()
-
-    def _allocating(self, what: str) -> None:
-        self._refuse_in_capture(what)
-        self.has_new_state = True
 
     def _refuse_in_capture(self, what: str) -> None:
         """Raise where memory would be allocated that every replay of a CUDA graph would clear."""

@@ -61,8 +61,7 @@ def drop_averages(
     for i in indices:
         if table.state_tensors[i].pop("ema", None) is not None:
             (state.get(table.slots[i].param) or {}).pop("ema", None)
-            table.records["ema"][i] = 0
-            table.version += 1
+            table.set_state_address(i, "ema", 0)
             dropped = True
     return dropped
 
@@ -74,7 +73,7 @@ def _set(
     is_scale = name.endswith("_scale")  # of a shape of its own
     entry = place if is_scale else shard_like(place, param)
     state[param][name] = table.state_tensors[i][name] = entry
-    table.set_state_address(i, name, place)
+    table.set_state_address(i, name, place.data_ptr())
 
 
 # settings with which a group has every kind of state that its rule may have

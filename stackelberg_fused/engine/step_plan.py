@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +15,42 @@ from ..numerics import turns
 from .gradients import Gradients
 from .state import allocate_state
 
-MOST_PLANS = 256  # spans, at as many stages of waiting, of which is kept what a step does with them
+MAX_PLANS = 256  # remembered: of each span, one for every stage of waiting that its groups are at
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """What a step does with a span, kept while its gradients are there or not as they were.
+    """The effect of a step on a span; valid as long as the same parameters have gradients.
 
     Attributes:
-        mask: bool [n]: slots that have a gradient.
+        has_grad: bool [n]: slots that have a gradient.
         moves: bool [n]: slots that move; where counts live on the device, those that may.
-        counts: float32 [n]: what is added to their step counts.
-        written: bool [n]: slots that the step changes: these, and who shares a ball with them.
-        params: their parameters.
-        waits_on_host: whether the host counts how long groups wait.
-        version: of the gradients.
-        ready: whether all that move have taken a step.
+        counts: float32 [n]: added to the step counts.
+        written: bool [n]: slots that the step changes: those that move, and those that share a ball with them.
+        params: the parameters of the slots that are written.
+        lacks_state: slots whose state has to be allocated before the step.
+        waits_on_host: the host counts how long groups wait.
+        ready: every slot that moves has taken a step before.
     """
 
-    mask: np.ndarray
+    has_grad: np.ndarray
     moves: np.ndarray
     counts: np.ndarray
     written: np.ndarray
     params: list[Tensor]
+    lacks_state: list[int]
     waits_on_host: bool
-    version: int
     ready: bool = False
 
 
 class StepPlanner:
-    """What steps of a table's spans do."""
+    """Plans the steps of a table's spans, and remembers the plans.
+
+    Args:
+        table: the parameters.
+        gradients: of the table.
+        state: the optimizer's state, by parameter.
+    """
 
     def __init__(
         self, table: Table, gradients: Gradients, state: Mapping[Tensor, dict[str, Any]]
@@ -64,68 +70,68 @@ class StepPlanner:
         trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
         allocate_state(self._table, trained, self._state)
 
+    def allocate(self, plan: StepPlan) -> None:
+        """Give the slots of a plan the state that they lack."""
+        allocate_state(self._table, plan.lacks_state, self._state)
+        self._has_state[plan.lacks_state] = True
+        plan.lacks_state = []
+
     def advance_waiting(self, span: Span, plan: StepPlan) -> None:
         """Count the step for groups that take turns."""
         table, here = self._table, slice(span.first_slot, span.last_slot)
         now, every = table.waited_counts[here], table.update_every[here]
-        now[:] = turns.waited_after(now, every, (table.sums & plan.mask)[here])
+        now[:] = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
 
-    def of(
-        self, span: Span, counted: bool, before_allocating: Callable[[str], None]
-    ) -> StepPlan | None:
-        """What a step does with a span; None where it does nothing.
+    def plan(self, span: Span, counted: bool) -> StepPlan | None:
+        """Plan a step of a span; None where it does nothing.
 
         Args:
-            counted: whether the step has a gradient in some table: then groups wait one step less in all.
-            before_allocating: called, and may raise, with what is about to be allocated.
+            counted: the step has a gradient in some table, so that groups that wait do so one step less.
         """
         table, version = self._table, self._gradients.active_version
-        if version != self._version or len(self._plans) > MOST_PLANS:
+        if version != self._version or len(self._plans) > MAX_PLANS:
             self._plans.clear()
             self._version = version
-        # the host's counts say nothing any more where the device counts
+        # where the device counts, the host's counts are out of date
         stage = b""
         if table.takes_turns and table.counts is None:
             waits = turns.waits(table.waited_counts, table.update_every)
             stage = (waits + 2 * turns.has_sum(table.waited_counts)).tobytes()
         key = span, counted, stage
-        found = self._plans.get(key, self)  # None is an answer
-        if found is self:
-            found = self._plans[key] = self._look(span, counted, before_allocating)
-        return found
+        if key not in self._plans:
+            self._plans[key] = self._make(span, counted)
+        return self._plans[key]
 
-    def _look(
-        self, span: Span, counted: bool, before_allocating: Callable[[str], None]
-    ) -> StepPlan | None:
+    def _make(self, span: Span, counted: bool) -> StepPlan | None:
         table = self._table
         here = slice(span.first_slot, span.last_slot)
-        mask = np.zeros(len(table.slots), bool)
-        mask[here] = self._gradients.active[here]
-        if not mask.any() and not (counted and table.takes_turns):
+        has_grad = np.zeros(len(table.slots), bool)
+        has_grad[here] = self._gradients.active[here]
+        if not has_grad.any() and not (counted and table.takes_turns):
             return None
-        moves, counts = mask, mask
+        moves = needs_counts = has_grad
         if table.takes_turns:
-            now, every, sums = table.waited_counts, table.update_every, table.sums
-            inside = np.zeros(len(table.slots), bool)
-            inside[here] = True
-            # also who has no gradient waits, and a state dict has to say how long
-            trained = np.array([slot.param.requires_grad for slot in table.slots], bool)
-            counts = mask | (inside & (every > 1) & trained)
-            if table.counts is None:
-                waits = turns.waits(now, every)
-                moves = inside & (mask | (sums & turns.has_sum(now))) & ~waits
-            else:
-                # only the device knows who has a sum
-                may = np.array(["waited" in tensors for tensors in table.state_tensors], bool)
-                moves = mask | (inside & sums & (trained | may))
-        missing = np.flatnonzero((counts | moves) & ~self._has_state).tolist()
-        if missing:
-            before_allocating(f"the state of {table.slots[missing[0]].name}")
-            allocate_state(table, missing, self._state)
-            self._has_state[missing] = True
+            moves, needs_counts = self._turns(has_grad, here)
+        lacks_state = np.flatnonzero((needs_counts | moves) & ~self._has_state).tolist()
         written = moves if table.joint_sets is None else table.joint_sets.written(moves)
         params = [table.slots[i].param for i in np.flatnonzero(written).tolist()]
         on_host = table.takes_turns and table.counts is None
         return StepPlan(
-            mask, moves, moves.astype(np.float32), written, params, on_host, self._version
+            has_grad, moves, moves.astype(np.float32), written, params, lacks_state, on_host
         )
+
+    def _turns(self, has_grad: np.ndarray, here: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The slots that move, and those whose waiting is counted, where groups take turns."""
+        table = self._table
+        now, every, sums = table.waited_counts, table.update_every, table.sums
+        inside = np.zeros(len(table.slots), bool)
+        inside[here] = True
+        # a parameter without a gradient waits too, and a state dict has to say how long
+        trained = np.array([slot.param.requires_grad for slot in table.slots], bool)
+        needs_counts = has_grad | (inside & (every > 1) & trained)
+        if table.counts is None:
+            waits = turns.waits(now, every)
+            return inside & (has_grad | (sums & turns.has_sum(now))) & ~waits, needs_counts
+        # only the device knows which slots have a sum
+        may = np.array(["waited" in tensors for tensors in table.state_tensors], bool)
+        return has_grad | (inside & sums & (trained | may)), needs_counts

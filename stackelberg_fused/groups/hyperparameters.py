@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..native.change_detection import make_container_snapshot
-from ..native.tables import DOUBLES, GROUP, ROW
+from ..native.tables import GROUP, ROW
 from .constraints import (
-    Box,
     JointSet,
-    as_constraint,
+    box_bounds,
     joint_set,
 )
 from .param_groups import ROLES, check_hyperparameters
@@ -142,12 +141,9 @@ class Hyperparameters:
         before = self._content(changed)
         for index in changed:
             (self._open.add if is_volatile(self.groups[index]) else self._open.discard)(index)
-        # by columns: assigning to a record's fields one by one costs more than the rest of an edit
-        numbers = np.array([_numbers(self.groups[index]) for index in changed]).T
-        for name, column in zip(_CONSTANTS, numbers[: len(_CONSTANTS)], strict=True):
-            self.static[name][changed] = column
-        for name, column in zip(_OF_GROUP, numbers[len(_CONSTANTS) :], strict=True):
-            self.scalars[name][changed] = column
+        groups = [self.groups[index] for index in changed]
+        _write(self.static, changed, [row_constants(group) for group in groups])
+        _write(self.scalars, changed, [group_scalars(group) for group in groups])
         for index in changed:
             lr = self.groups[index]["lr"]
             if isinstance(lr, Tensor):
@@ -214,56 +210,51 @@ class Hyperparameters:
         return self._rules[index]
 
 
-# the fields of a row that step count and rate do not change
-_CONSTANTS = (
-    "rule",
-    "grad_sign",
-    "weight_decay",
-    "lerp_weight",
-    "beta2",
-    "one_minus_beta2",
-    "momentum",
-    "one_minus_dampening",
-    "ema_weight",
-    "mean_weight",
-    "low",
-    "high",
-)
-# and those of its scalars
-_OF_GROUP = (*DOUBLES, "update_every")
-
-
-def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
-    """The fields _CONSTANTS and _OF_GROUP of a group."""
-    sign = -1.0 if group["maximize"] else 1.0
-    lr, weight_decay = _rate(group), as_number(group["weight_decay"])
+def row_constants(group: dict[str, Any]) -> dict[str, float]:
+    """The fields of a group's rows that step count and rate do not change."""
     rule = rule_of(group)
     if joint_set(group) is not None:
-        rule &= ~Rule.EMA  # averaged when they are projected, by a launch of its own
-    row = (int(rule), sign, weight_decay)
-    update_every = int(group["update_every"])
-    average = (
-        0.0 if group["ema_decay"] is None else _from_the_nearer_end(as_number(group["ema_decay"])),
-        1.0 / update_every if sums_gradients(group) else 0.0,
-        *_bounds(group),
-    )
+        rule &= ~Rule.EMA  # the launch that projects its parameters averages them too
+    low, high = box_bounds(group, torch.float32) or (-math.inf, math.inf)
+    decay = group["ema_decay"]
+    constants = {
+        "rule": int(rule),
+        "grad_sign": -1.0 if group["maximize"] else 1.0,
+        "weight_decay": as_number(group["weight_decay"]),
+        "ema_weight": 0.0 if decay is None else _from_the_nearer_end(as_number(decay)),
+        "mean_weight": 1.0 / group["update_every"] if sums_gradients(group) else 0.0,
+        "low": low,
+        "high": high,
+    }
     if group["rule"] == "sgd":
-        momentum, dampening = as_number(group["momentum"]), as_number(group["dampening"])
-        # no betas: its rate is not corrected
-        row = (*row, 0.0, 0.0, 0.0, momentum, 1.0 - dampening, *average)
-        return (*row, lr, 0.0, 0.0, 0.0, 0.0, update_every)
+        constants["momentum"] = as_number(group["momentum"])
+        constants["one_minus_dampening"] = 1.0 - as_number(group["dampening"])
+        return constants
     beta1, beta2 = map(as_number, group["betas"])
-    decay = weight_decay if group["rule"] == "adamw" else 0.0
-    row = (*row, _from_the_nearer_end(beta1), beta2, 1.0 - beta2, 0.0, 1.0, *average)
-    return (*row, lr, beta1, beta2, as_number(group["eps"]), decay, update_every)
+    constants["lerp_weight"] = _from_the_nearer_end(beta1)
+    constants["beta2"], constants["one_minus_beta2"] = beta2, 1.0 - beta2
+    constants["one_minus_dampening"] = 1.0
+    return constants
 
 
-def _bounds(group: dict[str, Any]) -> tuple[float, float]:
-    """The box that kernels keep parameters in, as float32 numbers that are in it."""
-    constraint = as_constraint(group["constraint"])
-    if isinstance(constraint, Box):
-        return constraint.bounds(torch.float32)
-    return -math.inf, math.inf
+def group_scalars(group: dict[str, Any]) -> dict[str, float]:
+    """The scalars of a group from which the other fields of its rows are computed at every step."""
+    scalars = {"lr": _rate(group), "update_every": int(group["update_every"])}
+    if group["rule"] == "sgd":
+        return scalars  # without betas, the rate is not corrected
+    beta1, beta2 = map(as_number, group["betas"])
+    decay = as_number(group["weight_decay"]) if group["rule"] == "adamw" else 0.0
+    eps = as_number(group["eps"])
+    return {**scalars, "beta1": beta1, "beta2": beta2, "eps": eps, "decay": decay}
+
+
+def _write(table: np.ndarray, indices: list[int], rows: list[dict[str, float]]) -> None:
+    """Set rows of a structured array; fields that a row does not name become 0."""
+    fresh = np.zeros(len(rows), table.dtype)
+    # by columns: assigning the fields of one record after another costs more than the rest of an edit
+    for name in {name: None for row in rows for name in row}:
+        fresh[name] = [row.get(name, 0) for row in rows]
+    table[indices] = fresh
 
 
 def turn_of(group: dict[str, Any]) -> tuple[int, str]:

@@ -11,10 +11,6 @@ from torch import Tensor
 from ..groups.schemes import Scheme, blocks_of, moment_of
 
 
-class LayoutChanged(Exception):
-    """The table has to be built again: a parameter was rebound to memory of another kind, or a group changed sides."""
-
-
 class Kind(NamedTuple):
     """What decides which backend can update a parameter.
 

@@ -45,6 +45,10 @@ for _moment in MOMENTS:
 COUNTS = ("step", "waited")  # state that is one number per parameter
 
 
+class RebuildNeeded(Exception):
+    """The tables no longer describe the parameters, groups or state, so the engine has to be built again."""
+
+
 def build_tiles(numel: Sequence[int]) -> np.ndarray:
     """Tiles of parameters with so many elements each: int64 array [tiles, 2] of (record, offset)."""
     counts = -(-np.asarray(numel, np.int64) // TILE_ELEMENTS)
@@ -93,7 +97,9 @@ class Table:
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()
-        self.version = 0  # counts changes of the records: what a device mirror compares
+        self.version = (
+            0  # counts changes of the records; a copy on a device compares it with its own
+        )
         self.joint_sets: JointSets | None = None  # until hyperparameters are accepted
         self.sets_version = 0
         self.device_tables: Any = None  # what a device backend keeps on its device
@@ -118,8 +124,7 @@ class Table:
         empty = np.flatnonzero(self.records["numel"] == 0).tolist()
         self.counts = DeviceCounts(self.steps, self.momentum_ready, self.waited, empty, self.device)
         self.steps, self.waited = self.counts.steps, self.counts.waited
-        self.records["row"] = self.rows.slot_group
-        self.version += 1
+        self.write("row", slice(None), self.rows.slot_group)
 
     def set_turns(self) -> None:
         """Follow the hyperparameters in how often groups move."""
@@ -161,6 +166,17 @@ class Table:
             "head": Span(bodies, slots, body_tiles, tiles),
         }
 
-    def set_state_address(self, index: int, name: str, tensor: Tensor) -> None:
-        self.records[STATE_FIELD[name]][index] = tensor.data_ptr()
-        self.version += 1
+    def write(self, field: str, slots: int | slice, value: Any) -> None:
+        """Set a field of records and count the change, where there is one."""
+        column = self.records[field]
+        if np.any(column[slots] != value):
+            column[slots] = value
+            self.version += 1
+
+    def count_native_writes(self, wrote: bool) -> None:
+        """Count that the reader wrote to the records in place."""
+        self.version += wrote
+
+    def set_state_address(self, index: int, name: str, address: int) -> None:
+        """Have a slot's record say where a tensor of its state lies; 0: nowhere."""
+        self.write(STATE_FIELD[name], index, address)

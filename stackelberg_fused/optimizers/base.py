@@ -30,8 +30,8 @@ from ..groups.param_groups import (
     param_label,
 )
 from ..layout.scaling import Scaling
-from ..layout.slot import LayoutChanged
 from ..layout.statistics import ClipLimits, LastStep, Statistics
+from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap
 from .alternate import alternate
 from .checkpoint import (
@@ -334,7 +334,7 @@ class StackelbergOptimizer(Optimizer):
             scaling = Scaling.of(attributes) if is_scaled else None
             try:
                 self._last = engine.step(role, self._limits, scaling, zero_grad)
-            except LayoutChanged:
+            except RebuildNeeded:
                 self._last = self._build_again().step(role, self._limits, scaling, zero_grad)
         except BaseException:
             self._forget_scaler()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.groups.hyperparameters import _CONSTANTS, Hyperparameters, _numbers
+from stackelberg_fused.groups.hyperparameters import Hyperparameters, row_constants
 from stackelberg_fused.native import change_detection
 
 
@@ -201,6 +201,6 @@ def test_minus_zero_decays_from_the_end_that_zero_does() -> None:
     """Kernels tell by the sign of the weight which end is the nearer one."""
     (group,) = _groups("adamw", betas=(-0.0, 0.9), ema_decay=-0.0)
     columns = ("lerp_weight", "ema_weight")
-    for numbers in (_numbers(group), _numbers({**group, "betas": (0.0, 0.9), "ema_decay": 0.0})):
-        weights = [numbers[_CONSTANTS.index(name)] for name in columns]
+    for edited in (group, {**group, "betas": (0.0, 0.9), "ema_decay": 0.0}):
+        weights = [row_constants(edited)[name] for name in columns]
         assert np.signbit(weights).all(), weights

@@ -96,16 +96,15 @@ class HostCudaBackend(Backend):
 
     def step(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        launch.tables = tables_on_device(launch.table)
-        args = step_args(launch, addresses(launch.tables))
-        self._recorded = args, {name: table.clone() for name, table in launch.tables.items()}
+        tables = tables_on_device(launch.table)
+        args = step_args(launch, addresses(tables))
+        self._recorded = args, {name: table.clone() for name, table in tables.items()}
         _check(library().sf_host_step(args))
-        return 1
-
-    def project(self, launch: Launch) -> int:
+        if launch.joint_sets is None:
+            return 1
         library().sf_host_set_order(self._order, self._seed)
-        _check(library().sf_host_project(project_args(launch, addresses(launch.tables))))
-        return 1
+        _check(library().sf_host_project(project_args(launch, addresses(tables))))
+        return 2
 
     def replay(self) -> None:
         """Repeat the last step's launch, as a CUDA graph would that captured it: with its arguments and its tables."""
