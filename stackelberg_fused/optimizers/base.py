@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -17,37 +17,32 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from ..backends import Backend
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
-from ..engine.engine import Engine
-from ..engine.state import check_loaded, without_unused_momentum
-from ..groups.hyperparameters import turn_of
+from ..engine.state import without_unused_momentum
 from ..groups.new_group import completed_group, fill_in
 from ..groups.param_groups import (
     ROLES,
-    check_hyperparameters,
-    check_params,
     check_ratio,
     copy_by_role,
-    param_label,
 )
 from ..layout.scaling import Scaling
-from ..layout.statistics import ClipLimits, LastStep, Statistics
+from ..layout.statistics import ClipLimits, LastStep
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap
 from .alternate import alternate
 from .checkpoint import (
-    complete_state,
     packed_groups,
     with_exact_values,
     with_rounds_of_now,
 )
 from .ema_weights import swapped
+from .engine_holder import EngineHolder
 from .player import Player
 
 log = logging.getLogger("stackelberg_fused")
 
 
-class StackelbergOptimizer(Optimizer):
-    """What the three optimizers share; not meant to be constructed."""
+class StackelbergOptimizer(EngineHolder):
+    """The base of the three optimizers; not meant to be constructed."""
 
     # torch.amp.GradScaler: the step unscales and skips itself
     _step_supports_amp_scaling = True
@@ -87,16 +82,10 @@ class StackelbergOptimizer(Optimizer):
         for name in ("foreach", "fused"):
             if defaults.get(name) is not None:
                 log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
-        self._engine: Engine | None = None
-        self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._across_rebuilds = AcrossRebuilds()
-        self._is_swapped = False
-        self._players: dict[str, Player] = {}
-        self._stepped: set[str] = set()  # players that have been, for their schedulers
         self.launches = 0
-        self._last: tuple[int, Statistics | None] = (0, None)
-        self._found_inf: Tensor | None = None
         self._met_scaler = False
+        self._reset_transients()
         super().__init__(params, {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
@@ -163,12 +152,6 @@ class StackelbergOptimizer(Optimizer):
         note = partial(setattr, self, "_is_swapped")
         with swapped(self.param_groups, self.state, note):
             yield
-
-    def _refuse_averages(self, what: str) -> None:
-        if self._is_swapped:
-            raise RuntimeError(
-                f"{what}: the parameters hold their averages; leave ema_weights() first"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
@@ -356,85 +339,3 @@ class StackelbergOptimizer(Optimizer):
     def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         """What a compiled training step calls: addresses are nothing to trace."""
         return self.step(closure, **how)
-
-    def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
-        labelled: dict[int, tuple[str, Tensor]] = {}
-        for index, group in enumerate(groups):
-            for position, param in enumerate(group["params"]):
-                labelled.setdefault(id(param), (param_label(index, group, position), param))
-        return list(labelled.values())
-
-    def _build(self, previous: Any = None) -> Engine:
-        settings = self._options
-        return Engine(
-            self.param_groups,
-            self.state,
-            settings["backend"],
-            settings["flatten"],
-            settings["grads"] == "flat",
-            self._across_rebuilds,
-            previous,
-        )
-
-    def _build_again(self) -> Engine:
-        """The engine for groups or state that were edited behind its back, which may be anything."""
-        self._is_stale = True  # until there is one: whoever edited hears of it at every step
-        for index, group in enumerate(self.param_groups):
-            check_hyperparameters(group, index)
-            check_params(group, index)
-        check_overlap(self._labelled(self.param_groups))
-        check_loaded(self.state, self.param_groups)
-        self._engine, self._is_stale = self._build(), False
-        return self._engine
-
-    def _current(self) -> Engine:
-        """The engine, for those who ask between steps; a step finds out by itself what was edited."""
-        engine = self._ready()
-        return self._build_again() if engine.was_edited() else engine
-
-    def _ready(self) -> Engine:
-        """The engine, built again where there is none or it is that of other groups or another state."""
-        engine = self._engine
-        if (
-            engine is None
-            or self._is_stale
-            or engine.is_broken
-            or engine.state is not self.state
-            or engine.groups is not self.param_groups
-        ):
-            return self._build_again()
-        return engine
-
-    def _rounds(self) -> list[tuple[int, str] | None]:
-        """Of each group the `update_every` and `update_every_grads` that its counts are of, if there are any yet."""
-        return [self._across_rebuilds.turns.get(id(group)) for group in self.param_groups]
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_options", "_met_scaler", "launches")}
-        own["_reported"], own["_rounds_of"] = self._across_rebuilds.reported, self._rounds()
-        return {**super().__getstate__(), **own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = "param_groups" in self.__dict__  # else unpickling or copying
-        previous = None
-        if loading:
-            self._refuse_averages("load_state_dict()")
-            previous = self.state
-            super().__setstate__(complete_state(state, self.param_groups, self.defaults))
-        else:
-            state = dict(state)
-            self._across_rebuilds = AcrossRebuilds(reported=state.pop("_reported"))
-            rounds = state.pop("_rounds_of")
-            super().__setstate__(state)
-            known = zip(self.param_groups, rounds, strict=True)
-            self._across_rebuilds.turns = {
-                id(group): turn for group, turn in known if turn is not None
-            }
-            self._engine, self._is_stale, self._is_swapped = None, False, False
-            self._last, self._found_inf = (0, None), None
-            self._players, self._stepped = {}, set()
-            self._limits = ClipLimits.of(self._options["max_grad_norm"])
-        if loading:
-            self._across_rebuilds.turns = {id(group): turn_of(group) for group in self.param_groups}
-            self._engine, self._is_stale = self._build(previous), False
