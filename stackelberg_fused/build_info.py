@@ -1,4 +1,4 @@
-"""What setup.py wrote about the native modules, and what follows from it. Nothing but the standard library."""
+"""The build of the native modules, as setup.py recorded it. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def build_info() -> dict:
-    """What setup.py wrote about the build of the native modules; empty if it never ran."""
+    """Read the record that setup.py left; empty if it never ran."""
     try:
         return json.loads(Path(__file__).with_name("_build_info.json").read_text())
     except (OSError, ValueError):
@@ -15,12 +15,12 @@ def build_info() -> dict:
 
 
 def driver_runs(cudart: int, driver: int) -> bool:
-    """Whether a driver can run a runtime linked statically: any minor of the same major does."""
+    """Tell whether a driver can run a static runtime: any minor version of the same major, or a newer major, can."""
     return driver // 1000 >= cudart // 1000
 
 
 def covers(archs: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for ``archs`` ("sm_90", "compute_120", ...) loads on a GPU."""
+    """Tell whether code built for ``archs`` ("sm_90", "compute_120", ...) loads on a GPU."""
     for arch in archs:
         kind, _, digits = arch.partition("_")
         major, minor = int(digits[:-1]), int(digits[-1])

@@ -1,4 +1,4 @@
-"""Which backend runs: chosen when the optimizer is built, or built again; nothing falls back silently."""
+"""The choice of a backend, made whenever the engine is built; nothing falls back silently."""
 
 from __future__ import annotations
 

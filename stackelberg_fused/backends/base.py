@@ -1,4 +1,4 @@
-"""What every backend is: a status, what it can update, and one method that makes one launch."""
+"""The interface of a backend: a status, the parameters that it can update, and one method for a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..layout.table import Table
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run on this machine, and if not, why and what to do."""
+    """Tells whether a backend can run on this machine and, if not, why and what to do."""
 
     name: str
     available: bool
@@ -34,13 +34,13 @@ class Launch:
     Attributes:
         table: records, tiles and rows are filled for this step.
         span: the slots and tiles to update.
-        gradient: the gradient of a slot, or None, which skips it; for backends that do not read memory.
+        gradient: returns the gradient of a slot, None to skip the slot; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
-        statistics: where those of the gradients are, by whose factors they are to be clipped; None: not at all.
-        scaling: what a gradient scaler says, on the table's device.
-        zero_grads: whether gradients are zero afterwards, also those that moved nothing.
-        moves: bool [slots]: which move; where only the device knows, those that may.
+        statistics: of the gradients, whose factors clip them; None: gradients are not clipped.
+        scaling: the scale and the verdict of a gradient scaler, on the table's device.
+        zero_grads: the launch leaves zeros in all gradients, also in those that moved nothing.
+        moves: bool [slots]: slots that move; where only the device knows, those that may.
         joint_sets: those of the table, where any of their slots may move: projected onto after the update.
     """
 
@@ -80,7 +80,7 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def status(cls) -> BackendStatus:
-        """Whether this machine can run it."""
+        """Tell whether this machine can run it."""
 
     @abstractmethod
     def refusal(self, kind: Kind) -> str:

@@ -171,8 +171,10 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
 
 
 def tables_on_device(table: Table) -> dict[str, Tensor]:
-    """What kernels read of a table, as uint8 tensors on its device: records, tiles and rows; the groups of one that
-    counts there; sets and pieces where there are joint sets. On the CPU (interpreted Triton) the host's own.
+    """Upload the parts of a table that kernels read, as uint8 tensors by name.
+
+    They are records, tiles and rows; groups, where step counts live on the device; sets and pieces, where there are
+    joint sets. For a table on the CPU (interpreted Triton) the tensors are the host's own memory.
     """
     names = ["records", "tiles", "rows"]
     if table.counts is not None:
@@ -187,12 +189,12 @@ def tables_on_device(table: Table) -> dict[str, Tensor]:
 
 
 def addresses(tables: Mapping[str, Tensor]) -> dict[str, int]:
-    """Where they lie."""
+    """Map each table to its address."""
     return {name: table.data_ptr() for name, table in tables.items()}
 
 
 def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:
-    """A host table, and what changes with its content."""
+    """A host table, and a version that changes with its content."""
     if name == "records":
         return table.records, (name, table.version)
     if name == "tiles":

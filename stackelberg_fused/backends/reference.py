@@ -185,7 +185,7 @@ def _unscaled(launch: Launch, i: int) -> Tensor | None:
 
 
 def _turn(launch: Launch, i: int) -> tuple[bool, bool]:
-    """Whether a slot waits for its group's turn, and whether there is a sum of its earlier gradients."""
+    """Tell whether a slot waits for its group's turn, and whether earlier gradients of it were summed up."""
     table = launch.table
     waited = table.waited_counts[i]
     update_every = table.groups[table.slots[i].group]["update_every"]

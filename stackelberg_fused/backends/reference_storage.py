@@ -105,5 +105,5 @@ def half_step(stored: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors of 16 bits hold the same."""
+    """Compare the bits of two 16-bit tensors, elementwise."""
     return a.view(torch.int16) == b.view(torch.int16)

@@ -34,7 +34,7 @@ except ImportError as error:
 
 
 def is_interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter: read when they are decorated, so it cannot change later."""
+    """Tell whether kernels run in Triton's interpreter; Triton reads the variable when it decorates them, once."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer's engine leaves to the next one, which is built when groups or state were edited."""
+"""State that outlives an engine: it is handed to the next one, built after an edit of groups or state."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class AcrossRebuilds:
 
     Attributes:
         placed: ids of parameters that were moved into arenas, or have to stay where they are.
-        reported: devices and dtypes of which it was said that the reference steps them.
-        turns: `update_every` and `update_every_grads` by id of a group, of those that state counts are of.
-        flat: buffers of gradients, by what their tables have in common with those of the engine.
-        watch: what was said of rates.
+        reported: kinds of parameters for which the user was told that the reference steps them.
+        turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
+        flat: buffers of flat gradients, by the key of the table that they were made for.
+        watch: remembers which warnings about rates were given.
     """
 
     placed: set[int] = field(default_factory=set)

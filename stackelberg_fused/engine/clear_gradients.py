@@ -1,4 +1,4 @@
-"""Gradients that are cleared: by a step after its launches, and by `zero_grad` for one player."""
+"""Clearing gradients: after the launches of a step, and in `zero_grad` for one player."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
 
 
 def clear_as_torch(groups: list[dict[str, Any]], set_to_none: bool) -> None:
-    """What `torch.optim.Optimizer.zero_grad` does, for some of its groups."""
+    """Clear the gradients of some groups as `torch.optim.Optimizer.zero_grad` does."""
     for param in (param for group in groups for param in group["params"]):
         grad = param.grad
         if set_to_none:

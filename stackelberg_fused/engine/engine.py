@@ -1,5 +1,7 @@
-"""From param groups to launches: one table per device, and per dtype where a backend takes one at a time, built once,
-stepped in one launch each.
+"""From param groups to launches.
+
+The engine builds one table per device (and per dtype, for a backend that takes one dtype at a time) and steps each in
+one launch.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class Engine:
         return launches, statistics
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
-        """What the units read, and whatever they have to raise."""
+        """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
         for slot in self._unfit:
             if slot.param.grad is not None:
                 raise ValueError(misfit(slot, self.groups))
@@ -207,7 +209,7 @@ class Engine:
     def _stage(
         self, pending: list[Pending], clipped: bool, scaling: Scaling | None, zero_grad: bool
     ) -> list[Staged | None]:
-        """What each unit launches; None where it launches nothing."""
+        """Prepare the launch of each unit; None for a unit that launches nothing."""
         # a group may have parameters in several tables, which have to wait alike
         if len(self.units) == 1:
             return [self.units[0].stage(pending[0], clipped, scaling, zero_grad)]
@@ -257,7 +259,7 @@ class Engine:
         return launches, parts[0]
 
     def was_edited(self) -> bool:
-        """Whether somebody replaced parameters of the groups, or their state, since the last step."""
+        """Tell whether parameters of the groups, or their state, were replaced since the last step."""
         try:
             self._look_at_edits()
         except RebuildNeeded:
@@ -280,7 +282,7 @@ class Engine:
                 raise RebuildNeeded("a parameter was frozen or unfrozen")
 
     def _look_closer(self) -> None:
-        """What the change detector found, one by one."""
+        """Find what the change detector noticed, and note it or ask for a rebuild."""
         if self._group_snapshot.changed():
             raise RebuildNeeded("parameters were replaced")
         for i in self.hyperparameters.look():

@@ -99,7 +99,7 @@ class FlatGradients:
         self.drop_others(table, span)
 
     def is_outdated(self) -> bool:
-        """Whether a parameter was frozen or unfrozen since."""
+        """Tell whether a parameter was frozen or unfrozen since the buffers were made."""
         return [param.requires_grad for param in self._params] != self._trained
 
     def let_go(self) -> None:
@@ -110,7 +110,7 @@ class FlatGradients:
                 param.grad = None
 
     def all_placed(self, span: Span, active: np.ndarray) -> bool:
-        """Whether every gradient of a span is of a parameter that has a place."""
+        """Tell whether every parameter of a span that has a gradient has a place in a buffer."""
         here = slice(span.first_slot, span.last_slot)
         return not (active[here] & ~self._has_place[here]).any()
 

@@ -1,4 +1,4 @@
-"""Gathered gradients: each is read where autograd left it, so the table only needs its address."""
+"""Gathered gradients: kernels read each where autograd left it, so a record only holds its address."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ log = logging.getLogger("stackelberg_fused")
 
 @dataclass(slots=True)
 class Gathered:
-    """What one step keeps alive until its launch.
+    """The gradients of one step, kept alive until its launch.
 
     Attributes:
-        kept: keeps the gradients that were read.
-        also_kept: copies of those that had to take their parameter's layout, and what else is read in their place.
-        odd: slots whose gradient does not have their parameter's layout.
+        owners: keep the memory of the gradients that were read in place.
+        other_layout: slots whose gradient does not have their parameter's layout, dtype or device.
+        copies: tensors read in place of gradients: copies in the parameter's layout, local shards.
         copied: gradients of which only a copy is read.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
-    kept: Any
-    odd: list[int]
-    also_kept: list[Tensor]
+    owners: Any
+    other_layout: list[int]
+    copies: list[Tensor]
     copied: list[Tensor]
     write_back: list[tuple[Tensor, Tensor]]
 
 
 class Gradients:
-    """The gradients of one table: checks, addresses, and the copies that odd layouts need.
+    """The gradients of one table: checks, addresses, and the copies that other layouts need.
 
     Attributes:
         active: bool array [n]: slots that have a gradient.
@@ -74,23 +74,25 @@ class Gradients:
             RebuildNeeded: a parameter was rebound to memory with other strides.
         """
         self._check_shards(span)
-        moved, odd, changed, switched, kept = self._reader.read(span.first_slot, span.last_slot)
+        moved, other_layout, changed, switched, owners = self._reader.read(
+            span.first_slot, span.last_slot
+        )
         self.active_version += switched
         self._table.count_native_writes(changed)
         if changed and self._table.has_other_gradients:
             self._table.note_formats()  # one may have the dtype of its parameter again
-        gathered = Gathered(kept, odd, [], [], [])
+        gathered = Gathered(owners, other_layout, [], [], [])
         for i in moved:
             self._follow(i)
-        for i in odd:
+        for i in other_layout:
             grad = self.gradient(i)
-            gathered.also_kept.append(grad)
+            gathered.copies.append(grad)
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:
                 if self._needs_copy(i, grad):
                     gathered.copied.append(grad)
                     grad = self._in_parameter_layout(i, grad)
-                    gathered.also_kept.append(grad)
+                    gathered.copies.append(grad)
                 self._write_gradient(i, grad)
         return gathered
 
@@ -117,7 +119,7 @@ class Gradients:
                 if grad is not None:
                     gathered.copied.append(grad)
                     grad = grad.resolve_neg().contiguous().to(self._dtype_read(i, grad))
-                    gathered.also_kept.append(grad)
+                    gathered.copies.append(grad)
                     self._write_gradient(i, grad)
                 if written[i]:  # autograd would take a write to one that waits for a change
                     copy = local.resolve_neg().contiguous()
@@ -132,7 +134,7 @@ class Gradients:
             table.note_formats()
 
     def _dtype_read(self, i: int, grad: Tensor) -> torch.dtype:
-        """In which dtype a gradient is read."""
+        """The dtype that a kernel reads a gradient in."""
         return grad.dtype if self._mixes_dtypes else self._table.slots[i].scheme.param
 
     def _label(self, i: int) -> str:

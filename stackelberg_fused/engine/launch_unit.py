@@ -1,4 +1,4 @@
-"""One table with the backend that updates it: what a step reads and checks first, and then launches."""
+"""One table with the backend that updates it: a step is read and checked first, and launched then."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _CPU = torch.device("cpu")
 
 @dataclass(slots=True)
 class Pending:
-    """What was read and checked of one table before anything is modified.
+    """The gradients of one table, read and checked before anything is modified.
 
     Attributes:
         misplaced: the name of a parameter whose gradient is not in the flat buffer, where there is one.
-        clears: whether a launch may clear the gradients: all are in the flat buffer, so that none share memory.
+        clears: a launch may clear the gradients: all are in the flat buffer, so that none share memory.
     """
 
     span: Span
@@ -77,9 +77,8 @@ class LaunchUnit:
         self.skipped = False  # the last step, by a scaler that the host asked
         # steps may be replayed behind the host's back, at rates that it does not know
         self._is_captured = False
-        self.state_addresses = make_address_snapshot(
-            []
-        )  # of the state: somebody may exchange its memory (`state.data = ...`)
+        # somebody may exchange the memory of the state (`state.data = ...`)
+        self.state_addresses = make_address_snapshot([])
 
     def allocate_trained(self) -> None:
         """As `StepPlanner.allocate_trained`."""
@@ -134,8 +133,10 @@ class LaunchUnit:
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
         if self.flat is not None:
-            odd = pending.gathered.odd
-            pending.misplaced = self.flat.misplaced(table, span, self.gradients.active, odd)
+            other_layout = pending.gathered.other_layout
+            pending.misplaced = self.flat.misplaced(
+                table, span, self.gradients.active, other_layout
+            )
             in_place = pending.misplaced is None
             pending.clears = in_place and self.flat.all_placed(span, self.gradients.active)
             if not in_place and not self._warned_of_flat:

@@ -66,7 +66,7 @@ def misfit(slot: Slot, groups: list[dict[str, Any]]) -> str:
 
 
 def is_trained(slot: Slot) -> bool:
-    """Whether a parameter is trained, as opposed to frozen."""
+    """Tell whether a parameter is trained, as opposed to frozen."""
     return slot.param.requires_grad or slot.param.grad is not None
 
 
@@ -83,14 +83,14 @@ class Placement:
         self._frozen: dict[int, Slot] = {}
 
     def place(self, slots: list[Slot]) -> None:
-        """Move those that are trained, and keep an eye on those that are not."""
+        """Move the parameters that are trained, and remember those that are frozen."""
         self._move([slot for slot in slots if slot.param.requires_grad])
         if self._flatten:
             self._frozen.update({id(s.param): s for s in slots if not s.param.requires_grad})
 
     @property
     def has_frozen(self) -> bool:
-        """Whether an eye is kept on any."""
+        """Tell whether any parameter was frozen when it came here and may still be trained."""
         return bool(self._frozen)
 
     def place_late(self) -> bool:

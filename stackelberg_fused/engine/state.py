@@ -87,7 +87,7 @@ _MOST_STATE = {
 
 
 def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-    """Whether the state's tensors are still the ones that the table was connected to."""
+    """Tell whether the state's tensors are still the ones that the table was connected to."""
     return all(
         (state.get(slot.param) or {}).get(name) is tensors.get(name)
         for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
@@ -213,7 +213,7 @@ _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("moment
 
 
 def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
-    """Whether a tensor can hold some state; `like` has no memory."""
+    """Tell whether a tensor can hold some state; `like` has no memory."""
     return (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
 
 

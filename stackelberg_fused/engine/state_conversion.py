@@ -1,4 +1,4 @@
-"""State that was stored in one way, stored in another: what is loaded into an optimizer with other settings."""
+"""Conversion of state from one storage scheme to another, for state dicts of optimizers with other settings."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _slices(count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is stored beside a weight, from what another scheme, or the same one, left there."""
+    """Make the tensor beside a weight from the one that another scheme, or the same one, left there."""
     name = slot.scheme.master_name
     if name is None or not stored:
         return {}
@@ -105,7 +105,7 @@ def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _lacking(weight: Tensor, param: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """What is to be stored beside a parameter that is to stay as it is, though a scheme may round ties to another."""
+    """Compute the tensor beside a parameter that has to stay as it is, though a scheme may round ties to another."""
     if name == "remainder":
         lower = weight.view(torch.int32).long() - (param.view(torch.int16).long() << 16)
         steps = lower if dtype is torch.int16 else (lower + 0x80) >> 8

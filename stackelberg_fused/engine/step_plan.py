@@ -1,4 +1,4 @@
-"""Which parameters of a table a step moves, as far as the host knows, and the state that they need for it."""
+"""Plans of steps: which parameters of a table move, as far as the host knows, and which state they still lack."""
 
 from __future__ import annotations
 

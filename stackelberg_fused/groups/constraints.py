@@ -26,7 +26,7 @@ class Constraint(ABC):
         """Raise ValueError where no number of a dtype is in the set."""
 
     def packed(self) -> tuple[Any, ...]:
-        """What stands for it in a state dict: only strings and numbers, so that `torch.load` takes it."""
+        """Return its form in a state dict: strings and numbers only, so that `torch.load` accepts it."""
         return (self.kind, *astuple(self))
 
 

@@ -1,4 +1,4 @@
-"""The settings of param groups: what was accepted of them, and which were edited since."""
+"""The hyperparameters of all param groups: the accepted values, and the edits made since."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Hyperparameters:
         groups: the optimizer's param groups.
 
     Attributes:
-        static: ROW array [groups]: what a row keeps while only rate and step count change.
-        scalars: GROUP array [groups]: what the rest of a row is computed from.
+        static: ROW array [groups]: the fields of a row that step count and rate do not change.
+        scalars: GROUP array [groups]: from which the other fields are computed at every step.
         version: counts changes of both.
     """
 
@@ -108,11 +108,11 @@ class Hyperparameters:
         return changed
 
     def changed_roles(self, changed: Iterable[int]) -> bool:
-        """Whether any of these groups changed sides."""
+        """Tell whether any of these groups changed sides."""
         return any(self.groups[index]["role"] != self._roles[index] for index in changed)
 
     def changed_storage(self, changed: Iterable[int]) -> bool:
-        """Whether any of these groups is to be stored in another way."""
+        """Tell whether any of these groups is to be stored in another way."""
         return any(storage_of(self.groups[index]) != self._storage[index] for index in changed)
 
     def changed_families(self, changed: list[int]) -> list[int]:
@@ -164,7 +164,7 @@ class Hyperparameters:
         return accepted
 
     def changes_rules(self, changed: list[int]) -> bool:
-        """Whether any of these groups follows another rule or turn than was accepted, or has another joint set."""
+        """Tell whether any of these groups has another rule, turn or joint set than was accepted."""
         groups = ((i, self.groups[i]) for i in changed)
         return any(
             self._rules[i] != rule_of(group)
@@ -175,7 +175,7 @@ class Hyperparameters:
 
     @property
     def has_joint_sets(self) -> bool:
-        """Whether any group that was accepted has one."""
+        """Tell whether any group that was accepted has a joint set."""
         return any(found is not None for found in self._sets)
 
     def scalars_for(self, device: torch.device) -> np.ndarray:
@@ -192,7 +192,7 @@ class Hyperparameters:
         return scalars
 
     def _content(self, groups: list[int]) -> tuple[bytes, bytes, list[int | None]]:
-        """What `version` stands for, of these groups."""
+        """The values of these groups whose changes `version` counts."""
         tensors = [self._tensors.get(index) for index in groups]
         addresses = [None if lr is None else lr.data_ptr() for lr in tensors]
         return self.static[groups].tobytes(), self.scalars[groups].tobytes(), addresses
@@ -202,7 +202,7 @@ class Hyperparameters:
         return [*self._tensors.values()]
 
     def rates_live_on(self, device: torch.device) -> bool:
-        """Whether a rate is in a tensor on this device, and the device is not the host."""
+        """Tell whether a rate is in a tensor on this device, and the device is not the host."""
         return device.type != "cpu" and any(lr.device == device for lr in self._tensors.values())
 
     def rule(self, index: int) -> int | None:
@@ -258,7 +258,7 @@ def _write(table: np.ndarray, indices: list[int], rows: list[dict[str, float]]) 
 
 
 def turn_of(group: dict[str, Any]) -> tuple[int, str]:
-    """What the counts of a group that takes turns are about."""
+    """The settings to which the counts of a group that takes turns belong."""
     return group["update_every"], group["update_every_grads"]
 
 

@@ -37,12 +37,12 @@ LONGEST_WAIT = 2**20  # steps; counted in float32, twice
 
 
 def group_label(index: int, group: dict[str, Any]) -> str:
-    """How errors call a group."""
+    """The name of a group in errors."""
     return f"param group {index} ({group.get('role', 'body')})"
 
 
 def param_label(index: int, group: dict[str, Any], position: int) -> str:
-    """How errors call a parameter: its name, when known, and its group."""
+    """The name of a parameter in errors: its own, when known, and its group's."""
     names = group.get("param_names") or ()
     name = f"parameter '{names[position]}'" if position < len(names) else f"parameter {position}"
     return f"{name} of {group_label(index, group)}"

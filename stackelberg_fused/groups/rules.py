@@ -13,7 +13,7 @@ from .constraints import CONSTRAINTS
 
 
 class Rule(IntFlag):
-    """What a row's update does beyond its scalars (`enum Rule` in csrc/tables.h). No flag: Adam."""
+    """The flags of an update rule (`enum Rule` in csrc/tables.h). No flag: Adam."""
 
     SGD = 1
     AMSGRAD = 2
@@ -66,7 +66,7 @@ def as_number(value: Any) -> float:
 
 
 def is_volatile(group: dict[str, Any]) -> bool:
-    """Whether a setting can change while the object that holds it stays the same."""
+    """Tell whether a setting can change while the object that holds it stays the same, as a tensor's value can."""
     values = [group[name] for name in HYPERPARAMETERS[group["rule"]]]
     if isinstance(group.get("betas"), tuple):
         values.extend(group["betas"])
@@ -91,5 +91,5 @@ def rule_of(group: dict[str, Any]) -> Rule:
 
 
 def sums_gradients(group: dict[str, Any]) -> bool:
-    """Whether gradients are summed up while the group waits for its turn."""
+    """Tell whether gradients are summed up while the group waits for its turn."""
     return group["update_every"] > 1 and group["update_every_grads"] == "mean"

@@ -1,4 +1,4 @@
-"""How a parameter's numbers are stored between steps: its weight, and the state of its rule."""
+"""Storage schemes: the formats in which a parameter's weight and its state are kept between steps."""
 
 from __future__ import annotations
 
@@ -57,28 +57,28 @@ MASTER_WORD = {master: word for word, master in enumerate(MASTERS)}
 
 
 def code_name(moment: str) -> str:
-    """What the state calls a moment of 8 bits: by its own name torch's optimizers would take codes for numbers."""
+    """The state's name for the codes of a moment; under its own name torch's optimizers would take them for numbers."""
     return f"{moment}_code"
 
 
 def scale_name(moment: str) -> str:
-    """What the state calls the scales of a moment of 8 bits."""
+    """The state's name for the scales of a moment of 8 bits."""
     return f"{moment}_scale"
 
 
 def moment_of(name: str) -> str:
-    """What codes or scales of the state are of; any other name is its own."""
+    """The moment to which codes or scales of the state belong; any other name is returned as it is."""
     return name.removesuffix("_code").removesuffix("_scale")
 
 
 def has_moment(entry: Mapping[str, Any], moment: str) -> bool:
-    """Whether a moment is in an entry of the state, in whichever way."""
+    """Tell whether a moment is in an entry of the state, as numbers or as codes."""
     return any(entry.get(name) is not None for name in (moment, code_name(moment)))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the numbers of one parameter are stored.
+    """The storage of one parameter.
 
     Attributes:
         param: dtype of the parameter.
@@ -94,7 +94,7 @@ class Scheme:
 
     @property
     def wide(self) -> torch.dtype:
-        """In which the rule works, and of sums and averages."""
+        """The dtype in which the rule computes, and that of sums and averages."""
         return self.param if self.is_direct else torch.float32
 
     @property
@@ -107,7 +107,7 @@ class Scheme:
 
     @property
     def master_name(self) -> str | None:
-        """What the state calls the tensor beside the weight, where there is one."""
+        """The state's name for the tensor beside the weight, where there is one."""
         return MASTER_STATE.get(self.master)
 
     def dtypes(self, name: str) -> dict[str, torch.dtype]:

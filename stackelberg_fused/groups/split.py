@@ -1,4 +1,4 @@
-"""Who plays which role: the split of a model into body and head."""
+"""The split of a model into body and head."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
 
 
 def is_no_decay(param: nn.Parameter) -> bool:
-    """Whether it is customary to exempt a parameter from weight decay: biases, norm scales."""
+    """Tell whether a parameter is usually exempt from weight decay: biases, norm scales."""
     return param.dim() <= 1
 
 

@@ -1,4 +1,4 @@
-"""Step counts on the device, where the host must not know whether a step was taken: capture and gradient scalers."""
+"""Step counts on the device, for steps whose outcome the host must not wait for: graph capture, gradient scalers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .slot import Span
 
 
 class DeviceCounts:
-    """What a kernel reads and advances instead of rows that the host completes.
+    """Step counts that kernels read and advance, in place of rows that the host completes.
 
     Args:
         steps: float32 [n]: steps that each slot has taken.

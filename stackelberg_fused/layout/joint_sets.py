@@ -75,7 +75,7 @@ class JointSets:
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
-        """What launches leave lasts as long as a stream works with it, and is zero before the first."""
+        """Order the buffers of launches before a stream, and keep their memory while it works with them."""
         if self._stream is not None and stream != self._stream:
             stream.wait_stream(self._stream)
         self._stream = None
@@ -83,7 +83,7 @@ class JointSets:
             tensor.record_stream(stream)
 
     def are_touched(self, moves: np.ndarray) -> bool:
-        """Whether any element of a set is among these slots (bool [slots])."""
+        """Tell whether any element of a set is among these slots (bool [slots])."""
         return bool((self._touching & moves).any())
 
     def written(self, moves: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a gradient scaler hands to a step: torch.amp.GradScaler's protocol for optimizers that unscale themselves."""
+"""torch.amp.GradScaler's protocol for optimizers that unscale gradients themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scaling:
 
     @classmethod
     def of(cls, attributes: dict[str, Any]) -> Scaling | None:
-        """What is set on an optimizer, by its attributes; None where no scaler is at work."""
+        """Read what a scaler set among an optimizer's attributes; None where no scaler is at work."""
         grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
         if grad_scale is None and found_inf is None:
             return None
@@ -37,7 +37,7 @@ class Scaling:
         return Scaling(*moved)
 
     def says_skip(self) -> bool:
-        """Whether nothing may move; waits for the device."""
+        """Tell whether the step is to be skipped; waits for the device."""
         return self.found_inf is not None and bool(self.found_inf)
 
 

@@ -1,4 +1,4 @@
-"""One parameter's place in a table, and what decides which table that is."""
+"""Slots: the place of one parameter in a table."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..groups.schemes import Scheme, blocks_of, moment_of
 
 
 class Kind(NamedTuple):
-    """What decides which backend can update a parameter.
+    """The properties of a parameter that decide which backend can update it.
 
     Attributes:
-        is_direct: whether its rule works on what is stored, see `Scheme`; alike in a group with a joint set.
-        has_joint_set: whether one that is not direct is projected by a launch of its own.
+        is_direct: the rule works on the tensors as they are stored, see `Scheme`; alike in a group with a joint set.
+        has_joint_set: the parameter is not direct and is projected by a launch of its own.
     """
 
     device: torch.device
@@ -31,13 +31,13 @@ class Slot:
 
     Attributes:
         param: the parameter as the user holds it.
-        name: how errors call it.
+        name: of the parameter in errors.
         group: index of its param group.
         role: "body" or "head".
         position: among the parameters of its group.
         local: the plain tensor whose memory is updated: `param`, or the local shard of a DTensor.
         dense: whether `local` fills a gap-free run of memory; if not, the update goes through a dense copy.
-        scheme: how its numbers are stored.
+        scheme: of its storage.
         key: of its random numbers.
     """
 

@@ -60,7 +60,7 @@ def _limit(name: str, value: Any) -> float:
 
 
 class Statistics:
-    """What the statistics launch of one table writes, on the table's device.
+    """The results of the statistics launch of one table, on the table's device.
 
     Attributes:
         buffer: uint8 [64]: `struct GradientStatistics` of csrc/tables.h.
@@ -94,15 +94,15 @@ class Statistics:
 
     @property
     def factors(self) -> Tensor:
-        """float32 [2]: what the gradients of body and head are multiplied by to clip them."""
+        """float32 [2]: factors that clip the gradients of body and head."""
         return self.buffer.view(torch.float32)[_FACTOR : _FACTOR + 2]
 
     def nothing(self, limits: ClipLimits) -> None:
-        """What there is to say where no gradient is."""
+        """Conclude a step without gradients: norms of zero."""
         self.conclude(torch.zeros(2, dtype=torch.float64, device=self.buffer.device), limits)
 
     def unknown(self, limits: ClipLimits) -> None:
-        """What there is to say of a step that was skipped before anything was measured: NaN."""
+        """Conclude a step that was skipped before anything was measured: norms of NaN."""
         nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.buffer.device)
         self.conclude(nan, limits)
 
@@ -117,7 +117,7 @@ class Statistics:
 
 
 def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
-    """What clips to the norms `most`: float64, where both players are clipped together to the first of them.
+    """The factors that clip gradients to the norms `most`, float64; a joint norm is clipped to the first of them.
 
     As `torch.nn.utils.clip_grad_norm_`: 1 where nothing is to be clipped, NaN where the norm is.
 
@@ -140,16 +140,16 @@ def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
 
 @dataclass(frozen=True)
 class LastStep:
-    """What the last step did. Tensors stay on the device until somebody reads them; they are copies.
+    """Report of a step. Its tensors are copies and stay on the device until somebody reads them.
 
     Attributes:
         launches: kernels launched.
         grad_norm: float64 [] by "body", "head" and "total": the norms, before clipping and without the scale of the
             loss, of the gradients that moved parameters; None without `max_grad_norm`, NaN where a scaler had the step
             skipped before anything was measured.
-        clip_factor: float32 [] by "body" and "head": what gradients were multiplied by to clip them; None without
+        clip_factor: float32 [] by "body" and "head": the factors that clipped the gradients; None without
             `max_grad_norm`.
-        skipped: bool []: whether a gradient scaler said that nothing may move; None without one.
+        skipped: bool []: a gradient scaler had the step skipped; None without one.
     """
 
     launches: int

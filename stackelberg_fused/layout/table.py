@@ -86,7 +86,7 @@ class Table:
         self.momentum_ready = np.zeros(len(slots), bool)
         self.waited = torch.zeros_like(self.steps)  # see turns.py
         self.waited_counts = self.waited.numpy()
-        # what the addresses point at, and keep alive, whatever becomes of the optimizer's state
+        # keep alive the memory that addresses point at, whatever becomes of the optimizer's state
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         slot_group = np.array([slot.group for slot in slots], np.int64)
         self.rows = HyperparameterRows(
@@ -109,14 +109,14 @@ class Table:
         self.may_be_captured = False  # in a CUDA graph
 
     def note_formats(self) -> None:
-        """Take over which formats records have, each with the dtype of its gradient above its first byte."""
+        """Collect the distinct formats of the records, each with the dtype of its gradient above its first byte."""
         words = self.records["format"] | self.records["grad_dtype"] << 8
         self.formats: tuple[int, ...] = tuple(np.unique(words).tolist())
         self.is_low_precision = self.formats != (0,)
 
     @property
     def has_other_gradients(self) -> bool:
-        """Whether some gradient had, when last noted, another dtype than its parameter."""
+        """Tell whether some gradient had another dtype than its parameter when formats were last noted."""
         return self.formats != self._own_formats
 
     def count_on_device(self) -> None:
@@ -142,12 +142,12 @@ class Table:
         self.version += 1
 
     def turns_in(self, span: Span) -> bool:
-        """Whether some group of a span does not move on every step."""
+        """Tell whether some group of a span does not move on every step."""
         here = self.update_every[span.first_slot : span.last_slot]
         return self.takes_turns and bool((here > 1).any())
 
     def statistics_of(self, span: Span) -> Statistics:
-        """Where a launch of gradient statistics writes; allocated when first asked for."""
+        """The buffers of a launch of gradient statistics; allocated when first asked for."""
         if span not in self.statistics:
             self.statistics[span] = Statistics(len(self.tiles), self.device)
         return self.statistics[span]

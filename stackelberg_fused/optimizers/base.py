@@ -1,4 +1,4 @@
-"""The optimizers: `torch.optim` on the outside, any number of learning rates in one launch on the inside."""
+"""The base class of the optimizers: `torch.optim` on the outside, one launch for all groups on the inside."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class StackelbergOptimizer(EngineHolder):
 
     @property
     def max_grad_norm(self) -> float | dict[str, float] | None:
-        """What gradients are clipped to; may be set between steps.
+        """The norms to which gradients are clipped; may be set between steps.
 
         Raises:
             ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
@@ -117,7 +117,7 @@ class StackelbergOptimizer(EngineHolder):
 
     @property
     def last_step(self) -> LastStep:
-        """What the last step did; nothing waits for the device until one of its tensors is read."""
+        """The report of the last step; nothing waits for the device until one of its tensors is read."""
         return LastStep.of(*self._last, self._found_inf)
 
     @property
@@ -208,7 +208,7 @@ class StackelbergOptimizer(EngineHolder):
         return self._players[role]
 
     def _expect_equal_rates(self) -> None:
-        """What a scheduler says that makes rates equal on purpose."""
+        """Do not warn of equal rates: a scheduler makes them equal on purpose."""
         self._across_rebuilds.watch.expect_equal()
 
     @staticmethod
@@ -284,7 +284,7 @@ class StackelbergOptimizer(EngineHolder):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch wraps the step of every class in: hooks and a profiler range. Ours is left as it is.
+        """Leave `step` unwrapped; torch calls this to wrap the step of every class in hooks and a profiler range.
 
         The wrapper costs more than the rest of the step where there are few parameters, so `step` takes it only where
         somebody looks; a subclass that overrides `step` comes through here by `super().step()`.
@@ -329,7 +329,7 @@ class StackelbergOptimizer(EngineHolder):
         return loss
 
     def _forget_scaler(self) -> None:
-        """What a scaler takes back only after a step, and takes for a scale of its own where it is still set."""
+        """Drop a scaler's attributes after an error: a scaler that finds them set takes them for a scale of its own."""
         for name in ("grad_scale", "found_inf"):
             self.__dict__.pop(name, None)
 
@@ -337,5 +337,5 @@ class StackelbergOptimizer(EngineHolder):
 
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
-        """What a compiled training step calls: addresses are nothing to trace."""
+        """Step outside of the trace of a compiled training step: addresses cannot be traced."""
         return self.step(closure, **how)

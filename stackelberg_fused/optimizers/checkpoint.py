@@ -1,4 +1,4 @@
-"""What a loaded state dict, and the params of a group, are made into."""
+"""State dicts: packing for saving; completing, checking and keeping exact values on loading."""
 
 from __future__ import annotations
 

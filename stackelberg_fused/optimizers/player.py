@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def player_of(owner: StackelbergOptimizer, role: str) -> Player:
-    """What unpickles and copies a player: that of the optimizer that came along."""
+    """Unpickle or copy a player: return that of the optimizer that came along."""
     return owner.player(role)
 
 
@@ -68,7 +68,7 @@ class Player(Optimizer):
 
     @property
     def _opt_called(self) -> bool:
-        """What schedulers look for to warn of a step that they missed: this player may be stepped by its owner."""
+        """Tell schedulers, which warn of a missing step, that this player was stepped, perhaps by its owner."""
         return self.role in self._owner._stepped
 
     @_opt_called.setter
