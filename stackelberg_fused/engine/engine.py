@@ -21,9 +21,9 @@ from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
 from ..layout.table import RebuildNeeded
-from ..native.change_detection import make_change_detector, make_container_snapshot
 from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
+from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_shards
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
@@ -33,7 +33,7 @@ from .placement import (
     merged,
     misfit,
 )
-from .state import attach_state, is_attached
+from .state import attach_state
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -73,54 +73,73 @@ class Engine:
         self.groups = groups
         self.state = state
         self.is_broken = False  # accepted hyperparameters that not all of its units follow
-        slots = collect_slots(groups)
-        check_joint_sets(slots, groups)
-        # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
-        updated = [key for key in slots if any(map(is_trained, slots[key]))] or list(slots)
-        frozen = [slot for key in slots if key not in updated for slot in slots[key]]
-        self._frozen = {
-            role: [slot.param for slot in frozen if role in (None, slot.role)]
-            for role in (None, *ROLES)
-        }
-        every = [slot for key in slots for slot in slots[key]]
-        self._unfit = [slot for slot in every if not is_trained(slot) and misfit(slot, groups)]
-        slots = {key: slots[key] for key in updated}
-        backends = {
-            key: resolve_backend(choice, key, slots[key][0].name, across_rebuilds.reported)
-            for key in slots
-        }
-        for key, backend in backends.items():
-            _check_capturable(slots[key], groups, backend)
+        slots = self._trained_kinds(collect_slots(groups))
+        backends = self._choose_backends(slots, choice, across_rebuilds)
         if flat_grads:
-            refuse_shards(slot for key_slots in slots.values() for slot in key_slots)
+            refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
         self._placement = Placement(flatten, across_rebuilds.placed)
-        for key_slots in slots.values():
-            self._placement.place(key_slots)
+        for of_kind in slots.values():
+            self._placement.place(of_kind)
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
-        tables: dict[Any, list[Kind]] = defaultdict(list)
-        for kind, backend in backends.items():
-            tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
-        self.units = [
-            LaunchUnit(
-                merged(slots[k] for k in kinds), self.hyperparameters, backends[kinds[0]], state
-            )
-            for kinds in tables.values()
-        ]
+        self.units = self._make_units(slots, backends)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
             if flat_grads:
-                # all of them are stepped, and tools that look for state have no other way to it
+                # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()
-        self._params = [group["params"] for group in groups]
-        lists = [p if isinstance(p, list) else list(p) for p in self._params]
-        self._group_snapshot = make_container_snapshot(
-            [groups if isinstance(groups, list) else [*groups], *lists]
-        )
-        self._note_state()
+        self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
+
+    def _trained_kinds(self, slots: dict[Kind, list[Slot]]) -> dict[Kind, list[Slot]]:
+        """The kinds of parameters to be updated; remembers parameters that cannot be until they are trained."""
+        check_joint_sets(slots, self.groups)
+        # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
+        updated = [kind for kind in slots if any(map(is_trained, slots[kind]))] or list(slots)
+        frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
+        self._frozen = {
+            role: [slot.param for slot in frozen if role in (None, slot.role)]
+            for role in (None, *ROLES)
+        }
+        self._unfit = [
+            slot
+            for of_kind in slots.values()
+            for slot in of_kind
+            if not is_trained(slot) and misfit(slot, self.groups)
+        ]
+        return {kind: slots[kind] for kind in updated}
+
+    def _choose_backends(
+        self,
+        slots: dict[Kind, list[Slot]],
+        choice: str | Backend,
+        across_rebuilds: AcrossRebuilds,
+    ) -> dict[Kind, Backend]:
+        backends = {
+            kind: resolve_backend(choice, kind, of_kind[0].name, across_rebuilds.reported)
+            for kind, of_kind in slots.items()
+        }
+        for kind, backend in backends.items():
+            _check_capturable(slots[kind], self.groups, backend)
+        return backends
+
+    def _make_units(
+        self, slots: dict[Kind, list[Slot]], backends: dict[Kind, Backend]
+    ) -> list[LaunchUnit]:
+        tables: dict[Any, list[Kind]] = defaultdict(list)
+        for kind, backend in backends.items():
+            tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
+        return [
+            LaunchUnit(
+                merged(slots[kind] for kind in kinds),
+                self.hyperparameters,
+                backends[kinds[0]],
+                self.state,
+            )
+            for kinds in tables.values()
+        ]
 
     def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
         """Have gradients lie in buffers: those of the engine before where tables are the same, else new ones."""
@@ -159,7 +178,7 @@ class Engine:
 
         Raises before anything is modified; `RebuildNeeded` where the engine has to be built again.
         """
-        self._look_at_edits()
+        self._edits.check()
         changed = self.hyperparameters.check()
         if changed:
             self._refuse(changed)
@@ -176,7 +195,7 @@ class Engine:
                 launches += unit.launch(ready)
             has_new_state |= unit.has_new_state
         if has_new_state:
-            self._note_state()
+            self._edits.note_state()
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
@@ -261,39 +280,13 @@ class Engine:
     def was_edited(self) -> bool:
         """Tell whether parameters of the groups, or their state, were replaced since the last step."""
         try:
-            self._look_at_edits()
+            self._edits.check()
         except RebuildNeeded:
             return True
         every = range(len(self.groups))
         if self.hyperparameters.changed_roles(every) or self.hyperparameters.changed_storage(every):
             return True
         return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
-
-    def _look_at_edits(self) -> None:
-        """Have groups looked at that hold anything else than the last time.
-
-        Raises:
-            RebuildNeeded: a parameter or its state was replaced.
-        """
-        if not self._change_detector.is_unchanged():
-            self._look_closer()
-        for unit in self.units:
-            if unit.flat is not None and unit.flat.is_outdated():
-                raise RebuildNeeded("a parameter was frozen or unfrozen")
-
-    def _look_closer(self) -> None:
-        """Find what the change detector noticed, and note it or ask for a rebuild."""
-        if self._group_snapshot.changed():
-            raise RebuildNeeded("parameters were replaced")
-        for i in self.hyperparameters.look():
-            if self.groups[i].get("params") is not self._params[i]:
-                raise RebuildNeeded("parameters were replaced")
-        if self._state_snapshot.changed():
-            if not all(is_attached(unit.table, self.state) for unit in self.units):
-                raise RebuildNeeded("state was replaced")
-            self._note_state()  # entries that no rule knows
-        if any(unit.state_addresses.moved() for unit in self.units):
-            raise RebuildNeeded("state was moved")
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose hyperparameters go together, but not with their parameters, state or table."""
@@ -322,14 +315,3 @@ class Engine:
         rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
             self._watch.look(*rates)
-
-    def _note_state(self) -> None:
-        """Take what the state holds now for what it should hold."""
-        entries = [entry for entry in self.state.values() if isinstance(entry, dict)]
-        self._state_snapshot = make_container_snapshot([self.state, *entries])
-        for unit in self.units:
-            unit.note_state()
-        watches = [self._group_snapshot, self.hyperparameters.watch, self._state_snapshot]
-        self._change_detector = make_change_detector(
-            watches, [unit.state_addresses for unit in self.units]
-        )

@@ -65,7 +65,7 @@ class Hyperparameters:
         self._lr = self.scalars["lr"]
         self._tensors: dict[int, Tensor] = {}  # rates that are
         self._on_device: dict[torch.device, tuple[int, np.ndarray]] = {}
-        self.watch = make_container_snapshot([*groups], self._lr)
+        self.snapshot = make_container_snapshot([*groups], self._lr)
         self._rules: list[int | None] = [None] * len(groups)
         self._sets: list[JointSet | None] = [None] * len(groups)
         self._turns = {} if turns is None else turns
@@ -85,12 +85,12 @@ class Hyperparameters:
 
     def look(self) -> list[int]:
         """Take over new rates, and note which groups were edited in any other way; returns those."""
-        edited = self.watch.changed()
+        edited = self.snapshot.changed()
         if edited:
             for (
                 index
             ) in edited:  # before they are read: an edit made meanwhile is seen the next time
-                self.watch.note(index)
+                self.snapshot.note(index)
             self._edited.update(edited)
         return edited
 
@@ -126,7 +126,7 @@ class Hyperparameters:
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
-        took_over = self.watch.took_over()
+        took_over = self.snapshot.took_over()
         self.version += took_over
         if not (took_over or changed):
             return None
