@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.game import curvature as module
+from stackelberg_fused.game import spectrum as spectrum_module
 
 pytest.importorskip("scipy")
 
@@ -84,7 +84,7 @@ def test_against_dense_hessians(
 ) -> None:
     body, head = _model(3, 2, bias)
     x, y = _data(loss, 2)
-    monkeypatch.setattr(module, "DENSE", 0 if method == "lanczos" else 1000)
+    monkeypatch.setattr(spectrum_module, "DENSE", 0 if method == "lanczos" else 1000)
     found = sf.curvature(body, head, x, y, loss, RIDGE, tolerance=1e-9, max_iterations=2000)
     dense = Dense(body, head, x, y, loss)
     points = {"stale": dense.w, "response": _best(dense, body.double(), head, x.double(), y)}

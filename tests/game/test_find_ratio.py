@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cases import normal
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.game import find_ratio as module
 
 
 class Game(nn.Module):
@@ -95,29 +93,6 @@ def test_a_ratio_on_random_batches_is_told_with_its_p_value() -> None:
     assert found.recommended == 10
     assert found.p_values == {10.0: 2.0**-8}
     assert "p = 0.0039 with 8 seeds and 1 ratios" in found.verdict()
-
-
-@pytest.mark.parametrize("ratios, rates", [(1, 1), (3, 1), (3, 4)])
-def test_noise_is_seldom_taken_for_a_difference(ratios: int, rates: int) -> None:
-    """Also where each ratio shows the best of several rates."""
-    draw, wrong = random.Random(5), 0
-    for _ in range(300):
-        at_best = {
-            float(ratio): min(
-                ([draw.gauss(0, 1) for _ in range(8)] for _ in range(rates)), key=statistics.median
-            )
-            for ratio in range(1, ratios + 2)
-        }
-        wrong += module._recommended(at_best, module._p_values(at_best), 0.05) != 1
-    assert wrong <= 0.08 * 300
-
-
-def test_sign_flips() -> None:
-    assert module.sign_flip_p_value([-1.0] * 5) == 2.0**-5
-    assert module.sign_flip_p_value([1.0] * 5) == 1.0
-    assert module.sign_flip_p_value([-3.0, 1.0]) == 0.5
-    assert module.sign_flip_p_value([-math.inf, -1.0, -1.0]) == 0.125
-    assert module.sign_flip_p_value([-1.0] * 30) < 0.01
 
 
 def test_alternating_runs_and_random_states_of_others() -> None:
