@@ -1,1 +1,1 @@
-"""Where tensors lie: arenas, shards, overlaps."""
+"""The memory of tensors: arenas, shards, overlaps."""
