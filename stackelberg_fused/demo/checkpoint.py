@@ -53,10 +53,10 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        known = content["format"] == FORMAT
+        readable = content["format"] == FORMAT
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
         raise CheckpointError(f"{path} is not a checkpoint of this demo: {error}") from error
-    if not known:
+    if not readable:
         raise CheckpointError(f"{path} has format {content['format']}, this version reads {FORMAT}")
     return content
 

@@ -84,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stop:
             demo.train(stop, console)
-    except (
-        KeyboardInterrupt
-    ):  # the second Ctrl-C: the checkpoint on the disk is older than the first
+    except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
     if stop:
         console.print(f"Stopped by {stop.signal.name}. To resume exactly from {path}:")

@@ -191,9 +191,8 @@ class _PlayerSteps:
 
     def __init__(self, optimizer: StackelbergOptimizer, scaler: Any) -> None:
         self._optimizer, self._scaler = optimizer, scaler
-        self._stepped: list[
-            Player
-        ] = []  # kept alive: the scaler identifies them by id() until its update
+        # until its update the scaler identifies players by id(), so they stay alive here
+        self._stepped: list[Player] = []
 
     def step(self, role: str, zero_grad: bool) -> LastStep:
         if self._scaler is None:

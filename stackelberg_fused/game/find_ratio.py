@@ -18,7 +18,7 @@ from ..warning import warn_caller
 from .short_runs import head_by_name, short_run_loss
 from .significance import p_values_against_one, recommended_ratio
 
-MOST_EXTENSIONS = 4  # of the grid of body rates, for each ratio
+MOST_EXTENSIONS = 4  # rates that may be added to the grid of a ratio
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class RatioSearch:
 
     def verdict(self) -> str:
         """Return the recommendation as a sentence."""
-        known = [p for p in self.p_values.values() if not math.isnan(p)]
+        p_values = [p for p in self.p_values.values() if not math.isnan(p)]
         if self.recommended == 1:
-            least = f": the smallest p is {min(known):.2g}" if known else ""
+            least = f": the smallest p is {min(p_values):.2g}" if p_values else ""
             return f"One rate for all layers: no ratio was better beyond chance in {self.seeds} seeds{least}."
         choice = f"Ratio {self.recommended:g} at a body rate of {self.body_lr:.3g}"
         p = self.p_values[self.recommended]

@@ -136,9 +136,8 @@ class FollowerObjective:
                 raise ValueError(
                     f"targets must be classes {outputs[:-1]}, got shape {tuple(targets.shape)}"
                 )
-            classes = targets.reshape(
-                -1
-            ).long()  # before the comparison with -100, which is 156 in uint8
+            # to int64 before the comparison with -100, because uint8 would take class 156 for it
+            classes = targets.reshape(-1).long()
             rows, classes = rows[classes != -100], classes[classes != -100]
             if len(classes) and not (
                 int(classes.min()) >= 0 and int(classes.max()) < head.out_features

@@ -73,10 +73,10 @@ def body_forward(body: Any, inputs: Any, synchronized: bool) -> Any:
         return body(inputs)
 
 
-def _no_sync(module: Any, wanted: bool) -> AbstractContextManager[Any]:
+def _no_sync(module: Any, skip_reduction: bool) -> AbstractContextManager[Any]:
     return (
         module.no_sync()
-        if wanted and isinstance(module, DistributedDataParallel)
+        if skip_reduction and isinstance(module, DistributedDataParallel)
         else nullcontext()
     )
 

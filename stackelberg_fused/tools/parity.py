@@ -34,7 +34,7 @@ ULP_BOUNDS = {
 
 # Bounds for low-precision storage. A difference of one ulp can round an element to the other neighbour in spite of the
 # same random number, or double the scale of its block. Both are rare.
-STEP_BOUNDS = {"steps": 2.0, "% otherwise": 1.0}
+STEP_BOUNDS = {"steps": 2.0, "% different": 1.0}
 
 # fraction bits of a stored weight, by `Scheme.master`; any other weight has those of the parameter's dtype
 _FRACTION = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
@@ -109,20 +109,20 @@ def steps_off(
         The largest difference in steps of the stored format, and the percentage of elements that are rounded to another
         number; `STEP_BOUNDS` has the bounds.
     """
-    decoded, wanted = (_decoded(scheme, stored) for stored in (actual, expected))
-    update = (wanted["param"] - in_memory_order(before).float()).abs()
+    actual_values, expected_values = (_decoded(scheme, stored) for stored in (actual, expected))
+    update = (expected_values["param"] - in_memory_order(before).float()).abs()
     gradient = in_memory_order(grad).float().abs()
     largest, different, count = 0.0, 0, 0
-    for name, value in wanted.items():
+    for name, value in expected_values.items():
         change = update if name == "param" else gradient
         size = torch.maximum(value.abs(), change.square() if name in SECOND_MOMENTS else change)
-        difference = (decoded[name].double() - value.double()).abs()
-        is_same = (difference <= 8 * ulp(size).double()) | (decoded[name] == value)
+        difference = (actual_values[name].double() - value.double()).abs()
+        is_same = (difference <= 8 * ulp(size).double()) | (actual_values[name] == value)
         step_sizes = _step_sizes(scheme, name, size, expected).double()
         steps = torch.where(is_same, 0.0, difference / step_sizes)
         largest = max([largest, *steps.nan_to_num(torch.inf).tolist()])
         different, count = different + int((~is_same).sum()), count + len(difference)
-    return {"steps": largest, "% otherwise": 100 * different / max(count, 1)}
+    return {"steps": largest, "% different": 100 * different / max(count, 1)}
 
 
 def _decoded(scheme: Scheme, stored: dict[str, Tensor]) -> dict[str, Tensor]:

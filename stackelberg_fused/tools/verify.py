@@ -61,7 +61,7 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         StackelbergAdamW,
         {**_BFLOAT16, "master": "split8", "state_dtype": "8bit", "weight_decay": 0.1},
     ),
-    "8 bits, by chance": (
+    "8 bits, stochastic": (
         StackelbergAdamW,
         {**_BFLOAT16, "mixed": True, "master": "stochastic", "state_dtype": "8bit"},
     ),
@@ -145,13 +145,14 @@ def check(label: str, backend: str | Backend, device: torch.device, case: str) -
         reference.step()
         group_of = {p: g for g in reference.param_groups for p in g["params"]}
         for p, e, b in zip(params, expected, before, strict=True):
-            group, actual, wanted = group_of[e], _snapshot(p, optimizer), _snapshot(e, reference)
+            group = group_of[e]
+            actual, correct = _snapshot(p, optimizer), _snapshot(e, reference)
             scheme = scheme_of(group, e)
             if scheme.is_direct:
                 decay = 0.0 if group["rule"] == "adamw" else group["weight_decay"]
-                errors = worst_ulps(b, e.grad, actual, wanted, decay)
+                errors = worst_ulps(b, e.grad, actual, correct, decay)
             else:
-                errors = steps_off(scheme, b, e.grad, actual, wanted)
+                errors = steps_off(scheme, b, e.grad, actual, correct)
             worst = {name: max(value, worst.get(name, 0.0)) for name, value in errors.items()} | {
                 name: value for name, value in worst.items() if name not in errors
             }

@@ -1,4 +1,4 @@
-"""The follower's best response against SciPy and finite differences, and the certificate that comes with it."""
+"""The follower's best response against SciPy, and the bound on its distance to the minimum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ optimize = pytest.importorskip("scipy.optimize")
 
 
 def _by_scipy(loss: str, head: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> float:
-    """The smallest value that a general minimiser of torch's own loss finds."""
+    """Return the minimum of torch's loss plus ridge, computed by BFGS."""
     shapes = [p.shape for p in head.parameters()]
 
     def f(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -54,7 +54,7 @@ def test_nobody_does_better(loss: str, ridge: float, bias: bool) -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_the_certificate_bounds_the_gap_wherever_it_is_asked(loss: str) -> None:
-    """f - Phi <= |g|^2 / (2 ridge), at any head."""
+    """f - Phi <= |grad_w f|^2 / (2 ridge) at any head."""
     (x, y), ridge = features_and_targets(loss), 0.05
     phi = sf.best_response(linear(), x, y, loss, ridge).value
     for scale in (0.0, 0.01, 1.0):
@@ -69,7 +69,7 @@ def test_the_certificate_bounds_the_gap_wherever_it_is_asked(loss: str) -> None:
 
 
 def test_without_a_ridge_least_squares_has_the_least_norm() -> None:
-    """Also where features depend on each other, and where there are more of them than rows."""
+    """Includes linearly dependent features, and more features than rows."""
     for rows in (3, 40):
         x, y = features_and_targets("mse", rows)
         x[:, 1] = x[:, 0]
@@ -81,7 +81,7 @@ def test_without_a_ridge_least_squares_has_the_least_norm() -> None:
 
 
 def test_separable_features() -> None:
-    """With a ridge there is a minimiser; without one there is none, which is refused."""
+    """With a ridge there is a minimiser. Without one there is none, and the call is refused."""
     x = torch.tensor([[-1.0], [1.0]]).expand(2, INPUTS)
     found = sf.best_response(linear(), x, torch.tensor([0, 1]), "cross_entropy", 1e-6)
     assert found.gap <= 1e-12

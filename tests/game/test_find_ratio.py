@@ -1,6 +1,6 @@
-"""The search for a ratio: it finds one where there is one to find, and says so where there is none."""
+"""The search for a ratio: it recommends a ratio that helps, and ratio 1 if none helps."""
 
-# ruff: noqa: NPY002 - what other code may draw from
+# ruff: noqa: NPY002 - other code may draw from the global state
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _noise() -> list[tuple[Tensor, Tensor]]:
 
 
 def test_one_rate_where_nothing_is_to_be_won() -> None:
-    """Targets are noise: whatever is faster for one seed is not for another."""
+    """Targets are noise, so no ratio is faster for all seeds."""
     found = sf.find_ratio(
         lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)),
         _noise(),
@@ -78,7 +78,7 @@ def test_one_rate_where_nothing_is_to_be_won() -> None:
 
 
 def test_a_ratio_on_random_batches_is_told_with_its_p_value() -> None:
-    """A linear target that only the head has to learn, at a body rate that is small for it."""
+    """Only the head has to learn the linear target, and the body rate is too small for it."""
     target = normal((4, 1), 3)
     batches = [(x, x @ target) for x in (normal((8, 4), i) for i in range(10))]
 

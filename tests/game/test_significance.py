@@ -17,7 +17,7 @@ from stackelberg_fused.game.significance import (
 
 @pytest.mark.parametrize("ratios, rates", [(1, 1), (3, 1), (3, 4)])
 def test_noise_is_seldom_taken_for_a_difference(ratios: int, rates: int) -> None:
-    """Also where each ratio shows the best of several rates."""
+    """Includes ratios that each take the best of several rates."""
     draw, wrong = random.Random(5), 0
     for _ in range(300):
         at_best = {

@@ -25,7 +25,7 @@ def _body() -> nn.Sequential:
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_stackelberg_value(loss: str) -> None:
-    """Its gradient by finite differences of Phi itself: the envelope theorem."""
+    """The hypergradient norm equals that of finite differences of Phi, as the envelope theorem says."""
     body, head, ridge = _body(), linear().double(), 0.01
     inputs, y = normal((40, 5), 8).double(), features_and_targets(loss)[1]
     y = y.double() if loss == "mse" else y
