@@ -102,8 +102,9 @@ def alternating_step(
 
     Raises:
         ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
-            features need no gradient, or DistributedDataParallel wraps a larger module that contains this one, so that
-            the gradients would not be reduced. No parameter was modified.
+            features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
+            so that its gradients would not be reduced. No parameter was modified.
+        RuntimeError: the loss does not depend on the features. The head has moved already.
     """
     check_players(optimizer, body, head)
     exact = isinstance(head_steps, str)
