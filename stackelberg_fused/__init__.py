@@ -36,15 +36,11 @@ __all__ = [
 if _torch is not None:
     from .backends import BackendStatus, backends
     from .game.alternating import AlternatingStep, alternating_step
-    from .game.best_response import (
-        BestResponse,
-        StackelbergValue,
-        best_response,
-        stackelberg_value,
-    )
+    from .game.best_response import BestResponse, best_response
     from .game.curvature import Curvature, curvature
     from .game.find_ratio import RatioSearch, find_ratio
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
+    from .game.stackelberg_value import StackelbergValue, stackelberg_value
     from .groups.constraints import (
         Box,
         L2Ball,

@@ -1,1 +1,1 @@
-"""The training demo: one rate against two, from the same seed, on data that needs no download."""
+"""The training demo: one learning rate against two, from the same seed, on data that needs no download."""

@@ -1,4 +1,4 @@
-"""Stopping and going on: a checkpoint that is always whole, and signals that wait for a step."""
+"""Stop and resume: checkpoints that are written atomically, and signals that wait for the end of a step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used, with the reason."""
+    """Raised for a checkpoint that cannot be used; the message says why."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `path` that then takes its place in one move.
+    """Write a file through a temporary neighbour that replaces `path` in one move.
 
-    Whatever stops the process, a reader finds the old file or the new one, never half of one.
+    If the process is stopped at any time, a reader finds the old file or the new one, never a part of one.
+
+    Args:
+        path: the file.
+        write: writes the content to the path it is given.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -35,30 +39,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
     write_atomically(path, lambda partial: torch.save({"format": FORMAT, **content}, partial))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain containers, so that no file can run code.
+    """Read a checkpoint. Only tensors and plain containers are unpickled, so that no file can run code.
 
     Raises:
-        CheckpointError: there is none, or it was not written by this demo.
+        CheckpointError: there is no file, or it is not a checkpoint of this demo and format.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        known = content["format"] == FORMAT
+        readable = content["format"] == FORMAT
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
         raise CheckpointError(f"{path} is not a checkpoint of this demo: {error}") from error
-    if not known:
+    if not readable:
         raise CheckpointError(f"{path} has format {content['format']}, this version reads {FORMAT}")
     return content
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only asks, and training stops between steps,
-    where its state is consistent. A second one acts at once, as it does outside."""
+    """Context manager in which the first SIGINT or SIGTERM is only recorded.
+
+    The training loop reads it and stops between two steps, where the state is consistent. A second signal has its
+    usual effect at once.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -68,7 +76,7 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self

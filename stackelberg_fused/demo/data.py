@@ -1,4 +1,4 @@
-"""Real data that is already on the disk: Python's help text and scikit-learn's digits."""
+"""Real data sets that need no download: Python's help text and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation tensors that share nothing, and a hash of both."""
+    """Training and validation tensors without common samples; `sha256` is a hash of both."""
 
     train: tuple[Tensor, ...]
     validation: tuple[Tensor, ...]
@@ -24,12 +24,12 @@ class Split:
 
 
 def split_text(validation_share: float = 0.1) -> Split:
-    """Python's help topics as bytes: one uint8 tensor [length] a side.
+    """Split Python's help topics into training and validation text: one uint8 tensor [bytes] each.
 
-    The topics stand in the order of their names and the split is by position: the last tenth
-    validates. The help repeats itself (`help("while")` is also a part of `help("compound")`), so
-    paragraphs of the last tenth that also stand in the training text are left out: they would
-    measure memory. The text differs a little between Python versions.
+    The topics are sorted by name and split by position: the last tenth is for validation. The help
+    repeats itself (`help("while")` is also a part of `help("compound")`), so validation paragraphs
+    that occur in the training text are removed: they would measure memorisation. The text differs a
+    little between Python versions.
     """
     from pydoc_data.topics import topics
 
@@ -42,10 +42,13 @@ def split_text(validation_share: float = 0.1) -> Split:
 
 
 def split_digits(validation_share: float = 0.2) -> Split:
-    """1797 images of 8 x 8 pixels in [0, 1]: (float32 [n, 64], int64 [n]) a side.
+    """Split 1797 images of 8 x 8 pixels in [0, 1] and their labels: (float32 [n, 64], int64 [n]) each.
 
-    Neighbours in the file come from one writer, so the split is by a fixed shuffle, the same for
-    every seed of the training.
+    Neighbours in the file come from the same writer, so the images are shuffled before the split, in
+    one order for all training seeds.
+
+    Raises:
+        RuntimeError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -62,14 +65,17 @@ def split_digits(validation_share: float = 0.2) -> Split:
 
 
 def text_batch(text: Tensor, size: int, context: int, generator: torch.Generator):
-    """Random windows of the text: inputs and the bytes that follow them, int64 [size, context]."""
+    """Draw random windows of the text: inputs, and targets one byte later, int64 [size, context] each."""
     starts = torch.randint(len(text) - context, (size,), generator=generator)
     windows = text[starts[:, None] + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
 
 def text_windows(text: Tensor, count: int, context: int) -> tuple[Tensor, Tensor]:
-    """`count` windows spread evenly over the text, without overlap: the same at every call."""
+    """Cut `count` windows from the text, evenly spaced and without overlap, the same ones in each call.
+
+    Returns inputs, and targets one byte later, int64 [count, context] each. A short text has fewer windows.
+    """
     count = min(count, (len(text) - 1) // context)
     starts = torch.arange(count) * ((len(text) - 1) // count)
     windows = text[starts[:, None] + torch.arange(context + 1)].long()

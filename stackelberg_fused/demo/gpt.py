@@ -19,7 +19,7 @@ class GPTConfig:
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention: a position sees itself and what stands before it."""
+    """Causal multi-head attention: a position attends to itself and to earlier positions."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [batch, time, width] -> the same shape."""
+        """Map x [batch, time, width] to the same shape."""
         batch, time, width = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, time, width / heads]
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention mixes positions, the MLP works on each alone."""
+    """Pre-norm residual block: attention mixes positions, the MLP acts on each position separately."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -56,8 +56,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Body: embeddings and blocks. Head: `lm_head`, untied from the embedding, so that the
-    head can have a learning rate of its own."""
+    """A GPT whose body is the embeddings and blocks, and whose head is `lm_head`.
+
+    The head is not tied to the embedding, so that it can have its own learning rate.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -68,8 +70,8 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(self._initialise)
-        # Each block adds to the residual stream twice: started small, as in GPT-2, these layers
-        # leave the stream to the embeddings until they have learned something.
+        # These two layers of each block add to the residual stream. As in GPT-2 they start small, so
+        # that the embeddings dominate the stream at first.
         for block in self.blocks:
             for layer in (block.attention.proj, block.mlp[-1]):
                 nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
@@ -81,11 +83,11 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [batch, time <= context] -> logits [batch, time, vocabulary]."""
+        """Map tokens int64 [batch, time <= context] to logits [batch, time, vocabulary]."""
         return self.lm_head(self.features(tokens))
 
     def features(self, tokens: Tensor) -> Tensor:
-        """What the body makes of tokens: [batch, time, width]."""
+        """Return the body's output for tokens int64 [batch, time <= context]: [batch, time, width]."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks:
@@ -94,9 +96,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Append `count` sampled tokens to tokens [batch, time]; the context slides."""
+        """Append `count` sampled tokens to tokens int64 [batch, time]; the model sees the last `context` of them."""
         for _ in range(count):
             logits = self(tokens[:, -self.config.context :])[:, -1]
-            following = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            tokens = torch.cat([tokens, following], dim=1)
+            next_token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            tokens = torch.cat([tokens, next_token], dim=1)
         return tokens

@@ -1,4 +1,4 @@
-"""loss.png: validation curves of every run, and how far each is from the control."""
+"""Draw loss.png: the validation curves of all runs, and the gap of each to the control."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ RATIOS = ("#7fb3d5", "#2a9d8f", "#e9a03b", "#d1495b", "#7b4fa3", "#8c6d46")
 
 
 def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) -> None:
-    """Write the picture as PNG, 1500 x 720 pixels.
+    """Write the plot as a PNG of 1500 x 720 pixels.
+
+    Args:
+        path: the file.
+        records: `Trainer.record` of each run, the control first.
+        loss_unit: the label of the loss axis.
+        title: the title of the figure.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -35,19 +41,19 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
             1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained"
         )
         control = records[0]["validation"]
-        # The first tenth falls from the loss of a guess, at step 0: shown whole, it would flatten the rest.
+        # The loss of the first tenth starts at that of a guess: in the range of the axis it would flatten the rest.
         first = next(i for i, point in enumerate(control) if point[0] >= 0.1 * control[-1][0])
         for index, record in enumerate(records):
             steps, losses, _ = zip(*record["validation"], strict=True)
             curves.plot(
-                steps[1:], losses[1:], label=f"{record['name']}: {losses[-1]:.4f}", **_look(index)
+                steps[1:], losses[1:], label=f"{record['name']}: {losses[-1]:.4f}", **_style(index)
             )
             if index:
                 gap = [
                     100 * (loss / point[1] - 1) for loss, point in zip(losses, control, strict=True)
                 ]
-                gaps.plot(steps[1:], gap[1:], **_look(index))
-        gaps.axhline(0, **_look(0))
+                gaps.plot(steps[1:], gap[1:], **_style(index))
+        gaps.axhline(0, **_style(0))
         shown = [point[1] for r in records for point in r["validation"][first:]]
         finite = [loss for loss in shown if math.isfinite(loss)] or [0.0, 1.0]
         low, high = min(finite), max(finite)
@@ -68,8 +74,8 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
         plt.close(figure)
 
 
-def _look(index: int) -> dict[str, Any]:
-    """The control is a dashed line over the others, which it must not hide."""
+def _style(index: int) -> dict[str, Any]:
+    """Return the line style of a run. The control is dashed and on top, so that it does not hide the others."""
     if index == 0:
         return {"color": CONTROL, "linewidth": 2, "linestyle": (0, (3, 2)), "zorder": 3}
     return {"color": RATIOS[(index - 1) % len(RATIOS)], "linewidth": 1.8}

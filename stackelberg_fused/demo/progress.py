@@ -1,4 +1,4 @@
-"""How far the runs are: a bar each on a terminal, a line a quarter anywhere else."""
+"""Progress of the runs: one bar per run on a terminal, else one line per quarter of the training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .trainer import Trainer
 
 
 class WholeTimeRemaining(TimeRemainingColumn):
-    """Shown for the whole only: a single run stands still between its turns."""
+    """Remaining time, shown for all runs together only: a single run pauses while others have their turn."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.fields["whole"] else Text()
 
 
 class ProgressDisplay:
-    """Context manager; `update` after every step, `end_of_round` when each run had its turn."""
+    """Context manager that shows progress: call `update` after each step, `end_of_round` after one turn of each run."""
 
     def __init__(self, runs: list[Trainer], console: Console) -> None:
         self.runs, self.console = runs, console
@@ -39,7 +39,7 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
         self.bars = [self._add_bar(run.record["name"], run.settings.steps) for run in runs]
-        # The time remaining is estimated from here on: what a resumed demo did before is not speed.
+        # Steps that a resumed demo made earlier must not count for the speed estimate.
         total, done = sum(run.settings.steps for run in runs), sum(run.step_count for run in runs)
         self.whole = self._add_bar("all", total, completed=done, whole=True)
         self.update()

@@ -1,4 +1,4 @@
-"""What a finished demo says: tables and a verdict on the terminal, result.json for machines."""
+"""Report of a finished demo: tables and a verdict on the terminal, and result.json for programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from .checkpoint import write_atomically
 
 Record = dict[str, Any]
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-WARMUP_STEPS = 5  # the first steps allocate state and fault pages in: not timed
+WARMUP_STEPS = 5  # not timed: the first steps allocate state and fault pages in
 
 
 def loss_at(record: Record, fraction: float) -> tuple[int, float]:
-    """Last evaluated step at or before this fraction of the run, and the validation loss there;
-    infinite where the run has diverged to NaN, so that it compares as the worst."""
+    """Return the last evaluated step at or before this fraction of the run, and the validation loss there.
+
+    A loss that is not finite is returned as infinity, so that a diverged run compares as the worst.
+    """
     points = record["validation"]
     step, loss, _ = [point for point in points if point[0] <= fraction * points[-1][0]][-1]
     return step, loss if math.isfinite(loss) else math.inf
@@ -35,14 +37,17 @@ def final_loss(record: Record) -> float:
 
 
 def gap(record: Record, control: Record) -> float:
-    """Final validation loss relative to the control's: -0.02 is two per cent lower."""
+    """Return the relative difference of the final validation loss to the control's: -0.02 is two per cent lower."""
     if math.isinf(final_loss(record)):
         return math.inf
     return final_loss(record) / final_loss(control) - 1
 
 
 def timing(record: Record) -> dict[str, float]:
-    """Medians of step() and of a whole iteration in microseconds, with the spread of step()."""
+    """Return the median times of step() and of a training iteration, and the 20th and 80th percentile of step().
+
+    All are in microseconds, except `step_share`, the median step() time divided by the median iteration time.
+    """
     first = WARMUP_STEPS if len(record["step_us"]) > 2 * WARMUP_STEPS else 0
     steps = sorted(record["step_us"][first:])
     iteration = statistics.median(record["iteration_us"][first:])
@@ -57,12 +62,12 @@ def timing(record: Record) -> dict[str, float]:
 
 
 def is_control_again(record: Record, control: Record) -> bool:
-    """Whether a run is the control's own algorithm: only rounding can tell them apart."""
+    """Tell whether a run is the control's algorithm at the control's rate, so that only rounding differs."""
     return record["ratio"] == 1 and record["body_lr"] == control["body_lr"]
 
 
 def led_until(record: Record, control: Record) -> int:
-    """The step up to which every evaluation since the first step was below the control's."""
+    """Return the last step up to which all evaluations after step 0 were below the control's, or 0."""
     led = 0
     for (step, loss, _), (_, other, _) in zip(
         record["validation"][1:], control["validation"][1:], strict=True
@@ -73,14 +78,13 @@ def led_until(record: Record, control: Record) -> int:
     return led
 
 
-# fewer are a trial run
-FEWEST_STEPS = 100
+FEWEST_STEPS = 100  # a shorter run is a trial and compares nothing
 
 
 def verdict(records: list[Record]) -> list[str]:
-    """What the numbers allow to say, and no more."""
-    control, *others = records
-    rivals = [r for r in others if not is_control_again(r, control)]
+    """Return the sentences that the losses of one seed support."""
+    control, *ratio_runs = records
+    rivals = [r for r in ratio_runs if not is_control_again(r, control)]
     helped = [r for r in rivals if gap(r, control) < 0]
     best = min([control, *helped], key=final_loss)
     first = f"Lowest final validation loss: {best['name']}, {final_loss(best):.4f}"
@@ -93,7 +97,7 @@ def verdict(records: list[Record]) -> list[str]:
     lines.extend(
         f"{r['name'].capitalize()} is the control's own algorithm: rounding alone made "
         f"{gap(r, control):+.2%} of difference, so gaps of that size say nothing."
-        for r in others
+        for r in ratio_runs
         if is_control_again(r, control)
     )
     last_step = control["validation"][-1][0]
@@ -109,7 +113,7 @@ def _shortfall(record: Record, control: Record) -> str:
 
 
 def print_report(console: Console, records: list[Record], loss_unit: str) -> None:
-    """The two tables and the verdict; fits 80 columns."""
+    """Print the two tables and the verdict, in at most 80 columns."""
     control = records[0]
     losses = Table(title=f"Validation loss ({loss_unit}) at equal steps", title_justify="left")
     losses.add_column("run")
@@ -151,7 +155,7 @@ def print_report(console: Console, records: list[Record], loss_unit: str) -> Non
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, as far as they bear on speed and on the last bits."""
+    """Return the versions and the hardware that affect speed and the last bits of a result."""
     return {
         "stackelberg_fused": __version__,
         "torch": torch.__version__,
@@ -165,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_result(path: Path, settings: dict[str, Any], data: dict, records: list[Record]) -> None:
-    """Everything that was set and measured: see `tests/demo/test_train.py` for the keys."""
+    """Write settings, data, environment, measurements and verdict as JSON; tests/demo/test_train.py lists the keys."""
     runs = []
     for record in records:
         run = {k: v for k, v in record.items() if k not in ("step_us", "iteration_us")}
@@ -188,7 +192,7 @@ def write_result(path: Path, settings: dict[str, Any], data: dict, records: list
 
 
 def _number(loss: float) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return loss if math.isfinite(loss) else None
 
 

@@ -1,4 +1,4 @@
-"""All runs of one demo, in turns, and the checkpoint that holds them."""
+"""The runs of one demo, which train in turns and share one checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .trainer import Trainer
 
 
 class Demo:
-    """One run for the control and one for each ratio.
+    """One run of the control and one run of each ratio.
 
-    They take turns, from one evaluation to the next: what the machine does besides training then
-    falls on all alike, and their step() times can be compared.
+    The runs take turns of one evaluation interval. Other load on the machine then slows all runs alike, so that
+    their step() times can be compared.
     """
 
     def __init__(self, task: Task, settings: Settings, path: Path) -> None:
@@ -43,7 +43,11 @@ class Demo:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the data are not those of the checkpoint."""
+        """Restore all runs from `state_dict()`.
+
+        Raises:
+            ValueError: the checkpoint was made with other data.
+        """
         if state["sha256"] != self.task.data["sha256"]:
             raise ValueError("the checkpoint was made with other data (another Python version?)")
         for run, saved in zip(self.runs, state["runs"], strict=True):
@@ -54,10 +58,10 @@ class Demo:
         checkpoint.save(self.path, self.state_dict())
 
     def train(self, stop: checkpoint.StopRequest, console: Console) -> None:
-        """Train to the end, or until `stop`; leaves a checkpoint either way."""
+        """Train to the end or until `stop` is set; write a checkpoint in both cases."""
         with ProgressDisplay(self.runs, console) as display:
             while not self.finished and not stop:
-                # The first of those that are furthest behind: so a resumed demo takes up the turns.
+                # The first of the runs that are furthest behind, so that a resumed demo continues the turns.
                 run = min(self.runs, key=lambda run: run.evaluations)
                 for _ in run.turn():
                     display.update()

@@ -1,14 +1,14 @@
-"""Everything that decides what a demo computes: kept in the checkpoint, written to the report."""
+"""The settings that determine the result of a demo; the checkpoint and the report contain them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# How the rates were chosen: by the final validation loss of scans over `lr` and `body_lr`, nothing
-# else touched. Each control has the best single rate that was tried. Of the ratios, language's 3 and
-# 10 have their own best body rate; 30 was not scanned there and shares it. The scans are not part of
-# the repository, so no figure of theirs stands here: `--lr`, `--body-lr` and `--seed` repeat any point.
+# The rates have the smallest final validation loss of scans over `lr` and `body_lr` that changed nothing
+# else. Each control has the best single rate of its scan. For language, ratios 3 and 10 have their own
+# best body rate; ratio 30 was not scanned and shares it. The scans are not in the repository, so no figure
+# of theirs is given here. `--lr`, `--body-lr` and `--seed` repeat any point.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "language": {
         "steps": 800,
@@ -32,9 +32,9 @@ QUICK_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """One demo: a control at one rate and one run per head/body ratio, alike in all the rest.
+    """The settings of one demo: a control at one rate, and one run per head/body ratio, equal in all else.
 
-    `lr` is the control's peak rate, `body_lr` the peak rate of the body in the runs with a ratio.
+    `lr` is the control's peak rate, `body_lr` the body's peak rate in the runs with a ratio.
     """
 
     task: str
@@ -49,13 +49,13 @@ class Settings:
     device: str
     threads: int
     quick: bool
-    head_scale: float = 1.0  # the head's initial weights are multiplied by it
-    warmup: float = 0.05  # share of the steps in which the rates rise to their peak
-    final: float = 0.1  # share of the peak at which the cosine ends
-    evaluations: int = 20  # equally spaced, besides the one before the first step
+    head_scale: float = 1.0  # factor on the head's initial weights
+    warmup: float = 0.05  # share of the steps over which the rates rise to their peak
+    final: float = 0.1  # last rate of the cosine, as a share of the peak
+    evaluations: int = 20  # equally spaced, in addition to the one before the first step
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists for tuples, so that JSON and the checkpoint give back what was put in."""
+        """Return a dict with lists in place of tuples: it is unchanged by JSON and by a checkpoint."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -63,6 +63,6 @@ class Settings:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def evaluation_steps(self) -> list[int]:
-        """Steps after which the model is validated; a quarter, a half ... are always among them."""
+        """Return the steps after which the model is validated; they include each quarter of the run."""
         count = min(self.evaluations, self.steps)
         return sorted({round(i * self.steps / count) for i in range(count + 1)})

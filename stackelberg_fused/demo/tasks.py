@@ -1,4 +1,4 @@
-"""What is trained: a model, its batches and the fixed data that every run is judged on."""
+"""The training tasks: a model, its training batches and the fixed validation data of all runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,19 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """`model()` draws its weights from torch's global generator; `batch(generator)` is one
-    training batch; `validation` the batches of every evaluation; `head` names the fast layer;
-    `data` says what was used, for the record; `sample(model)` is something to look at."""
+    """One training task.
+
+    Attributes:
+        name: the name on the command line.
+        head: the name of the head's module.
+        model: returns a new model; its weights come from torch's global generator.
+        batch: draws one training batch, (inputs, targets).
+        validation: the batches of each evaluation.
+        loss_unit: the unit of the loss, for tables and plots.
+        data: the description of data and model in the report.
+        training: the whole training set, if it is small; else empty.
+        sample: returns sample output of a trained model, if the task has any.
+    """
 
     name: str
     head: str
@@ -33,12 +43,12 @@ class Task:
     validation: list[Batch]
     loss_unit: str
     data: dict[str, object]
-    training: list[Batch] = field(default_factory=list)  # all of it, where that is little
+    training: list[Batch] = field(default_factory=list)
     sample: Callable[[nn.Module], str] | None = None
 
 
 def language(quick: bool = False) -> Task:
-    """The next byte of Python's help text, with a GPT of 0.47 M parameters."""
+    """Predict the next byte of Python's help text with a GPT of 0.47 M parameters (`quick`: a tiny one)."""
     config = GPTConfig(context=32, layers=1, heads=2, width=32) if quick else GPTConfig()
     batch_size, windows = (4, 16) if quick else (12, 256)
     split = split_text()
@@ -66,7 +76,7 @@ def language(quick: bool = False) -> Task:
 
 
 def digits(quick: bool = False) -> Task:
-    """Ten classes of 8 x 8 images with an MLP 64-64-64-10 of 9 k parameters."""
+    """Classify 8 x 8 images into ten classes with an MLP 64-64-64-10 of 9 k parameters."""
     split = split_digits()
     images, labels = split.train
     batch_size = 64
@@ -108,14 +118,14 @@ def digits_mlp() -> nn.Module:
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean loss over all predictions of the batch, and their logits [predictions, classes]."""
+    """Return the mean loss over all predictions of a batch, [], and their logits, [predictions, classes]."""
     inputs, targets = batch
     logits = model(inputs).flatten(0, -2)
     return F.cross_entropy(logits, targets.flatten()), logits
 
 
 def sample_text(model: nn.Module, prompt: str = "The ", count: int = 300) -> str:
-    """The prompt and `count` bytes that the model adds to it; the same at every call."""
+    """Return the prompt and `count` bytes that the model appends, sampled with a fixed seed."""
     device = next(model.parameters()).device
     tokens = torch.tensor([list(prompt.encode())], device=device)
     generated = model.generate(tokens, count, torch.Generator(device).manual_seed(0))
@@ -124,12 +134,12 @@ def sample_text(model: nn.Module, prompt: str = "The ", count: int = 300) -> str
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:
-    """Mean loss and share of right predictions over all of the batches."""
-    loss = right = count = 0.0
+    """Return the mean loss and the share of correct predictions over all batches."""
+    loss = correct = count = 0.0
     for batch in batches:
         mean, logits = cross_entropy(model, batch)
         targets = batch[1].flatten()
         loss += mean.item() * len(targets)
-        right += (logits.argmax(-1) == targets).sum().item()
+        correct += (logits.argmax(-1) == targets).sum().item()
         count += len(targets)
-    return loss / count, right / count
+    return loss / count, correct / count

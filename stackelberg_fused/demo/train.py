@@ -1,8 +1,8 @@
 """`python -m stackelberg_fused train`: one learning rate against a slow body and a fast head.
 
-Trains a small model with torch's AdamW at one rate and with StackelbergAdamW at several head/body
-ratios, all from the same weights and on the same batches. The control has the best single rate of
-a scan, which stands in `settings.py` with the other choices.
+Trains a small model with torch's AdamW at one rate (the control), and with StackelbergAdamW at several
+head/body ratios, all from the same weights and on the same batches. `settings.py` has the rates; the
+control's is the best single rate of a scan.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options without a default here: `--resume` has to know which ones were given."""
+    """Add the options. None has a default here, because `--resume` must know which ones were given."""
     add = parser.add_argument
-    add("--task", choices=TASKS, help="what to train (default: language)")
+    add("--task", choices=TASKS, help="training task (default: language)")
     add("--steps", type=positive(int), help="steps of each run (default: language 800, digits 400)")
     add(
         "--ratios",
@@ -43,25 +43,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--lr",
         type=positive(float),
-        help="peak rate of the control, and without --body-lr of all (default: tuned)",
+        help="peak rate of the control; without --body-lr, of all runs (default: tuned)",
     )
     add(
         "--body-lr",
         type=positive(float),
-        help="peak rate of the bodies but the control's (default: tuned)",
+        help="peak rate of the body in the runs with a ratio (default: tuned)",
     )
-    add("--head-scale", type=_number, metavar="S", help="start with S times the head (default: 1)")
-    add("--seed", type=int, help="of weights and batches (default: 0)")
-    add("--out", type=Path, metavar="DIR", help="where the files go (default: runs/TASK)")
-    add("--resume", action="store_true", help="go on from DIR/checkpoint.pt, exactly")
-    add("--backend", help="of StackelbergAdamW (default: auto)")
-    add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add("--threads", type=positive(int), help="torch's (default: 1; 2 are faster on idle cores)")
-    add("--quick", action="store_true", default=None, help="a tiny model and few steps: seconds")
+    add("--head-scale", type=_number, metavar="S", help="factor on the initial head (default: 1)")
+    add("--seed", type=int, help="seed of weights and batches (default: 0)")
+    add("--out", type=Path, metavar="DIR", help="output directory (default: runs/TASK)")
+    add("--resume", action="store_true", help="resume exactly from DIR/checkpoint.pt")
+    add("--backend", help="backend of StackelbergAdamW (default: auto)")
+    add("--device", help="cpu or cuda (default: cuda if available)")
+    add(
+        "--threads",
+        type=positive(int),
+        help="threads of torch (default: 1; 2 are faster on idle cores)",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        default=None,
+        help="a tiny model and few steps; takes seconds",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and report; returns the exit code (128 + the signal's number when one stopped it)."""
+    """Train and report; return the exit code: 0, 2 for an error, 128 + n if signal n stopped the training."""
     out = args.out or Path("runs") / (args.task or "language")
     path = out / "checkpoint.pt"
     console = Console()
@@ -75,18 +84,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stop:
             demo.train(stop, console)
-    except KeyboardInterrupt:  # the second Ctrl-C: what is on the disk is from before the first
+    except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
     if stop:
-        console.print(f"Stopped by {stop.signal.name}. To go on exactly where {path} ends:")
-        again = shlex.join([sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)])
-        console.print(f"  {again} --resume", soft_wrap=True)
+        console.print(f"Stopped by {stop.signal.name}. To resume exactly from {path}:")
+        command = [sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)]
+        console.print(f"  {shlex.join(command)} --resume", soft_wrap=True)
         return 128 + stop.signal
     _report(demo, out, console)
     return 0
 
 
 def _fresh(args: argparse.Namespace, path: Path) -> Demo:
+    """Return a new demo; an earlier checkpoint at `path` is renamed."""
     task = args.task or "language"
     given = _given(args)
     quick = {"steps": QUICK_STEPS} if args.quick else {}
@@ -98,8 +108,8 @@ def _fresh(args: argparse.Namespace, path: Path) -> Demo:
             "seed": 0,
             "backend": "auto",
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            # Threads wait for each other in every operator: while another process has one of two
-            # cores, two threads take many times as long as one does.
+            # Threads wait for each other in each operator: while another process uses one of two
+            # cores, two threads are many times slower than one.
             "threads": 1,
             "quick": False,
             **DEFAULTS[task],
@@ -115,7 +125,11 @@ def _fresh(args: argparse.Namespace, path: Path) -> Demo:
 
 
 def _resumed(args: argparse.Namespace, path: Path) -> Demo:
-    """Raises ValueError when an option says something else than the checkpoint."""
+    """Return the demo of a checkpoint.
+
+    Raises:
+        ValueError: an option contradicts the checkpoint.
+    """
     saved = checkpoint.load(path)
     settings = Settings.from_dict(saved["settings"])
     for name, value in _given(args).items():
@@ -137,7 +151,7 @@ def _build(settings: Settings, path: Path) -> Demo:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the command line names."""
+    """Return the settings that were given on the command line."""
     names = (field.name for field in dataclasses.fields(Settings))
     given = {name: getattr(args, name, None) for name in names}
     if given["ratios"] is not None:
@@ -154,16 +168,16 @@ def _announce(demo: Demo, console: Console) -> None:
         f"{len(demo.runs)} runs from step {first.step_count} to {settings.steps}, "
         f"seed {settings.seed}, {settings.device}, threads: {settings.threads}\n"
         + (
-            "They are finished: only the report is made again."
+            "They are finished: only the report is written again."
             if finished
-            else "Ctrl-C stops and keeps everything; --resume goes on from there."
+            else "Ctrl-C stops and saves a checkpoint; --resume continues from it."
         ),
         highlight=False,
     )
 
 
 def _report(demo: Demo, out: Path, console: Console) -> None:
-    """Tables, verdict and a sample on the terminal; result.json and loss.png in `out`."""
+    """Print tables, verdict and a sample; write result.json and loss.png to `out`."""
     records = demo.records
     print_report(console, records, demo.task.loss_unit)
     best = min(demo.runs, key=lambda run: final_loss(run.record))

@@ -1,4 +1,4 @@
-"""One training run that can stop after any step and go on as if it never had."""
+"""One training run that can stop after any step and resume with bit-identical results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from .tasks import (
 
 
 def warmup_cosine(step: int, steps: int, warmup: float, final: float) -> float:
-    """Factor on every group's peak rate, so that the ratio between the groups never changes."""
+    """Return the schedule's factor on the peak rates: linear warm-up, then cosine decay to `final`.
+
+    One factor applies to all groups, so that the ratio between their rates never changes.
+
+    Args:
+        step: the number of the coming step, from 0.
+        steps: of the whole run.
+        warmup: share of the steps over which the rates rise.
+        final: the factor at the end.
+    """
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -32,10 +41,10 @@ def warmup_cosine(step: int, steps: int, warmup: float, final: float) -> float:
 
 
 class Trainer:
-    """Run `index` of the demo: 0 is torch's AdamW at one rate, the rest have a ratio each.
+    """Run `index` of the demo: run 0 uses torch's AdamW at one rate, run i > 0 the ratio `settings.ratios[i - 1]`.
 
-    Initial weights and the order of batches depend on the seed alone, so they are the same in
-    every run. `record` collects what the report needs and travels with the checkpoint.
+    Initial weights and the order of batches depend only on the seed, so all runs share them. `record` holds the
+    data of the report and is saved in the checkpoint.
     """
 
     def __init__(self, task: Task, settings: Settings, index: int) -> None:
@@ -48,7 +57,7 @@ class Trainer:
             for parameter in self.model.get_submodule(task.head).parameters():
                 parameter.mul_(settings.head_scale)
         self.batches = torch.Generator().manual_seed(settings.seed)
-        self.optimizer, described = self._make_optimizer(index)
+        self.optimizer, description = self._make_optimizer(index)
         schedule = partial(
             warmup_cosine,
             steps=settings.steps,
@@ -58,9 +67,9 @@ class Trainer:
         self.scheduler = LambdaLR(self.optimizer, schedule)
         self.step_count = 0
         self.record: dict[str, Any] = {
-            **described,
+            **description,
             "train_loss": [],
-            "validation": [],  # (step, loss, share of right predictions)
+            "validation": [],  # (step, loss, share of correct predictions)
             "step_us": [],
             "iteration_us": [],
         }
@@ -70,7 +79,7 @@ class Trainer:
         groups = split_body_head(self.model, head=self.task.head, no_decay=True)
         shared = {"betas": settings.betas, "weight_decay": settings.weight_decay}
         if index == 0:
-            # fused=True is torch's fastest, so that the comparison of step() times is a fair one.
+            # fused=True is torch's fastest implementation: step() times are compared fairly.
             control = torch.optim.AdamW(groups, lr=settings.lr, fused=True, **shared)
             return control, {
                 "name": "torch AdamW",
@@ -97,7 +106,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Trained to the end, and evaluated there."""
+        """True once the run has made its last step and evaluation."""
         return self.evaluations == len(self.settings.evaluation_steps())
 
     @property
@@ -106,11 +115,11 @@ class Trainer:
 
     @property
     def validation_loss(self) -> float:
-        """As of the last evaluation."""
+        """The loss of the last evaluation."""
         return self.record["validation"][-1][1]
 
     def turn(self) -> Iterator[None]:
-        """Train up to the next evaluation, and evaluate; yields wherever it can be left."""
+        """Train up to the next evaluation, and evaluate; yield at each point where the run may stop."""
         goal = self.settings.evaluation_steps()[self.evaluations]
         while self.step_count < goal:
             self.advance()
@@ -120,11 +129,11 @@ class Trainer:
         yield
 
     def evaluate(self) -> None:
-        """Add a point to the validation curve."""
+        """Append a point to the validation curve."""
         self.record["validation"].append((self.step_count, *evaluate(self.model, self.validation)))
 
     def advance(self) -> None:
-        """One batch, one update."""
+        """Train on one batch: forward, backward, optimizer step."""
         began = time.perf_counter()
         batch = self._to_device(self.task.batch(self.batches))
         loss, _ = cross_entropy(self.model, batch)
@@ -142,7 +151,7 @@ class Trainer:
         self.record["iteration_us"].append((time.perf_counter() - began) * 1e6)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return the state that the next step depends on, and the record."""
         return {
             "step_count": self.step_count,
             "model": self.model.state_dict(),
@@ -158,7 +167,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.set_state(state["batches"])
-        # The backend is the one this machine chose, not the one that the checkpoint was made with.
+        # The backend is the choice of this machine, which may differ from that of the checkpoint.
         self.record = {**state["record"], "backend": self.record["backend"]}
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -166,6 +175,6 @@ class Trainer:
         return inputs.to(self.device), targets.to(self.device)
 
     def _synchronize(self) -> None:
-        """Kernels on a GPU run later than their launch: wait, or step() would look free."""
+        """Wait for the GPU. Kernels run after their launch, so step() would otherwise seem to take no time."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

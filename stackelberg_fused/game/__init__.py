@@ -1,1 +1,11 @@
-"""The Stackelberg game around the optimizers: a leader, the body, and a follower, the head, of one loss."""
+"""The Stackelberg game on top of the optimizers: the body leads, the head follows, and both minimise one loss f.
+
+`theta` are the body's parameters, `w` the head's, `Phi(theta) = min over w of f(theta, w)` (docs/algorithm.md).
+
+- `follower_objective`: f as a function of w at fixed features.
+- `best_response`: w*, the follower's minimiser.
+- `stackelberg_value`: Phi, the leader's objective, and the norm of the hypergradient grad Phi.
+- `alternating`: the two-time-scale update, built on `player_gradients`, `players` and `microbatches`.
+- `curvature`: spectra of the Hessians of f and Phi, from `hessian_products` and `spectrum`.
+- `schedules`, `find_ratio`: learning rates of both players.
+"""

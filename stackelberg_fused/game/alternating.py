@@ -1,4 +1,4 @@
-"""One alternating step: the follower first, then the leader by its gradient at the new follower."""
+"""One alternating step: the head (follower) moves first, then the body (leader) by its gradient at the new head."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from ..layout.statistics import LastStep
 from ..optimizers.base import StackelbergOptimizer
 from ..optimizers.player import Player
 from .best_response import BestResponse, best_response
+from .follower_objective import check_ridge, linear_head, loss_name
 from .microbatches import split_both
-from .objective import check_ridge, linear_head, loss_name
-from .passes import (
+from .player_gradients import (
     LossFunction,
-    Part,
+    Microbatch,
+    body_forward,
     body_gradient,
-    forward,
-    gradients_of_body,
     head_gradient,
-    refuse_head_in_graph,
-    refuse_shared,
     with_last,
 )
-from .players import check_players
+from .players import (
+    body_gradients,
+    check_players,
+    refuse_head_in_graph,
+    refuse_shared_parameters,
+)
 
 
 @dataclass(frozen=True)
 class AlternatingStep:
-    """What an alternating step did; tensors stay on their device until somebody reads them.
+    """The losses and update reports of one alternating step. Tensors stay on their device until they are read.
 
     Attributes:
-        loss: [], f(theta_k, w_{k+1}): at the new head, before the body moved.
-        head_losses: [head_steps], each before the head update that it led to; [0] for an exact head.
-        head, body: `last_step` of each update.
-        response: the best response that an exact head took; else None.
+        loss: [], f(theta_k, w_{k+1}): the loss at the new head, before the body moved.
+        head_losses: [head_steps], the loss before each head update; [0] for an exact head.
+        head, body: `last_step` after each update.
+        response: the best response that an exact head was set to; None otherwise.
     """
 
     loss: Tensor
@@ -62,38 +64,47 @@ def alternating_step(
     microbatches: int = 1,
     ridge: float = 0.0,
 ) -> AlternatingStep:
-    """Move the head `head_steps` times on fixed features, then the body by its gradient at the new head.
+    """Update the head `head_steps` times at fixed features, then the body once by its gradient at the new head.
 
-    One forward and one backward pass of the body, `head_steps + 1` forward and backward passes of the head; of the
-    last one only what leads to the features. The update is that of docs/algorithm.md, inferred from arXiv 2605.15530.
+    With plain gradient descent this is (docs/algorithm.md; inferred from arXiv 2605.15530):
+
+        w     <- Proj_W    [w     - beta  * grad_w     f(theta, w)]    `head_steps` times
+        theta <- Proj_Theta[theta - alpha * grad_theta f(theta, w)]    once, at the new w
+
+    The step runs one forward and one backward pass of the body and `head_steps + 1` forward and backward passes of
+    the head. The last backward pass of the head computes the gradient of the features only.
 
     Args:
-        body: `features = body(inputs)`: a module, or any callable; features are a tensor, or tensors in any nest of
+        body: `features = body(inputs)`: a module or any callable. The features are a tensor, or tensors in nested
             tuples, lists and dicts.
         head: `outputs = head(features)`.
-        loss_fn: `loss = loss_fn(outputs, targets)`, one element. It may depend on the body through the features alone.
-        optimizer: a Stackelberg optimizer with groups of both roles; parameters of `body` have to be in groups of role
-            "body", those of `head` in groups of role "head".
-        inputs, targets: a tensor, or tensors in any nest of tuples, lists and dicts.
-        head_steps: updates of the head, >= 1; or "exact": the head takes its best response to the features of this
-            batch, without the optimizer (variable projection, Golub & Pereyra 1973). Then the head has to be an
-            `nn.Linear`, and `loss_fn` one that `best_response` knows.
-        scaler: a `torch.amp.GradScaler`: each player is unscaled, checked and skipped on its own, and
-            `scaler.update()` is called once, here.
-        zero_grad: clear the gradients of both players before and after. Otherwise those that are there count into the
-            first head update and into the body's, and the last ones stay; the head's are cleared between its updates.
-        microbatches: cut inputs and targets along their first dimension into so many parts, for a loss that is a mean
-            over rows. The head's passes take one part at a time. The body's graphs are kept for all of them, since
-            its gradient has to wait for the new head: so this saves the memory of logits, not that of the body.
-        ridge: of the exact head, as in `best_response`; the losses that are returned are without its part.
+        loss_fn: `loss = loss_fn(outputs, targets)`, a tensor of one element. It may depend on the body only through
+            the features.
+        optimizer: a Stackelberg optimizer with param groups of both roles. The parameters of `body` have to be in
+            groups of role "body", those of `head` in groups of role "head".
+        inputs, targets: a tensor, or tensors in nested tuples, lists and dicts.
+        head_steps: the number of head updates, >= 1, or "exact": set the head to its best response to the features of
+            this batch, without the optimizer (variable projection, Golub & Pereyra 1973). "exact" needs a head that is
+            an `nn.Linear` and a `loss_fn` that `best_response` knows.
+        scaler: a `torch.amp.GradScaler`. It unscales, checks and skips each player separately. The step calls
+            `scaler.update()` once.
+        zero_grad: clear the gradients of both players before and after the step. If False, gradients that exist
+            already are added to those of the first head update and of the body update, and the last gradients stay.
+            The head's gradients are cleared between its updates either way.
+        microbatches: the number of parts into which inputs and targets are split along their first dimension, for a
+            loss that is a mean over rows. The passes of the head process one part at a time. The graphs of the body
+            stay alive for all parts, because its gradient has to wait for the new head. So this saves the memory of
+            logits, not that of the body's activations.
+        ridge: the ridge of the exact head, as in `best_response`. The returned losses do not include the ridge term.
 
     Returns:
-        Losses and what each update did.
+        The losses, and `last_step` of each update.
 
     Raises:
-        ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is not of its player, the features
-            need no gradient, or a module is a bare part of one that DistributedDataParallel wraps as a whole, so that
-            its gradients would not be reduced. No parameter was modified.
+        ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
+            features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
+            so that its gradients would not be reduced. No parameter was modified.
+        RuntimeError: the loss does not depend on the features. The head has moved already.
     """
     check_players(optimizer, body, head)
     exact = isinstance(head_steps, str)
@@ -104,32 +115,35 @@ def alternating_step(
         _check_int("head_steps", head_steps)
         if ridge:
             raise ValueError("ridge goes with head_steps='exact' only")
-    cut = split_both(inputs, targets, microbatches)
+    rows = split_both(inputs, targets, microbatches)
     with torch.enable_grad():
-        parts = [Part(forward(body, x, last), y, share) for last, (x, y, share) in with_last(cut)]
+        parts = [
+            Microbatch(body_forward(body, x, last), y, share)
+            for last, (x, y, share) in with_last(rows)
+        ]
         if not any(part.needs_gradient for part in parts):
             raise ValueError(
                 "the body's output needs no gradient: is the body frozen, or does it run under no_grad()?"
             )
-        refuse_head_in_graph(optimizer, body, parts)
+        refuse_head_in_graph(optimizer, body, [part.features for part in parts])
         if zero_grad:
             optimizer.zero_grad()
-        losses, head_did, response = [], [], None
-        with _Players(optimizer, scaler) as players:
+        losses, head_reports, response = [], [], None
+        with _PlayerSteps(optimizer, scaler) as player_steps:
             if exact:
-                response = _respond(head, loss_fn, parts, ridge)
-            for number in range(0 if exact else head_steps):
-                if number and not zero_grad:
+                response = _set_best_response(head, loss_fn, parts, ridge)
+            for index in range(0 if exact else head_steps):
+                if index and not zero_grad:
                     optimizer.zero_grad(role="head")
-                untouched = gradients_of_body(optimizer) if number == 0 else None
+                before = body_gradients(optimizer) if index == 0 else None
                 losses.append(head_gradient(head, loss_fn, parts, scaler))
-                if untouched is not None:
-                    refuse_shared(optimizer, untouched)
-                head_did.append(players.step("head", zero_grad))
+                if before is not None:
+                    refuse_shared_parameters(optimizer, before)
+                head_reports.append(player_steps.step("head", zero_grad))
             loss = body_gradient(head, loss_fn, parts, scaler)
-            body_did = players.step("body", zero_grad)
+            body_report = player_steps.step("body", zero_grad)
     head_losses = torch.stack(losses) if losses else loss.new_empty(0)
-    return AlternatingStep(loss, head_losses, tuple(head_did), body_did, response)
+    return AlternatingStep(loss, head_losses, tuple(head_reports), body_report, response)
 
 
 def _check_int(name: str, value: Any) -> None:
@@ -139,9 +153,9 @@ def _check_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float) -> None:
-    if how != "exact":
-        raise ValueError(f"head_steps must be an int or 'exact', got {how!r}")
+def _check_exact(optimizer: Any, head: Any, loss_fn: Any, head_steps: str, ridge: float) -> None:
+    if head_steps != "exact":
+        raise ValueError(f"head_steps must be an int or 'exact', got {head_steps!r}")
     linear = linear_head(head)
     if not all(p.requires_grad for p in linear.parameters()):
         raise ValueError("head_steps='exact': a parameter of the head is frozen")
@@ -159,8 +173,10 @@ def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float
         )
 
 
-def _respond(head: nn.Linear, loss_fn: Any, parts: list[Part], ridge: float) -> BestResponse:
-    """Give the head its best response to all of the parts."""
+def _set_best_response(
+    head: nn.Linear, loss_fn: Any, parts: list[Microbatch], ridge: float
+) -> BestResponse:
+    """Set the head to its best response to the features of all microbatches."""
     features = [part.features for part in parts]
     if not all(isinstance(f, Tensor) for f in features):
         raise TypeError("head_steps='exact' needs a body that returns one tensor")
@@ -171,26 +187,27 @@ def _respond(head: nn.Linear, loss_fn: Any, parts: list[Part], ridge: float) -> 
     return response
 
 
-class _Players:
-    """The updates of both players, with or without a scaler."""
+class _PlayerSteps:
+    """The optimizer steps of both players, with or without a gradient scaler."""
 
     def __init__(self, optimizer: StackelbergOptimizer, scaler: Any) -> None:
         self._optimizer, self._scaler = optimizer, scaler
-        self._stepped: list[Player] = []  # a scaler goes by their identity until its update
+        # until its update the scaler identifies players by id(), so they stay alive here
+        self._stepped: list[Player] = []
 
     def step(self, role: str, zero_grad: bool) -> LastStep:
         if self._scaler is None:
             self._optimizer.step(role=role, zero_grad=zero_grad)
         else:
-            # one of its own for every update: scalers refuse to step an optimizer twice before their update
+            # a new Player for every step: a scaler refuses to step one optimizer twice before its update
             player = Player(self._optimizer, role)
             self._stepped.append(player)
             self._scaler.step(player, zero_grad=zero_grad)
-        # inside one autocast region torch would go on with the head's weights as it cast them before
+        # inside one autocast region torch would go on using the cast of the old weights
         torch.clear_autocast_cache()
         return self._optimizer.last_step
 
-    def __enter__(self) -> _Players:
+    def __enter__(self) -> _PlayerSteps:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -199,7 +216,7 @@ class _Players:
         if kind is None:
             self._scaler.update()
             return
-        # until its next update a scaler would take another object at the same address for one that was stepped
-        known = getattr(self._scaler, "_per_optimizer_states", {})
+        # a later object with the same id() would count as stepped until the scaler's next update
+        states = getattr(self._scaler, "_per_optimizer_states", {})
         for player in self._stepped:
-            known.pop(id(player), None)
+            states.pop(id(player), None)

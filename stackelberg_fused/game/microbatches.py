@@ -1,4 +1,4 @@
-"""Batches cut into equal parts along their first dimension."""
+"""Split a batch along its first dimension into microbatches of equal size, up to one row."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch.utils import _pytree as pytree
 
 
 def batch_size(batch: Any, name: str) -> int | None:
-    """Length of the first dimension of the tensors in a batch, or None where it holds none.
+    """Return the size of the first dimension that all tensors of a batch share, or None without tensors.
 
     Args:
-        batch: a tensor, or tensors in any nest of tuples, lists, dicts, named tuples.
+        batch: a tensor, or tensors in nested tuples, lists, dicts and named tuples.
+        name: of the argument, for the messages.
 
     Raises:
-        ValueError: the tensors do not agree, or one has no dimensions.
+        ValueError: the sizes differ, or a tensor has no dimensions.
     """
     sizes = set()
     for leaf in pytree.tree_leaves(batch):
@@ -33,10 +34,15 @@ def batch_size(batch: Any, name: str) -> int | None:
 
 
 def split(batch: Any, parts: int, name: str) -> list[Any]:
-    """The parts of a batch, whose sizes differ by one at most; what is no tensor is in each of them.
+    """Split a batch into parts whose sizes differ by at most one row. Each part gets all leaves that are not tensors.
+
+    Args:
+        batch: as in `batch_size`.
+        parts: the number of parts, >= 1.
+        name: of the argument, for the messages.
 
     Raises:
-        ValueError: it has fewer rows than there are to be parts, or cannot be cut.
+        ValueError: the batch has fewer rows than `parts`, or cannot be split.
     """
     if parts == 1:
         return [batch]
@@ -44,17 +50,17 @@ def split(batch: Any, parts: int, name: str) -> list[Any]:
     if size is not None and size < parts:
         raise ValueError(f"{name}: {size} rows cannot be cut into {parts} microbatches")
     leaves, structure = pytree.tree_flatten(batch)
-    cut = [
+    leaf_parts = [
         leaf.tensor_split(parts) if isinstance(leaf, Tensor) else (leaf,) * parts for leaf in leaves
     ]
-    return [pytree.tree_unflatten([pieces[i] for pieces in cut], structure) for i in range(parts)]
+    return [pytree.tree_unflatten([p[i] for p in leaf_parts], structure) for i in range(parts)]
 
 
 def split_both(inputs: Any, targets: Any, parts: int) -> list[tuple[Any, Any, float]]:
-    """Inputs, targets and share of the batch of each part.
+    """Split inputs and targets alike; return (inputs, targets, share of the batch's rows) of each part.
 
     Raises:
-        ValueError: as `split`; inputs and targets have different numbers of rows.
+        ValueError: as `split`; or inputs and targets have different numbers of rows.
     """
     if parts == 1:
         return [(inputs, targets, 1.0)]
@@ -63,6 +69,6 @@ def split_both(inputs: Any, targets: Any, parts: int) -> list[tuple[Any, Any, fl
         raise ValueError("inputs: no tensor in them that could be cut into microbatches")
     if sizes[1] not in (None, sizes[0]):
         raise ValueError(f"inputs have {sizes[0]} rows, targets {sizes[1]}")
-    cut = split(inputs, parts, "inputs"), split(targets, parts, "targets")
-    shares = [(batch_size(part, "inputs") or 0) / sizes[0] for part in cut[0]]
-    return list(zip(*cut, shares, strict=True))
+    input_parts, target_parts = split(inputs, parts, "inputs"), split(targets, parts, "targets")
+    shares = [(batch_size(part, "inputs") or 0) / sizes[0] for part in input_parts]
+    return list(zip(input_parts, target_parts, shares, strict=True))

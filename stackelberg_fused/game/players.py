@@ -1,4 +1,4 @@
-"""Whether the modules of a step are what the optimizer takes them for."""
+"""Checks that the body and the head of a step are the two players of the optimizer and share no parameter."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from ..groups.param_groups import ROLES
 from ..optimizers.base import StackelbergOptimizer
 
-# what was checked before, by optimizer: weak references to body and head, and groups by what is looked at here
+# the last check that passed, by optimizer: weak references to body and head, and a hash of each param group
 _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[int, ...]]] = (
     weakref.WeakKeyDictionary()
 )
+# by optimizer: the bodies whose graph was searched for parameters of the head, at most MOST_SEARCHED
+_searched: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = weakref.WeakKeyDictionary()
+MOST_SEARCHED = 64
 
 
 def check_players(optimizer: Any, body: Any, head: Any) -> None:
-    """Raise unless `body` and `head` are the players of an optimizer; the same ones are looked at once.
+    """Raise unless `body` and `head` are the players of an optimizer. A repeated check of the same ones is skipped.
 
     Raises:
-        TypeError: not one of our optimizers, or not callable.
-        ValueError: the optimizer lacks a role; a trained parameter is in a group of the other one.
-        RuntimeError: a bare part of a module that DistributedDataParallel wraps.
+        TypeError: `optimizer` is not a Stackelberg optimizer, or `body` or `head` is not callable.
+        ValueError: the optimizer lacks a role, the head has no trained parameter, or a parameter is in a group of the
+            other role.
+        RuntimeError: DistributedDataParallel wraps a larger module that contains `body` or `head`.
     """
     if not isinstance(optimizer, StackelbergOptimizer):
         raise TypeError(
@@ -36,8 +41,13 @@ def check_players(optimizer: Any, body: Any, head: Any) -> None:
         if not callable(module):
             raise TypeError(f"{name} must be a module or a callable, got {type(module).__name__}")
     groups = tuple(hash((id(g), g["role"], len(g["params"]))) for g in optimizer.param_groups)
-    known = _checked.get(optimizer)
-    if known and known[2] == groups and _same(known[0], body) and _same(known[1], head):
+    checked = _checked.get(optimizer)
+    if (
+        checked
+        and checked[2] == groups
+        and _is_same(checked[0], body)
+        and _is_same(checked[1], head)
+    ):
         return
     for role in ROLES:
         if all(group["role"] != role for group in optimizer.param_groups):
@@ -54,43 +64,45 @@ def check_players(optimizer: Any, body: Any, head: Any) -> None:
                 raise ValueError(
                     f"parameter '{name}' of the {role} is in a param group of role {roles[id(param)]!r}"
                 )
-    _refuse_bare_parts(modules, roles)
+    _refuse_wrapped_parts(modules, roles)
     body_ref, head_ref = (
         weakref.ref(m) if isinstance(m, nn.Module) else None for m in (body, head)
     )
     _checked[optimizer] = body_ref, head_ref, groups
 
 
-def _same(known: weakref.ref[Any] | None, module: Any) -> bool:
-    """Whether a module is the one that was looked at; any other callable is, since nothing in it can be seen."""
+def _is_same(checked: weakref.ref[Any] | None, module: Any) -> bool:
+    """Tell whether `module` is the module that was checked. All other callables count as the same one."""
     is_module = isinstance(module, nn.Module)
-    return known() is module if known is not None and is_module else known is None and not is_module
+    if checked is not None and is_module:
+        return checked() is module
+    return checked is None and not is_module
 
 
 def _named_parameters(module: Any) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters() if isinstance(module, nn.Module) else iter(())
 
 
-def _refuse_bare_parts(modules: dict[str, Any], roles: dict[int, str]) -> None:
-    """Raise where DistributedDataParallel wraps something larger than a player, around which the step goes.
+def _refuse_wrapped_parts(modules: dict[str, Any], roles: dict[int, str]) -> None:
+    """Raise if DistributedDataParallel wraps more than one player, and the step gets the bare player inside.
 
-    Gradients would reach `.grad` without the reduction, which that wrapper's own forward pass prepares.
+    The forward pass of the wrapper prepares the reduction. Without it, gradients reach `.grad` unreduced.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    found = _bare_part(modules, roles)
-    if found is not None:
-        gc.collect()  # of a wrapper that nobody holds any more?
-        found = _bare_part(modules, roles)
-    if found is not None:
+    part = _wrapped_part(modules, roles)
+    if part is not None:
+        gc.collect()  # the wrapper may be garbage
+        part = _wrapped_part(modules, roles)
+    if part is not None:
         raise RuntimeError(
-            f"the {found[0]} is a bare part of a module that DistributedDataParallel wraps (parameter '{found[1]}'): "
+            f"the {part[0]} is a bare part of a module that DistributedDataParallel wraps (parameter '{part[1]}'): "
             "its gradients would not be reduced. Wrap body and head each in a DistributedDataParallel of its own"
         )
 
 
-def _bare_part(modules: dict[str, Any], roles: dict[int, str]) -> tuple[str, str] | None:
-    """Role and name of a parameter whose wrapper is not a part of its player, or wraps both players."""
+def _wrapped_part(modules: dict[str, Any], roles: dict[int, str]) -> tuple[str, str] | None:
+    """Return role and name of a parameter whose wrapper is outside of its player, or wraps both players."""
     inside = {
         id(part) for m in modules.values() if isinstance(m, nn.Module) for part in m.modules()
     }
@@ -107,5 +119,78 @@ def _bare_part(modules: dict[str, Any], roles: dict[int, str]) -> tuple[str, str
 def _is_wrapper(candidate: Any) -> bool:
     try:
         return isinstance(candidate, DistributedDataParallel)
-    except ReferenceError:  # a weak proxy to something gone
+    except ReferenceError:  # a weak proxy to a dead object
         return False
+
+
+def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, features: list[Any]) -> None:
+    """Raise if the features depend on a parameter of the head: it could not move and then serve the body's gradient.
+
+    The graph of the body's first forward pass is searched, because a callable shows its parameters nowhere else.
+
+    Args:
+        optimizer: the optimizer of both players.
+        body: the body; a repeated search of the same one is skipped.
+        features: its output for each microbatch: tensors in any nested containers.
+    """
+    groups = [(id(g), g["role"], len(g["params"])) for g in optimizer.param_groups]
+    function = getattr(body, "__func__", body)
+    searched = _searched.setdefault(optimizer, set())
+    key = (id(getattr(body, "__self__", None)), getattr(function, "__code__", id(body)), *groups)
+    if key in searched:
+        return
+    head_names = {
+        id(p): name
+        for g in optimizer.param_groups
+        if g["role"] == "head"
+        for name, p in _parameter_labels(g)
+    }
+    leaves = [leaf for part in features for leaf in pytree.tree_leaves(part)]
+    nodes = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    visited = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        variable = getattr(node, "variable", None)
+        if id(variable) in head_names:
+            raise ValueError(
+                f"{head_names[id(variable)]} of the head is used by the body too: take mode='alternating', which "
+                "evaluates the model as a whole"
+            )
+        nodes.extend(next_node for next_node, _ in node.next_functions)
+    if len(searched) >= MOST_SEARCHED:  # a new functools.partial in every step would fill it
+        searched.clear()
+    searched.add(key)
+
+
+def body_gradients(optimizer: StackelbergOptimizer) -> list[tuple[Tensor, Any, int]]:
+    """Return the body's parameters, each with its `.grad` and the version counter of that (-1 for None)."""
+    params = (p for g in optimizer.param_groups if g["role"] == "body" for p in g["params"])
+    return [(p, p.grad, -1 if p.grad is None else p.grad._version) for p in params]
+
+
+def refuse_shared_parameters(
+    optimizer: StackelbergOptimizer, before: list[tuple[Tensor, Any, int]]
+) -> None:
+    """Raise if the head's backward pass wrote a gradient of the body: the body's own gradient would be incomplete.
+
+    Args:
+        optimizer: the optimizer of both players.
+        before: `body_gradients` before the head's backward pass.
+    """
+    for param, grad, version in before:
+        now = param.grad
+        if now is not grad or (now is not None and now._version != version):
+            names = {id(p): n for g in optimizer.param_groups for n, p in _parameter_labels(g)}
+            raise RuntimeError(
+                f"{names[id(param)]} of the body is used by the head or the loss too: take mode='alternating', which "
+                "evaluates the model as a whole"
+            )
+
+
+def _parameter_labels(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for i, param in enumerate(group["params"]):
+        names = group.get("param_names")
+        yield f"parameter {names[i]!r}" if names else f"parameter {i}", param

@@ -1,4 +1,4 @@
-"""Learning rates of a two-time-scale game, as torch schedulers."""
+"""Learning-rate schedules of a two-time-scale game, as torch schedulers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ def _rate(value: float | Tensor) -> float:
     return float(value)
 
 
-class _ByRole(LRScheduler):
-    """A factor on the rate of each group, by its role; multiplied in step by step, so that it can be chained."""
+class _RoleFactorLR(LRScheduler):
+    """Multiplies the rate of each group by a factor that depends on its role.
+
+    Each step applies the quotient of two consecutive factors, so that schedulers can be chained.
+    """
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         roles = {group.get("role") for group in optimizer.param_groups}
@@ -30,14 +33,14 @@ class _ByRole(LRScheduler):
             )
         self._has_warned = False
         super().__init__(optimizer, last_epoch)
-        self._watch()
+        self._warn_if_body_is_faster()
 
     @abstractmethod
     def _factor(self, index: int, step: int) -> float:
-        """What a group's rate is multiplied by after so many steps, all in all; > 0."""
+        """Return the factor, > 0, on the initial rate of group `index` after `step` steps."""
 
     def get_lr(self) -> list[Any]:
-        """The rates of all groups, from those that they have."""
+        """Return the next rate of each group, computed from its current rate."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if getattr(self, "_is_initial", False) or self.last_epoch == 0:
             return rates
@@ -50,19 +53,19 @@ class _ByRole(LRScheduler):
         return [lr * self._factor(i, self.last_epoch) for i, lr in enumerate(self.base_lrs)]
 
     def step(self, epoch: int | None = None) -> None:
-        """As in torch; warns once if the body has become the faster player."""
+        """Set the rates as in torch, and warn once if the body has become the faster player."""
         super().step(epoch)
         if hasattr(self, "_has_warned") and self.last_epoch > 0:
-            self._watch()
+            self._warn_if_body_is_faster()
 
-    def _watch(self) -> None:
+    def _warn_if_body_is_faster(self) -> None:
         if self._has_warned:
             return
         rates: dict[str, list[float]] = {"body": [], "head": []}
         for group in self.optimizer.param_groups:
             lr = group["lr"]
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
-                return  # reading it would wait for the device
+                return  # a read would wait for the device
             rates[group["role"]].append(_rate(lr))
         if all(rates.values()) and max(rates["body"]) > min(rates["head"]) * (1 + ROUNDING):
             self._warn(
@@ -70,12 +73,15 @@ class _ByRole(LRScheduler):
                 f"({min(rates['head']):g})"
             )
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, observation: str) -> None:
         self._has_warned = True
-        warn_caller(f"{type(self).__name__}: {what}: the body is meant to be the slow player")
+        warn_caller(
+            f"{type(self).__name__}: {observation}: the body is meant to be the slow player"
+        )
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float:
+    """Return `value` as a float, or raise TypeError or ValueError unless it is a number in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= most:
@@ -83,24 +89,26 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
-class TwoTimeScaleLR(_ByRole):
-    """Rates that decay as powers of time, the body's at least as fast as the head's.
+class TwoTimeScaleLR(_RoleFactorLR):
+    """Learning rates that decay as powers of time, the body's at least as fast as the head's.
 
-    After k steps a group has its first rate times (1 + k / offset) ** -exponent. For stochastic gradients related
-    two-time-scale theory has (body, head) exponents of (1, 2/3), with an error of K**(-2/3) for a strongly convex Phi,
-    and (3/5, 2/5), with K**(-2/5) for a weakly convex one (docs/algorithm.md).
+    After k steps a group's rate is its initial rate times (1 + k / offset) ** -exponent. Related theory of
+    two-time-scale methods with stochastic gradients has (body, head) exponents of (1, 2/3) with an error of K**(-2/3)
+    for a strongly convex Phi, and (3/5, 2/5) with K**(-2/5) for a weakly convex Phi (docs/algorithm.md).
 
     Args:
-        optimizer: a Stackelberg optimizer, or any whose groups carry a "role"; `opt.player(role)` schedules one.
-        body_exponent, head_exponent: in [0, 1]; 0 keeps the rate.
-        offset: steps after which the decay sets in, > 0.
+        optimizer: a Stackelberg optimizer, or any optimizer whose groups have a "role". `opt.player(role)` schedules
+            one player.
+        body_exponent, head_exponent: in [0, 1]; 0 keeps the rate constant.
+        offset: the time scale of the decay in steps, > 0.
         last_epoch: as in torch.
 
     Warns:
-        UserWarning: the body's exponent is below the head's, so that it would become the faster player, or it is.
+        UserWarning: the body becomes the faster player at a later step, because its exponent is below the head's, or
+            it is the faster player now.
 
     Raises:
-        ValueError, TypeError: arguments that do not fit; a group without a role.
+        ValueError, TypeError: an argument does not fit, or a group has no role.
     """
 
     def __init__(
@@ -137,20 +145,21 @@ class TwoTimeScaleLR(_ByRole):
         return (1.0 + step / self.offset) ** -exponent
 
 
-class AnnealedRatioLR(_ByRole):
-    """A ratio between head and body that is large early, where the head is far from its best response, and ends equal.
+class AnnealedRatioLR(_RoleFactorLR):
+    """Anneals the ratio of head rate to body rate, from large to `final_ratio`.
 
-    Each head group's rate goes geometrically, over `steps` steps, from its own to `final_ratio` times that of the
-    fastest body group; bodies keep theirs. Chain it with a schedule of both, or put a warm-up before it.
+    A large ratio helps early, while the head is far from its best response. Over `steps` steps the rate of each head
+    group moves geometrically from its initial value to `final_ratio` times the rate of the fastest body group. Body
+    rates do not change. Chain it with a schedule of both players, or run it after a warm-up.
 
     Args:
-        optimizer: a Stackelberg optimizer, or any whose groups carry a "role".
-        steps: > 0.
+        optimizer: a Stackelberg optimizer, or any optimizer whose groups have a "role".
+        steps: the length of the annealing in optimizer steps, >= 1.
         final_ratio: > 0.
         last_epoch: as in torch.
 
     Raises:
-        ValueError, TypeError: arguments that do not fit; there are not both players.
+        ValueError, TypeError: an argument does not fit, or a role has no group.
     """
 
     def __init__(
@@ -162,25 +171,25 @@ class AnnealedRatioLR(_ByRole):
     ) -> None:
         self.steps = _number("steps", steps, 1, 1e18)
         self.final_ratio = _number("final_ratio", final_ratio, 1e-9, 1e9)
-        bodies = [
+        body_rates = [
             _rate(group.get("initial_lr", group["lr"]))
             for group in optimizer.param_groups
             if group.get("role") == "body"
         ]
-        if not bodies or len(bodies) == len(optimizer.param_groups):
+        if not body_rates or len(body_rates) == len(optimizer.param_groups):
             raise ValueError("AnnealedRatioLR needs param groups of both roles")
-        self._fastest_body = max(bodies)
+        self._fastest_body = max(body_rates)
         expect_equal_rates = getattr(optimizer, "_expect_equal_rates", None)
         if expect_equal_rates is not None:
-            expect_equal_rates()  # or it would warn of a scheduler that made them so
+            expect_equal_rates()  # otherwise the optimizer warns of rates that became equal
         super().__init__(optimizer, last_epoch)
 
     def _factor(self, index: int, step: int) -> float:
         group = self.optimizer.param_groups[index]
         if group["role"] == "body":
             return 1.0
-        first = _rate(group["initial_lr"])
-        if first <= 0 or self._fastest_body <= 0:
+        initial = _rate(group["initial_lr"])
+        if initial <= 0 or self._fastest_body <= 0:
             return 1.0
-        change = math.log(self.final_ratio * self._fastest_body / first)
-        return math.exp(change * min(step / self.steps, 1.0))
+        log_change = math.log(self.final_ratio * self._fastest_body / initial)
+        return math.exp(log_change * min(step / self.steps, 1.0))

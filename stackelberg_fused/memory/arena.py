@@ -1,8 +1,8 @@
-"""Arenas: flat buffers that hold many tensors, each of which keeps a storage of its own.
+"""Arenas: flat buffers that hold many tensors, each with its own storage.
 
-Parameters and optimizer state lie one behind the other, every one at a multiple of `ALIGNMENT` elements. A tensor
-aliases its place through a DLPack round trip: same memory, but a storage of exactly its own size that keeps the arena
-alive, so that saving one layer writes one layer.
+Parameters and optimizer state lie one after the other, each at a multiple of `ALIGNMENT` elements. A tensor aliases its
+part of an arena through a DLPack round trip: it uses the same memory, and its own storage has exactly its size and
+keeps the arena alive. So saving one layer writes one layer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-ALIGNMENT = 64
-BUCKET_BYTES = 256 * 2**20
+ALIGNMENT = 64  # elements
+BUCKET_BYTES = 256 * 2**20  # the largest arena of several tensors
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one gap-free run of memory, each once, in some order of the dimensions."""
+    """Tell whether the elements fill one range of memory without gaps or overlaps, in any order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:
@@ -30,22 +30,22 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def in_memory_order(dense: Tensor) -> Tensor:
-    """A flat view of a tensor without gaps, in the order of its memory."""
+    """Return a flat view [numel] of a dense tensor, in memory order."""
     return dense.as_strided((dense.numel(),), (1,))
 
 
 def owns_storage(tensor: Tensor) -> bool:
-    """Whether a tensor is alone in its storage, so that moving it cannot part it from another view."""
+    """Tell whether a tensor fills its storage, so that it can move without separation from another view."""
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def padded(numel: int) -> int:
-    """Elements that a tensor takes in an arena."""
+    """Return the number of elements that a tensor of `numel` elements takes up in an arena."""
     return -(-numel // ALIGNMENT) * ALIGNMENT
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive runs of tensors of at most `BUCKET_BYTES` each, or one larger tensor alone."""
+    """Yield consecutive tensors in lists of at most `BUCKET_BYTES`; a larger tensor is a list of its own."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -60,11 +60,13 @@ def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _alias(arena: Tensor, offset: int, like: Tensor) -> Tensor:
+    """Return a tensor of the shape and strides of `like` at an offset of the arena, with its own storage."""
     strides = like.stride()
     return from_dlpack(to_dlpack(torch.as_strided(arena, like.shape, strides, offset)))
 
 
-def _places(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+def _offsets(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Return the offset of each tensor in an arena, and the size of the arena, in elements."""
     offsets, end = [], 0
     for tensor in tensors:
         offsets.append(end)
@@ -74,40 +76,44 @@ def _places(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
 
 @torch.no_grad()
 def move_into_arenas(parameters: Sequence[Tensor]) -> None:
-    """Rebind the data of dense parameters of one device and dtype to consecutive places in new arenas.
+    """Move the data of dense parameters into new arenas, in order.
 
-    Bucket by bucket: each is allocated and filled, and the originals freed, before the next, so that no second copy of
-    the model ever exists. Zero-element parameters stay where they are.
+    Each bucket is allocated and filled, and its originals are freed, before the next bucket, so that no second copy of
+    the model ever exists. Parameters without elements do not move.
+
+    Args:
+        parameters: dense, all of one device and dtype.
     """
     for bucket in buckets([p for p in parameters if p.numel()]):
-        offsets, end = _places(bucket)
+        offsets, end = _offsets(bucket)
         arena = torch.empty(end, dtype=bucket[0].dtype, device=bucket[0].device)
         for parameter, offset in zip(bucket, offsets, strict=True):
-            place = _alias(arena, offset, parameter)
-            place.copy_(parameter)
-            parameter.data = place
+            alias = _alias(arena, offset, parameter)
+            alias.copy_(parameter)
+            parameter.data = alias
 
 
 def zeros_like_in_arenas(
     tensors: Sequence[Tensor], device: torch.device | None = None
 ) -> list[Tensor]:
-    """Zero-filled tensors with the shapes, strides and dtype of dense `tensors`, packed into new arenas.
+    """Return zero-filled tensors with the shapes, strides and dtype of `tensors`, packed into new arenas.
 
     Args:
-        device: where; theirs if None.
+        tensors: dense, all of one dtype.
+        device: of the arenas; by default that of the tensors.
     """
-    return [place for bucket in buckets(tensors) for place in place_in(bucket, device)[1]]
+    return [zeros for bucket in buckets(tensors) for zeros in place_in(bucket, device)[1]]
 
 
 def place_in(
     tensors: Sequence[Tensor], device: torch.device | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """One new arena of zeros, and tensors in it as `zeros_like_in_arenas` makes them."""
-    offsets, end = _places(tensors)
+    """Return one new arena of zeros, and one tensor in it for each of `tensors`, as `zeros_like_in_arenas`."""
+    offsets, end = _offsets(tensors)
     device = tensors[0].device if device is None else device
     arena = torch.zeros(end, dtype=tensors[0].dtype, device=device)
-    places = [
+    zeros = [
         _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor, device=device)
         for tensor, offset in zip(tensors, offsets, strict=True)
     ]
-    return arena, places
+    return arena, zeros

@@ -1,4 +1,4 @@
-"""Parameters that use the same memory twice."""
+"""Detect parameters that overlap in memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .sharding import local_tensor
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
-    """An array with the addresses of a tensor; its memory (maybe another device's) is never touched."""
-
+    """Return an array with the addresses of a tensor. Its memory, which may be on another device, is never accessed."""
     interface = {
         "version": 3,
         "data": (tensor.data_ptr(), False),
@@ -24,32 +23,38 @@ def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def _meets_itself(tensor: Tensor) -> bool:
-    """Whether two elements share one memory location."""
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Tell whether two elements share one memory location."""
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < reach:
             break
         reach += (size - 1) * stride
     else:
-        return False  # each stride steps over everything that the smaller ones reach
-    places = np.zeros(1, np.int64)
+        return False  # each stride is larger than the range of all smaller ones
+    offsets = np.zeros(1, np.int64)
     for stride, size in zip(tensor.stride(), tensor.shape, strict=True):
-        places = np.unique(places[:, None] + stride * np.arange(size))
-    return len(places) < tensor.numel()
+        offsets = np.unique(offsets[:, None] + stride * np.arange(size))
+    return len(offsets) < tensor.numel()
 
 
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise ValueError for two different parameters, or one, that use the same memory twice.
+    """Raise if two parameters, or two elements of one parameter, share memory.
 
-    Disjoint parameters in one storage pass, also interleaved ones.
+    Disjoint parameters in one storage are accepted, interleaved ones too.
+
+    Args:
+        named: label and parameter; the label is for the message.
+
+    Raises:
+        ValueError: memory is shared; names the parameters.
     """
     spans = []
     for label, param in named:
         tensor = local_tensor(param)
         if tensor.numel() == 0:
             continue
-        if _meets_itself(tensor):
+        if _overlaps_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         first = tensor.data_ptr()
@@ -57,10 +62,10 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
         )
     spans.sort(key=lambda span: span[:3])
-    active: list[tuple] = []
+    active: list[tuple] = []  # earlier spans that reach beyond the start of this one
     for span in spans:
         active = [a for a in active if a[0] == span[0] and a[2] > span[1]]
-        for other in active:
-            if np.shares_memory(_as_array(other[4]), _as_array(span[4])):
-                raise ValueError(f"{span[3]} and {other[3]} overlap in memory")
+        for earlier in active:
+            if np.shares_memory(_as_array(earlier[4]), _as_array(span[4])):
+                raise ValueError(f"{span[3]} and {earlier[3]} overlap in memory")
         active.append(span)

@@ -1,4 +1,4 @@
-"""DTensor shards (FSDP2, tensor parallelism): the optimizer updates the local shard where it lies."""
+"""DTensor shards (FSDP2, tensor parallelism): the optimizer updates the local shard in place."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Any) -> bool:
-    # not imported here: it takes a second, and nothing is a DTensor before somebody else imported it
+    """Tell whether a tensor is a DTensor."""
+    # no import here: it takes a second, and no DTensor exists before another module has imported it
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The local shard of a DTensor, or the tensor itself."""
+    """Return the local shard of a DTensor, or the tensor itself if it is none."""
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
 def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
-    """The local shard of a gradient.
+    """Return the local shard of a gradient, or the gradient itself if it is no DTensor.
+
+    Args:
+        grad, param: a gradient and its parameter.
+        label: names the parameter in the messages.
 
     Raises:
-        TypeError, ValueError: one of the two is a DTensor and the other is not, or they lie over the mesh differently.
+        TypeError: only one of the two is a DTensor.
+        ValueError: their placements differ.
     """
     if is_sharded(grad) != is_sharded(param):
-        which = "the parameter is a DTensor, its gradient is not"
+        mismatch = "the parameter is a DTensor, its gradient is not"
         if is_sharded(grad):
-            which = "the gradient is a DTensor, its parameter is not"
-        raise TypeError(f"{label}: {which}")
+            mismatch = "the gradient is a DTensor, its parameter is not"
+        raise TypeError(f"{label}: {mismatch}")
     if is_sharded(grad) and grad.placements != param.placements:
         raise ValueError(
             f"{label}: gradient placements {grad.placements} differ from the parameter's {param.placements}"
@@ -38,7 +44,7 @@ def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
 
 
 def shard_like(local: Tensor, param: Tensor) -> Tensor:
-    """A DTensor around local state, laid out as its parameter; for plain parameters the state itself."""
+    """Return a DTensor with the local shard `local`, laid out as `param`; `local` itself if `param` is no DTensor."""
     if not is_sharded(param):
         return local
     from torch.distributed.tensor import DTensor

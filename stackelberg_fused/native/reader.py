@@ -1,8 +1,8 @@
-"""Where parameters and their gradients lie: read at every step and afresh, because anyone may rebind either.
+"""Readers of the addresses of parameters and gradients.
 
-Nothing is remembered of a gradient beyond its step, so none is kept alive for long and none can change unnoticed.
-`csrc/cpu/reader.cpp` is the same without a Python call per tensor: this is the part of a step whose cost grows with the
-number of parameters.
+A reader reads all addresses in each step, because any code may rebind a parameter or a gradient. It stores nothing
+about a gradient beyond the step, so it keeps no gradient alive and misses no change. This is the part of a step whose
+cost grows with the number of parameters; `csrc/cpu/reader.cpp` does the same without a Python call per tensor.
 """
 
 from __future__ import annotations
@@ -23,38 +23,41 @@ except ImportError:
 
 
 class Reader(Protocol):
-    """Fills the addresses of records.
+    """Fills in the gradient addresses of records.
 
     Args:
-        owners: parameters, whose `.grad` is read.
-        local_tensors: whose memory is updated: the parameters themselves, or their shards.
-        records: RECORD array [n]; `param` and `grad` are compared with what is found, `grad` is written.
-        active: bool array [n], written: which slots have a gradient.
+        owners: the parameters, whose `.grad` is read.
+        local_tensors: the tensors whose memory is updated: the parameters themselves, or their local shards.
+        records: RECORD array [n]. `param` and `grad` are compared with the current addresses; `grad` is written.
+        active: bool array [n], written: True for slots that have a gradient.
     """
 
     def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, Any]:
-        """Bring the slots `[first, last)` up to date.
+        """Update the records of the slots `[first, last)`.
 
         Returns:
-            moved: slots whose parameter is not where its record says, or not in the layout it had at construction.
-            odd: slots whose gradient is not known to fit, in layout, dtype and device. The records of both are left
-                as they are: the caller looks closer.
-            changed: whether a record was written.
-            switched: whether a gradient appeared or disappeared.
-            kept: keeps the gradients: whatever becomes of `.grad`, their memory has to last until the launch is over.
+            moved: the slots whose parameter has another address than in its record, or another layout than at
+                construction. Their records keep the old parameter.
+            mismatched: the slots whose gradient may not fit its parameter in layout, dtype or device. Their records
+                keep the old gradient. The caller checks the slots of both lists.
+            changed: True if a record was written.
+            switched: True if a gradient appeared or disappeared.
+            gradients: an object that keeps the gradients alive. Their memory has to last until the end of the launch,
+                even if `.grad` is rebound.
         """
         ...
 
 
 def same_layout(tensor: Tensor, shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether shape and strides are those given, but for strides that are never taken."""
+    """Tell whether a tensor has the given shape and strides; strides of dimensions of size <= 1 do not count."""
     return tuple(tensor.shape) == tuple(shape) and all(
-        now == then or n <= 1 for now, then, n in zip(tensor.stride(), stride, shape, strict=True)
+        actual == expected or size <= 1
+        for actual, expected, size in zip(tensor.stride(), stride, shape, strict=True)
     )
 
 
 class PythonReader:
-    """`Reader` for what the native one cannot read: shards, and a torch that `TensorAbi` does not know."""
+    """`Reader` for tensors that the native reader cannot read: shards, or any with a torch unknown to `TensorAbi`."""
 
     def __init__(
         self,
@@ -65,48 +68,51 @@ class PythonReader:
     ) -> None:
         self._owners, self._locals = owners, local_tensors
         self._records, self._active = records, active
-        self._dtypes = records["grad_dtype"].copy()  # until now, those of the parameters
+        self._dtypes = records["grad_dtype"].copy()  # at construction, those of the parameters
         self._layouts = [
             (tensor.stride(), tensor.shape, tensor.dtype, tensor.device) for tensor in local_tensors
         ]
 
     def read(self, first: int, last: int) -> tuple[list[int], list[int], bool, bool, Any]:
-        slots, here = range(first, last), slice(first, last)
+        slots, span = range(first, last), slice(first, last)
         params, grads = self._records["param"], self._records["grad"]
-        found = [owner.grad for owner in self._owners[here]]
-        known = params[here].tolist()
+        gradients = [owner.grad for owner in self._owners[span]]
+        param_addresses = params[span].tolist()
         moved = [
             i
-            for i, address in zip(slots, known, strict=True)
+            for i, address in zip(slots, param_addresses, strict=True)
             if self._locals[i].data_ptr() != address or not self._fits(i, self._locals[i])
         ]
-        odd = [
+        mismatched = [
             i
-            for i, grad in zip(slots, found, strict=True)
+            for i, grad in zip(slots, gradients, strict=True)
             if grad is not None and not (self._owners[i] is self._locals[i] and self._fits(i, grad))
         ]
-        left = set(odd)
+        skipped = set(mismatched)
         addresses = np.array(
             [
-                grads[i] if i in left else 0 if grad is None else grad.data_ptr()
-                for i, grad in zip(slots, found, strict=True)
+                grads[i] if i in skipped else 0 if grad is None else grad.data_ptr()
+                for i, grad in zip(slots, gradients, strict=True)
             ],
             np.int64,
         )
-        changed = not np.array_equal(addresses, grads[here])
-        grads[here] = addresses
-        dtypes, own = self._records["grad_dtype"][here], self._dtypes[here]
-        if not np.array_equal(dtypes, own):  # one of another dtype was there before
-            fits = [g is not None and i not in left for i, g in zip(slots, found, strict=True)]
-            wrong = np.array(fits, bool) & (dtypes != own)
-            dtypes[wrong] = own[wrong]
-            changed |= bool(wrong.any())
-        present = np.array([grad is not None for grad in found], bool)
-        switched = not np.array_equal(present, self._active[here])
-        self._active[here] = present
-        return moved, odd, changed, switched, [grad for grad in found if grad is not None]
+        changed = not np.array_equal(addresses, grads[span])
+        grads[span] = addresses
+        grad_dtypes, param_dtypes = self._records["grad_dtype"][span], self._dtypes[span]
+        if not np.array_equal(grad_dtypes, param_dtypes):  # an earlier gradient had another dtype
+            fits = [
+                g is not None and i not in skipped for i, g in zip(slots, gradients, strict=True)
+            ]
+            outdated = np.array(fits, bool) & (grad_dtypes != param_dtypes)
+            grad_dtypes[outdated] = param_dtypes[outdated]
+            changed |= bool(outdated.any())
+        present = np.array([grad is not None for grad in gradients], bool)
+        switched = not np.array_equal(present, self._active[span])
+        self._active[span] = present
+        return moved, mismatched, changed, switched, [g for g in gradients if g is not None]
 
     def _fits(self, i: int, tensor: Tensor) -> bool:
+        """Tell whether a tensor has the layout, dtype and device of slot `i` at construction, and memory of its own."""
         stride, shape, dtype, device = self._layouts[i]
         if tensor.layout is not torch.strided:
             return False
@@ -118,8 +124,8 @@ class PythonReader:
             return False
         if tensor.numel() and not tensor.data_ptr():
             return False  # a wrapper without memory of its own
-        # what autograd makes of conj().imag, a view that negates what it shows, has other strides unless it has one
-        # element; not seen: torch._neg_view(), and as_strided() of such a view with the parameter's strides
+        # autograd returns a lazily negated view for conj().imag; its strides differ unless it has one element. Not
+        # detected: torch._neg_view(), and as_strided() of such a view with the parameter's strides
         return tensor.numel() != 1 or not tensor.is_neg()
 
 
@@ -129,8 +135,8 @@ def make_reader(
     records: np.ndarray,
     active: np.ndarray,
 ) -> Reader:
-    """The native reader where it knows this torch and these tensors, else the one above."""
-    plain = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
-    if TENSOR_ABI is None or not plain:
+    """Return the native reader if it supports this torch and no tensor is sharded, else a `PythonReader`."""
+    unsharded = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
+    if TENSOR_ABI is None or not unsharded:
         return PythonReader(owners, local_tensors, records, active)
     return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, TENSOR_ABI)

@@ -1,1 +1,1 @@
-"""The arithmetic itself, in plain PyTorch: what every kernel has to reproduce."""
+"""The arithmetic in plain PyTorch; every kernel has to reproduce it."""

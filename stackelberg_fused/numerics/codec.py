@@ -1,8 +1,8 @@
-"""How numbers of fewer bits are stored, in PyTorch: what is correct. csrc/codec.h does the same, bit for bit.
+"""Low-precision storage formats: the reference implementation in PyTorch. csrc/codec.h gives the same bits.
 
-Everything takes and gives flat float32 tensors in the order of a parameter's memory. `random` is int64, of 16 random
-bits for each element; `HALF` in its place rounds to nearest. docs/numerics.md derives the formats and their error
-bounds.
+All functions encode from, or decode to, flat float32 tensors in the memory order of a parameter. `random` is int64 [n]
+with 16 random bits per element; `HALF` in its place rounds to nearest. docs/numerics.md derives the formats and their
+error bounds.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HALF = torch.tensor(0x8000)  # what a random number is on the average
+HALF = torch.tensor(0x8000)  # the mean of a random number of 16 bits
 BLOCK = 32  # elements that share a scale
 LARGEST_SCALE = 253
 
 
 @dataclass(frozen=True)
 class Code:
-    """A floating format of 8 bits, for values from -1 to 1, or 0 to 1, in a block's own scale.
+    """An 8-bit floating-point format for values in [-1, 1], or [0, 1] if unsigned, relative to the scale of a block.
 
-    A code is `exponent * 8 + fraction`, and where values have a sign 128 more for a negative one. It stands for
-    `(8 + fraction) * 2**(exponent - one - 3)`, for exponent 0 for `fraction * 2**(-one - 2)`.
+    A code is `exponent * 8 + fraction`; a negative value adds 128. Its value is
+    `(8 + fraction) * 2**(exponent - one - 3)`, and for exponent 0 `fraction * 2**(-one - 2)`.
 
     Attributes:
         one: the exponent of 1.0.
-        is_signed: whether values have a sign.
-        keeps_positive: whether what is not zero may not become zero.
+        is_signed: True if values have a sign.
+        keeps_positive: True if a nonzero value never rounds to zero.
     """
 
     one: int
@@ -36,21 +36,27 @@ class Code:
 
     @property
     def largest(self) -> int:
-        """The code of the largest number; one more is infinity, and two more NaN."""
+        """The code of the largest finite number; `largest + 1` is infinity and `largest + 2` is NaN."""
         return self.one * 8 + 5
 
 
-# First moments and momentum: their sign and 15 octaves. Second moments are squares: 31 octaves, and none of them
-# becomes zero, by whose root a first moment that did not would be divided.
+# First moments and momentum have a sign and 15 octaves. Second moments are squares and have 31 octaves. A second moment
+# never rounds to zero: the update would divide a nonzero first moment by its root.
 FIRST_MOMENT = Code(one=15, is_signed=True, keeps_positive=False)
 SECOND_MOMENT = Code(one=31, is_signed=False, keeps_positive=True)
 
 
 def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor]:
-    """Codes and scales of float32 [n]: uint8 [n], and uint8 [ceil(n / BLOCK)].
+    """Encode float32 [n] in blocks of `BLOCK` elements.
 
-    A scale s stands for `2**(s - 127)`, the least power of two that no finite number of the block exceeds; 0 for a
-    block of zeros.
+    Args:
+        x: float32 [n].
+        random: int64 [n], 16 random bits per element, or `HALF`.
+        code: the format.
+
+    Returns:
+        Codes, uint8 [n], and scales, uint8 [ceil(n / BLOCK)]. A scale s means `2**(s - 127)`, the smallest power of two
+        that no finite magnitude of the block exceeds; s = 0 for a block of zeros.
     """
     count = len(x)
     bits = x.view(torch.int32).to(torch.int64)
@@ -62,26 +68,26 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor
     scales = ((largest + 0x7FFFFF) >> 23).clamp(max=LARGEST_SCALE)
     inverse = _float(((254 - scales) << 23).repeat_interleave(BLOCK)[:count])
     y = _float(magnitude) * inverse
-    # steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there
-    even = 2.0 ** (1 - code.one)
-    is_even = y < even
-    steps = (_bits(torch.where(is_even, y + even, y)) + (random << 4)) >> 20
-    codes = (steps - 8 * (127 - code.one) - 8 * is_even).clamp(max=code.largest)
+    # rounding acts on the bits of y; adding the smallest normal number to a subnormal one gives it the right spacing
+    smallest_normal = 2.0 ** (1 - code.one)
+    is_subnormal = y < smallest_normal
+    steps = (_bits(torch.where(is_subnormal, y + smallest_normal, y)) + (random << 4)) >> 20
+    codes = (steps - 8 * (127 - code.one) - 8 * is_subnormal).clamp(max=code.largest)
     if code.keeps_positive:
         codes = torch.where(magnitude > 0, codes.clamp(min=1), codes)
     special = torch.where(magnitude == 0x7F800000, code.largest + 1, code.largest + 2)
     codes = torch.where(is_finite, codes, special)
     if code.is_signed:
-        # NaN has no sign: which one an operation gives it is not defined
+        # no sign for NaN: the sign that an operation gives it is not defined
         codes |= torch.where(magnitude <= 0x7F800000, (bits >> 24) & 0x80, 0)
     return codes.to(torch.uint8), scales.to(torch.uint8)
 
 
 def decode_blocks(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
-    """The float32 [n] of `encode_blocks`."""
+    """Decode the codes, uint8 [n], and scales, uint8 [ceil(n / BLOCK)], of `encode_blocks` to float32 [n]."""
     wide = codes.to(torch.int64)
     magnitude = wide & 0x7F if code.is_signed else wide
-    # exponent 0 is read as if it had the leading one of the others, which is then taken away
+    # decode exponent 0 with the implicit leading one of the other exponents, then subtract it
     y = _float((magnitude << 20) + ((127 - code.one) << 23))
     y = torch.where(magnitude < 8, (y - 2.0**-code.one) * 2.0, y)
     scale = _float(scales.to(torch.int64) << 23)
@@ -92,30 +98,38 @@ def decode_blocks(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
 
 
 def to_bfloat16(x: Tensor, random: Tensor) -> Tensor:
-    """The bfloat16 below or above float32 x, by chance in proportion; infinity and NaN stay what they are."""
+    """Round float32 [n] stochastically to one of the two neighbouring bfloat16 numbers; the mean of the result is x.
+
+    `random` is int64 [n], 16 random bits per element, or `HALF`. Infinity and NaN stay unchanged.
+    """
     bits = x.view(torch.int32).to(torch.int64)
     rounded = (bits + random) & ~0xFFFF
     return torch.where(x.isfinite(), _float(rounded).to(torch.bfloat16), x.to(torch.bfloat16))
 
 
 def to_float16(x: Tensor, random: Tensor) -> Tensor:
-    """The float16 below or above float32 x, by chance in proportion; infinity and NaN stay what they are."""
+    """Round float32 [n] stochastically to float16, as `to_bfloat16`, by the upper 13 of the 16 random bits."""
     bits = x.view(torch.int32).to(torch.int64)
     magnitude = _float(bits & 0x7FFFFFFF)
-    # where its steps are all alike, else they are steps of the bits themselves; 13 bits below a step are in both
-    drawn = random >> 3
-    steps = magnitude.clamp(max=1.0) * 2.0**24 + drawn.to(torch.float32) * 2.0**-13
-    by_value = steps.floor() * 2.0**-24
-    by_bits = _float(((bits & 0x7FFFFFFF) + drawn) & ~0x1FFF)
-    rounded = torch.where(magnitude < 2.0**-14, by_value, by_bits).copysign(x)
+    # subnormal float16 numbers are evenly spaced: round the value; round the bits of the others. Both use 13 bits.
+    random13 = random >> 3
+    steps = magnitude.clamp(max=1.0) * 2.0**24 + random13.to(torch.float32) * 2.0**-13
+    subnormal = steps.floor() * 2.0**-24
+    normal = _float(((bits & 0x7FFFFFFF) + random13) & ~0x1FFF)
+    rounded = torch.where(magnitude < 2.0**-14, subnormal, normal).copysign(x)
     return torch.where(x.isfinite(), rounded, x).to(torch.float16)
 
 
 def split(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """A bfloat16 part and a signed remainder of so many bits, 16 or 8: int16 or int8.
+    """Split float32 weights into bfloat16 and a signed remainder of 16 or 8 bits.
 
-    The bfloat16 is the float32 weight rounded to nearest, ties away from zero, and the remainder is what its bits lack.
-    With 8 bits the weight is rounded to its upper 24 first.
+    Args:
+        weight: float32 [n].
+        bits: of the remainder, 16 or 8.
+
+    Returns:
+        bfloat16 [n], the weight rounded to nearest with ties away from zero; and int16 [n] or int8 [n], the difference
+        of the float32 bits to those of the bfloat16. With 8 bits the weight is first rounded to its upper 24 bits.
     """
     whole = weight.view(torch.int32).to(torch.int64)
     if bits == 8:
@@ -125,25 +139,25 @@ def split(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     is_nan = weight.isnan()
     part = torch.where(is_nan, torch.nan, _float(_wrapped(upper << 16)))
     remainder = torch.where(is_nan, 0, remainder)
-    kind = torch.int16
+    dtype = torch.int16
     if bits == 8:
-        remainder, kind = remainder >> 8, torch.int8
-    return part.to(torch.bfloat16), remainder.to(kind)
+        remainder, dtype = remainder >> 8, torch.int8
+    return part.to(torch.bfloat16), remainder.to(dtype)
 
 
 def join(part: Tensor, remainder: Tensor) -> Tensor:
-    """The float32 weight of `split`."""
+    """Return the float32 weight [n] of the bfloat16 part and the remainder of `split`."""
     upper = part.view(torch.int16).to(torch.int64) << 16
     lower = remainder.to(torch.int64)
     if remainder.dtype is torch.int8:
         lower = lower << 8
-    # no weight leaves a negative one beside a zero: somebody has written that zero since
+    # `split` gives no zero a negative remainder: such a zero was written later, so its remainder does not count
     lower = torch.where((part == 0) & (lower < 0), 0, lower)
     return _float(_wrapped(upper + lower))
 
 
 def _float(bits: Tensor) -> Tensor:
-    """float32 of so many bits, int64."""
+    """Return the float32 values with the given bits, int64."""
     return _wrapped(bits).to(torch.int32).view(torch.float32)
 
 
@@ -152,5 +166,5 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _wrapped(bits: Tensor) -> Tensor:
-    """int64 as the int32 that its lower half is."""
+    """Wrap int64 to the range of int32, keeping the lower 32 bits."""
     return ((bits + 2**31) & 0xFFFFFFFF) - 2**31

@@ -1,7 +1,7 @@
-"""Projections onto constraint sets, in PyTorch: what is correct.
+"""Projections onto constraint sets: the reference implementation in PyTorch.
 
-A result is rounded towards the set, so that the stored value is in it, and projecting it again leaves it as it is, to
-the bit. csrc/projection.h and triton_kernels/project.py say the same of the sets that many elements share.
+A result is rounded towards the set, so that the stored value is in the set and a second projection changes no bit.
+csrc/projection.h and triton_kernels/project.py implement the sets that couple many elements (ball and simplex).
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ import torch
 from torch import Tensor
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
-# By how much, relatively, a norm or a sum may be above what is asked for, so that rounding moves nothing that was
-# projected before. kSlack of csrc/projection.h.
+# The relative tolerance of a norm or a sum, so that rounding never moves elements that were projected before. It is
+# kSlack in csrc/projection.h.
 SLACK = 2.0**-40
 
 
 def project_box(param: Tensor, low: float, high: float) -> Tensor:
-    """The nearest point of a box whose bounds are numbers of the dtype: new; NaN stays NaN, and so does -0.0."""
+    """Return the nearest point of the box [low, high], a new tensor. NaN and -0.0 stay unchanged.
+
+    Args:
+        param: any shape, any floating dtype.
+        low, high: bounds that the dtype represents exactly.
+    """
     return torch.where(param < low, low, torch.where(param > high, high, param))
 
 
 def ball_factor(sum_of_squares: Tensor, radius: float, largest: float, dtype: torch.dtype) -> float:
-    """What elements are multiplied by to be in a ball: 1 where they are, or are not finite.
+    """Return the factor that projects elements onto a ball; 1 if they are inside, or their norm is not finite.
 
     Args:
-        sum_of_squares: float64 [].
+        sum_of_squares: of the elements, float64 [].
         radius: of the ball.
-        largest: norm that counts as inside.
-        dtype: of the elements. Numbers of less bits than `SLACK` has are rounded towards zero by enough.
+        largest: the largest norm that counts as inside.
+        dtype: of the elements. For float64 the factor is reduced by `SLACK`; the rounding towards zero of a shorter
+            dtype is larger than that.
     """
     norm = float(sum_of_squares.sqrt())
     if norm <= largest or not norm < math.inf:
@@ -39,15 +45,16 @@ def ball_factor(sum_of_squares: Tensor, radius: float, largest: float, dtype: to
 
 
 def project_simplex(param: Tensor, total: float, smallest: float, largest: float) -> Tensor:
-    """The nearest point of the simplex, row by row: new; rows that are in it, or not finite, stay as they are.
+    """Return the nearest point of the simplex for each row, a new tensor.
 
-    By sorting (Held, Wolfe & Crowder 1974; Duchi et al. 2008), where the kernels narrow down the support
-    (Michelot 1986). Relative to the row's largest element, from which the total would otherwise be lost.
+    Rows that are inside or not finite stay unchanged. The support is found by sorting (Held, Wolfe & Crowder 1974;
+    Duchi et al. 2008); the kernels shrink it iteratively (Michelot 1986) instead. Elements are taken relative to the
+    largest of the row, because rounding would lose `total` beside a large element.
 
     Args:
         param: any shape, any floating dtype; rows are along the last dimension.
-        total: of a row.
-        smallest, largest: sums that count as inside.
+        total: the sum of a row after the projection.
+        smallest, largest: the range of sums that count as inside.
     """
     x = param.double()
     if not x.numel():
@@ -58,33 +65,32 @@ def project_simplex(param: Tensor, total: float, smallest: float, largest: float
     count = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64, device=x.device)
     thresholds = (descending.cumsum(-1) - total) / count
     support = (descending > thresholds).sum(-1, keepdim=True)
-    kept = (relative - thresholds.gather(-1, (support - 1).clamp(min=0))).clamp(min=0)
-    found = toward_zero(kept * (total / kept.sum(-1, keepdim=True)), param.dtype)
+    shifted = (relative - thresholds.gather(-1, (support - 1).clamp(min=0))).clamp(min=0)
+    projected = toward_zero(shifted * (total / shifted.sum(-1, keepdim=True)), param.dtype)
     sums, is_finite = x.sum(-1, keepdim=True), x.isfinite().all(-1, keepdim=True)
     is_inside = (x >= 0).all(-1, keepdim=True) & (smallest <= sums) & (sums <= largest)
-    return torch.where(is_finite & ~is_inside, found, x.to(param.dtype)).view_as(param)
+    return torch.where(is_finite & ~is_inside, projected, x.to(param.dtype)).view_as(param)
 
 
 def toward_zero(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 rounded to a dtype towards zero: new."""
-    near = x.to(dtype)
-    integers = _INTEGERS[near.element_size()]
-    nearer = (near.view(integers) - 1).view(
-        dtype
-    )  # sign and magnitude: one less is one nearer to zero
-    return torch.where(near.double().abs() > x.abs(), nearer, near)
+    """Round float64 towards zero to a dtype; return a new tensor."""
+    nearest = x.to(dtype)
+    integers = _INTEGERS[nearest.element_size()]
+    # floating-point bits are sign and magnitude: one less is the next number towards zero
+    toward = (nearest.view(integers) - 1).view(dtype)
+    return torch.where(nearest.double().abs() > x.abs(), toward, nearest)
 
 
 @lru_cache(maxsize=256)
 def rounded(value: float, dtype: torch.dtype, up: bool) -> float:
-    """The nearest number of a dtype on one side of a number, or that number."""
+    """Round a number up (or down) to a number of a dtype; return it unchanged if the dtype represents it."""
     exact = torch.tensor(value, dtype=torch.float64)
-    near = exact.to(dtype)
-    if not (near.double() < exact if up else near.double() > exact):
-        return float(near)
-    bits = near.view(_INTEGERS[near.element_size()])
-    if near == 0:
+    nearest = exact.to(dtype)
+    if not (nearest.double() < exact if up else nearest.double() > exact):
+        return float(nearest)
+    bits = nearest.view(_INTEGERS[nearest.element_size()])
+    if nearest == 0:
         bits = torch.zeros_like(bits) + 1
         return float(bits.view(dtype)) * (1.0 if up else -1.0)
-    away_from_zero = (near > 0) == up
+    away_from_zero = (nearest > 0) == up
     return float((bits + (1 if away_from_zero else -1)).view(dtype))

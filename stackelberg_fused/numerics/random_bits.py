@@ -1,7 +1,7 @@
-"""Counter-based random numbers for stochastic rounding: csrc/random_bits.h, operation by operation.
+"""Counter-based random numbers for stochastic rounding; csrc/random_bits.h has the same operations.
 
-What an element gets depends on the seed, its parameter, the step and its own index, and on nothing else: not on the
-backend, on threads or tiles, nor on what ran before.
+The random bits of an element depend only on the seed, the parameter, the step and the element's index. They do not
+depend on the backend, the number of threads, the launch, or earlier calls.
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from torch import Tensor
 from ..native.tables import TILE_ELEMENTS
 
 _WORD = 2**64 - 1
-_GOLDEN, _OF_TILE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+# odd multipliers that spread consecutive counters; _GOLDEN is 2**64 / golden ratio, the increment of SplitMix64
+_GOLDEN, _SECOND = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 
 
 def stream_key(seed: int, group: int, position: int) -> int:
-    """The key of one parameter, an int64.
+    """Return the key of one parameter, in the range of int64.
 
     Args:
         seed: of the optimizer.
-        group: index of the parameter's group.
-        position: its index in the group.
+        group: the index of the parameter's group.
+        position: the index of the parameter in its group.
     """
     key = _scrambled((_scrambled(seed + _GOLDEN) + group * _GOLDEN) & _WORD)
-    key = _scrambled((key + position * _OF_TILE) & _WORD)
+    key = _scrambled((key + position * _SECOND) & _WORD)
     return key - 2**64 if key >= 2**63 else key
 
 
 def tile_stream(key: int, step: int, tile: int) -> tuple[int, int]:
-    """Two words of 32 bits that all elements of a tile share."""
+    """Return two 32-bit words that all elements of a tile share."""
     word = _scrambled((key + step * _GOLDEN) & _WORD)
-    word = _scrambled((word + tile * _OF_TILE) & _WORD)
+    word = _scrambled((word + tile * _SECOND) & _WORD)
     return word & 0xFFFFFFFF, word >> 32
 
 
 def random_bits(key: int, step: int, count: int, device: torch.device) -> Tensor:
-    """int64 [count]: for each element of a parameter, in the order of its memory, 16 random bits.
+    """Return 16 random bits for each element of a parameter, in memory order: int64 [count].
 
-    Two neighbours have the halves of one mixed word of 32 bits; an element's weight and moments share what it has.
+    Two neighbouring elements have the halves of one mixed 32-bit word. The weight and the moments of an element use the
+    same bits.
 
     Args:
-        key: of the parameter.
-        step: the count of the coming step, from 1.
+        key: of the parameter, from `stream_key`.
+        step: the number of the coming step, from 1.
+        count: the number of elements.
+        device: of the result.
     """
     tiles = -(-count // TILE_ELEMENTS)
     streams = [tile_stream(key, step, tile) for tile in range(tiles)]
@@ -59,7 +63,7 @@ def random_bits(key: int, step: int, count: int, device: torch.device) -> Tensor
 
 
 def _scrambled(word: int) -> int:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea & Flood 2014) to a 64-bit word."""
     word &= _WORD
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD

@@ -1,7 +1,7 @@
-"""Sums of squares in the order of csrc/summation.h, in PyTorch: the same bits for float32 gradients.
+"""Sums of squares in PyTorch in the order of csrc/summation.h, with the same bits for float32 gradients.
 
-Within a tile and over tiles there are `LANES` lanes that each add up every `LANES`-th entry; then the upper half of the
-lanes is added onto the lower until one is left. Within a tile an entry is 4 consecutive elements.
+Within a tile and over tiles, each of `LANES` lanes adds up every `LANES`-th entry. Then the upper half of the lanes is
+added to the lower half until one lane is left. Within a tile an entry is 4 consecutive elements.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ LANES = 256
 
 
 def tile_sums(elements: Tensor) -> Tensor:
-    """The sum of squares of each tile of a gradient.
+    """Return the sum of squares of each tile of a gradient.
 
     Args:
-        elements: [n], in the order of memory; any real dtype.
+        elements: [n], in memory order; any real dtype.
 
     Returns:
         float64 [tiles].
@@ -34,7 +34,7 @@ def tile_sums(elements: Tensor) -> Tensor:
 
 
 def sum_of(sums: Tensor) -> Tensor:
-    """The sum of a player's tile sums: float64 [n] to float64 []."""
+    """Add up the tile sums of a player: float64 [n] to float64 []."""
     lanes = torch.zeros(LANES, dtype=torch.float64, device=sums.device)
     for entries in pad(sums, (0, -sums.numel() % LANES)).view(-1, LANES):
         lanes = lanes + entries
@@ -42,7 +42,7 @@ def sum_of(sums: Tensor) -> Tensor:
 
 
 def _fold(lanes: Tensor) -> Tensor:
-    """The sum over the last dimension, of LANES entries."""
+    """Add up the last dimension, of LANES entries, by halving."""
     half = LANES // 2
     while half:
         lanes = lanes[..., :half] + lanes[..., half : 2 * half]

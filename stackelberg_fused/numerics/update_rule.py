@@ -1,8 +1,8 @@
-"""The update rule in PyTorch: what is correct.
+"""The update rules: the reference implementation in PyTorch.
 
-Written to be read, and term for term what torch.optim computes with `foreach=False`, so that with one group it equals
-torch to the last bit in float32 and float64. csrc/update_rule.h and triton_kernels/update_rule.py say the same with the
-same names and step comments; they fold the bias corrections into two scalars, which is where their rounding differs.
+The operations are those of torch.optim with `foreach=False`, term for term. With one group the result equals torch to
+the last bit in float32 and float64. csrc/update_rule.h and triton_kernels/update_rule.py implement the same rules with
+the same names and step comments. Their rounding differs only because they fold the bias corrections into two scalars.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .projection import project_box
 def adam_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor
 ) -> None:
-    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019; AMSGrad: Reddi et al. 2018), in place.
+    """Apply Adam or AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019; AMSGrad: Reddi et al. 2018), in place.
 
     Args:
         param: any shape, any floating dtype.
         grad: same shape and dtype.
         state: `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, shaped as `param`.
         group: lr, betas, eps, weight_decay, amsgrad, maximize, rule ("adam" or "adamw"), differentiable.
-        step: the count of this step, from 1; a tensor when differentiable.
+        step: the number of this step, from 1; a tensor if differentiable.
     """
     lr, weight_decay, eps = _scalar(group["lr"]), group["weight_decay"], group["eps"]
     beta1, beta2 = map(_scalar, group["betas"])
@@ -55,7 +55,7 @@ def adam_update(
     bias_correction2 = 1 - beta2**step
     step_size = lr / bias_correction1
     if differentiable:
-        # torch's own form for this case: the scalars are tensors, and nothing autograd saved may change in place
+        # torch's form for this case: the scalars are tensors, and tensors that autograd saved must not change in place
         negative_step_size = step_size.neg()
         denom = second_moment.sqrt() / (bias_correction2.sqrt() * negative_step_size)
         param.addcdiv_(exp_avg.clone(), denom.add_(eps / negative_step_size))
@@ -67,14 +67,14 @@ def adam_update(
 def sgd_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], first_momentum: bool
 ) -> None:
-    """SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it), in place.
+    """Apply SGD with momentum (Sutskever et al. 2013, in the form of torch.optim.SGD), in place.
 
     Args:
         param: any shape, any floating dtype.
         grad: same shape and dtype.
-        state: `momentum_buffer`, shaped as `param`, when momentum is not 0.
+        state: `momentum_buffer`, shaped as `param`, if momentum is not 0.
         group: lr, momentum, dampening, nesterov, weight_decay, maximize.
-        first_momentum: this step creates the momentum buffer: it takes the gradient undampened.
+        first_momentum: True if this step initialises the momentum buffer, with the gradient without dampening.
     """
     lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
     # maximize: ascend by negating the gradient
@@ -99,7 +99,7 @@ def sgd_update(
 
 
 def ema_update(param: Tensor, ema: Tensor, group: dict[str, Any]) -> None:
-    """Exponential moving average of the parameters (Polyak & Juditsky 1992; as torch.optim.swa_utils), in place.
+    """Update the exponential moving average of a parameter (Polyak & Juditsky 1992; torch.optim.swa_utils), in place.
 
     Args:
         param, ema: any shape, any floating dtype.
@@ -113,19 +113,19 @@ def project(param: Tensor, bounds: tuple[float, float] | None) -> None:
 
     Args:
         param: any shape, any floating dtype.
-        bounds: lower and upper, numbers of the dtype that the parameter is stored in; None: the group has no box.
-            Sets that are no box are projected onto after the update.
+        bounds: lower and upper bound, which the dtype of the stored parameter represents exactly; None if the group
+            has no box. Other constraint sets are projected onto after the update.
     """
     if bounds is not None:
         param.copy_(project_box(param, *bounds))
 
 
 def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) -> Tensor:
-    """The gradient of a group that moves now, after others of its gradients were summed up: new.
+    """Return the mean gradient over the steps since the group last moved, a new tensor.
 
     Args:
-        grad_sum: any shape, any floating dtype.
-        grad: same shape and dtype; None: zero.
+        grad_sum: the sum of the earlier gradients; any shape, any floating dtype.
+        grad: the gradient of this step, same shape and dtype; None counts as zero.
         group: update_every.
     """
     total = grad_sum if grad is None else grad_sum + grad
@@ -133,6 +133,6 @@ def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) 
 
 
 def _scalar(value: Any) -> Any:
-    """A rate as torch's single-tensor rules take it: a Python number or a 0-d tensor."""
-    # no view of one that is 0-d already: its gradient would be summed up in another order than torch's
+    """Return a rate in the form that torch's single-tensor rules use: a Python number or a 0-d tensor."""
+    # do not squeeze a 0-d tensor: a view would sum up its gradient in another order than torch
     return value.squeeze() if isinstance(value, Tensor) and value.ndim else value

@@ -1,5 +1,7 @@
-"""How far a backend may be from the reference, and how far it is: in units of the last place (ulp) of float32, and in
-steps of formats of fewer bits."""
+"""Differences between a backend and the reference, and the bounds on them.
+
+The units are units in the last place (ulp) of float32, and steps of the stored format for low-precision storage.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from ..groups.schemes import (
 from ..memory.arena import in_memory_order
 from ..numerics.codec import BLOCK
 
-# Per step and element, in float32: ulp of max(|m|, |g|), of max(v, g^2) and of max(|p|, |update|), where g is the
-# gradient as the rule sees it, L2 decay included. An average has what its parameter has, and 2 of max(|ema|, |p|) of
-# its own.
+# Bounds per step and element, in float32 ulp of max(|m|, |g|) for exp_avg, max(v, g^2) for exp_avg_sq, and
+# max(|p|, |update|) for param. g is the gradient with L2 decay. `ema` has the bound of its parameter plus 2 ulp of
+# max(|ema|, |p|).
 ULP_BOUNDS = {
     "param": 8.0,
     "exp_avg": 2.0,
@@ -30,28 +32,28 @@ ULP_BOUNDS = {
     "ema": 10.0,
 }
 
-# Of what is stored in fewer bits: an ulp may round an element to the other side, by the same random number, or double
-# the scale of its block. That is rare.
-STEP_BOUNDS = {"steps": 2.0, "% otherwise": 1.0}
+# Bounds for low-precision storage. A difference of one ulp can round an element to the other neighbour in spite of the
+# same random number, or double the scale of its block. Both are rare.
+STEP_BOUNDS = {"steps": 2.0, "% different": 1.0}
 
-
-# bits of fraction that a weight is stored with, where its parameter does not say
+# fraction bits of a stored weight, by `Scheme.master`; any other weight has those of the parameter's dtype
 _FRACTION = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
 
 
 def ulp(x: Tensor) -> Tensor:
-    """The distance from |x| to the next float32 above it; float32, elementwise."""
-    size = x.abs().float()
-    return torch.nextafter(size, torch.full_like(size, torch.inf)).sub_(size)
+    """Return the distance from |x| to the next larger float32: float32, elementwise."""
+    magnitude = x.abs().float()
+    return torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)).sub_(magnitude)
 
 
 def ulps_off(actual: Tensor, expected: Tensor, scale: Tensor) -> float:
-    """The largest difference in ulp of `scale`; equal values and NaN for NaN differ by 0, other NaN by inf."""
+    """Return the largest difference in ulp of `scale`. Two NaN differ by 0, NaN and a number by infinity."""
     if actual.numel() == 0:
         return 0.0
-    off = (actual.double() - expected.double()).abs() / ulp(scale).double()
+    difference = (actual.double() - expected.double()).abs() / ulp(scale).double()
     same = (actual == expected) | (actual.isnan() & expected.isnan())
-    return torch.where(same, 0.0, torch.where(off.isnan(), torch.inf, off)).max().item()
+    difference = torch.where(difference.isnan(), torch.inf, difference)
+    return torch.where(same, 0.0, difference).max().item()
 
 
 def worst_ulps(
@@ -61,16 +63,16 @@ def worst_ulps(
     expected: dict[str, Tensor],
     weight_decay: float = 0.0,
 ) -> dict[str, float]:
-    """Differences of one parameter and its state after one step from the same start.
+    """Compare one parameter and its state after one step from the same start.
 
     Args:
         before: the parameter before the step.
         grad: its gradient; same shape.
-        actual, expected: "param" and the state's tensors after the step, same keys and shapes.
-        weight_decay: the L2 coefficient that was added to the gradient.
+        actual, expected: "param" and the state tensors after the step, same keys and shapes.
+        weight_decay: the coefficient of the L2 term in the gradient.
 
     Returns:
-        By quantity, the largest difference in ulp, to be held against `ULP_BOUNDS`.
+        By quantity, the largest difference in ulp; `ULP_BOUNDS` has the bounds.
     """
     effective = grad.abs() + weight_decay * before.abs()
     update = (expected["param"] - before).abs()
@@ -95,43 +97,51 @@ def steps_off(
     actual: dict[str, Tensor],
     expected: dict[str, Tensor],
 ) -> dict[str, float]:
-    """Differences of one parameter and its state, stored in fewer bits, after one step from the same start.
+    """Compare one parameter and its state in low-precision storage after one step from the same start.
 
     Args:
         scheme: of the parameter.
         before: the parameter before the step.
         grad: its gradient; same shape.
-        actual, expected: "param" and the state's tensors after the step, same keys and shapes.
+        actual, expected: "param" and the state tensors after the step, same keys and shapes.
 
     Returns:
-        The largest difference in steps of what is stored, and the share of elements in percent that are rounded to
-        another number; to be held against `STEP_BOUNDS`.
+        The largest difference in steps of the stored format, and the percentage of elements that are rounded to another
+        number; `STEP_BOUNDS` has the bounds.
     """
-    found, wanted = (_opened(scheme, stored) for stored in (actual, expected))
-    update = (wanted["param"] - in_memory_order(before).float()).abs()
-    effective = in_memory_order(grad).float().abs()
-    largest, others, count = 0.0, 0, 0
-    for name, value in wanted.items():
-        rule = update if name == "param" else effective
-        size = torch.maximum(value.abs(), rule.square() if name in SECOND_MOMENTS else rule)
-        off = (found[name].double() - value.double()).abs()
-        is_same = (off <= 8 * ulp(size).double()) | (found[name] == value)
-        steps = torch.where(is_same, 0.0, off / _steps(scheme, name, size, expected).double())
+    actual_values, expected_values = (_decoded(scheme, stored) for stored in (actual, expected))
+    update = (expected_values["param"] - in_memory_order(before).float()).abs()
+    gradient = in_memory_order(grad).float().abs()
+    largest, different, count = 0.0, 0, 0
+    for name, value in expected_values.items():
+        change = update if name == "param" else gradient
+        size = torch.maximum(value.abs(), change.square() if name in SECOND_MOMENTS else change)
+        difference = (actual_values[name].double() - value.double()).abs()
+        is_same = (difference <= 8 * ulp(size).double()) | (actual_values[name] == value)
+        step_sizes = _step_sizes(scheme, name, size, expected).double()
+        steps = torch.where(is_same, 0.0, difference / step_sizes)
         largest = max([largest, *steps.nan_to_num(torch.inf).tolist()])
-        others, count = others + int((~is_same).sum()), count + len(off)
-    return {"steps": largest, "% otherwise": 100 * others / max(count, 1)}
+        different, count = different + int((~is_same).sum()), count + len(difference)
+    return {"steps": largest, "% different": 100 * different / max(count, 1)}
 
 
-def _opened(scheme: Scheme, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weight and moments as float32 [n], in the order of memory."""
+def _decoded(scheme: Scheme, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weight and moments as float32 [n], in memory order."""
     flat = {n: t if n.endswith("_scale") else in_memory_order(t) for n, t in stored.items()}
-    moments = [name for name in MOMENTS if has_moment(flat, name)]
-    found = {name: read_moment(scheme, name, flat) for name in moments}
-    return {"param": read_weight(scheme, flat["param"], flat), **found}
+    names = [name for name in MOMENTS if has_moment(flat, name)]
+    moments = {name: read_moment(scheme, name, flat) for name in names}
+    return {"param": read_weight(scheme, flat["param"], flat), **moments}
 
 
-def _steps(scheme: Scheme, name: str, size: Tensor, stored: dict[str, Tensor]) -> Tensor:
-    """Of what is stored, for numbers of so many sizes, float32 [n]."""
+def _step_sizes(scheme: Scheme, name: str, size: Tensor, stored: dict[str, Tensor]) -> Tensor:
+    """Return the spacing of the stored format at numbers of the magnitudes `size`: float32 [n].
+
+    Args:
+        scheme: of the parameter.
+        name: "param" or the name of a moment.
+        size: float32 [n].
+        stored: the state tensors; scales of 8-bit moments are read.
+    """
     fraction = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10, EIGHT_BITS: 3}
     if name == "param":
         steps = ulp(size) * 2.0 ** (23 - _FRACTION.get(scheme.master, fraction[scheme.param]))
@@ -139,8 +149,8 @@ def _steps(scheme: Scheme, name: str, size: Tensor, stored: dict[str, Tensor]) -
     steps = ulp(size) * 2.0 ** (23 - fraction[scheme.state])
     if scheme.state is EIGHT_BITS:
         scales = stored[scale_name(name)].int() - 127
-        even = torch.ldexp(
+        subnormal_steps = torch.ldexp(
             torch.ones_like(scales, dtype=torch.float32), scales - code_of(name).one - 2
         )
-        steps = torch.maximum(steps, even.repeat_interleave(BLOCK)[: len(steps)])
+        steps = torch.maximum(steps, subnormal_steps.repeat_interleave(BLOCK)[: len(steps)])
     return steps

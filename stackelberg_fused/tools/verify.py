@@ -1,8 +1,8 @@
-"""`python -m stackelberg_fused verify`: is every backend correct on this very machine?
+"""`python -m stackelberg_fused verify`: check that every available backend is correct on this machine.
 
-Each available backend makes steps that the reference makes from the same parameters, state and gradients; the largest
-difference is held against `parity.ULP_BOUNDS`, of what is stored in fewer bits against `parity.STEP_BOUNDS`, and the
-native backends against each other, to the bit.
+Each backend and the reference make steps from the same parameters, state and gradients. The largest difference must be
+within `parity.ULP_BOUNDS`, or `parity.STEP_BOUNDS` for low-precision storage. All checked backends must give the same
+bits as each other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .parity import (
 
 SIZES = (0, 1, 15, 16, 17, 63, 4095, 4096, 4097, 100_001)
 STEPS = 4
-_FEWER: dict[str, Any] = {"dtype": torch.bfloat16, "float32_state": "none"}
+_BFLOAT16: dict[str, Any] = {"dtype": torch.bfloat16, "float32_state": "none"}
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "Adam": (StackelbergAdam, {}),
     "Adam amsgrad L2": (StackelbergAdam, {"amsgrad": True, "weight_decay": 0.1}),
@@ -59,24 +59,31 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     ),
     "8 bits, split8": (
         StackelbergAdamW,
-        {**_FEWER, "master": "split8", "state_dtype": "8bit", "weight_decay": 0.1},
+        {**_BFLOAT16, "master": "split8", "state_dtype": "8bit", "weight_decay": 0.1},
     ),
-    "8 bits, by chance": (
+    "8 bits, stochastic": (
         StackelbergAdamW,
-        {**_FEWER, "mixed": True, "master": "stochastic", "state_dtype": "8bit"},
+        {**_BFLOAT16, "mixed": True, "master": "stochastic", "state_dtype": "8bit"},
     ),
     "bfloat16, kahan": (
         StackelbergAdam,
-        {**_FEWER, "master": "kahan", "state_dtype": "bfloat16", "amsgrad": True},
+        {**_BFLOAT16, "master": "kahan", "state_dtype": "bfloat16", "amsgrad": True},
     ),
-    "bfloat16, split16": (StackelbergAdamW, {**_FEWER, "master": "split16"}),
+    "bfloat16, split16": (StackelbergAdamW, {**_BFLOAT16, "master": "split16"}),
 }
 BOUNDS = {**ULP_BOUNDS, **STEP_BOUNDS}
 
 
 @dataclass
 class Verdict:
-    """What one backend did in one case: largest differences in ulp, and its final bits."""
+    """The result of one backend in one case.
+
+    Attributes:
+        backend: the label of the backend.
+        case: a key of `CASES`.
+        worst: by quantity, the largest difference from the reference, in the units of `BOUNDS`.
+        final: the parameters after the last step, on the CPU.
+    """
 
     backend: str
     case: str
@@ -113,7 +120,14 @@ def _snapshot(param: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def check(label: str, backend: str | Backend, device: torch.device, case: str) -> Verdict:
-    """Run one case on one backend beside the reference, which starts every step from the backend's own bits."""
+    """Run one case on one backend and on the reference. The reference starts each step from the bits of the backend.
+
+    Args:
+        label: the label of the backend in the output.
+        backend: its name, or the backend itself.
+        device: of the parameters.
+        case: a key of `CASES`.
+    """
     params, expected = _parameters(device, case), _parameters(torch.device("cpu"), case)
     optimizer = _build(case, params, backend)
     reference = _build(case, expected, "reference")
@@ -131,21 +145,22 @@ def check(label: str, backend: str | Backend, device: torch.device, case: str) -
         reference.step()
         group_of = {p: g for g in reference.param_groups for p in g["params"]}
         for p, e, b in zip(params, expected, before, strict=True):
-            group, found, wanted = group_of[e], _snapshot(p, optimizer), _snapshot(e, reference)
+            group = group_of[e]
+            actual, correct = _snapshot(p, optimizer), _snapshot(e, reference)
             scheme = scheme_of(group, e)
             if scheme.is_direct:
                 decay = 0.0 if group["rule"] == "adamw" else group["weight_decay"]
-                off = worst_ulps(b, e.grad, found, wanted, decay)
+                errors = worst_ulps(b, e.grad, actual, correct, decay)
             else:
-                off = steps_off(scheme, b, e.grad, found, wanted)
-            worst = {name: max(value, worst.get(name, 0.0)) for name, value in off.items()} | {
-                name: value for name, value in worst.items() if name not in off
+                errors = steps_off(scheme, b, e.grad, actual, correct)
+            worst = {name: max(value, worst.get(name, 0.0)) for name, value in errors.items()} | {
+                name: value for name, value in worst.items() if name not in errors
             }
     return Verdict(label, case, worst, [p.detach().cpu().clone() for p in params])
 
 
 def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Backend, torch.device]]:
-    """Every available backend but the reference, the CPU's once per instruction set."""
+    """Yield label, backend and device of each available backend but the reference; `cpu` once per instruction set."""
     for status in statuses:
         if not status.available or status.name == "reference":
             continue
@@ -153,7 +168,7 @@ def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Back
             for isa in ("avx512", "avx2", "baseline"):
                 try:
                     yield f"cpu ({isa})", CpuBackend(isa), torch.device("cpu")
-                except RuntimeError:  # this processor does not have it
+                except RuntimeError:  # the processor lacks the instruction set
                     continue
         else:
             on_gpu = torch.cuda.is_available()
@@ -165,15 +180,15 @@ def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Back
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options: verify checks everything that can run here."""
+    """Add no options: verify checks every backend that is available."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line per backend and case; exit status 1 if any is out of bounds."""
+    """Print one line per backend and case; return 1 if any is out of bounds or bits differ between backends, else 0."""
     statuses = backends()
     print(
-        "largest difference from the reference per step, and (bound): in ulp; of fewer bits in steps\n"
-        "of what is stored, and how many elements are rounded otherwise\n"
+        "largest difference from the reference per step, and (bound): in ulp; for low-precision storage\n"
+        "in steps of the stored format, and the percentage of elements that are rounded differently\n"
     )
     failed = False
     first: dict[str, Verdict] = {}

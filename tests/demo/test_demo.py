@@ -1,4 +1,4 @@
-"""The demo's parts: its data, its model, and that it compares like with like."""
+"""The parts of the demo: data, model, and a fair comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo as a program: it writes what it says, stops, goes on exactly, and refuses what makes no sense."""
+"""The demo as a program: it writes its files, stops and resumes exactly, and refuses bad options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quick(out: Path, *options: object) -> int:
 
 
 def outcome(out: Path) -> list[tuple[dict, dict]]:
-    """Losses and final weights of each run, without the times."""
+    """Return the record without times, and the final weights, of each run."""
     runs = checkpoint.load(out / "checkpoint.pt")["runs"]
     assert [run["step_count"] for run in runs] == [6, 6]
     return [
@@ -40,7 +40,7 @@ def outcome(out: Path) -> list[tuple[dict, dict]]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Raise SIGINT in the middle of a step, as Ctrl-C would."""
+    """Make step number `steps` raise SIGINT, as Ctrl-C does."""
     advance, done = Trainer.advance, []
 
     def counted(trainer: Trainer) -> None:
@@ -52,7 +52,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "advance", counted)
 
 
-# --- what a run leaves behind
+# --- the files of a run
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -95,7 +95,7 @@ def test_a_diverged_run_is_reported_not_hidden(lr, tmp_path, capsys):
     assert (tmp_path / "loss.png").exists()
 
 
-# --- stopping and going on
+# --- stop and resume
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The alternating step against loops written by hand, and against `step(closure)` where the model is not cut."""
+"""The alternating step against a hand-written loop, and against `step(closure)` on the whole model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_body_takes_one_forward_pass_and_the_head_no_gradient_it_does_not_ne
 
 
 class Noisy(nn.Module):
-    """A body whose forward pass is another at each call, and that counts them."""
+    """A body with dropout, which differs in each forward pass, and batch norm, which counts the passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Noisy(nn.Module):
 
 
 def test_what_dropout_and_batch_norm_change() -> None:
-    """A cut model draws one mask for both players and counts one batch; a closure draws two and counts two."""
+    """alternating_step draws one dropout mask for both players and counts one batch; a closure draws and counts two."""
     twins = [(Noisy(), nn.Linear(7, 4))]
     twins.append(copy.deepcopy(twins[0]))
     cut, whole = twins
@@ -127,7 +127,7 @@ def test_what_dropout_and_batch_norm_change() -> None:
 
 @pytest.mark.parametrize("parts", [2, 5, ROWS])
 def test_microbatches_give_the_whole_batch_to_rounding(parts: int) -> None:
-    """Also where they are not of one size."""
+    """Microbatches of different sizes are included."""
     cut, whole = players(), players()
     ours, other = optimizer_of(*cut, "sgd"), optimizer_of(*whole, "sgd")
     for number in range(3):
@@ -140,7 +140,7 @@ def test_microbatches_give_the_whole_batch_to_rounding(parts: int) -> None:
 
 
 class Nested(nn.Module):
-    """A body that takes and returns tensors in a nest, one of which no gradient goes through."""
+    """A body with nested inputs and outputs; one output tensor needs no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_gradients_are_left_alone_where_that_is_asked_for() -> None:
 
 
 def test_inside_one_autocast_region_the_new_head_is_used() -> None:
-    """Torch keeps the cast of a weight until the region is left."""
+    """Torch caches the cast of a weight until the region ends."""
     cut, whole = players(), players()
     ours, by_hand = optimizer_of(*cut, "sgd", lr=0.3), optimizer_of(*whole, "sgd", lr=0.3)
     for number in range(3):

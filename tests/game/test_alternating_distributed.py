@@ -1,4 +1,4 @@
-"""Alternating steps in two processes: as one with the whole batch, and refused where nothing would be reduced."""
+"""Alternating steps in two processes equal one process with the whole batch; unreduced gradients are refused."""
 
 from __future__ import annotations
 

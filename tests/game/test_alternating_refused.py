@@ -1,4 +1,4 @@
-"""Alternating steps with an exact head, and what they refuse before anything has moved."""
+"""Alternating steps with an exact head, and bad input, which is refused before a parameter moves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import stackelberg_fused as sf
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_an_exact_head(loss: str, parts: int) -> None:
-    """The body moves by the gradient of Phi itself; the head is where no other head does better."""
+    """The body moves by the hypergradient grad Phi, and the head is at its best response."""
     pytest.importorskip("scipy")
     body, head = players()
     optimizer = optimizer_of(body, head, "sgd")
@@ -159,7 +159,7 @@ def test_groups_that_change_sides_are_noticed() -> None:
 
 
 def test_a_head_that_begins_in_place() -> None:
-    """Also with an operation that gives something else when it is done twice."""
+    """The first operation of the head works in place, and applying it twice would change the result."""
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -181,7 +181,7 @@ def test_a_head_that_begins_in_place() -> None:
 
 @pytest.mark.parametrize("grads", ["gather", "flat"])
 def test_a_weight_that_the_head_shares_unseen_is_refused(grads: str) -> None:
-    """In a callable nobody sees parameters: their gradients are what tells."""
+    """A callable shows no parameters; the gradient of the body's weight shows the sharing."""
     body, head = players()
     optimizer = optimizer_of(body, head, grads=grads)
     before = [p.detach().clone() for p in all_of((body, head))]
@@ -239,7 +239,7 @@ def test_what_an_exact_head_refuses(what: str) -> None:
 
 
 class _Tied(nn.Module):
-    """A head that shares its weight with the embedding; `features` is all of the model before it."""
+    """A model whose head shares its weight with the embedding; `features` is the model without the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def test_a_frozen_head() -> None:
 
 
 def test_torchs_cross_entropy_of_more_than_rows() -> None:
-    """Its classes are in dimension 1: the exact head would minimise another loss than the body."""
+    """Torch has the classes in dimension 1: the exact head would minimise a different loss than the body."""
     body, head = nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3)
     optimizer = optimizer_of(body, head, "sgd")
     inputs, targets = normal((4, 7, 5), 1), normal((4, 7, 3), 2).softmax(-1)

@@ -1,4 +1,4 @@
-"""Curvature by products with vectors against dense Hessians, and the inequalities between f and Phi."""
+"""Curvature from Hessian-vector products against dense Hessians, and the inequalities between f and Phi."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.game import curvature as module
+from stackelberg_fused.game import spectrum as spectrum_module
 
 pytest.importorskip("scipy")
 
@@ -39,7 +39,7 @@ def _data(loss: str, outputs: int, rows: int = 30) -> tuple[Tensor, Tensor]:
 
 
 class Dense:
-    """f as a function of two flat vectors, and everything about it by brute force."""
+    """f as a function of two flat vectors, with dense derivatives."""
 
     def __init__(self, body: nn.Module, head: nn.Linear, x: Tensor, y: Tensor, loss: str) -> None:
         self.shapes = {n: p.shape for n, p in body.named_parameters()}
@@ -62,7 +62,7 @@ class Dense:
         return compared(out, self.y) + RIDGE / 2 * w.square().sum()
 
     def at(self, w: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Hessian and gradient of each function."""
+        """Return the Hessian and the gradient of each function at (theta, w)."""
         pair = (self.theta, w)
         (tt, tw), (wt, ww) = torch.autograd.functional.hessian(self.f, pair)
         gt, gw = torch.autograd.functional.jacobian(self.f, pair)
@@ -84,7 +84,7 @@ def test_against_dense_hessians(
 ) -> None:
     body, head = _model(3, 2, bias)
     x, y = _data(loss, 2)
-    monkeypatch.setattr(module, "DENSE", 0 if method == "lanczos" else 1000)
+    monkeypatch.setattr(spectrum_module, "DENSE", 0 if method == "lanczos" else 1000)
     found = sf.curvature(body, head, x, y, loss, RIDGE, tolerance=1e-9, max_iterations=2000)
     dense = Dense(body, head, x, y, loss)
     points = {"stale": dense.w, "response": _best(dense, body.double(), head, x.double(), y)}
@@ -111,8 +111,9 @@ def test_against_dense_hessians(
 def test_at_one_point_phi_is_never_sharper_and_better_conditioned_where_f_is_convex(
     seed: int, loss: str
 ) -> None:
-    """At (theta, w*): the largest eigenvalue of Phi is at most that of f_tt; and where the joint Hessian is positive
-    definite, the smallest is at least that of it, and the condition number at most."""
+    """Checked at (theta, w*). The largest eigenvalue of hess Phi is at most that of f_tt. If the joint Hessian is
+    positive definite, the smallest eigenvalue of hess Phi is at least its smallest, and the condition number at most
+    its condition number."""
     body, head = _model(2, 2)
     with torch.no_grad():
         for number, p in enumerate(body.parameters()):
@@ -129,7 +130,7 @@ def test_at_one_point_phi_is_never_sharper_and_better_conditioned_where_f_is_con
 
 
 class Scale(nn.Module):
-    """One number: with a head without bias f = mean (w theta x - y)^2 + ridge / 2 w^2."""
+    """A body of one parameter: with a head without bias, f = mean (w theta x - y)^2 + ridge / 2 w^2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +141,7 @@ class Scale(nn.Module):
 
 
 def test_where_the_joint_hessian_is_positive_definite() -> None:
-    """By hand: w* = 2 theta / (2 theta^2 + ridge)."""
+    """Expected values are derived by hand: w* = 2 theta / (2 theta^2 + ridge)."""
     found = sf.curvature(
         Scale(), nn.Linear(1, 1, bias=False), torch.ones(4, 1), torch.ones(4, 1), "mse", 0.5
     ).response
@@ -195,7 +196,7 @@ def test_what_is_refused(change: dict[str, Any], error: type[Exception], match: 
 
 
 def test_a_head_of_zeros() -> None:
-    """There f_tt is zero, and no first vector of the Lanczos method does."""
+    """f_tt is zero there, so that the Lanczos method has no valid first vector."""
     body, head = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)), nn.Linear(3, 2)
     for p in head.parameters():
         nn.init.zeros_(p)

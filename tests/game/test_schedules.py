@@ -1,4 +1,4 @@
-"""Schedules of the two-time-scale game: values, composition with torch's own, checkpoints, warnings."""
+"""Schedules of the two-time-scale game: values, composition with torch's schedulers, checkpoints, warnings."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_rates_in_tensors() -> None:
 
 
 def test_who_becomes_the_faster_player() -> None:
-    """Said at once where the exponents say so, and when it happens."""
+    """The warning comes at construction if the exponents imply it, else in the step that reverses the order."""
     with pytest.warns(UserWarning, match=r"above it from step 999 on.*slow player") as caught:
         sf.TwoTimeScaleLR(_optimizer(), 0.0, 1.0, offset=111.0)
     assert len(caught) == 1
@@ -162,7 +162,7 @@ def test_what_is_refused(make: Any, error: type[Exception], match: str) -> None:
 @pytest.mark.parametrize("lr", [1e-3, 3e-3, 0.1])
 @pytest.mark.parametrize("ratio", [3.0, 7.0, 10.0])
 def test_rates_that_end_equal_are_not_warned_of(ratio: float, lr: float) -> None:
-    """However the product of all factors was rounded."""
+    """The product of all factors may be rounded in either direction."""
     for steps in (7, 100, 333):
         ours = _optimizer(ratio, lr)
         ours.param_groups[1]["lr"] = lr

@@ -1,4 +1,4 @@
-"""Arenas: where tensors lie, what keeps them alive, and that nothing outside notices."""
+"""Arenas: placement and lifetime of tensors, and no visible change for other code."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_building_never_holds_a_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the moment a bucket is filled, every parameter of the buckets before it has left its original."""
+    """When a bucket is filled, the originals of all earlier buckets have been freed."""
     monkeypatch.setattr(arena, "BUCKET_BYTES", 4 * 1024)
     params = [nn.Parameter(normal(1024, i)) for i in range(8)]
     originals = [weakref.ref(p.untyped_storage()) for p in params]
@@ -146,7 +146,7 @@ def test_state_is_zero_and_shaped_as_its_parameter() -> None:
     st.lists(st.booleans(), min_size=4, max_size=4),
 )
 def test_is_dense(shape: list[int], order: list[int], gaps: list[bool]) -> None:
-    """Against the definition: the addresses are a run without holes, each once."""
+    """Compare with the definition: the addresses form one range, each exactly once."""
     strides = [0] * len(shape)
     step = 1
     for d in [d for d in order if d < len(shape)]:

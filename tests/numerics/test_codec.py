@@ -1,4 +1,4 @@
-"""Storage in fewer bits: what the formats promise, for every code, every tie and by statistics."""
+"""Low-precision storage formats: all codes, all ties, and the statistics of stochastic rounding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draws(count, seed=0):
 
 
 def spread(count, code, seed=0):
-    """Values of many magnitudes, and of both signs where the code has one."""
+    """Return values of many magnitudes, of both signs if the format has a sign."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, generator=generator) * 10 ** torch.empty(count).uniform_(
         -12, 6, generator=generator

@@ -1,4 +1,4 @@
-"""Projections themselves: nearest points, rounded towards zero; and where projected steps end."""
+"""Projections: nearest points, rounding towards zero, and the limits of projected gradient descent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stackelberg_fused.numerics.projection import SLACK, project_simplex, toward
     st.integers(0, 99),
 )
 def test_nearest_point_of_a_simplex(values: list[float], total: float, seed: int) -> None:
-    """The variational inequality <x - p, y - p> <= 0 for other points y of the simplex."""
+    """The projection p satisfies the variational inequality <x - p, y - p> <= 0 for all y in the simplex."""
     x = torch.tensor(values, dtype=torch.float64)
     p = project_simplex(x, total, total * (1 - SLACK), total * (1 + SLACK))
     assert bool((p >= 0).all())

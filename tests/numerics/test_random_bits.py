@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the same for the same counters, and random as far as rounding can tell."""
+"""Counter-based random numbers: reproducible from their counters, uniform and uncorrelated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_numbers_depend_on_their_counters_alone():
 
 
 def test_golden_values():
-    """What every backend has to give; another sequence would break the resumption of a run."""
+    """Every backend must give these values; another sequence would break the resumption of a run."""
     assert draw(3, 1, 2, 5, 4).tolist() == [27501, 22686, 32184, 45580]
 
 

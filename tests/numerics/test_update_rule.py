@@ -1,4 +1,4 @@
-"""The reference defines what is correct, so it is held against torch.optim, to the last bit."""
+"""The reference equals torch.optim to the last bit, because it defines the correct result of every backend."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_nan_and_infinity_propagate_as_in_torch(options: Options, bad: float) ->
 
 
 def _differentiable(cls: type, options: Options, lr: Any, **more: Any) -> tuple[Any, ...]:
-    """Steps on a quadratic, then the gradients of the final loss: through parameters, targets and rate."""
+    """Step on a quadratic; return the parameters and the gradients of the final loss in start, target and rate."""
     settings = options.settings
     # torch's own rule overwrites at the second step what autograd saved at the first
     once = settings.get("amsgrad") or (settings.get("momentum") and not settings.get("nesterov"))

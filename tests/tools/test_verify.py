@@ -78,7 +78,7 @@ class OneCodeOff(CpuBackend):
         ("8 bits, split8", "exp_avg_sq_code"),
         ("8 bits, split8", "exp_avg_code"),
         ("8 bits, split8", "remainder"),
-        ("8 bits, by chance", "exp_avg_sq_scale"),
+        ("8 bits, stochastic", "exp_avg_sq_scale"),
         ("bfloat16, kahan", "exp_avg_sq"),
         ("bfloat16, split16", "remainder"),
     ],

@@ -1,7 +1,7 @@
-"""The losses whose best response is known: squared error and cross entropy of a linear head, with a ridge.
+"""The follower's objective f(theta, .) at fixed features: squared error or cross entropy of a linear head.
 
-In all of them f(theta, w) = loss(head(features), targets) + ridge / 2 * |w|^2, where `loss` is torch's own mean and w
-are all parameters of the head, the bias too: only so f is strongly convex in w with modulus `ridge`.
+f(theta, w) = loss(head(features), targets) + ridge / 2 * |w|^2. `loss` is torch's mean over the batch. w holds all
+parameters of the head including the bias, so that f is strongly convex in w with modulus `ridge`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ LOSSES = ("mse", "cross_entropy")
 
 
 def loss_name(loss: Any) -> str:
-    """The name of a loss that is given by name, as torch's function or as torch's module at its defaults.
+    """Return "mse" or "cross_entropy".
+
+    Args:
+        loss: one of these names, or torch's function or module of it with default options.
 
     Raises:
-        ValueError: no best response is known for it.
+        ValueError: any other loss: no best response is known for it.
     """
     names = {
         "mse": (F.mse_loss, nn.MSELoss),
@@ -32,8 +35,8 @@ def loss_name(loss: Any) -> str:
         if loss == name or loss is function:
             return name
         if type(loss) is module:
-            plain = module()
-            same = all(getattr(loss, key) == getattr(plain, key) for key in module.__constants__)
+            default = module()
+            same = all(getattr(loss, key) == getattr(default, key) for key in module.__constants__)
             if same and getattr(loss, "weight", None) is None:
                 return name
     raise ValueError(
@@ -43,13 +46,13 @@ def loss_name(loss: Any) -> str:
 
 
 def linear_head(head: Any) -> nn.Linear:
-    """The linear layer that a head is.
+    """Return the linear layer inside a head: the head itself, or the module in a DDP or torch.compile wrapper.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the head is not an `nn.Linear`, or its weight is parametrized.
     """
     bare = head.module if isinstance(head, DistributedDataParallel) else head
-    bare = getattr(bare, "_orig_mod", bare)  # of torch.compile
+    bare = getattr(bare, "_orig_mod", bare)  # torch.compile's wrapper
     if not isinstance(bare, nn.Linear) or type(bare).forward is not nn.Linear.forward:
         raise TypeError(
             f"a best response is known for a head that is an nn.Linear, got {type(head).__name__}"
@@ -60,7 +63,15 @@ def linear_head(head: Any) -> nn.Linear:
 
 
 def check_ridge(ridge: Any, needed_for: str = "") -> float:
-    """A finite number >= 0, and > 0 where something needs it."""
+    """Return the ridge as a float.
+
+    Args:
+        ridge: a finite number >= 0.
+        needed_for: the computation that needs ridge > 0, for the message; empty if none does.
+
+    Raises:
+        TypeError, ValueError: `ridge` is no such number.
+    """
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
         raise TypeError(f"ridge must be a number, got {ridge!r}")
     if not 0.0 <= ridge < math.inf:
@@ -71,16 +82,16 @@ def check_ridge(ridge: Any, needed_for: str = "") -> float:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """f as a function of the head alone, in float64 on the features' device.
+class FollowerObjective:
+    """f as a function of the head's parameters, in float64 on the features' device.
 
-    The head's parameters are one matrix W [inputs + 1, outputs] (without the last row if it has no bias): outputs =
-    rows @ W.
+    The head's parameters form one matrix W [inputs + 1, outputs], whose last row is the bias: outputs = rows @ W. A
+    head without a bias has no last row.
 
     Attributes:
         name: "mse" or "cross_entropy".
-        rows: float64 [n, inputs + 1]: features, and ones where the head has a bias.
-        targets: float64 [n, outputs]: what to predict, or the probabilities of classes.
+        rows: float64 [n, inputs + 1]: the features, and a column of ones if the head has a bias.
+        targets: float64 [n, outputs]: the values to predict, or class probabilities.
         ridge: >= 0.
     """
 
@@ -92,17 +103,18 @@ class Objective:
     @classmethod
     def of(
         cls, loss: Any, head: nn.Linear, features: Tensor, targets: Tensor, ridge: float
-    ) -> Objective:
-        """Check features [..., inputs] and targets against a head.
+    ) -> FollowerObjective:
+        """Check features and targets against a head, and build the objective.
 
         Args:
-            loss: see `loss_name`.
-            features: with their graph, if f is to be differentiated in theta.
-            targets: as the loss takes them: [..., outputs], or for "cross_entropy" classes [...], of which -100 are
-                left out.
+            loss: as in `loss_name`.
+            head: the linear layer.
+            features: floating point [..., inputs]; with their graph, if f is to be differentiated in theta.
+            targets: [..., outputs], or classes [...] for "cross_entropy". Rows of class -100 are left out.
+            ridge: >= 0.
 
         Raises:
-            ValueError, TypeError: they do not fit.
+            ValueError, TypeError: loss, features and targets do not fit the head, or are not finite.
         """
         name = loss_name(loss)
         if name == "cross_entropy" and not isinstance(loss, str) and features.dim() > 2:
@@ -124,48 +136,53 @@ class Objective:
                 raise ValueError(
                     f"targets must be classes {outputs[:-1]}, got shape {tuple(targets.shape)}"
                 )
-            classes = targets.reshape(-1).long()  # before -100 is looked for, which is 156 in uint8
+            # to int64 before the comparison with -100, because uint8 would take class 156 for it
+            classes = targets.reshape(-1).long()
             rows, classes = rows[classes != -100], classes[classes != -100]
             if len(classes) and not (
                 int(classes.min()) >= 0 and int(classes.max()) < head.out_features
             ):
                 raise ValueError(f"targets must be classes below {head.out_features}")
-            wanted = F.one_hot(classes, head.out_features).to(torch.float64)
+            expected = F.one_hot(classes, head.out_features).to(torch.float64)
         else:
             if tuple(targets.shape) != outputs:
                 raise ValueError(f"targets must be {outputs}, got shape {tuple(targets.shape)}")
-            wanted = targets.to(torch.float64).reshape(-1, head.out_features)
+            expected = targets.to(torch.float64).reshape(-1, head.out_features)
         if not len(rows):
             raise ValueError("there are no rows to respond to")
-        for what, values in (("features", rows), ("targets", wanted)):
+        for argument, values in (("features", rows), ("targets", expected)):
             if not bool(values.isfinite().all()):
-                raise ValueError(f"{what} are not finite: has training diverged?")
+                raise ValueError(f"{argument} are not finite: has training diverged?")
         if head.bias is not None:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        return cls(name, rows, wanted, ridge)
+        return cls(name, rows, expected, ridge)
 
     def matrix(self, head: nn.Linear) -> Tensor:
-        """A head's parameters as W, float64; ValueError where they are not finite."""
+        """Return a head's parameters as W, float64.
+
+        Raises:
+            ValueError: a parameter is not finite.
+        """
         parts = [head.weight.detach().t()]
         if head.bias is not None:
             parts.append(head.bias.detach().view(1, -1))
-        found = torch.cat(parts).to(self.rows)
-        if not bool(found.isfinite().all()):
+        w = torch.cat(parts).to(self.rows)
+        if not bool(w.isfinite().all()):
             raise ValueError("the head's parameters are not finite: has training diverged?")
-        return found
+        return w
 
-    def detached(self) -> Objective:
-        """The same as a function of the head alone."""
+    def detached(self) -> FollowerObjective:
+        """Return the same objective without the graph of the features."""
         return replace(self, rows=self.rows.detach())
 
     def value(self, w: Tensor) -> Tensor:
-        """f, []; differentiable in W, and in what made the features."""
+        """Return f at W, []; differentiable in W and in the features."""
         outputs = self.rows @ w
-        compared = F.mse_loss if self.name == "mse" else F.cross_entropy
-        return compared(outputs, self.targets) + self.ridge / 2 * w.square().sum()
+        loss = F.mse_loss if self.name == "mse" else F.cross_entropy
+        return loss(outputs, self.targets) + self.ridge / 2 * w.square().sum()
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Of f, like W."""
+        """Return grad_w f at W, of the shape of W."""
         outputs = self.rows @ w
         if self.name == "mse":
             residual = (outputs - self.targets) * (2.0 / outputs.numel())
@@ -175,7 +192,7 @@ class Objective:
         return self.rows.t() @ residual + self.ridge * w
 
     def hessian_product(self, w: Tensor, direction: Tensor) -> Tensor:
-        """Of f at W with a matrix like W."""
+        """Return f_ww at W times a direction; `direction` and the result have the shape of W."""
         change = self.rows @ direction
         if self.name == "mse":
             change = change * (2.0 / change.numel())

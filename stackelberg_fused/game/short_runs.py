@@ -1,0 +1,89 @@
+"""One short training run of the ratio search: split a model, train it from a seed, return its final loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..groups.split import split_body_head
+
+
+def short_run_loss(
+    model: nn.Module | Callable[[], nn.Module],
+    batches: Sequence[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    split: dict[str, Any],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    options: dict[str, Any],
+    steps: int,
+    seed: int,
+) -> float:
+    """Return the mean loss over the last quarter of a run, or infinity if it diverged.
+
+    Args:
+        model: a module, which is copied, or a callable that returns a new module.
+        batches: the run cycles through them in an order that the seed sets.
+        loss_fn: `loss = loss_fn(model, batch)`, a tensor of one element.
+        split: keyword arguments of `split_body_head`.
+        optimizer, options: the run uses `optimizer(groups, **options)`.
+        steps: the number of steps, >= 1.
+        seed: of torch, NumPy and Python. The random states are restored after the run.
+    """
+    random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - the user's code may draw from this state
+            trained = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+            run_optimizer = optimizer(split_body_head(trained, **split), **options)
+            return _train(trained, run_optimizer, batches, loss_fn, steps, random.Random(seed))
+    finally:
+        random.setstate(random_states[0])
+        np.random.set_state(random_states[1])  # noqa: NPY002
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    steps: int,
+    shuffle: random.Random,
+) -> float:
+    order, last_losses = list(range(len(batches))), []
+    for step in range(steps):
+        if step % len(order) == 0:
+            shuffle.shuffle(order)
+        batch = batches[order[step % len(order)]]
+
+        def closure(batch: Any = batch) -> Tensor:
+            loss = loss_fn(model, batch)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise ValueError(f"loss_fn must return a tensor of one element, got {loss!r:.80}")
+            loss.backward()
+            return loss.detach()
+
+        loss = float(optimizer.step(closure))
+        optimizer.zero_grad()
+        if not math.isfinite(loss):
+            return math.inf
+        if step >= steps - max(1, steps // 4):
+            last_losses.append(loss)
+    return sum(last_losses) / len(last_losses)
+
+
+def head_by_name(model: Any, head: Any) -> Any:
+    """Replace each module of a head specification by its name, which is valid in copies of the model too."""
+    if not isinstance(model, nn.Module):
+        return head
+    if isinstance(head, nn.Module):
+        return next((name for name, module in model.named_modules() if module is head), head)
+    return [head_by_name(model, part) for part in head] if isinstance(head, (list, tuple)) else head

@@ -1,0 +1,38 @@
+"""Sign-flip tests: exact p-values, and how often noise passes for a difference."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+
+from stackelberg_fused.game.significance import (
+    p_values_against_one,
+    recommended_ratio,
+    sign_flip_p_value,
+)
+
+
+@pytest.mark.parametrize("ratios, rates", [(1, 1), (3, 1), (3, 4)])
+def test_noise_is_seldom_taken_for_a_difference(ratios: int, rates: int) -> None:
+    """Includes ratios that each take the best of several rates."""
+    draw, wrong = random.Random(5), 0
+    for _ in range(300):
+        at_best = {
+            float(ratio): min(
+                ([draw.gauss(0, 1) for _ in range(8)] for _ in range(rates)), key=statistics.median
+            )
+            for ratio in range(1, ratios + 2)
+        }
+        wrong += recommended_ratio(at_best, p_values_against_one(at_best), 0.05) != 1
+    assert wrong <= 0.08 * 300
+
+
+def test_sign_flips() -> None:
+    assert sign_flip_p_value([-1.0] * 5) == 2.0**-5
+    assert sign_flip_p_value([1.0] * 5) == 1.0
+    assert sign_flip_p_value([-3.0, 1.0]) == 0.5
+    assert sign_flip_p_value([-math.inf, -1.0, -1.0]) == 0.125
+    assert sign_flip_p_value([-1.0] * 30) < 0.01
