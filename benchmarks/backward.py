@@ -22,7 +22,11 @@ from .contestant import (
     anywhere,
     plain,
 )
-from .entries import (
+from .harness import targets_of
+from .models import Training
+from .parity import expect, parity_error
+from .peers import contestants, ours_available
+from .preparation import (
     BROKEN,
     RED,
     SEED,
@@ -31,10 +35,6 @@ from .entries import (
     Settings,
     first_line,
 )
-from .harness import targets_of
-from .models import Training
-from .parity import expect, parity_error
-from .peers import contestants, ours_available
 from .timing import (
     Action,
     interleave,

@@ -18,9 +18,9 @@ import torch
 
 from ..cli import positive
 from . import chart, machine, report
-from .apart import Apart
-from .choice import chosen_rows
-from .entries import BROKEN, RED, first_line
+from .preparation import BROKEN, RED, first_line
+from .row_selection import chosen_rows
+from .separate_processes import Apart
 
 JSON_NAME, CHART_NAME = "bench.json", "bench.png"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from . import backward, bandwidth
-from .entries import TIMED
+from .formatting import duration, judged
+from .preparation import TIMED
 from .report import heading
-from .words import duration, judged
 
 OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"
 COLOURS = {"ours": OURS, "torch": TORCH, "peer": PEER}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from . import bandwidth, machine
-from .apart import Apart
 from .contestant import Contestant
-from .entries import (
+from .parity import expect
+from .preparation import (
     SEED,
     SKIPPED,
     TIMED,
@@ -20,7 +20,7 @@ from .entries import (
     gradient_sets,
     refused,
 )
-from .parity import expect
+from .separate_processes import Apart
 from .timing import (
     Action,
     interleave,

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import machine
 from .contestant import Contestant
-from .entries import (
+from .preparation import (
     SEED,
     Entry,
     Settings,

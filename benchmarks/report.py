@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bandwidth, host, pools
-from .entries import SKIPPED, TIMED
+from . import bandwidth, host, thread_contention
+from .formatting import duration, judged, load_line
+from .preparation import SKIPPED, TIMED
 from .report_other import host_row, pools_row
-from .words import duration, judged, load_line
 
 WIDTH = 118
 Cells = tuple[str, ...]
@@ -151,7 +151,7 @@ def lines(row: dict[str, Any]) -> Iterator[str]:
     """One row of the JSON as text."""
     if "reason" in row:
         return iter((row["name"], f"  skipped: {row['reason']}"))
-    writer = {host.NAME: host_row, pools.NAME: pools_row}.get(row["name"], _step_row)
+    writer = {host.NAME: host_row, thread_contention.NAME: pools_row}.get(row["name"], _step_row)
     return writer(row)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import host
-from .words import duration, judged, load_line
+from .formatting import duration, judged, load_line
 
 
 def host_row(row: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .narrow import STATES
+from .low_precision import STATES
 from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
 from .workloads import (
     TORCH_FUSED,

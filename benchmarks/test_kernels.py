@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from .contestant import Contestant
-from .entries import SEED, Entry, gradient_sets
 from .peers import TORCH_FUSED, contestants
+from .preparation import SEED, Entry, gradient_sets
 from .workloads import Workload
 
 SIZES = {

@@ -1,4 +1,4 @@
-"""What a process of its own measures; see ``alone.py``."""
+"""What a process of its own measures; see ``clean_process.py``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from .entries import SEED, Entry, gradient_sets
 from .machine import quietly
 from .peers import TORCH_FUSED
-from .pools import time_operators
+from .preparation import SEED, Entry, gradient_sets
 from .rows import quick_workloads, workloads
+from .thread_contention import time_operators
 from .timing import interleave, rounded
-from .whole import field_of
+from .training_step import field_of
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

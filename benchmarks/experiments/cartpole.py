@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...optimizers.adam import StackelbergAdam
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 
 RATIOS = (1, 3, 10, 30)
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

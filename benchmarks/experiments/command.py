@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ...cli import positive
-from . import study
+from . import experiment
 
 EXPERIMENTS = {
     "quadratic": ("quadratic", "Quadratic", "stronger structure: steps to a solution by ratio"),
@@ -53,13 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     module, name, _ = EXPERIMENTS[arguments.name]
     kind = getattr(importlib.import_module(f".{module}", __package__), name)
-    study.require(kind, computes=arguments.redraw is None)
+    experiment.require(kind, computes=arguments.redraw is None)
     if arguments.redraw:
-        study.redraw(kind, arguments.redraw, arguments.out or Path("runs/redraw"), console)
+        experiment.redraw(kind, arguments.redraw, arguments.out or Path("runs/redraw"), console)
         return 0
     folder = arguments.out or Path("runs/experiments") / ("quick" if arguments.quick else "")
     try:
-        return study.run(kind(arguments.quick), folder, console, arguments.jobs)
+        return experiment.run(kind(arguments.quick), folder, console, arguments.jobs)
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on with what is there")
         return 130

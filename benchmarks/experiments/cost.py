@@ -21,8 +21,8 @@ from ...game.curvature import curvature
 from ...groups.split import split_body_head
 from ...optimizers.adam import StackelbergAdamW
 from ..timing import Action, interleave, quantiles
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .training import cross_entropy
 
 KINDS = (

@@ -21,9 +21,9 @@ from ...demo.settings import DEFAULTS
 from ...demo.tasks import TASKS, Task
 from ...demo.trainer import warmup_cosine
 from ...optimizers.adam import StackelbergAdamW
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .statistics import difference, interval
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
 
 
 @dataclass(frozen=True)

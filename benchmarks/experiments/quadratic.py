@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...optimizers.sgd import StackelbergSGD
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 
 STOP = 1e-10
 RATIOS = (1, 3, 10, 30, 100, 300)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ...game.schedules import TwoTimeScaleLR
 from ...groups.constraints import Box, Constraint
 from ...optimizers.sgd import StackelbergSGD
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .statistics import interval
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
 
 REPLICAS = 20
 NOISE = 0.5

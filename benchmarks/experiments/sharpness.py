@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ...demo.data import split_digits
 from ...game.curvature import curvature
 from ...optimizers.sgd import StackelbergSGD
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 
 RIDGE = 1e-3
 OTHER_RIDGES = (1e-2, 2e-2)  # at step 0 alone: what the level of Phi's curvature depends on

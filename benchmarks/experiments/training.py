@@ -25,10 +25,10 @@ from ...demo.trainer import warmup_cosine
 from ...game.alternating import alternating_step
 from ...optimizers.adam import StackelbergAdam
 from ...optimizers.sgd import StackelbergSGD
+from .experiment import Cell, Cells, Experiment
+from .plot_style import new_figure, save
 from .statistics import difference, interval
-from .study import Cell, Cells, Experiment
-from .style import new_figure, save
-from .training_picture import draw_best, draw_tuning
+from .training_plots import draw_best, draw_tuning
 
 MODES = ("simultaneous", "alternating")
 TUNING_SEED = 0

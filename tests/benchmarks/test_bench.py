@@ -26,12 +26,12 @@ from stackelberg_fused.benchmarks import (
     backward,
     bench,
     contestant,
-    entries,
     harness,
     machine,
     models,
     parity,
     peers,
+    preparation,
     rows,
     workloads,
 )
@@ -105,10 +105,10 @@ def test_a_backend_that_fails_parity_is_not_timed(error):
         dataclasses.replace(TINY, targets=(workloads.Target("copy", 0.0),)), field, HASTE, None
     )
     red = entry_of(row, "ours cpu")
-    assert red["status"] == entries.RED
+    assert red["status"] == preparation.RED
     assert "parameter 0 of shape (3, 5), element 14" in red["reason"]
     assert not {"p50_ns", "samples_ns", "times_torch_fused"} & set(red)
-    assert entry_of(row, peers.TORCH_FUSED)["status"] == entries.TIMED
+    assert entry_of(row, peers.TORCH_FUSED)["status"] == preparation.TIMED
 
 
 def test_a_peer_that_makes_another_update_is_not_timed():
@@ -121,7 +121,7 @@ def test_a_peer_that_makes_another_update_is_not_timed():
         ),
     )
     row = harness.run_row(TINY, [*FIELD, other], HASTE, None)
-    assert entry_of(row, "peer")["status"] == entries.RED
+    assert entry_of(row, "peer")["status"] == preparation.RED
     assert "differs from AdamW's" in entry_of(row, "peer")["reason"]
 
 
@@ -159,7 +159,7 @@ def test_everyone_makes_the_same_whole_step_and_clears_in_place():
         "torch fused",
         "torch fused, flattened",
     ]
-    assert {e["status"] for e in row["entries"]} == {entries.TIMED}
+    assert {e["status"] for e in row["entries"]} == {preparation.TIMED}
     assert entry_of(row, "ours cpu")["launches"] == 2
     assert [e["bytes_per_parameter"] for e in row["entries"]] == [52, 52, 64, 64]
 
@@ -174,17 +174,17 @@ def test_a_whole_step_without_one_of_its_parts_is_not_timed(what, reason, positi
     entry = harness.run_row(WHOLE, field, HASTE, None)["entries"][-1]
     if what == "unscale":
         # the scaler itself objects, or gradients are too large
-        assert entry["status"] in (entries.RED, entries.SKIPPED)
+        assert entry["status"] in (preparation.RED, preparation.SKIPPED)
     else:
-        assert entry["status"] == entries.RED
+        assert entry["status"] == preparation.RED
         assert reason in entry["reason"]
     assert "p50_ns" not in entry
 
 
 def test_gradients_of_a_whole_step_stay_and_are_filled_before_each():
     for one in WHOLE_FIELD:
-        entry = entries.Entry.build(one, WHOLE, WHOLE.tensors("cpu", 1, 1.0))
-        (grads,) = entries.gradient_sets(WHOLE, "cpu", 1)
+        entry = preparation.Entry.build(one, WHOLE, WHOLE.tensors("cpu", 1, 1.0))
+        (grads,) = preparation.gradient_sets(WHOLE, "cpu", 1)
         action = entry.action("cpu", grads)
         held = [p.grad for p in entry.params]
         for _ in range(2):
@@ -213,7 +213,7 @@ def test_a_wrong_step_after_a_backward_pass_is_not_timed():
     training = models.quick_trainings()[1]
     trainee, record = backward._enter(wrong(backward.field("cpu")[0], 1e-3), training, "cpu")
     assert trainee is None
-    assert record["status"] == entries.RED
+    assert record["status"] == preparation.RED
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_peers_that_are_not_installed_are_skipped_with_a_reason():
         available=lambda device: peers.installed("no_such_package_here", ("cpu",), device),
     )
     row = harness.run_row(TINY, [*FIELD, absent], HASTE, None)
-    assert entry_of(row, "torch-optimi")["status"] == entries.SKIPPED
+    assert entry_of(row, "torch-optimi")["status"] == preparation.SKIPPED
     assert entry_of(row, "torch-optimi")["reason"] == "not installed"
 
 
@@ -258,7 +258,7 @@ def test_a_compilation_that_takes_too_long_is_cut_off():
     settings = dataclasses.replace(HASTE, compile=True, compile_seconds=0.5)
     row = harness.run_row(TINY, [*FIELD, slow], settings, None)
     assert entry_of(row, "torch compiled")["reason"] == "compilation took longer than 0.5 s"
-    assert entry_of(row, "ours cpu")["status"] == entries.TIMED
+    assert entry_of(row, "ours cpu")["status"] == preparation.TIMED
 
 
 def test_what_does_not_fit_in_memory_is_skipped(monkeypatch):
@@ -288,7 +288,7 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     for row in (kept, new, whole_step, fewer):
         name = "ours bf16 stochastic" if row is fewer else "ours cpu"
         mine = entry_of(row, name)
-        assert mine["status"] == entries.TIMED
+        assert mine["status"] == preparation.TIMED
         assert mine["p20_ns"] <= mine["p50_ns"] <= mine["p80_ns"]
         assert len(mine["samples_ns"]) == row["rounds"]
         assert mine["launches"] == (2 if row is whole_step else 1)
@@ -302,7 +302,7 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert [t["met"] for t in fewer["targets"]] == [True]
     for row in (gpt, mlp):
         assert [e["name"] for e in row["entries"]] == ["ours cpu", "ours cpu, flat", "torch fused"]
-        assert all(e["status"] == entries.TIMED for e in row["entries"])
+        assert all(e["status"] == preparation.TIMED for e in row["entries"])
         assert all(len(e["samples_ns"]) == row["rounds"] for e in row["entries"])
         assert all(e["times_torch_fused"] > 0 for e in row["entries"])
         assert row["probes"]["backward alone"]["p50_ns"] > 0

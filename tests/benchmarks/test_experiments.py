@@ -23,12 +23,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
-from stackelberg_fused.benchmarks.experiments import rates, study
+from stackelberg_fused.benchmarks.experiments import experiment, rates
 from stackelberg_fused.benchmarks.experiments.command import EXPERIMENTS
 from stackelberg_fused.benchmarks.experiments.quadratic import oscillating, quadratic
 from stackelberg_fused.benchmarks.experiments.statistics import difference, interval
 from stackelberg_fused.benchmarks.experiments.training import Arm, Digits, Language
-from stackelberg_fused.benchmarks.experiments.training_picture import ceiling
+from stackelberg_fused.benchmarks.experiments.training_plots import ceiling
 
 RESULTS = BENCHMARK_RESULTS / "experiments"
 # what the JSON of a quick run has to show
@@ -70,7 +70,7 @@ def test_an_interrupted_experiment_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["experiment", "nonconvex", "--quick", "--out", str(tmp_path)]
-    write, written = study.write_atomically, []
+    write, written = experiment.write_atomically, []
 
     def interrupted(path: Path, fill: Any) -> None:
         write(path, fill)
@@ -78,7 +78,7 @@ def test_an_interrupted_experiment_goes_on(
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "write_atomically", interrupted)
+    monkeypatch.setattr(experiment, "write_atomically", interrupted)
     assert main(command) == 130
     assert len(json.loads((tmp_path / "nonconvex.json").read_text())["cells"]) == 2
     assert main(command) == 0

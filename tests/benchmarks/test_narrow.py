@@ -9,11 +9,11 @@ import torch
 from bench_rows import HASTE, entry_of
 from stackelberg_fused.benchmarks import (
     contestant,
-    entries,
     harness,
-    kept,
-    narrow,
+    low_precision,
+    preparation,
     rows,
+    stored_bytes,
     workloads,
 )
 
@@ -46,12 +46,12 @@ def row_of(states: str) -> workloads.Workload:
 # --- rows
 
 
-@pytest.mark.parametrize("states", narrow.STATES)
+@pytest.mark.parametrize("states", low_precision.STATES)
 def test_rows_of_fewer_bits_have_the_shapes_of_the_design(states):
     row = ROWS[states]
     assert (len(row.shapes), row.numel, row.groups) == (148, 124_439_808, 2)
     assert "in fewer bits" in row.name
-    names = [c.name for c in narrow.narrow_contestants(states)]
+    names = [c.name for c in low_precision.narrow_contestants(states)]
     assert len(set(names)) == len(names)
     assert {"ours bf16 split8", "ours fp32", "torch fused", "torch fused bf16"} < set(names)
 
@@ -65,10 +65,10 @@ def test_the_target_of_8_bits_is_of_two_schemes_and_of_the_cpu():
 
 
 def test_everyone_begins_with_numbers_that_bfloat16_holds():
-    for t in (*QUICK.start("cpu", 1), *entries.gradient_sets(QUICK, "cpu", 1)[0]):
+    for t in (*QUICK.start("cpu", 1), *preparation.gradient_sets(QUICK, "cpu", 1)[0]):
         assert t.dtype is torch.float32
         assert torch.equal(t, t.bfloat16().float())
-    (grads,) = entries.gradient_sets(QUICK, "cpu", 1, torch.bfloat16)
+    (grads,) = preparation.gradient_sets(QUICK, "cpu", 1, torch.bfloat16)
     assert {g.dtype for g in grads} == {torch.bfloat16}
 
 
@@ -78,14 +78,14 @@ def test_everyone_begins_with_numbers_that_bfloat16_holds():
 @pytest.mark.parametrize(("states", "param", "master"), MOVED)
 def test_bytes_are_those_that_the_optimizer_keeps(states, param, master):
     dtype = getattr(torch, param)
-    described = narrow.kept_by_ours(dtype, master, states)
+    described = low_precision.kept_by_ours(dtype, master, states)
     assert described.moved == MOVED[states, param, master]
     p = torch.nn.Parameter(torch.zeros(64, 96, dtype=dtype))
     p.grad = torch.ones_like(p)
     opt = sf.StackelbergAdamW([p], master=master, state_dtype=states)
     opt.step()
     # beside its step count
-    found = kept.stored_bytes([p], opt.state) - opt.state[p]["step"].nbytes
+    found = stored_bytes.stored_bytes([p], opt.state) - opt.state[p]["step"].nbytes
     assert found == described.stored * p.numel()
 
 
@@ -103,26 +103,26 @@ def test_storages_are_counted_once_and_looked_for_inside():
         p: {"step": 3, "m": two_tensor(torch.zeros(2), torch.zeros(2)), "table": table},
         q: {"m": Own(), "table": table, "parts": [torch.zeros(7), None]},
     }
-    assert kept.stored_bytes([p, q], state) == 4 * (10 + 2 + 2 + 3 + 7) + 5
+    assert stored_bytes.stored_bytes([p, q], state) == 4 * (10 + 2 + 2 + 3 + 7) + 5
 
 
 # --- who is timed
 
 
-@pytest.mark.parametrize("states", narrow.STATES)
+@pytest.mark.parametrize("states", low_precision.STATES)
 def test_everyone_that_can_run_is_timed_with_its_memory(states):
-    row = harness.run_row(row_of(states), narrow.narrow_contestants(states), HASTE, None)
+    row = harness.run_row(row_of(states), low_precision.narrow_contestants(states), HASTE, None)
     assert row["states"] == states
     for entry in row["entries"]:
         if entry["family"] != "peer":
-            assert entry["status"] == entries.TIMED, entry["reason"]
+            assert entry["status"] == preparation.TIMED, entry["reason"]
             assert entry["times_torch_fused"] > 0
-        assert entry["status"] != entries.RED, entry["reason"]
-        assert entry["status"] == entries.TIMED or entry["reason"]
+        assert entry["status"] != preparation.RED, entry["reason"]
+        assert entry["status"] == preparation.TIMED or entry["reason"]
     stored = {
         e["name"]: e["stored_bytes_per_parameter"]
         for e in row["entries"]
-        if e["status"] == entries.TIMED
+        if e["status"] == preparation.TIMED
     }
     assert stored["torch fused"] == pytest.approx(12, abs=0.01)
     assert stored["torch fused bf16"] == pytest.approx(6, abs=0.01)
@@ -135,7 +135,7 @@ def test_everyone_that_can_run_is_timed_with_its_memory(states):
 
 def spoilt(name: str, what: str) -> contestant.Contestant:
     """One of ours of 8 bits, or torch's of bfloat16, whose first step leaves something wrong."""
-    one = next(c for c in narrow.narrow_contestants("8bit") if c.name == name)
+    one = next(c for c in low_precision.narrow_contestants("8bit") if c.name == name)
 
     def make(groups):
         optimizer, step = one.make(groups)
@@ -151,7 +151,7 @@ def spoilt(name: str, what: str) -> contestant.Contestant:
                 elif what == "nan":
                     p.view(-1)[3] = torch.nan
                 elif what == "still":
-                    p.copy_(QUICK.start("cpu", entries.SEED)[0])
+                    p.copy_(QUICK.start("cpu", preparation.SEED)[0])
                 elif what == "code":
                     state["exp_avg_sq_code"].add_(8)
                 else:
@@ -176,10 +176,12 @@ def spoilt(name: str, what: str) -> contestant.Contestant:
     ],
 )
 def test_a_step_that_the_bits_show_to_be_wrong_is_not_timed(name, what, reason):
-    reference = next(c for c in narrow.narrow_contestants("8bit") if c.name == "ours reference")
+    reference = next(
+        c for c in low_precision.narrow_contestants("8bit") if c.name == "ours reference"
+    )
     row = harness.run_row(QUICK, [spoilt(name, what), reference], HASTE, None)
     entry = entry_of(row, name)
-    assert entry["status"] == entries.RED
+    assert entry["status"] == preparation.RED
     assert entry["reason"].startswith(("the " if reason == "update" else "") + reason)
     assert "parameter 0" in entry["reason"]
     assert "p50_ns" not in entry
@@ -190,7 +192,7 @@ def test_a_step_that_the_bits_show_to_be_wrong_is_not_timed(name, what, reason):
 
 def test_a_target_may_be_of_one_contestant_and_one_device():
     def timed(name: str, ratio: float, stored: float) -> dict:
-        found = {"name": name, "family": "ours", "status": entries.TIMED}
+        found = {"name": name, "family": "ours", "status": preparation.TIMED}
         return found | {"times_torch_fused": ratio, "stored_bytes_per_parameter": stored}
 
     busy = {"quiet": False, "other_processes_cpus": 1.0, "stolen_cpus": 0.0}

@@ -10,15 +10,15 @@ import sys
 import pytest
 from bench_rows import FIELD, HASTE, TINY
 from stackelberg_fused.benchmarks import (
-    apart,
-    entries,
     harness,
     host,
     peers,
+    preparation,
+    separate_processes,
     timing,
     workloads,
 )
-from stackelberg_fused.benchmarks.alone import Alone, AloneFailed
+from stackelberg_fused.benchmarks.clean_process import Alone, AloneFailed
 
 # --- timing
 
@@ -95,7 +95,7 @@ def test_the_lower_of_both_ratios_counts(apart_ns, value):
             {
                 "name": "ours cpu",
                 "family": "ours",
-                "status": entries.TIMED,
+                "status": preparation.TIMED,
                 "p50_ns": 100.0,
                 "times_torch_fused": 10.0,
             }
@@ -112,18 +112,18 @@ def test_turns_in_a_noisy_moment_count_only_if_all_were():
         load = {"other_processes_cpus": 0.0 if quiet else 0.5, "stolen_cpus": 0.0, "quiet": quiet}
         return {"samples_ns": [ns], "load": load}
 
-    found = apart._summary([turn(1.0, True), turn(9.0, False), turn(3.0, True)])
+    found = separate_processes._summary([turn(1.0, True), turn(9.0, False), turn(3.0, True)])
     assert (found["samples_ns"], found["p50_ns"], found["turns"]) == ([1.0, 3.0], 2.0, 2)
     assert found["load"]["quiet"]
-    noisy = apart._summary([turn(1.0, False), turn(9.0, False)])
+    noisy = separate_processes._summary([turn(1.0, False), turn(9.0, False)])
     assert noisy["p50_ns"] == 5.0
     assert noisy["load"] == {"other_processes_cpus": 0.5, "stolen_cpus": 0.0, "quiet": False}
 
 
 def test_new_gradients_are_other_objects_at_other_addresses():
     workload = dataclasses.replace(TINY, new_gradients=True)
-    entry = entries.Entry.build(FIELD[0], workload, workload.tensors("cpu", 1, 1.0))
-    action = entry.action("cpu", *entries.gradient_sets(workload, "cpu", 1))
+    entry = preparation.Entry.build(FIELD[0], workload, workload.tensors("cpu", 1, 1.0))
+    action = entry.action("cpu", *preparation.gradient_sets(workload, "cpu", 1))
     seen = []
     for _ in range(2):
         action.before()

@@ -21,7 +21,7 @@ from .contestant import (
     anywhere,
     plain,
 )
-from .narrow import narrow_contestants
+from .low_precision import narrow_contestants
 from .peers import SMALL, contestants, ours_available
 from .workloads import (
     ADAM_BYTES,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .contestant import Contestant
-from .narrow import OUR_BLOCK
+from .low_precision import OUR_BLOCK
 from .parity import PEER_ERROR, Expected
 
 # of a larger parameter so many parts of so many elements are compared: to decode all takes minutes

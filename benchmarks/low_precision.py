@@ -20,7 +20,6 @@ from .contestant import (
     anywhere,
     with_step,
 )
-from .kept import Kept
 from .peers import (
     installed,
     make_bitsandbytes,
@@ -31,6 +30,7 @@ from .peers import (
     ours,
     ours_available,
 )
+from .stored_bytes import Kept
 from .workloads import HYPERPARAMETERS, TORCH_FUSED
 
 FP32, BF16, BYTE = torch.float32, torch.bfloat16, torch.uint8

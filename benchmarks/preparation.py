@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from . import machine
+from .compile_timeout import TimeBoxExpired, time_box
 from .contestant import Contestant, Step
-from .kept import stored_bytes
-from .narrow_parity import narrow_error
+from .low_precision_parity import narrow_error
 from .parity import Expected, parity_error
-from .time_box import TimeBoxExpired, time_box
+from .stored_bytes import stored_bytes
 from .timing import Action
 from .workloads import SCALE, Workload
 

@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from . import backward, host, pools
-from .apart import Apart
+from . import backward, host, thread_contention
 from .contestant import Contestant
-from .entries import Settings
 from .harness import run_row
 from .models import Training, quick_trainings, trainings
 from .peers import contestants
+from .preparation import Settings
 from .rows import quick_workloads, workloads
-from .whole import field_of
+from .separate_processes import Apart
+from .training_step import field_of
 from .workloads import TORCH_FUSED, Workload
 
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 4, 0.4, (2, 40)
@@ -52,7 +52,9 @@ def chosen_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
         *_host_pair(contestants(), settings), settings, counts
     )
     if arguments.device == "cpu" and not quick:
-        rows[pools.NAME] = lambda _apart: pools.run(5, 30, settings.patience)
+        rows[thread_contention.NAME] = lambda _apart: thread_contention.run(
+            5, 30, settings.patience
+        )
     wanted = [word.lower() for word in arguments.only or [""]]
     return {n: m for n, m in rows.items() if any(word in n.lower() for word in wanted)}
 

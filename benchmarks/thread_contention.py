@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from . import machine
-from .alone import Alone
-from .entries import SEED, Entry, gradient_sets
+from .clean_process import Alone
 from .peers import TORCH_FUSED, contestants
+from .preparation import SEED, Entry, gradient_sets
 from .rows import workloads
 from .timing import now, quantile, quantiles
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .style import COLORS
+from .plot_style import COLORS
 
 if TYPE_CHECKING:
     from .training import Arm

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .alone import Alone, AloneFailed
+from .clean_process import Alone, AloneFailed
 from .timing import quantiles
 from .workloads import TORCH_FUSED, Workload
 
 if TYPE_CHECKING:
-    from .entries import Settings
+    from .preparation import Settings
 
 # so that a slow minute of the machine hits all of them
 TURNS = 3
