@@ -1,7 +1,7 @@
-"""Does a contestant of fewer bits make the reference's step, as far as its bits can tell?
+"""Parity of a low-precision contestant's first step with the reference's, as far as its bits can tell.
 
-What a parameter alone holds may be a step of its dtype off, rounded to nearest or by chance; what ours keep beside it
-and their moments are decoded, and held to what their formats promise.
+A parameter without further bits may be one step of its dtype off, since it is rounded to nearest or by chance. The
+further bits and the moments of our contestants are decoded, and must be as near as their formats promise.
 """
 
 from __future__ import annotations
@@ -13,97 +13,65 @@ import torch
 
 from .contestant import Contestant
 from .low_precision import OUR_BLOCK
-from .parity import PEER_ERROR, Expected
+from .parity import PEER_ERROR, Expected, RelativeError, parameter_name, single_thread
 
-# of a larger parameter so many parts of so many elements are compared: to decode all takes minutes
+# of a larger parameter, this many parts of this many elements are compared: decoding all would take minutes
 PARTS, PART = 4, 1 << 16
-# of the update that our weight makes: the upper 24 bits of a float32 are off by less than 3e-4 of it
+# of the update of our weights: the upper 24 bits of a float32 are off by less than 3e-4 of it
 OUR_ERROR = 1e-3
 # of our moments: the spread of stochastic rounding, with room for chance in small parameters
 MOMENT_ERROR = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.uint8: 0.08}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _Difference:
-    """The 2-norm of what is wrong, relative to that of what it is compared with."""
-
-    def __init__(self) -> None:
-        self._wrong = self._size = 0.0
-
-    def add(self, wrong: torch.Tensor, size: torch.Tensor) -> None:
-        self._wrong += wrong.double().square().sum().item()
-        self._size += size.double().square().sum().item()
-
-    def error(self, bound: float, what: str) -> str:
-        relative = (self._wrong / self._size) ** 0.5 if self._size else self._wrong
-        # not ">": a NaN must not pass
-        return "" if relative <= bound else f"{what} differs from AdamW's by {relative:.2%}"
-
-
-def narrow_error(
+def low_precision_error(
     contestant: Contestant,
     params: list[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     expected: Expected,
 ) -> str:
-    """Empty if `contestant`'s first step is the reference's, each parameter for itself, or an offender."""
-    readers: dict[torch.Tensor, _Ours] = {}
+    """Return "" if `contestant`'s first step of each parameter is the reference's, or a difference."""
+    decoders: dict[torch.Tensor, _Decoder] = {}
     if contestant.family == "ours":
         groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        readers = {p: _Ours(group, p, optimizer.state[p]) for p, group in groups}
-    threads = torch.get_num_threads()
-    # many small operators, each of which would wait for its threads
-    torch.set_num_threads(1)
-    try:
-        return _first_error(params, readers, expected)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _first_error(
-    params: list[torch.nn.Parameter], readers: Mapping[torch.Tensor, _Ours], expected: Expected
-) -> str:
-    for i, p in enumerate(params):
-        where = f"of parameter {i} of shape {tuple(p.shape)}"
-        wanted = (
-            expected.start[i],
-            expected.params[i],
-            expected.exp_avg[i],
-            expected.exp_avg_sq[i],
-        )
-        if error := _error(p, readers.get(p), wanted, where):
-            return error
+        decoders = {p: _Decoder(group, p, optimizer.state[p]) for p, group in groups}
+    with single_thread():
+        for i, p in enumerate(params):
+            if error := _parameter_error(i, p, decoders.get(p), expected):
+                return error
     return ""
 
 
-def _error(
-    p: torch.nn.Parameter, ours: _Ours | None, wanted: tuple[torch.Tensor, ...], where: str
+def _parameter_error(
+    index: int, p: torch.nn.Parameter, decoder: _Decoder | None, expected: Expected
 ) -> str:
-    start, after, *moments = (t.detach().reshape(-1) for t in wanted)
-    weights, firsts, seconds = _Difference(), _Difference(), _Difference()
-    rounded = p.dtype is torch.bfloat16 and not (ours and ours.is_wide)
+    tensors = (expected.start, expected.params, expected.exp_avg, expected.exp_avg_sq)
+    start, after, *moments = (t[index].detach().reshape(-1) for t in tensors)
+    update_error, moment_errors = RelativeError(), [RelativeError() for _ in MOMENTS]
+    is_rounded = p.dtype is torch.bfloat16 and not (decoder and decoder.has_master)
     for part in _parts(p.numel()):
         stored = p.detach().reshape(-1)[part]
-        weight = stored.float() if ours is None else ours.weight(stored, part)
-        wrong = (weight - after[part]).abs_()
-        if rounded:
+        weight = stored.float() if decoder is None else decoder.weight(stored, part)
+        difference = (weight - after[part]).abs_()
+        if is_rounded:
             largest = torch.maximum(weight.abs(), after[part].abs())
-            wrong = wrong.sub_(_step(largest)).clamp_(min=0)
-        weights.add(wrong, after[part] - start[part])
-        if ours is not None:
-            for found, name, moment in zip((firsts, seconds), ours.names, moments, strict=True):
-                found.add(ours.moment(name, part) - moment[part], moment[part])
-    bound = PEER_ERROR if ours is None else OUR_ERROR
-    error = weights.error(bound, f"the update {where}")
-    if error or ours is None:
-        return error
-    bound = MOMENT_ERROR[ours.scheme.state]
-    return firsts.error(bound, f"exp_avg {where}") or seconds.error(bound, f"exp_avg_sq {where}")
+            difference = difference.sub_(_bfloat16_spacing(largest)).clamp_(min=0)
+        update_error.add(difference, after[part] - start[part])
+        if decoder is not None:
+            for error, name, moment in zip(moment_errors, MOMENTS, moments, strict=True):
+                error.add(decoder.moment(name, part) - moment[part], moment[part])
+    where = f"of {parameter_name(index, p)}"
+    bound = PEER_ERROR if decoder is None else OUR_ERROR
+    message = update_error.message(bound, f"the update {where}")
+    if decoder is not None:
+        bound = MOMENT_ERROR[decoder.scheme.state]
+        for error, name in zip(moment_errors, MOMENTS, strict=True):
+            message = message or error.message(bound, f"{name} {where}")
+    return message
 
 
-class _Ours:
-    """What is stored of one of our parameters, decoded a part at a time."""
-
-    names = ("exp_avg", "exp_avg_sq")
+class _Decoder:
+    """Decodes the stored weight and moments of one of our parameters, a part at a time."""
 
     def __init__(self, group: dict[str, Any], p: torch.Tensor, state: Mapping[str, Any]) -> None:
         from stackelberg_fused.backends import reference_storage
@@ -114,16 +82,16 @@ class _Ours:
         self._storage = reference_storage
 
     @property
-    def is_wide(self) -> bool:
-        """Whether the weight has more than its parameter."""
+    def has_master(self) -> bool:
+        """True if the weight has further bits beside the parameter."""
         return self.scheme.master_name is not None
 
     def weight(self, stored: torch.Tensor, part: slice) -> torch.Tensor:
-        """float32 [n] of that part of the parameter."""
+        """Decode that part of the parameter to float32 [n]."""
         return self._storage.read_weight(self.scheme, stored, self._part(part))
 
     def moment(self, name: str, part: slice) -> torch.Tensor:
-        """float32 [n]."""
+        """Decode that part of a moment to float32 [n]."""
         return self._storage.read_moment(self.scheme, name, self._part(part))
 
     def _part(self, part: slice) -> dict[str, torch.Tensor]:
@@ -132,16 +100,16 @@ class _Ours:
 
 
 def _parts(numel: int) -> Iterator[slice]:
-    """All of it, or parts from the first element to the last; they begin where a block does."""
+    """Yield the slice of all elements, or evenly spaced parts that begin where a block of 8-bit state does."""
     if numel <= PARTS * PART:
         yield slice(0, numel)
         return
-    apart = (numel - PART) // (PARTS - 1) // OUR_BLOCK * OUR_BLOCK
+    spacing = (numel - PART) // (PARTS - 1) // OUR_BLOCK * OUR_BLOCK
     for i in range(PARTS - 1):
-        yield slice(i * apart, i * apart + PART)
-    yield slice((PARTS - 1) * apart, numel)
+        yield slice(i * spacing, i * spacing + PART)
+    yield slice((PARTS - 1) * spacing, numel)
 
 
-def _step(x: torch.Tensor) -> torch.Tensor:
-    """Distance between bfloat16 numbers of the size of `x`."""
+def _bfloat16_spacing(x: torch.Tensor) -> torch.Tensor:
+    """Return the distance between neighbouring bfloat16 numbers of the size of `x`."""
     return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 8)

@@ -1,4 +1,4 @@
-"""Which rows a run has."""
+"""The rows that a run measures, by its command line."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 from . import backward, host, thread_contention
-from .contestant import Contestant
+from .contestant import Contestant, find_contestant
 from .harness import run_row
-from .models import Training, quick_trainings, trainings
-from .peers import contestants
-from .preparation import Settings
+from .lineup import contestants_for
+from .models import TrainingWorkload, quick_training_workloads, training_workloads
+from .peers import float32_contestants
+from .preparation import MeasurementSettings
 from .rows import quick_workloads, workloads
-from .separate_processes import Apart
-from .training_step import field_of
+from .separate_processes import SeparateProcesses
 from .workloads import TORCH_FUSED, Workload
 
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_HOST_COUNTS = 4, 0.4, (2, 40)
-Measure = Callable[[Apart], dict[str, Any]]
+Measure = Callable[[SeparateProcesses], dict[str, Any]]
 
 
-def chosen_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
-    """By name, what measures a row; in the order in which they are to run."""
+def selected_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
+    """Return the functions that measure the rows, by name and in the order of the run."""
     quick = arguments.quick
-    settings = Settings(
+    settings = MeasurementSettings(
         device=arguments.device,
         rounds=arguments.rounds or (QUICK_ROUNDS if quick else 60),
         seconds=arguments.seconds or (QUICK_SECONDS if quick else 20.0),
@@ -34,10 +34,10 @@ def chosen_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
     )
 
     def step_row(workload: Workload) -> Measure:
-        return lambda apart: run_row(workload, field_of(workload), settings, apart)
+        return lambda processes: run_row(workload, contestants_for(workload), settings, processes)
 
-    def backward_row(training: Training) -> Measure:
-        return lambda _apart: backward.run(training, settings)
+    def backward_row(workload: TrainingWorkload) -> Measure:
+        return lambda _processes: backward.run_row(workload, settings)
 
     rows: dict[str, Measure] = {
         w.name: step_row(w)
@@ -45,21 +45,26 @@ def chosen_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
         if arguments.device in w.devices
     }
     if quick or arguments.with_backward:
-        models = quick_trainings() if quick else trainings()
-        rows |= {t.name: backward_row(t) for t in models if arguments.device in t.devices}
+        trained = quick_training_workloads() if quick else training_workloads()
+        rows |= {w.name: backward_row(w) for w in trained if arguments.device in w.devices}
     counts = QUICK_HOST_COUNTS if quick else host.COUNTS
-    rows[host.NAME] = lambda _apart: host.run(
-        *_host_pair(contestants(), settings), settings, counts
+    rows[host.NAME] = lambda _processes: host.run(
+        *_host_contestants(settings.device), settings, counts
     )
     if arguments.device == "cpu" and not quick:
-        rows[thread_contention.NAME] = lambda _apart: thread_contention.run(
+        rows[thread_contention.NAME] = lambda _processes: thread_contention.run(
             5, 30, settings.patience
         )
-    wanted = [word.lower() for word in arguments.only or [""]]
-    return {n: m for n, m in rows.items() if any(word in n.lower() for word in wanted)}
+    wanted = [text.lower() for text in arguments.only or [""]]
+    return {
+        name: measure
+        for name, measure in rows.items()
+        if any(text in name.lower() for text in wanted)
+    }
 
 
-def _host_pair(field: list[Contestant], settings: Settings) -> tuple[Contestant, Contestant]:
-    fused = next(c for c in field if c.name == TORCH_FUSED)
-    mine = next(c for c in field if c.family == "ours" and c.available(settings.device)[0])
-    return mine, fused
+def _host_contestants(device: str) -> tuple[Contestant, Contestant]:
+    """Return the first of ours that runs on the device, and torch's fused step."""
+    contestants = float32_contestants()
+    ours = next(c for c in contestants if c.family == "ours" and c.available(device)[0])
+    return ours, find_contestant(contestants, TORCH_FUSED)
