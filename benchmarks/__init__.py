@@ -1,5 +1,6 @@
-"""Throughput of one optimizer step against torch and its peers.
+"""Throughput of one optimizer step, beside torch and other libraries.
 
-Nothing here imports ``stackelberg_fused`` at module level: ``alone.py`` loads this package under
-another name in a process that never imports the library, so that torch can be timed without it.
+``bench.py`` is the command, ``rows.py`` the list of rows, ``harness.py`` measures one. The modules that a separate
+process needs do not import ``stackelberg_fused`` at module level: ``clean_process.py`` loads this package under
+another name, so that torch can be timed in a process that never imports the library.
 """

@@ -1,6 +1,6 @@
-"""What the memory can do: a copy, and a bare loop that moves the bytes of an Adam step.
+"""Bandwidth probes: a copy, and a bare loop ("stream") that moves the bytes of an Adam step.
 
-That loop reads p, g, m, v and writes p, m, v.
+The loop reads p, g, m, v and writes p, m, v.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ def _torch_stream(arrays: tuple[torch.Tensor, ...]) -> tuple[Callable[[], object
 
 
 def probes(numel: int, device: str) -> tuple[dict[str, Callable[[], object]], str]:
-    """Callables with the footprint of a float32 Adam step on `numel` parameters; what the stream is.
+    """Build the probes over the memory that a float32 Adam step on `numel` parameters uses.
 
-    The copy moves 8 bytes in and 8 out per parameter, half of the footprint onto the other half.
+    Returns the calls by name, and a description of the stream's loop. The copy reads 8 bytes per parameter
+    and writes 8: it copies one half of the memory onto the other.
     """
-    # multiples of 64 elements keep the four arrays aligned as an optimizer's would be
+    # multiples of 64 elements align the four arrays as an optimizer's would be
     stride = -(-numel // 64) * 64
     block = torch.ones(4 * stride, device=device)
     arrays = tuple(block[i * stride : i * stride + numel] for i in range(4))
     native = _triton_stream if device == "cuda" else _native_stream
-    stream, kind = native(arrays, numel) or _torch_stream(arrays)
+    stream, description = native(arrays, numel) or _torch_stream(arrays)
     source, destination = block[: 2 * stride], block[2 * stride :]
-    return {COPY: lambda: destination.copy_(source), STREAM: stream}, kind
+    return {COPY: lambda: destination.copy_(source), STREAM: stream}, description
 
 
 def bytes_moved(probe: str, numel: int) -> int:
-    """Bytes one call of the named probe moves."""
+    """Return the bytes that one call of the named probe moves."""
     return (COPY_BYTES if probe == COPY else ADAM_BYTES) * numel

@@ -1,15 +1,13 @@
-"""``python -m stackelberg_fused bench``: one optimizer step against torch and its peers."""
+"""``python -m stackelberg_fused bench``: one optimizer step beside torch's and other libraries'."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,53 +16,60 @@ import torch
 
 from ..cli import positive
 from . import chart, machine, report
-from .apart import Apart
-from .choice import chosen_rows
-from .entries import BROKEN, RED, first_line
+from .preparation import BROKEN, PARITY_FAILED, first_line
+from .row_selection import Measure, selected_rows
+from .separate_processes import SeparateProcesses
 
 JSON_NAME, CHART_NAME = "bench.json", "bench.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     add("--out", type=Path, help="folder for bench.json and bench.png (default runs/bench)")
-    add("--only", metavar="ROW", action="append", help="rows whose name contains ROW; repeatable")
     add(
-        "--quick", action="store_true", help="small rows and few rounds: does it work, not how fast"
+        "--only",
+        metavar="ROW",
+        action="append",
+        help="only rows whose name contains ROW; repeatable",
     )
-    add("--rounds", type=positive(int), help="interleaved rounds per row, at most (default 60)")
-    add("--seconds", type=positive(float), help="timed part of one row, at most (default 20)")
-    add("--budget", type=positive(float), metavar="S", help="begin no further row after S seconds")
+    add(
+        "--quick",
+        action="store_true",
+        help="small rows and few rounds: shows whether everything works, not how fast it is",
+    )
+    add("--rounds", type=positive(int), help="most interleaved rounds per row (default 60)")
+    add("--seconds", type=positive(float), help="longest timed part of a row (default 20)")
+    add("--budget", type=positive(float), metavar="S", help="start no further row after S seconds")
     add(
         "--wait",
         type=float,
         default=0,
         metavar="S",
-        help="per measurement: wait and repeat until the machine was quiet, at most so long",
+        help="repeat each measurement until the machine was quiet, for at most S seconds",
     )
     add(
         "--with-backward",
         action="store_true",
-        help="also rows of backward pass, step and zero_grad together (--quick has them anyway)",
+        help="also time backward pass, step and zero_grad together (--quick does so anyway)",
     )
     add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
-    add("--no-compile", action="store_true", help="leave out contestants that compile first")
+    add("--no-compile", action="store_true", help="leave out contestants that compile")
     add(
         "--compile-seconds",
         type=positive(float),
         default=60.0,
-        help="time box of one warm-up (default 60)",
+        help="time limit of one contestant's compilation (default 60)",
     )
-    add("--redraw", type=Path, metavar="JSON", help="only print and draw an earlier run")
+    add("--redraw", type=Path, metavar="JSON", help="only print and draw the run of this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, printing and writing each row as it comes.
+    """Measure the rows; print and write each as soon as it is done.
 
-    Returns 0; 1 if a contestant failed parity or a row broke down; 2 if nothing could run. A missed
-    target is a result, not a failure.
+    Returns 0; 1 if a contestant failed parity or a row raised an error; 2 if nothing could run; 130 if the
+    run was interrupted. A missed target is a result, not a failure.
     """
     if arguments.redraw:
         return _redraw(arguments.redraw, arguments.out or Path("runs/redraw"))
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("bench: torch sees no GPU; leave out --device cuda", file=sys.stderr)
         return 2
-    rows = chosen_rows(arguments)
+    rows = selected_rows(arguments)
     if not rows:
         print(f"bench: no row of {arguments.device} matches {arguments.only}", file=sys.stderr)
         return 2
@@ -81,10 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "stackelberg_fused", *sys.argv[1:]]),
-        "commit": machine.commit(),
-        "hardware": machine.hardware(arguments.device),
-        "versions": machine.versions(),
+        **machine.provenance(arguments.device),
         "threads": torch.get_num_threads(),
         "quick": arguments.quick,
         "rows": [],
@@ -92,15 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.heading(result))
     began = time.monotonic()
     stopped = False
-    # `timeout` sends SIGTERM: leave the chart of what there is, as after Ctrl-C
+    # `timeout` sends SIGTERM: draw the rows that there are, as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Apart() as apart:
+        with SeparateProcesses() as processes:
             for name, measure in rows.items():
                 if arguments.budget and time.monotonic() - began > arguments.budget:
                     row: dict[str, Any] = {"name": name, "reason": "time budget spent"}
                 else:
-                    row = _measured(name, measure, apart)
+                    row = _measured(name, measure, processes)
                 result["rows"].append(row)
                 result["seconds"] = round(time.monotonic() - began, 1)
                 report.write(result, arguments.out / JSON_NAME)
@@ -113,15 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _failed(row: dict[str, Any]) -> bool:
-    return "traceback" in row or any(e["status"] in (RED, BROKEN) for e in row.get("entries", []))
+    statuses = {entry["status"] for entry in row.get("entries", [])}
+    return "traceback" in row or bool(statuses & {PARITY_FAILED, BROKEN})
 
 
-def _measured(
-    name: str, measure: Callable[[Apart], dict[str, Any]], apart: Apart
-) -> dict[str, Any]:
+def _measured(name: str, measure: Measure, processes: SeparateProcesses) -> dict[str, Any]:
     try:
-        return measure(apart)
-    # one row that cannot run must not cost the others theirs
+        return measure(processes)
+    # the run goes on with the other rows
     except Exception as error:
         return {
             "name": name,

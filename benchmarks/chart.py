@@ -6,35 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from . import backward, bandwidth
-from .entries import TIMED
+from .formatting import duration, verdict
+from .preparation import TIMED
 from .report import heading
-from .words import duration, judged
 
 OURS, TORCH, PEER, FLOOR = "#c2410c", "#334155", "#94a3b8", "#d6d3d1"
 COLOURS = {"ours": OURS, "torch": TORCH, "peer": PEER}
 INK, FAINT = "#1c1917", "#78716c"
-# a bar this many times the torch fused one is cut, and says so
+# a bar longer than this many times torch fused is cut, and its label says so
 CUT = 2.5
 
 
 def _bars(row: dict[str, Any]) -> list[dict[str, Any]]:
-    # our reference is written to be read: no contender
+    # our reference is written to be read, and competes with nobody
     timed = [e for e in row["entries"] if e["status"] == TIMED and e["name"] != "ours reference"]
     bars = [e | {"colour": COLOURS[e["family"]], "label": e["name"]} for e in timed]
     if "states" in row:
         for bar in bars:
             bar["label"] += f", {bar['stored_bytes_per_parameter']:.1f} B"
     bars.sort(key=lambda bar: bar["p50_ns"])
-    for name, found in row["apart"].items():
-        if not found["load"]["quiet"]:
-            continue  # no figure to draw; the table says so
-        after = next((i for i, b in enumerate(bars) if b["name"] == name), None)
-        if "p50_ns" in found and after is not None:
+    for name, times in row["apart"].items():
+        # a failed or noisy measurement is in the table only
+        if "p50_ns" not in times or not times["load"]["quiet"]:
+            continue
+        above = next((i for i, b in enumerate(bars) if b["name"] == name), None)
+        if above is not None:
+            colour = bars[above]["colour"]
             bars.insert(
-                after + 1,
-                found | {"colour": bars[after]["colour"], "label": f"{name}, apart", "name": ""},
+                above + 1, times | {"colour": colour, "label": f"{name}, apart", "name": ""}
             )
-    # the copy is drawn by its stream
+    # the copy's bar would say the same as the stream's
     floors = {bandwidth.STREAM: "bare stream, 28 B/parameter", backward.NO_STEP: backward.NO_STEP}
     for name, label in floors.items():
         if name in row["probes"]:
@@ -50,16 +51,17 @@ def _ratio(bar: dict[str, Any]) -> str:
 
 
 def _verdicts(targets: list[dict[str, Any]]) -> str:
-    """Those against torch; of several of ours, each by its name after what they are held to."""
-    found: dict[float, list[str]] = {}
+    """Return the targets against torch; each bound once, with the results of all that it holds for."""
+    texts_by_bound: dict[float, list[str]] = {}
     for t in targets:
         if t["quantity"] == "torch fused" and t["value"] is not None:
-            # an older run's have no name
+            # targets of older runs have no name
             name = (t.get("contestant") or "").removeprefix("ours ")
-            text = f"{name} {t['value']:.2f}x, {judged(t['met']).lower()}".strip()
-            found.setdefault(t["bound"], []).append(text)
+            text = f"{name} {t['value']:.2f}x, {verdict(t['met']).lower()}".strip()
+            texts_by_bound.setdefault(t["bound"], []).append(text)
     return "; ".join(
-        f"target {bound:g}x torch fused: {'; '.join(texts)}" for bound, texts in found.items()
+        f"target {bound:g}x torch fused: {'; '.join(texts)}"
+        for bound, texts in texts_by_bound.items()
     )
 
 
@@ -67,22 +69,20 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
     bars = _bars(row)
     fused = next((b["p50_ns"] for b in bars if b.get("name") == "torch fused"), bars[0]["p50_ns"])
     longest = min(max(b["p80_ns"] for b in bars), CUT * max(fused, min(b["p50_ns"] for b in bars)))
-    for place, bar in enumerate(bars):
-        middle = bar["p50_ns"]
-        shown = min(middle, longest)
+    for y, bar in enumerate(bars):
+        median = bar["p50_ns"]
+        shown = min(median, longest)
         ours = bar["colour"] == OURS
-        axes.barh(place, shown, color=bar["colour"], height=0.66)
-        if middle <= longest:
-            spread = [[middle - bar["p20_ns"]], [min(bar["p80_ns"], longest) - middle]]
-            axes.errorbar(
-                middle, place, xerr=spread, fmt="none", ecolor=FAINT, elinewidth=1, capsize=2
-            )
-        end = min(max(bar["p80_ns"], middle), longest)
-        cut = " (bar cut)" if middle > longest else ""
+        axes.barh(y, shown, color=bar["colour"], height=0.66)
+        if median <= longest:
+            spread = [[median - bar["p20_ns"]], [min(bar["p80_ns"], longest) - median]]
+            axes.errorbar(median, y, xerr=spread, fmt="none", ecolor=FAINT, elinewidth=1, capsize=2)
+        end = min(max(bar["p80_ns"], median), longest)
+        cut = " (bar cut)" if median > longest else ""
         axes.text(
             end + 0.015 * longest,
-            place,
-            " " + duration(middle) + _ratio(bar) + cut,
+            y,
+            " " + duration(median) + _ratio(bar) + cut,
             va="center",
             fontsize=8.5,
             color=OURS if ours else INK,
@@ -113,7 +113,7 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
 
 
 def draw(result: dict[str, Any], path: Path) -> bool:
-    """Write the chart to `path`; False if nothing has been timed. Needs matplotlib."""
+    """Write the chart to `path`; return False if nothing was timed. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     rows = [
@@ -151,7 +151,7 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     footer = figure.text(0.01, 0.06 / height, heading(result), fontsize=8, color=FAINT, va="bottom")
     for text in (title, footer):
         text.set_in_layout(False)
-    # what heading and footer take does not grow with the figure
+    # title and footer keep their height, however large the figure is
     figure.tight_layout(rect=(0, 0.25 / height, 1, 1 - 0.35 / height), w_pad=3, h_pad=2)
     figure.savefig(path)
     return True

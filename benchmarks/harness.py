@@ -1,26 +1,27 @@
-"""One row: how long everyone's step takes, and what that says of the targets."""
+"""One row: the time of each contestant's step, and the verdicts on the targets."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from . import bandwidth, machine
-from .apart import Apart
-from .contestant import Contestant
-from .entries import (
+from .contestant import Contestant, find_contestant
+from .parity import reference_step
+from .preparation import (
     SEED,
     SKIPPED,
     TIMED,
-    Settings,
-    enter,
+    MeasurementSettings,
+    exclusion,
     gradient_sets,
-    refused,
+    prepare,
 )
-from .parity import expect
+from .separate_processes import SeparateProcesses
 from .timing import (
     Action,
     interleave,
@@ -30,18 +31,19 @@ from .timing import (
 )
 from .workloads import TORCH_FUSED, Target, Workload
 
+Samples = dict[str, list[float]]
+
 
 def run_row(
     workload: Workload,
-    field: list[Contestant],
-    settings: Settings,
-    apart: Apart | None = None,
+    contestants: list[Contestant],
+    settings: MeasurementSettings,
+    processes: SeparateProcesses | None = None,
 ) -> dict[str, Any]:
-    """Measure one workload; `field` lists the contestants, our reference among them.
+    """Measure one workload; `contestants` must include our reference.
 
-    Returns the row as it goes into the JSON: entries with status, quantiles, every sample and
-    ratios; what torch's fused step and ours take in processes of their own; the targets, met or
-    missed.
+    Returns the row of the JSON: `entries` with status, quantiles, every sample and ratios; `apart` with the
+    times of torch's fused step and of ours in separate processes; the targets, met or missed.
     """
     row: dict[str, Any] = {
         "name": workload.name,
@@ -52,118 +54,146 @@ def run_row(
         "gradients": workload.gradients,
         "entries": [],
     }
-    if workload.around:
-        row["around"] = workload.around.words
+    if workload.training_step:
+        row["around"] = workload.training_step.description
     if workload.states:
         row["states"] = workload.states
     if settings.device == "cuda":
-        # an earlier row's memory, or the process alone finds none
+        # free the memory of earlier rows for the separate processes
         gc.collect()
         torch.cuda.empty_cache()
-    # start, gradients (twice if they change), the reference's step, the probes, one contestant
-    each = 16 + 16 + 24 + (8 if workload.new_gradients else 4)
-    # gradients of their own and averages, the reference's and a contestant's
-    need = (each + (20 if workload.around else 0)) * workload.numel
-    have = machine.available_bytes(settings.device)
-    if need > 0.9 * have:
-        row["reason"] = f"needs {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB available"
+    if shortage := machine.memory_shortage(_bytes_needed(workload), settings.device):
+        row["reason"] = shortage
         return row
-    able = [c for c in field if not refused(c, workload, settings)]
-    mine = next((c.name for c in able if c.family == "ours"), None)
-    raced = {t.contestant for t in workload.targets if t.quantity == TORCH_FUSED}
-    wanted = {TORCH_FUSED, mine, *raced}
-    names = [c.name for c in able if c.name in wanted]
-    row["apart"] = apart.measure(names, workload, settings) if apart else {}
+    row["apart"] = {}
+    if processes is not None:
+        names = _timed_separately(workload, contestants, settings)
+        row["apart"] = processes.measure(names, workload, settings)
 
     start = workload.start(settings.device, SEED)
     gradients = {
         dtype: gradient_sets(workload, settings.device, SEED, dtype)
-        for dtype in dict.fromkeys((torch.float32, *(c.dtype for c in field)))
+        for dtype in dict.fromkeys((torch.float32, *(c.dtype for c in contestants)))
     }
-    reference = next(c for c in field if c.name == "ours reference")
-    expected = expect(reference, workload, start, gradients[reference.dtype][0])
-    # before the contestants, so that what is left for them is known
+    reference = find_contestant(contestants, "ours reference")
+    expected = reference_step(reference, workload, start, gradients[reference.dtype][0])
+    # allocated before the contestants, whose check of the free memory then sees the probes' share
     probes, row["stream_is"] = bandwidth.probes(workload.numel, settings.device)
     actions: dict[str, Action] = {}
-    for contestant in field:
-        own = gradients[contestant.dtype]
-        entry, record = enter(contestant, workload, settings, start, own[0], expected)
+    for contestant in contestants:
+        sets = gradients[contestant.dtype]
+        prepared, record = prepare(contestant, workload, settings, start, sets[0], expected)
         row["entries"].append(record)
-        if entry is not None:
-            actions[contestant.name] = entry.action(settings.device, *own)
+        if prepared is not None:
+            actions[contestant.name] = prepared.action(settings.device, *sets)
     del start, expected
     actions |= {name: Action(call, settings.device) for name, call in probes.items()}
-    samples, row["load"] = machine.quietly(
+    samples, row["load"] = machine.measure_when_quiet(
         lambda: interleave(actions, settings.rounds, settings.seconds, SEED), settings.patience
     )
     row["rounds"] = len(samples[bandwidth.COPY])
-    _summarise(row, samples)
-    row["targets"] = targets_of(row, workload.targets)
+    _summarize(row, samples)
+    row["targets"] = judge_targets(row, workload.targets)
     return row
 
 
-def _summarise(row: dict[str, Any], samples: dict[str, list[float]]) -> None:
+def _bytes_needed(workload: Workload) -> int:
+    # initial parameters and gradients (two sets if they change), the reference's p, m, v and gradient,
+    # the probes, one contestant
+    per_parameter = 16 + 16 + 24 + (8 if workload.new_gradients else 4)
+    # gradients of their own and averages, the reference's and a contestant's
+    return (per_parameter + (20 if workload.training_step else 0)) * workload.numel
+
+
+def _timed_separately(
+    workload: Workload, contestants: list[Contestant], settings: MeasurementSettings
+) -> list[str]:
+    """Return torch's fused step, our first contestant, and those that have a target against torch."""
+    able = [c for c in contestants if not exclusion(c, workload, settings)]
+    ours = next((c.name for c in able if c.family == "ours"), None)
+    targeted = {t.contestant for t in workload.targets if t.quantity == TORCH_FUSED}
+    return [c.name for c in able if c.name in {TORCH_FUSED, ours, *targeted}]
+
+
+def times_torch_fused(samples: Samples, name: str) -> dict[str, float]:
+    """Return how many times as fast as torch's fused step an action is; {} if that step was not timed."""
+    if TORCH_FUSED not in samples:
+        return {}
+    ratio = median_ratio(samples[TORCH_FUSED], samples[name])
+    return {"times_torch_fused": round(ratio, 4)}
+
+
+def _summarize(row: dict[str, Any], samples: Samples) -> None:
     numel = row["parameters"]
     row["probes"] = {}
     for name in (bandwidth.COPY, bandwidth.STREAM):
-        found = quantiles(samples[name])
-        speed = bandwidth.bytes_moved(name, numel) / found["p50_ns"]
-        row["probes"][name] = found | {
+        times = quantiles(samples[name])
+        speed = bandwidth.bytes_moved(name, numel) / times["p50_ns"]
+        row["probes"][name] = times | {
             "gb_per_s": round(speed, 3),
             "samples_ns": rounded(samples[name]),
         }
     for entry in row["entries"]:
-        mine = samples.get(entry["name"])
-        if mine is None:
+        name = entry["name"]
+        if name not in samples:
             continue
-        entry |= quantiles(mine)
+        entry |= quantiles(samples[name])
         moved = entry["bytes_per_parameter"] * numel
         entry["gb_per_s"] = round(moved / entry["p50_ns"], 3)
         for probe, key in ((bandwidth.COPY, "copy"), (bandwidth.STREAM, "stream")):
-            # bytes over time against the probe's, within each round
-            share = median_ratio(samples[probe], mine) * moved / bandwidth.bytes_moved(probe, numel)
+            # bandwidth relative to the probe's, within each round
+            time_ratio = median_ratio(samples[probe], samples[name])
+            share = time_ratio * moved / bandwidth.bytes_moved(probe, numel)
             entry[f"share_of_{key}"] = round(share, 4)
-        if TORCH_FUSED in samples:
-            entry["times_torch_fused"] = round(median_ratio(samples[TORCH_FUSED], mine), 4)
-        entry["samples_ns"] = rounded(mine)
+        entry |= times_torch_fused(samples, name)
+        entry["samples_ns"] = rounded(samples[name])
 
 
-def targets_of(row: dict[str, Any], targets: tuple[Target, ...]) -> list[dict[str, Any]]:
-    """Each target of the row's device with the value of the contestant that it is about.
+def judge_targets(row: dict[str, Any], targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """Return the records of the targets that hold for the row's device, with value and verdict.
 
-    That is the first of ours that can run here, unless the target names another. Against torch, both
-    are timed interleaved and both apart, and the lower ratio counts; "met" is None where nothing can
-    be said.
+    A target is about the first of ours that can run here, unless it names another. Against torch, the lower
+    of two ratios counts: both timed interleaved, and both in separate processes. "met" is None where the
+    machine was not quiet or nothing was measured.
     """
     able = [e for e in row["entries"] if e["family"] == "ours" and e["status"] != SKIPPED]
-    found = []
+    quiet = all(
+        load["quiet"]
+        for load in (row["load"], *(a["load"] for a in row["apart"].values() if "load" in a))
+    )
+    records = []
     for target in targets:
-        if target.device is not None and target.device != row["device"]:
+        if target.device not in (None, row["device"]):
             continue
-        mine = next((e for e in able if target.contestant in (None, e["name"])), None)
         record = asdict(target) | {"backend": None, "value": None, "met": None}
-        found.append(record)
-        if mine is None:
+        records.append(record)
+        entry = next((e for e in able if target.contestant in (None, e["name"])), None)
+        if entry is None:
             continue
-        record["backend"] = mine["name"]
-        if mine["status"] != TIMED:
+        record["backend"] = entry["name"]
+        if entry["status"] != TIMED:
             continue
-        if target.quantity == TORCH_FUSED:
-            value = mine.get("times_torch_fused")
-            ours, torchs = (row["apart"].get(name, {}) for name in (mine["name"], TORCH_FUSED))
-            if value is not None and "p50_ns" in ours and "p50_ns" in torchs:
-                record["interleaved"] = value
-                record["apart"] = round(torchs["p50_ns"] / ours["p50_ns"], 4)
-                value = min(value, record["apart"])
-        elif target.quantity == "launches":
-            value = mine.get("launches")
-        elif target.quantity == "stored":
-            value = mine["stored_bytes_per_parameter"]
-        else:
-            value = mine[f"share_of_{target.quantity}"]
-        record["value"] = value
-        loads = [row["load"], *(a["load"] for a in row["apart"].values() if "load" in a)]
-        certain = target.is_counted or all(load["quiet"] for load in loads)
-        if value is not None and certain:
-            record["met"] = target.met_by(value)
-    return found
+        record |= _values(target, entry, row["apart"])
+        if record["value"] is not None and (quiet or target.is_counted):
+            record["met"] = target.met_by(record["value"])
+    return records
+
+
+def _values(target: Target, entry: dict[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of a target; against torch, also both ratios that it is the lower of."""
+    if target.quantity == "launches":
+        return {"value": entry.get("launches")}
+    if target.quantity == "stored":
+        return {"value": entry["stored_bytes_per_parameter"]}
+    if target.quantity != TORCH_FUSED:
+        return {"value": entry[f"share_of_{target.quantity}"]}
+    interleaved = entry.get("times_torch_fused")
+    ours, theirs = (apart.get(name, {}) for name in (entry["name"], TORCH_FUSED))
+    if interleaved is None or "p50_ns" not in ours or "p50_ns" not in theirs:
+        return {"value": interleaved}
+    separate = round(theirs["p50_ns"] / ours["p50_ns"], 4)
+    return {
+        "value": min(interleaved, separate),
+        "interleaved": interleaved,
+        "apart": separate,
+    }

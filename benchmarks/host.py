@@ -1,18 +1,20 @@
-"""What step() costs on the host around the kernel."""
+"""The host row: the cost of step() on the host around the kernel."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import machine
 from .contestant import Contestant
-from .entries import (
+from .formatting import duration, load_summary, verdict
+from .preparation import (
     SEED,
-    Entry,
-    Settings,
+    MeasurementSettings,
+    PreparedContestant,
     gradient_sets,
 )
 from .timing import (
@@ -25,31 +27,32 @@ from .timing import (
 from .workloads import TORCH_FUSED, Workload
 
 NAME = "host: step() around the kernel"
-# targets, by what a gradient did since the last step
+# targets; those per parameter depend on the gradient's fate since the last step
 PER_STEP_US = 20.0
 PER_PARAMETER_US = {"kept": 0.25, "new each step": 0.6}
 COUNTS = (2, 148, 600)
 
 
 def allowed_us(count: int, gradients: str) -> float:
-    """The most that a step over `count` parameters may cost on the host."""
+    """Return the most microseconds that a step over `count` parameters may cost on the host."""
     return PER_STEP_US + PER_PARAMETER_US[gradients] * count
 
 
-@dataclasses.dataclass
+@dataclass
 class KernelClock:
-    """Nanoseconds inside the CPU kernel's entry point; zero if nothing went through it."""
+    """Nanoseconds inside the CPU kernel's entry point; zero if nothing was called."""
 
     total: int = 0
 
     def take(self) -> int:
+        """Return the time since the last call of this method."""
         taken, self.total = self.total, 0
         return taken
 
 
 @contextmanager
 def kernel_clock() -> Iterator[KernelClock]:
-    """Time every call of the CPU kernel. The clock's own cost stays with the host's share."""
+    """Time every call of the CPU kernel. The clock's own cost counts as the host's."""
     from stackelberg_fused import _cpu
 
     clock, kernel = KernelClock(), _cpu.step
@@ -66,18 +69,18 @@ def kernel_clock() -> Iterator[KernelClock]:
         _cpu.step = kernel
 
 
-@dataclasses.dataclass
-class WithoutKernel(Action):
+@dataclass
+class ActionWithoutKernel(Action):
     """An action whose samples leave out the time inside the CPU kernel."""
 
-    clock: KernelClock = dataclasses.field(default_factory=KernelClock)
-    kernel_ns: list[float] = dataclasses.field(default_factory=list)
+    clock: KernelClock = field(default_factory=KernelClock)
+    kernel_ns: list[float] = field(default_factory=list)
 
-    def _stepwise_burst(self) -> float:
+    def _time_each_call(self) -> float:
         self.clock.take()
-        whole = super()._stepwise_burst()
-        self.kernel_ns.append(self.clock.take() / self.inner)
-        return whole - self.kernel_ns[-1]
+        total = super()._time_each_call()
+        self.kernel_ns.append(self.clock.take() / self.iterations)
+        return total - self.kernel_ns[-1]
 
 
 def _workload(count: int, gradients: str) -> Workload:
@@ -91,75 +94,97 @@ def _workload(count: int, gradients: str) -> Workload:
 
 
 def _action(contestant: Contestant, workload: Workload, device: str) -> Action:
-    entry = Entry.build(contestant, workload, workload.tensors(device, SEED, 1.0))
-    action = entry.action(device, *gradient_sets(workload, device, SEED))
+    start = workload.tensors(device, SEED, 1.0)
+    prepared = PreparedContestant.build(contestant, workload, start)
+    action = prepared.action(device, *gradient_sets(workload, device, SEED))
     action.host_only = True
     return action
 
 
 def _case(
-    mine: Contestant,
-    fused: Contestant,
+    ours: Contestant,
+    torch_fused: Contestant,
     workload: Workload,
-    settings: Settings,
+    settings: MeasurementSettings,
     seconds: float,
     patience: float,
 ) -> dict[str, Any]:
     device, count = settings.device, len(workload.shapes)
-    whole, theirs = (_action(c, workload, device) for c in (mine, fused))
-    with kernel_clock() if device == "cpu" else _no_clock() as clock:
-        around = WithoutKernel(whole.call, device, whole.before, True, clock=clock)
-        samples, load = machine.quietly(
-            lambda: interleave(
-                {mine.name: around, TORCH_FUSED: theirs}, settings.rounds, seconds, SEED
-            ),
-            patience,
+    our_action, torch_action = (_action(c, workload, device) for c in (ours, torch_fused))
+    # on a GPU the call returns before the kernel has run
+    with kernel_clock() if device == "cpu" else contextlib.nullcontext(KernelClock()) as clock:
+        host_action = ActionWithoutKernel(
+            our_action.call, device, our_action.setup, True, clock=clock
         )
-    found = quantiles(samples[mine.name])
-    gradients = "new each step" if workload.new_gradients else "kept"
-    allowed = allowed_us(count, gradients)
-    # the clock ran in earlier attempts and in the calibration too
-    kernel = quantiles(around.kernel_ns[-len(samples[mine.name]) :])
-    return found | {
+        actions = {ours.name: host_action, TORCH_FUSED: torch_action}
+        samples, load = machine.measure_when_quiet(
+            lambda: interleave(actions, settings.rounds, seconds, SEED), patience
+        )
+    times = quantiles(samples[ours.name])
+    allowed = allowed_us(count, workload.gradients)
+    # the clock also ran in earlier attempts and during calibration
+    kernel_times = quantiles(host_action.kernel_ns[-len(samples[ours.name]) :])
+    return times | {
         "parameters": count,
-        "gradients": gradients,
-        "kernel_p50_ns": kernel["p50_ns"],
+        "gradients": workload.gradients,
+        "kernel_p50_ns": kernel_times["p50_ns"],
         "allowed_us": allowed,
-        "met": found["p50_ns"] <= allowed * 1e3 if load["quiet"] else None,
+        "met": times["p50_ns"] <= allowed * 1e3 if load["quiet"] else None,
         "torch_fused_whole_step": quantiles(samples[TORCH_FUSED]),
-        "samples_ns": rounded(samples[mine.name]),
+        "samples_ns": rounded(samples[ours.name]),
         "load": load,
     }
 
 
 def run(
-    mine: Contestant, fused: Contestant, settings: Settings, counts: tuple[int, ...] = COUNTS
+    ours: Contestant,
+    torch_fused: Contestant,
+    settings: MeasurementSettings,
+    counts: tuple[int, ...] = COUNTS,
 ) -> dict[str, Any]:
-    """A row: our step less the time inside the kernel; torch's whole step beside it.
-
-    On a GPU the call returns before the kernel has run, so the call is the host's share.
-    """
-    cases = 2 * len(counts)
+    """Measure the row: our step less the time inside the kernel, and torch's whole step beside it."""
+    cases = len(PER_PARAMETER_US) * len(counts)
     seconds, patience = settings.seconds / cases, settings.patience / cases
-    row: dict[str, Any] = {"name": NAME, "device": settings.device, "backend": mine.name}
+    row: dict[str, Any] = {"name": NAME, "device": settings.device, "backend": ours.name}
     row["cases"] = [
-        _case(mine, fused, _workload(count, gradients), settings, seconds, patience)
+        _case(ours, torch_fused, _workload(count, gradients), settings, seconds, patience)
         for count in counts
         for gradients in PER_PARAMETER_US
     ]
     row["per_parameter_us"] = {
-        gradients: _slope([c for c in row["cases"] if c["gradients"] == gradients])
+        gradients: _slope_us([c for c in row["cases"] if c["gradients"] == gradients])
         for gradients in PER_PARAMETER_US
     }
     return row
 
 
-@contextmanager
-def _no_clock() -> Iterator[KernelClock]:
-    yield KernelClock()
+def _slope_us(cases: list[dict[str, Any]]) -> float:
+    """Return the cost of each further parameter, from the cases with the fewest and the most."""
+    fewest, most = cases[0], cases[-1]
+    rise = most["p50_ns"] - fewest["p50_ns"]
+    return round(rise / (most["parameters"] - fewest["parameters"]) / 1e3, 4)
 
 
-def _slope(cases: list[dict[str, Any]]) -> float:
-    few, many = cases[0], cases[-1]
-    rise = many["p50_ns"] - few["p50_ns"]
-    return round(rise / (many["parameters"] - few["parameters"]) / 1e3, 4)
+def lines(row: dict[str, Any]) -> Iterator[str]:
+    """Format the row as text."""
+    yield row["name"]
+    yield f"  {row['backend']}, parameters of 16 elements"
+    yield (
+        f"  {'parameters':>10}  {'gradients':<14}{'host, median':>14}{'p20 .. p80':>22}"
+        f"{'allowed':>10}{'':>18}{'kernel':>10}{'torch fused, all':>18}"
+    )
+    for case in row["cases"]:
+        yield (
+            f"  {case['parameters']:>10}  {case['gradients']:<14}{duration(case['p50_ns']):>14}"
+            f"{duration(case['p20_ns']) + ' .. ' + duration(case['p80_ns']):>22}"
+            f"{case['allowed_us']:>7.0f} us{verdict(case['met']):>18}"
+            f"{duration(case['kernel_p50_ns']):>10}"
+            f"{duration(case['torch_fused_whole_step']['p50_ns']):>18}"
+        )
+    slopes = ", ".join(
+        f"gradients {key} {value:.3f} us (at most {PER_PARAMETER_US[key]})"
+        for key, value in row["per_parameter_us"].items()
+    )
+    yield f"  each further parameter: {slopes}"
+    busiest = max(row["cases"], key=lambda case: case["load"]["other_processes_cpus"])
+    yield f"  at the worst, {load_summary(busiest['load'])}"

@@ -1,11 +1,13 @@
-"""What ran, where, and how quiet it was."""
+"""The machine: hardware, versions, commit, free memory, and the load by others during a measurement."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 PACKAGES = (
     "torch",
     "triton",
@@ -27,7 +29,7 @@ PACKAGES = (
 )
 
 
-def _first(path: str, key: str) -> str:
+def _first_value(path: str, key: str) -> str:
     try:
         for line in Path(path).read_text().splitlines():
             if line.startswith(key):
@@ -38,13 +40,13 @@ def _first(path: str, key: str) -> str:
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
-    return _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    """Return the processor's name as the kernel gives it."""
+    return _first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Processor, memory and, for "cuda", the card."""
-    found: dict[str, Any] = {
+    """Describe processor, memory and, for "cuda", the GPU."""
+    description: dict[str, Any] = {
         "cpu": cpu_model(),
         "logical_cpus": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -53,24 +55,24 @@ def hardware(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = properties.name
-        found["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
-        found["gpu_driver"] = _command(
+        description["gpu"] = properties.name
+        description["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
+        description["gpu_driver"] = _command(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         )
-        found["cuda"] = torch.version.cuda
-    return found
+        description["cuda"] = torch.version.cuda
+    return description
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every contestant that is installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of every contestant's package that is installed."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _command(*arguments: str) -> str:
@@ -84,32 +86,50 @@ def _command(*arguments: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, "+changes" when tracked files differ, "" outside a checkout."""
+    """Return the checkout's commit, with "+changes" if tracked files differ; "" outside a checkout."""
     revision = _command("git", "rev-parse", "HEAD")
     changed = revision and _command("git", "status", "--porcelain", "--untracked-files=no")
     return revision + ("+changes" if changed else "")
 
 
+def provenance(device: str) -> dict[str, Any]:
+    """Describe what produced a result: command, commit, hardware and versions."""
+    return {
+        "command": shlex.join(["python", "-m", "stackelberg_fused", *sys.argv[1:]]),
+        "commit": commit(),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
 def available_bytes(device: str, total: bool = False) -> int:
-    """Memory free now, or all there is; without /proc, all of the physical memory."""
+    """Return the free memory, or the whole of it; without /proc, always all physical memory."""
     if device == "cuda":
         free, everything = torch.cuda.mem_get_info()
-        # what torch's allocator holds but nobody uses is as good as free
+        # memory that torch's allocator has cached but nobody uses is as good as free
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return everything if total else free + cached
-    kib = _first("/proc/meminfo", "MemTotal" if total else "MemAvailable").split()
+    kib = _first_value("/proc/meminfo", "MemTotal" if total else "MemAvailable").split()
     if kib:
         return int(kib[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# above this share of the processors in other hands, threads wait for each other at every barrier
+def memory_shortage(needed: int, device: str) -> str:
+    """Return the reason why `needed` bytes do not fit into the free memory, or ""."""
+    available = available_bytes(device)
+    if needed <= 0.9 * available:
+        return ""
+    return f"needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+
+
+# if others use more than this share of the processors, threads wait for each other at every barrier
 QUIET_SHARE = 0.1
 
 
 @dataclass
 class Load:
-    """How much of the machine others used since construction."""
+    """The share of the machine that others have used since construction."""
 
     def __post_init__(self) -> None:
         self._busy, self._stolen = self._machine()
@@ -117,6 +137,7 @@ class Load:
 
     @staticmethod
     def _machine() -> tuple[float, float]:
+        """Return CPU seconds that were spent on this machine, and those that its host gave to others."""
         try:
             ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
         except (OSError, ValueError):
@@ -127,11 +148,12 @@ class Load:
 
     @staticmethod
     def _process() -> float:
+        """Return CPU seconds of this process and of its children that have ended."""
         t = os.times()
         return t.user + t.system + t.children_user + t.children_system
 
     def others(self) -> dict[str, Any]:
-        """CPUs kept busy by other processes, and by other guests of the host, on average."""
+        """Return how many CPUs other processes, and other guests of the host, used on average."""
         busy, stolen = self._machine()
         wall = max(time.monotonic() - self._wall, 1e-9)
         own = self._process() - self._own
@@ -144,10 +166,12 @@ class Load:
         }
 
 
-def quietly(measure: Callable[[], Found], patience: float) -> tuple[Found, dict[str, Any]]:
-    """`measure()` and the load meanwhile, from the first time that the machine was quiet.
+def measure_when_quiet(
+    measure: Callable[[], Result], patience: float
+) -> tuple[Result, dict[str, Any]]:
+    """Repeat `measure()` until the machine was quiet meanwhile; return that result and the load.
 
-    Without a quiet moment within `patience` seconds, the last measurement counts.
+    If the machine was never quiet within `patience` seconds, the last measurement counts.
     """
     end = time.monotonic() + patience
     while True:
@@ -157,7 +181,7 @@ def quietly(measure: Callable[[], Found], patience: float) -> tuple[Found, dict[
             if load.others()["quiet"]:
                 break
         load = Load()
-        found = measure()
-        seen = load.others()
-        if seen["quiet"] or time.monotonic() > end:
-            return found, seen
+        result = measure()
+        others = load.others()
+        if others["quiet"] or time.monotonic() > end:
+            return result, others

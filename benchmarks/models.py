@@ -1,4 +1,4 @@
-"""What is trained where backward pass and step are measured together."""
+"""Workloads of the rows that measure backward pass and step together: models, batches and groups."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .workloads import (
-    HEAD_LR_RATIO,
-    HYPERPARAMETERS,
-    TORCH_FUSED,
-    Target,
-)
+from .workloads import TORCH_FUSED, Target, param_group
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-# low enough that a long run does not learn its batches: gradients stay as large as they were
+# so low that a long run does not learn its batches, and gradients keep their size
 RATE = 1e-5
 BATCHES = 64
 
 
 class ManyLayers(nn.Module):
-    """A residual MLP of many small layers: the parameters are numerous, the arithmetic is not."""
+    """A residual MLP of many small layers: it has many parameters and little arithmetic."""
 
     def __init__(self, layers: int, width: int, classes: int = 10) -> None:
         super().__init__()
@@ -31,19 +26,25 @@ class ManyLayers(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [batch, width] -> logits [batch, classes]."""
+        """Map x [batch, width] to logits [batch, classes]."""
         for layer in self.layers:
-            # so that activations neither vanish nor grow, however many layers there are
+            # the division keeps the size of activations, however many layers there are
             x = x + torch.tanh(layer(x)) / len(self.layers)
         return self.head(x)
 
 
 @dataclass(frozen=True)
-class Training:
-    """A model and what it is trained on, in random batches; `head` begins the names of the head.
+class TrainingWorkload:
+    """A model and the random batches that it is trained on.
 
-    `example(generator)` draws inputs and classes on the CPU; `bf16`: the forward pass is under
-    autocast to bfloat16. The rest is as in `workloads.Workload`.
+    Attributes:
+        name: the row's name.
+        model: builds the model.
+        example: draws inputs and classes of one batch on the CPU.
+        head: prefix of the names of the head's parameters.
+        devices: where the row is measured.
+        targets: bounds for our contestants.
+        bf16: the forward pass runs under autocast to bfloat16.
     """
 
     name: str
@@ -53,32 +54,31 @@ class Training:
     devices: tuple[str, ...] = ("cpu",)
     targets: tuple[Target, ...] = ()
     bf16: bool = False
-    # parity's reference makes a plain step
-    around: None = None
+    # the reference of the parity check makes an update alone
+    training_step: None = None
 
     def batches(self, device: str, seed: int) -> list[Batch]:
-        """The same for the same seed."""
+        """Draw the batches; the same seed gives the same ones."""
         generator = torch.Generator().manual_seed(seed)
         drawn = [self.example(generator) for _ in range(BATCHES)]
         return [(x.to(device), y.to(device)) for x, y in drawn]
 
-    def heads(self) -> list[bool]:
-        """Of each parameter whether it belongs to the head."""
+    def in_head(self) -> list[bool]:
+        """Tell of each parameter whether it belongs to the head."""
         with torch.device("meta"):
             names = [name for name, _ in self.model().named_parameters()]
         return [name.startswith(self.head) for name in names]
 
     def param_groups(self, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-        """The model's parameters, in its order, as two groups."""
-        roles = self.heads()
+        """Sort the model's parameters into a body group and a head group."""
+        in_head = self.in_head()
         return [
-            {
-                "params": [p for p, is_head in zip(params, roles, strict=True) if is_head == head],
-                "lr": RATE * (HEAD_LR_RATIO if head else 1.0),
-                "weight_decay": HYPERPARAMETERS["weight_decay"],
-                "role": "head" if head else "body",
-            }
-            for head in (False, True)
+            param_group(
+                [p for p, of_head in zip(params, in_head, strict=True) if of_head == is_head],
+                RATE,
+                is_head,
+            )
+            for is_head in (False, True)
         ]
 
 
@@ -104,31 +104,39 @@ def _mlp(batch: int, layers: int, width: int) -> dict[str, Any]:
     return {"model": lambda: ManyLayers(layers, width), "example": example, "head": "head"}
 
 
-def trainings() -> list[Training]:
-    """The rows: a model per shape of the work, on the CPU and on one H200."""
+def training_workloads() -> list[TrainingWorkload]:
+    """Return the workloads of `--with-backward`, for the CPU and for one H200."""
     small = {"vocabulary": 256, "context": 64, "layers": 4, "heads": 4, "width": 256}
     gpt2 = {"vocabulary": 50257, "context": 1024, "layers": 12, "heads": 12, "width": 768}
-    never_slower = (Target(TORCH_FUSED, 1.0), Target("launches", 1))
-    many = {"devices": ("cpu", "cuda"), "targets": (Target("launches", 1),)}
+    one_launch = Target("launches", 1)
     return [
-        Training("backward + step: GPT, 3.3M parameters", **_gpt(4, **small)),
-        Training("backward + step: MLP of 200 small layers", **_mlp(16, 200, 32), **many),
-        Training(
+        TrainingWorkload("backward + step: GPT, 3.3M parameters", **_gpt(4, **small)),
+        TrainingWorkload(
+            "backward + step: MLP of 200 small layers",
+            **_mlp(16, 200, 32),
+            devices=("cpu", "cuda"),
+            targets=(one_launch,),
+        ),
+        TrainingWorkload(
             "backward + step: GPT-2 small, untied (163M), bf16 autocast",
             **_gpt(4, **gpt2),
             devices=("cuda",),
-            targets=never_slower,
+            targets=(Target(TORCH_FUSED, 1.0), one_launch),
             bf16=True,
         ),
     ]
 
 
-def quick_trainings() -> list[Training]:
-    """Small models that show whether everything works."""
+def quick_training_workloads() -> list[TrainingWorkload]:
+    """Return small workloads that only show whether everything works."""
     tiny = {"vocabulary": 64, "context": 16, "layers": 1, "heads": 2, "width": 32}
     anywhere = ("cpu", "cuda")
-    target = (Target(TORCH_FUSED, 1.0), Target("launches", 1))
+    targets = (Target(TORCH_FUSED, 1.0), Target("launches", 1))
     return [
-        Training("backward + step: tiny GPT", **_gpt(2, **tiny), devices=anywhere, targets=target),
-        Training("backward + step: MLP of 20 small layers", **_mlp(4, 20, 16), devices=anywhere),
+        TrainingWorkload(
+            "backward + step: tiny GPT", **_gpt(2, **tiny), devices=anywhere, targets=targets
+        ),
+        TrainingWorkload(
+            "backward + step: MLP of 20 small layers", **_mlp(4, 20, 16), devices=anywhere
+        ),
     ]

@@ -1,4 +1,4 @@
-"""Who can stand in a row: ours on each backend, torch's own, and the peers that are installed."""
+"""torch's AdamW in its variants, and AdamW of the other libraries that are installed."""
 
 from __future__ import annotations
 
@@ -11,96 +11,62 @@ from typing import Any
 import torch
 
 from .contestant import (
+    Availability,
     Contestant,
     Groups,
-    Step,
-    Verdict,
-    anywhere,
-    plain,
+    OptimizerAndStep,
+    available_everywhere,
     with_step,
+    without_roles,
 )
-from .workloads import ADAM_BYTES, HYPERPARAMETERS, TORCH_FUSED
+from .ours import ours_by_backend
+from .workloads import HYPERPARAMETERS, TORCH_FUSED
 
-SMALL = 1_000_000
 # float32 p read and written, g read; two states of one byte read and written; scales left out
 EIGHT_BIT_BYTES = 16
-
-
-# --- ours
-
-
-def _make_ours(backend: str, groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    import stackelberg_fused as sf
-
-    return with_step(sf.StackelbergAdamW(groups, backend=backend, **HYPERPARAMETERS))
-
-
-def ours_available(backend: str, device: str) -> Verdict:
-    import stackelberg_fused as sf
-
-    if backend in ("triton", "cuda") and device != "cuda":
-        return False, "runs on a GPU"
-    if backend == "cpu" and device != "cpu":
-        return False, "runs on the host"
-    for status in sf.backends():
-        if status.name == backend:
-            return status.available, status.reason
-    return False, "not a backend of this version"
-
-
-def ours() -> list[Contestant]:
-    """One contestant per backend, `auto`'s preference first."""
-    return [
-        Contestant(
-            f"ours {backend}",
-            "ours",
-            functools.partial(_make_ours, backend),
-            functools.partial(ours_available, backend),
-            exact=True,
-            max_numel=SMALL if backend == "reference" else None,
-        )
-        for backend in ("cuda", "triton", "cpu", "reference")
-    ]
 
 
 # --- torch
 
 
-def make_torch(groups: Groups, **kind: bool) -> tuple[torch.optim.Optimizer, Step]:
-    """torch.optim.AdamW of that kind."""
-    return with_step(torch.optim.AdamW(plain(groups), **HYPERPARAMETERS, **kind))
+def _build(optimizer: Any, groups: Groups, **options: Any) -> OptimizerAndStep:
+    return with_step(optimizer(without_roles(groups), **HYPERPARAMETERS, **options))
 
 
-def _make_compiled(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
+def make_torch(groups: Groups, **options: bool) -> OptimizerAndStep:
+    """Build torch.optim.AdamW; `fused` or `foreach` chooses its implementation."""
+    return _build(torch.optim.AdamW, groups, **options)
+
+
+def _make_compiled(groups: Groups) -> OptimizerAndStep:
     import torch._inductor.config
 
-    # no workers that go on compiling, and disturb the others, when the time box ends
+    # no worker processes: they would go on compiling, and disturb the others, after the time limit
     torch._inductor.config.compile_threads = 1
     optimizer, step = make_torch(groups, foreach=True)
     return optimizer, torch.compile(lambda: step())
 
 
 def torch_contestants() -> list[Contestant]:
-    """torch.optim.AdamW in each of its settings."""
+    """Return torch.optim.AdamW in each of its variants."""
+    fused, foreach = (
+        functools.partial(make_torch, **{kind: True}) for kind in ("fused", "foreach")
+    )
+    loop = functools.partial(make_torch, foreach=False)
+    here = available_everywhere
     return [
-        Contestant(TORCH_FUSED, "torch", functools.partial(make_torch, fused=True), anywhere),
-        Contestant("torch foreach", "torch", functools.partial(make_torch, foreach=True), anywhere),
-        Contestant(
-            "torch for-loop",
-            "torch",
-            functools.partial(make_torch, foreach=False),
-            anywhere,
-            max_numel=200_000_000,
-        ),
-        Contestant("torch compiled", "torch", _make_compiled, anywhere, compiled=True),
+        Contestant(TORCH_FUSED, "torch", fused, here),
+        Contestant("torch foreach", "torch", foreach, here),
+        Contestant("torch for-loop", "torch", loop, here, max_numel=200_000_000),
+        Contestant("torch compiled", "torch", _make_compiled, here, compiled=True),
     ]
 
 
-# --- peers: each adapter says how the package spells the same AdamW
+# --- peers: each function builds the same AdamW as its package spells it
 
 
-def installed(package: str, devices: tuple[str, ...], device: str) -> Verdict:
-    """Whether a package is here and runs on a device."""
+def installed(package: str, devices: tuple[str, ...], device: str) -> Availability:
+    """Tell whether a package is installed and runs on a device."""
     if importlib.util.find_spec(package) is None:
         return False, "not installed"
     if device not in devices:
@@ -108,94 +74,67 @@ def installed(package: str, devices: tuple[str, ...], device: str) -> Verdict:
     return True, ""
 
 
-def _load(module: str) -> Any:
-    return importlib.import_module(module)
+def make_optimi(groups: Groups, **options: Any) -> OptimizerAndStep:
+    """Build torch-optimi's AdamW."""
+    return _build(importlib.import_module("optimi").AdamW, groups, **options)
 
 
-def make_optimi(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
-    """torch-optimi's AdamW."""
-    return with_step(_load("optimi").AdamW(plain(groups), **HYPERPARAMETERS, **kind))
+def make_flashoptim(groups: Groups, **options: Any) -> OptimizerAndStep:
+    """Build FlashOptim's AdamW."""
+    return _build(importlib.import_module("flashoptim").FlashAdamW, groups, **options)
 
 
-def make_flashoptim(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
-    """FlashOptim's AdamW."""
-    return with_step(_load("flashoptim").FlashAdamW(plain(groups), **HYPERPARAMETERS, **kind))
+def make_torchao(groups: Groups, **options: Any) -> OptimizerAndStep:
+    """Build torchao's AdamW with 8-bit states."""
+    return _build(importlib.import_module("torchao.optim").AdamW8bit, groups, **options)
 
 
-def make_torchao(groups: Groups, **kind: Any) -> tuple[torch.optim.Optimizer, Step]:
-    """torchao's AdamW with states of 8 bits."""
-    return with_step(_load("torchao.optim").AdamW8bit(plain(groups), **HYPERPARAMETERS, **kind))
+def make_bitsandbytes(groups: Groups, bits: int) -> OptimizerAndStep:
+    """Build bitsandbytes' AdamW with states of 32 or 8 bits."""
+    package = importlib.import_module("bitsandbytes.optim")
+    return _build(package.AdamW, groups, optim_bits=bits)
 
 
-def make_bitsandbytes(groups: Groups, bits: int) -> tuple[torch.optim.Optimizer, Step]:
-    """bitsandbytes' AdamW with states of so many bits."""
-    return with_step(
-        _load("bitsandbytes.optim").AdamW(plain(groups), optim_bits=bits, **HYPERPARAMETERS)
-    )
-
-
-def _deepspeed(groups: Groups) -> tuple[torch.optim.Optimizer, Step]:
-    adam = _load("deepspeed.ops.adam")
+def _make_deepspeed(groups: Groups) -> OptimizerAndStep:
+    package = importlib.import_module("deepspeed.ops.adam")
     on_host = groups[0]["params"][0].device.type == "cpu"
-    kind = adam.DeepSpeedCPUAdam if on_host else adam.FusedAdam
-    return with_step(kind(plain(groups), **HYPERPARAMETERS))
+    return _build(package.DeepSpeedCPUAdam if on_host else package.FusedAdam, groups)
+
+
+EVERYWHERE, GPU_ONLY = ("cpu", "cuda"), ("cuda",)
+
+
+def peer(
+    name: str,
+    package: str,
+    devices: tuple[str, ...],
+    make: Callable[[Groups], OptimizerAndStep],
+    **fields: Any,
+) -> Contestant:
+    """Describe another library's optimizer; `fields` are further ones of `Contestant`."""
+    return Contestant(name, "peer", make, functools.partial(installed, package, devices), **fields)
 
 
 def peers() -> list[Contestant]:
-    """Other libraries' AdamW on float32 parameters and gradients; states as the name says."""
-    everywhere, gpu = ("cpu", "cuda"), ("cuda",)
+    """Return other libraries' AdamW on float32 parameters and gradients; a name tells the bits of states."""
     # float32 parameters need no master bits
-    flashoptim = functools.partial(make_flashoptim, master_weight_bits=None)
-    table: list[tuple[str, str, tuple[str, ...], Callable[[Groups], Any], int, bool]] = [
-        ("torch-optimi", "optimi", everywhere, make_optimi, ADAM_BYTES, False),
-        (
-            "FlashOptim",
-            "flashoptim",
-            gpu,
-            functools.partial(flashoptim, quantize=False),
-            ADAM_BYTES,
-            False,
-        ),
-        (
-            "FlashOptim 8-bit",
-            "flashoptim",
-            gpu,
-            functools.partial(flashoptim, quantize=True),
-            EIGHT_BIT_BYTES,
-            False,
-        ),
-        ("torchao 8-bit", "torchao", everywhere, make_torchao, EIGHT_BIT_BYTES, True),
-        (
-            "bitsandbytes",
-            "bitsandbytes",
-            everywhere,
-            functools.partial(make_bitsandbytes, bits=32),
-            ADAM_BYTES,
-            False,
-        ),
-        (
-            "bitsandbytes 8-bit",
-            "bitsandbytes",
-            everywhere,
-            functools.partial(make_bitsandbytes, bits=8),
-            EIGHT_BIT_BYTES,
-            False,
-        ),
-        ("DeepSpeed", "deepspeed", everywhere, _deepspeed, ADAM_BYTES, True),
-    ]
+    flash32, flash8 = (
+        functools.partial(make_flashoptim, master_weight_bits=None, quantize=quantize)
+        for quantize in (False, True)
+    )
+    bits32, bits8 = (functools.partial(make_bitsandbytes, bits=bits) for bits in (32, 8))
+    eight_bit = {"bytes_per_parameter": EIGHT_BIT_BYTES}
     return [
-        Contestant(
-            name,
-            "peer",
-            make,
-            functools.partial(installed, package, devices),
-            compiled=compiled,
-            bytes_per_parameter=moved,
-        )
-        for name, package, devices, make, moved, compiled in table
+        peer("torch-optimi", "optimi", EVERYWHERE, make_optimi),
+        peer("FlashOptim", "flashoptim", GPU_ONLY, flash32),
+        peer("FlashOptim 8-bit", "flashoptim", GPU_ONLY, flash8, **eight_bit),
+        peer("torchao 8-bit", "torchao", EVERYWHERE, make_torchao, compiled=True, **eight_bit),
+        peer("bitsandbytes", "bitsandbytes", EVERYWHERE, bits32),
+        peer("bitsandbytes 8-bit", "bitsandbytes", EVERYWHERE, bits8, **eight_bit),
+        peer("DeepSpeed", "deepspeed", EVERYWHERE, _make_deepspeed, compiled=True),
     ]
 
 
-def contestants() -> list[Contestant]:
-    """Everyone, in the order of the table."""
-    return [*ours(), *torch_contestants(), *peers()]
+def float32_contestants() -> list[Contestant]:
+    """Return all contestants of a float32 row of the update alone, in the order of the table."""
+    return [*ours_by_backend(), *torch_contestants(), *peers()]

@@ -1,4 +1,4 @@
-"""The table, in 120 columns, and the JSON."""
+"""The report of a run: its tables, at most 120 columns wide, and the JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bandwidth, host, pools
-from .entries import SKIPPED, TIMED
-from .report_other import host_row, pools_row
-from .words import duration, judged, load_line
+from . import bandwidth, host, thread_contention
+from .formatting import duration, load_summary, verdict
+from .preparation import SKIPPED, TIMED
 
 WIDTH = 118
 Cells = tuple[str, ...]
@@ -29,8 +28,8 @@ COLUMNS: Columns = (
     ("of stream", 10),
     ("launches", 9),
 )
-# longer names, and memory beside time
-NARROW_COLUMNS: Columns = (
+# for longer names, and with memory beside time
+LOW_PRECISION_COLUMNS: Columns = (
     ("", 32),
     ("median", 9),
     ("p20 .. p80", 19),
@@ -47,8 +46,8 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _optional(entry: dict[str, Any], key: str, form: str) -> str:
-    return form.format(entry[key]) if key in entry else ""
+def _optional(entry: dict[str, Any], key: str, template: str) -> str:
+    return template.format(entry[key]) if key in entry else ""
 
 
 def _cells(entry: dict[str, Any], columns: Columns) -> Cells:
@@ -65,7 +64,7 @@ def _cells(entry: dict[str, Any], columns: Columns) -> Cells:
         "GB/s": _optional(entry, "gb_per_s", "{:.1f}"),
         "of copy": _share(entry.get("share_of_copy")),
         "of stream": _share(entry.get("share_of_stream")),
-        # everything that was launched, where a profiler has counted it
+        # where a profiler has counted, all launches
         "launches": str(entry.get("kernels") or entry.get("launches") or ""),
     }
     return tuple(cells[name] for name, _ in columns)
@@ -82,26 +81,26 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
-def _verdict(target: dict[str, Any], apart: dict[str, Any]) -> str:
+def _target_line(target: dict[str, Any], apart: dict[str, Any]) -> str:
     bound, value = target["bound"], target["value"]
-    what, sign, form = {
+    quantity, sign, template = {
         "torch fused": ("times torch fused", ">=", "{:.2f}"),
         "copy": ("of the copy's bandwidth", ">=", "{:.1%}"),
         "stream": ("of the bare stream's bandwidth", ">=", "{:.1%}"),
         "launches": ("launches per step", "<=", "{:.0f}"),
         "stored": ("bytes stored per parameter", "<=", "{:.2f}"),
     }[target["quantity"]]
-    text = f"target {sign} {form.format(bound)} {what}: "
+    text = f"target {sign} {template.format(bound)} {quantity}: "
     if value is None:
         return text + "not measured"
-    text += f"{form.format(value)} by {target['backend']}, {judged(target['met'])}"
+    text += f"{template.format(value)} by {target['backend']}, {verdict(target['met'])}"
     if target["quantity"] != "torch fused":
         return text
     if "apart" in target:
         return text + f" ({target['interleaved']:.2f} interleaved, {target['apart']:.2f} apart)"
     if not apart:
         return text
-    reasons = [found["reason"] for found in apart.values() if "reason" in found]
+    reasons = [times["reason"] for times in apart.values() if "reason" in times]
     return text + f" (interleaved only: {next(iter(reasons), 'no second figure')})"
 
 
@@ -113,7 +112,7 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     )
     if "around" in row:
         yield f"  timed: {row['around']}"
-    columns = NARROW_COLUMNS if "states" in row else COLUMNS
+    columns = LOW_PRECISION_COLUMNS if "states" in row else COLUMNS
     if "states" in row:
         yield "  torch fused: parameters, gradients and states of float32"
         yield "  moved: bytes per parameter that a step has to move; stored: parameters and states, as allocated"
@@ -121,10 +120,10 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     for entry in row["entries"]:
         if entry["status"] == TIMED:
             yield _line(_cells(entry, columns), columns)
-    for name, found in row["apart"].items():
-        if "p50_ns" in found:
-            noise = "" if found["load"]["quiet"] else " (!)"
-            yield _line(_cells(found | {"name": f"{name}, apart{noise}"}, columns), columns)
+    for name, times in row["apart"].items():
+        if "p50_ns" in times:
+            noise = "" if times["load"]["quiet"] else " (!)"
+            yield _line(_cells(times | {"name": f"{name}, apart{noise}"}, columns), columns)
     for name, probe in row["probes"].items():
         label = f"stream ({row['stream_is']})" if name == bandwidth.STREAM else name
         yield _line(_cells(probe | {"name": label}, columns), columns)
@@ -140,23 +139,23 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
         if entry["status"] not in (TIMED, SKIPPED):
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
     for target in row["targets"]:
-        yield "  " + _verdict(target, row["apart"])
-    for name, found in row["apart"].items():
-        if "load" in found and not found["load"]["quiet"]:
-            yield from _wrapped(f"(!) {name}, apart: {load_line(found['load'])}")
-    yield f"  {row['rounds']} rounds; {load_line(row['load'])}"
+        yield "  " + _target_line(target, row["apart"])
+    for name, times in row["apart"].items():
+        if "load" in times and not times["load"]["quiet"]:
+            yield from _wrapped(f"(!) {name}, apart: {load_summary(times['load'])}")
+    yield f"  {row['rounds']} rounds; {load_summary(row['load'])}"
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:
-    """One row of the JSON as text."""
+    """Format one row of the JSON as text."""
     if "reason" in row:
         return iter((row["name"], f"  skipped: {row['reason']}"))
-    writer = {host.NAME: host_row, pools.NAME: pools_row}.get(row["name"], _step_row)
-    return writer(row)
+    by_name = {host.NAME: host.lines, thread_contention.NAME: thread_contention.lines}
+    return by_name.get(row["name"], _step_row)(row)
 
 
 def heading(result: dict[str, Any]) -> str:
-    """What ran where, on one line, and a second if nothing here may be quoted."""
+    """Name machine and versions on one line; a second line says if no figure may be quoted."""
     hardware, versions = result["hardware"], result["versions"]
     return (
         f"{hardware.get('gpu') or hardware['cpu']}, {result['threads']} threads,"
@@ -168,10 +167,10 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def write(result: dict[str, Any], path: Path) -> None:
-    """Replace `path` at once, so that an interrupted run leaves the last whole file."""
+    """Replace `path` in one step, so that an interrupted run leaves a complete file."""
     partial = path.with_suffix(".part")
     text = json.dumps(result, indent=1)
-    # samples on one line each
+    # each list of samples goes on one line
     text = re.sub(r"\[[-\d.,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     partial.write_text(text + "\n")
     os.replace(partial, path)

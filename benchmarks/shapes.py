@@ -1,4 +1,4 @@
-"""The parameters of models that are often trained: name and shape of each."""
+"""Parameter names and shapes of common models."""
 
 from __future__ import annotations
 

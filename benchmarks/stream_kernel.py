@@ -1,4 +1,4 @@
-"""A Triton kernel that only moves what an Adam step moves: reads p, g, m, v and writes p, m, v."""
+"""A Triton kernel that only moves the bytes of an Adam step: it reads p, g, m, v and writes p, m, v."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _stream(p_ptr, g_ptr, m_ptr, v_ptr, numel, BLOCK: tl.constexpr):
     g = tl.load(g_ptr + offset, mask=mask)
     m = tl.load(m_ptr + offset, mask=mask)
     v = tl.load(v_ptr + offset, mask=mask)
-    # every value read is used, or the compiler drops its load
+    # each value must be used, or the compiler drops its load
     tl.store(m_ptr + offset, m + g, mask=mask)
     tl.store(v_ptr + offset, v + g, mask=mask)
     tl.store(p_ptr + offset, p + g, mask=mask)
 
 
 def stream(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, numel: int) -> None:
-    """One pass over four float32 arrays of `numel` elements: 28 bytes per element."""
+    """Pass once over four float32 arrays of `numel` elements; moves 28 bytes per element."""
     _stream[(triton.cdiv(numel, BLOCK),)](p, g, m, v, numel, BLOCK=BLOCK, num_warps=8)

@@ -1,4 +1,4 @@
-"""One step over a few sizes under pytest-benchmark: ``pytest benchmarks --benchmark-only``."""
+"""One step at a few sizes under pytest-benchmark: ``pytest benchmarks --benchmark-only``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from .contestant import Contestant
-from .entries import SEED, Entry, gradient_sets
-from .peers import TORCH_FUSED, contestants
-from .workloads import Workload
+from .peers import float32_contestants
+from .preparation import SEED, PreparedContestant, gradient_sets
+from .workloads import TORCH_FUSED, Workload
 
 SIZES = {
     "1 x 4k": ((4096,),),
@@ -16,7 +16,7 @@ SIZES = {
     "600 x 1000": ((1000,),) * 600,
     "1 x 16M": ((4096, 4096),),
 }
-CONTESTANTS = [c for c in contestants() if c.family == "ours" or c.name == TORCH_FUSED]
+CONTESTANTS = [c for c in float32_contestants() if c.family == "ours" or c.name == TORCH_FUSED]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -24,18 +24,19 @@ CONTESTANTS = [c for c in contestants() if c.family == "ours" or c.name == TORCH
 def test_step(benchmark, contestant: Contestant, size: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = SIZES[size]
-    halves = tuple(int(2 * i >= len(shapes)) for i in range(len(shapes)))
-    workload = Workload(size, shapes, halves, 1)
-    ok, reason = contestant.available(device)
-    if not ok:
+    group_of = tuple(int(2 * i >= len(shapes)) for i in range(len(shapes)))
+    workload = Workload(size, shapes, group_of, 1)
+    available, reason = contestant.available(device)
+    if not available:
         pytest.skip(reason)
     if contestant.max_numel and workload.numel > contestant.max_numel:
         pytest.skip(f"only up to {contestant.max_numel:,} parameters")
-    entry = Entry.build(contestant, workload, workload.tensors(device, SEED, 1.0))
-    entry.set_gradients(gradient_sets(workload, device, SEED)[0])
+    start = workload.tensors(device, SEED, 1.0)
+    prepared = PreparedContestant.build(contestant, workload, start)
+    prepared.set_gradients(gradient_sets(workload, device, SEED)[0])
 
     def step() -> None:
-        entry.step()
+        prepared.step()
         if device == "cuda":
             torch.cuda.synchronize()
 

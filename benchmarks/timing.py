@@ -1,4 +1,4 @@
-"""Clocks, bursts and interleaved rounds."""
+"""Clocks, samples and interleaved rounds."""
 
 from __future__ import annotations
 
@@ -11,84 +11,93 @@ from dataclasses import dataclass, field
 import torch
 
 now = time.perf_counter_ns
-# a sample is the mean over a burst of about this length, so that short steps are not lost in the
-# clock's own noise
-BURST_NS = 2_000_000
-# after another's turn it takes some milliseconds until caches, page tables and threads are settled,
-# whatever a step costs: everyone gets as many untimed calls as fit, and one at least
-SETTLE_NS = 5_000_000
-MAX_BURST = 50
+# a sample is the mean over calls that take about this long together, so that a short step is long
+# compared with the noise of the clock
+SAMPLE_NS = 2_000_000
+# after another contestant's turn, caches, page tables and threads need some milliseconds to settle,
+# whatever a step costs: each sample begins with as many untimed calls as fit, and at least one
+WARMUP_NS = 5_000_000
+MAX_ITERATIONS = 50
+# a step that takes longer than this needs no warm-up
 SLOW_NS = 100_000_000
 
 
-def nothing() -> None:
-    """What an action does between steps when gradients are kept."""
+def no_setup() -> None:
+    """Do nothing before a call."""
 
 
 @dataclass
 class Action:
-    """Something to time: `call()`, with `before()` outside the clock."""
+    """A call to be timed.
+
+    Attributes:
+        call: is timed.
+        device: "cuda" waits for the GPU at the end of each sample.
+        setup: runs before each call, outside the clock.
+        host_only: times the call alone and lets the GPU run on, which gives the cost on the host.
+        iterations: timed calls per sample; `calibrate` chooses it.
+        warmup_iterations: untimed calls before them; `calibrate` chooses it.
+    """
 
     call: Callable[[], object]
     device: str = "cpu"
-    before: Callable[[], object] = nothing
-    # time the call alone and let the GPU run on: the cost on the host
+    setup: Callable[[], object] = no_setup
     host_only: bool = False
-    inner: int = field(default=1, init=False)
-    warm: int = field(default=0, init=False)
+    iterations: int = field(default=1, init=False)
+    warmup_iterations: int = field(default=0, init=False)
 
     def calibrate(self) -> None:
-        """Choose the burst's length and the untimed calls in front of it; very long steps get none."""
+        """Choose the number of timed and of untimed calls per sample from the cost of a call."""
         cost = max(1, self.sample())
         if cost < SLOW_NS:
             cost = max(1, min(self.sample(), self.sample()))
-        self.inner = int(min(MAX_BURST, max(1, BURST_NS // cost)))
-        settling = min(MAX_BURST, max(1, round(SETTLE_NS / cost)))
-        self.warm = settling if cost < SLOW_NS else 0
+        self.iterations = int(min(MAX_ITERATIONS, max(1, SAMPLE_NS // cost)))
+        warmup = min(MAX_ITERATIONS, max(1, round(WARMUP_NS / cost)))
+        self.warmup_iterations = warmup if cost < SLOW_NS else 0
 
     def sample(self) -> float:
-        """Nanoseconds per call, the mean over one burst."""
-        for _ in range(self.warm):
-            self.before()
+        """Return nanoseconds per call, the mean of one sample."""
+        for _ in range(self.warmup_iterations):
+            self.setup()
             self.call()
-        if self.device == "cuda" and self.before is nothing and not self.host_only:
-            return self._device_burst()
-        return self._stepwise_burst()
+        if self.device == "cuda" and self.setup is no_setup and not self.host_only:
+            return self._time_by_events()
+        return self._time_each_call()
 
-    def _stepwise_burst(self) -> float:
+    def _time_each_call(self) -> float:
         total = 0
-        wait = self.device == "cuda"
-        for _ in range(self.inner):
-            self.before()
-            if wait:
+        on_gpu = self.device == "cuda"
+        for _ in range(self.iterations):
+            self.setup()
+            if on_gpu:
                 torch.cuda.synchronize()
             start = now()
             self.call()
-            if wait and not self.host_only:
+            if on_gpu and not self.host_only:
                 torch.cuda.synchronize()
             total += now() - start
-        return total / self.inner
+        return total / self.iterations
 
-    def _device_burst(self) -> float:
-        # a step shorter on the GPU than on the host shows as host time between the two events
+    def _time_by_events(self) -> float:
+        # where a step takes longer on the host than on the GPU, the time between the events is the host's
         begin = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         begin.record()
-        for _ in range(self.inner):
+        for _ in range(self.iterations):
             self.call()
         end.record()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end) * 1e6 / self.inner
+        return begin.elapsed_time(end) * 1e6 / self.iterations
 
 
 def interleave(
     actions: dict[str, Action], rounds: int, seconds: float, seed: int = 0
 ) -> dict[str, list[float]]:
-    """One sample of every action per round, in a new order each round.
+    """Take one sample of every action per round, in a new order each round.
 
-    Ends after `rounds`, or after `seconds` but not before the third round. Returns the samples in
-    nanoseconds, index i of every list from the same round.
+    The rounds end after `rounds` of them, or after `seconds` but not before the third. Returns samples in
+    nanoseconds; index i of every list is from the same round.
     """
     for action in actions.values():
         action.calibrate()
@@ -111,12 +120,12 @@ def interleave(
 
 
 def rounded(samples: list[float]) -> list[float]:
-    """To a tenth of a nanosecond."""
+    """Round to a tenth of a nanosecond."""
     return [round(s, 1) for s in samples]
 
 
 def quantile(samples: list[float], q: float) -> float:
-    """Linear interpolation between order statistics, `q` in [0, 1]."""
+    """Interpolate linearly between order statistics; `q` is in [0, 1]."""
     ordered = sorted(samples)
     position = q * (len(ordered) - 1)
     low = int(position)
@@ -125,10 +134,10 @@ def quantile(samples: list[float], q: float) -> float:
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
-    """p20, p50 and p80 in nanoseconds."""
+    """Return p20, p50 and p80 in nanoseconds."""
     return {f"p{int(q * 100)}_ns": round(quantile(samples, q), 1) for q in (0.2, 0.5, 0.8)}
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median over rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio within a round."""
     return quantile([n / d for n, d in zip(numerator, denominator, strict=True)], 0.5)

@@ -1,4 +1,4 @@
-"""What a process of its own measures; see ``alone.py``."""
+"""Answers to the requests that a process of ``clean_process.py`` gets."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from typing import Any
 
 import torch
 
-from .entries import SEED, Entry, gradient_sets
-from .machine import quietly
-from .peers import TORCH_FUSED
-from .pools import time_operators
+from .contestant import find_contestant
+from .lineup import contestants_for
+from .machine import measure_when_quiet
+from .preparation import SEED, PreparedContestant, gradient_sets
 from .rows import quick_workloads, workloads
+from .thread_contention import time_operators
 from .timing import interleave, rounded
-from .whole import field_of
+from .workloads import TORCH_FUSED
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request.
 
-    {"row", "contestant", "device", "rounds", "seconds", "threads", "patience"} times a contestant on
-    a row's workload: {"samples_ns"}. {"pools", "repeats", "threads"} times torch's operators, each
-    after a step of "ours cpu" or "torch fused".
+    {"row", "contestant", "device", "rounds", "seconds", "threads", "patience"} times a contestant on a row's
+    workload: {"samples_ns", "load"}. {"operators_after", "repeats", "threads"} times torch's operators, each
+    after a step of the contestant "ours cpu" or "torch fused": {"samples_ns"}.
     """
     torch.set_num_threads(request["threads"])
-    if "pools" in request:
-        found = time_operators(request["pools"], request["repeats"])
-        alone = request["pools"] == TORCH_FUSED
+    if "operators_after" in request:
+        name = request["operators_after"]
+        result = time_operators(name, request["repeats"])
     else:
-        found = _row(request)
-        alone = request["contestant"] == TORCH_FUSED
+        name = request["contestant"]
+        result = _time_contestant(request)
         if request["device"] == "cuda":
-            # nothing is kept while the other process measures
+            # free the memory for the other process
             gc.collect()
             torch.cuda.empty_cache()
-    if alone and "stackelberg_fused" in sys.modules:
+    if name == TORCH_FUSED and "stackelberg_fused" in sys.modules:
         raise RuntimeError("this process must not import stackelberg_fused")
-    return found
+    return result
 
 
-def _row(request: dict[str, Any]) -> dict[str, Any]:
+def _time_contestant(request: dict[str, Any]) -> dict[str, Any]:
     workload = next(w for w in [*workloads(), *quick_workloads()] if w.name == request["row"])
     device = request["device"]
-    contestant = next(c for c in field_of(workload) if c.name == request["contestant"])
+    contestant = find_contestant(contestants_for(workload), request["contestant"])
     start = workload.start(device, SEED)
-    entry = Entry.build(contestant, workload, start)
+    prepared = PreparedContestant.build(contestant, workload, start)
     del start
-    action = entry.action(device, *gradient_sets(workload, device, SEED, contestant.dtype))
-    samples, load = quietly(
+    action = prepared.action(device, *gradient_sets(workload, device, SEED, contestant.dtype))
+    samples, load = measure_when_quiet(
         lambda: interleave({contestant.name: action}, request["rounds"], request["seconds"]),
         request["patience"],
     )

@@ -1,4 +1,4 @@
-"""What a row is made of: parameter shapes, their groups, what a step has around it, and targets."""
+"""A row's workload: parameter shapes, their groups, the work of one step, and the targets."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ HYPERPARAMETERS: dict[str, Any] = {
 }
 HEAD_LR_RATIO = 10.0
 TORCH_FUSED = "torch fused"
-# the least an Adam step in float32 can move: p, g, m, v read; p, m, v written
+# the least that an Adam step in float32 can move: p, g, m, v read; p, m, v written
 ADAM_BYTES = 28
-# both below the norms of the rows' gradients
+# both are below the norms of the rows' gradients
 MAX_GRAD_NORM = {"body": 1.0, "head": 0.5}
-# what a scaler of torch begins with
+# the initial scale of torch's GradScaler
 SCALE = 65536.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` of our default backend must reach `bound`.
+    """A bound that one of our contestants must reach in a row.
 
-    `quantity` is "torch fused" (times faster, the faster of torch's two figures counts), "copy" or
-    "stream" (share of the measured bandwidth at 28 B/parameter), "launches" (kernel launches per
-    step, at most) or "stored" (bytes per parameter between steps, at most). Of `contestant`, where a
-    row has several of ours; on `device` only, if one is named.
+    Attributes:
+        quantity: "torch fused" (times as fast as torch's fused step; the lower of two ratios counts),
+            "copy" or "stream" (share of the measured bandwidth at 28 B/parameter), "launches" (kernel
+            launches per step, at most) or "stored" (bytes per parameter between steps, at most).
+        bound: the least or, for "launches" and "stored", the largest value.
+        contestant: its name; None means the first of ours that can run.
+        device: the only device that the target holds for; None means all.
     """
 
     quantity: str
@@ -43,27 +46,29 @@ class Target:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it is the same however busy the machine is."""
+        """True for a quantity that a busy machine does not change."""
         return self.quantity in ("launches", "stored")
 
     def met_by(self, value: float) -> bool:
+        """Compare a measured value with the bound."""
         return value <= self.bound if self.is_counted else value >= self.bound
 
 
 @dataclass(frozen=True)
-class Around:
-    """What a whole step does beside the update: clip each role to `MAX_GRAD_NORM`, clear gradients.
+class TrainingStep:
+    """The work of a training step around the update: clip each role to `MAX_GRAD_NORM`, clear gradients.
 
-    `scaled` gradients are `SCALE` times as large, and a gradient scaler looks for infinities and
-    unscales; `ema_decay` is that of an average of the weights, if one is kept.
+    Attributes:
+        scaled: gradients are `SCALE` times as large, and a gradient scaler checks and unscales them.
+        ema_decay: decay of an exponential moving average of the weights; None means no average.
     """
 
     scaled: bool = False
     ema_decay: float | None = None
 
     @property
-    def words(self) -> str:
-        """The parts, for the report."""
+    def description(self) -> str:
+        """The parts of the step, for the report."""
         scaler = "GradScaler (look for infinities, unscale, update)"
         parts = [scaler] * self.scaled + ["clip per role", "step", "clear gradients"]
         return ", ".join(parts + ["EMA of the weights"] * (self.ema_decay is not None))
@@ -71,67 +76,88 @@ class Around:
 
 @dataclass(frozen=True)
 class Workload:
-    """Shapes of the parameters and the group of each; groups from `heads_from` on are heads.
+    """The parameters of a row and the work of one step over them.
 
-    `around` makes it a row of the whole step: gradients then stay where they are and are filled anew
-    before each step. `states` makes it one of fewer bits and is the `state_dtype` of ours: everyone
-    begins with the same bfloat16 numbers, whatever they are kept in.
+    Attributes:
+        name: the row's name.
+        shapes: of the parameters.
+        group_of: index of each parameter's group.
+        first_head: groups from this index on are heads.
+        devices: where the row is measured.
+        targets: bounds for our contestants.
+        new_gradients: each step gets gradients that are other objects at other addresses.
+        training_step: work around the update. Gradients then stay in their memory and are filled
+            before each step.
+        states: `state_dtype` of our contestants in a low-precision row. There every contestant starts
+            from numbers that bfloat16 holds, whatever dtype it stores them in.
     """
 
     name: str
     shapes: tuple[Shape, ...]
     group_of: tuple[int, ...]
-    heads_from: int
+    first_head: int
     devices: tuple[str, ...] = ("cpu",)
     targets: tuple[Target, ...] = ()
     new_gradients: bool = False
-    about: str = ""
-    around: Around | None = None
+    training_step: TrainingStep | None = None
     states: str | None = None
 
     @property
     def numel(self) -> int:
+        """Number of elements of all parameters."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     @property
     def groups(self) -> int:
+        """Number of param groups."""
         return max(self.group_of) + 1
 
     @property
     def gradients(self) -> str:
-        """What happens to gradients between two steps."""
-        if self.around:
+        """The gradients' fate between two steps, as the report says it."""
+        if self.training_step:
             return "cleared by the step"
         return "new each step" if self.new_gradients else "kept"
 
     def tensors(self, device: str, seed: int, scale: float) -> list[torch.Tensor]:
-        """One normal tensor per parameter, the same values for the same seed and device type."""
+        """Draw one float32 tensor of N(0, scale^2) per parameter; seed and device type decide the values."""
         generator = torch.Generator(device).manual_seed(seed)
-        found = [
+        tensors = [
             torch.randn(shape, generator=generator, device=device).mul_(scale)
             for shape in self.shapes
         ]
-        return found if self.states is None else [t.bfloat16().float() for t in found]
+        return tensors if self.states is None else [t.bfloat16().float() for t in tensors]
 
     def start(self, device: str, seed: int) -> list[torch.Tensor]:
-        """The parameters, float32; of fewer bits, of a size at which bfloat16 shows the first update."""
+        """Draw the initial parameters, float32.
+
+        In low-precision rows they are so small that the first update shows in bfloat16.
+        """
         return self.tensors(device, seed, 1.0 if self.states is None else 0.02)
 
     def param_groups(self, params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-        """Group dicts, each with a rate of its own; a head's is ``HEAD_LR_RATIO`` times a body's."""
-        groups: list[dict[str, Any]] = []
-        for index in range(self.groups):
-            head = index >= self.heads_from
-            # a spread of two per cent over the groups, so that none of them could be merged
-            rate = HYPERPARAMETERS["lr"] * (1 + 0.02 * index / self.groups)
-            groups.append(
-                {
-                    "params": [
-                        p for p, owner in zip(params, self.group_of, strict=True) if owner == index
-                    ],
-                    "lr": rate * (HEAD_LR_RATIO if head else 1.0),
-                    "weight_decay": HYPERPARAMETERS["weight_decay"],
-                    "role": "head" if head else "body",
-                }
+        """Sort the parameters into group dicts, each with its own learning rate."""
+        members: list[list[torch.nn.Parameter]] = [[] for _ in range(self.groups)]
+        for p, group in zip(params, self.group_of, strict=True):
+            members[group].append(p)
+        # rates differ by up to two per cent, so that no two groups can be merged
+        return [
+            param_group(
+                group,
+                HYPERPARAMETERS["lr"] * (1 + 0.02 * index / self.groups),
+                index >= self.first_head,
             )
-        return groups
+            for index, group in enumerate(members)
+        ]
+
+
+def param_group(
+    params: list[torch.nn.Parameter], body_rate: float, is_head: bool
+) -> dict[str, Any]:
+    """Describe one param group; a head's learning rate is `HEAD_LR_RATIO` times `body_rate`."""
+    return {
+        "params": params,
+        "lr": body_rate * (HEAD_LR_RATIO if is_head else 1.0),
+        "weight_decay": HYPERPARAMETERS["weight_decay"],
+        "role": "head" if is_head else "body",
+    }

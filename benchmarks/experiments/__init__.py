@@ -1,1 +1,1 @@
-"""``python -m stackelberg_fused experiment NAME``: the paper's claims, measured, for and against."""
+"""The paper's claims, measured, for and against: ``python -m stackelberg_fused experiment NAME``."""

@@ -1,4 +1,4 @@
-"""The command line of the experiments."""
+"""``python -m stackelberg_fused experiment NAME``: the command line of the experiments."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from rich.console import Console
 
 from ...cli import positive
-from . import study
+from . import runner
+from .experiment import require
 
 EXPERIMENTS = {
     "quadratic": ("quadratic", "Quadratic", "stronger structure: steps to a solution by ratio"),
-    "nonconvex": ("quadratic", "Nonconvex", "the same where f oscillates and Phi does not"),
-    "rates": ("rates", "Rates", "convergence rates under gradient noise beside the theory's"),
+    "nonconvex": ("quadratic", "Nonconvex", "the same for an f that oscillates while Phi does not"),
+    "rates": ("rates", "Rates", "convergence rates under gradient noise, beside the theory's"),
     "digits": (
         "training",
         "Digits",
-        "digits: every ratio at its own best rate, and at one for all",
+        "digits: every ratio at its own best rate, and all at one rate",
     ),
     "language": ("training", "Language", "the same for a small GPT; hours"),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
@@ -30,36 +31,42 @@ EXPERIMENTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     add = parser.add_argument
-    listing = "; ".join(f"{name}: {what}" for name, (_, _, what) in EXPERIMENTS.items())
+    listing = "; ".join(f"{name}: {text}" for name, (_, _, text) in EXPERIMENTS.items())
     add("name", choices=EXPERIMENTS, metavar="NAME", help=listing)
-    add("--quick", action="store_true", help="a few seconds: does it work, not what comes out")
+    add(
+        "--quick",
+        action="store_true",
+        help="a few seconds: shows whether everything works, not what comes out",
+    )
     add("--out", type=Path, help="folder for NAME.json and NAME.png (default runs/experiments)")
     add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
     add(
         "--jobs",
         type=positive(int),
         default=1,
-        help="so many runs at a time, each in a process with one thread (default 1)",
+        help="number of runs at a time, each in a process with one thread (default 1)",
     )
-    add("--redraw", type=Path, metavar="JSON", help="only print and draw an earlier result")
+    add("--redraw", type=Path, metavar="JSON", help="only print and plot the result in this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one experiment, or go on with it; 1 where it contradicts what is known."""
+    """Run an experiment, or continue it; return 1 if it contradicts known results."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     console = Console()
     module, name, _ = EXPERIMENTS[arguments.name]
-    kind = getattr(importlib.import_module(f".{module}", __package__), name)
-    study.require(kind, computes=arguments.redraw is None)
+    experiment_class = getattr(importlib.import_module(f".{module}", __package__), name)
+    require(experiment_class, computes=arguments.redraw is None)
     if arguments.redraw:
-        study.redraw(kind, arguments.redraw, arguments.out or Path("runs/redraw"), console)
+        runner.redraw(
+            experiment_class, arguments.redraw, arguments.out or Path("runs/redraw"), console
+        )
         return 0
     folder = arguments.out or Path("runs/experiments") / ("quick" if arguments.quick else "")
     try:
-        return study.run(kind(arguments.quick), folder, console, arguments.jobs)
+        return runner.run(experiment_class(arguments.quick), folder, console, arguments.jobs)
     except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on with what is there")
+        console.print("interrupted: the same command continues from here")
         return 130

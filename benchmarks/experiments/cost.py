@@ -1,5 +1,6 @@
-"""What the game costs: an alternating step beside a simultaneous one, and the curvature of a model of a million
-parameters.
+"""The cost of the game: an alternating step beside a simultaneous one, and the curvature of a model.
+
+The model has a million parameters.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from ...game.curvature import curvature
 from ...groups.split import split_body_head
 from ...optimizers.adam import StackelbergAdamW
 from ..timing import Action, interleave, quantiles
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .training import cross_entropy
 
 KINDS = (
@@ -34,9 +35,9 @@ KINDS = (
 
 
 def measure(quick: bool, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Quantiles in nanoseconds, interleaved, by kind."""
+    """Time the kinds of steps interleaved; return quantiles in nanoseconds by kind."""
     task = TASKS["language"](quick)
-    actions = {kind: Action(_step_of(kind, task), "cpu", lambda: None) for kind in KINDS}
+    actions = {kind: Action(_make_step(kind, task), "cpu", lambda: None) for kind in KINDS}
     samples = interleave(actions, rounds, seconds, 0)
     return {
         kind: quantiles(values) | {"samples_ns": [round(v) for v in values]}
@@ -44,7 +45,7 @@ def measure(quick: bool, rounds: int, seconds: float) -> dict[str, dict[str, Any
     }
 
 
-def _step_of(kind: str, task: Any) -> Callable[[], None]:
+def _make_step(kind: str, task: Any) -> Callable[[], None]:
     torch.manual_seed(0)
     model = task.model()
     groups = split_body_head(model, head=task.head)
@@ -72,7 +73,7 @@ def _step_of(kind: str, task: Any) -> Callable[[], None]:
 
 
 def measure_curvature(width: int) -> dict[str, Any]:
-    """Seconds for `curvature`, at both of its points, of an MLP on digits with two hidden layers of this width."""
+    """Time `curvature`, at both of its points, of an MLP on digits with two hidden layers of this width."""
     task = TASKS["digits"](False)
     torch.manual_seed(0)
     body = nn.Sequential(
@@ -93,6 +94,8 @@ def measure_curvature(width: int) -> dict[str, Any]:
 
 
 class Cost(Experiment):
+    """The times of steps and of the curvature."""
+
     name = "cost"
     measures_time = True
     computes_with = ("scipy", "sklearn")
@@ -127,10 +130,12 @@ class Cost(Experiment):
 
     def verdict(self, cells: Cells) -> list[str]:
         times = cells["times"]
-        one, closed = (times[KINDS[i]]["p50_ns"] / times["simultaneous"]["p50_ns"] for i in (1, 3))
+        shared, evaluated_twice = (
+            times[KINDS[i]]["p50_ns"] / times["simultaneous"]["p50_ns"] for i in (1, 3)
+        )
         return [
-            f"An alternating step costs {100 * (one - 1):.0f}% more than a simultaneous one where the body's forward "
-            f"pass is shared, {100 * (closed - 1):.0f}% where the model is evaluated twice.",
+            f"An alternating step costs {100 * (shared - 1):.0f}% more than a simultaneous one where the body's "
+            f"forward pass is shared, {100 * (evaluated_twice - 1):.0f}% where the model is evaluated twice.",
             f"curvature(), at both of its points, of a model of {cells['curvature']['parameters']:,} parameters: "
             f"{cells['curvature']['seconds']:.1f} s.",
         ]

@@ -1,7 +1,7 @@
-"""Every way to store weights and state against float32: what it does to the final loss.
+"""The final loss of every way to store weights and state, compared with float32's.
 
-The same initial weights, batches and rates for all schemes of a seed. Where parameters are bfloat16 the whole model is:
-its forward and backward passes too, which the scheme with a float32 master shows alone.
+All schemes of a seed have the same initial weights, batches and rates. With bfloat16 parameters the whole model is
+bfloat16, including the forward and backward passes; the scheme with a float32 master shows the effect of that alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ...demo.settings import DEFAULTS
 from ...demo.tasks import TASKS, Task
 from ...demo.trainer import warmup_cosine
 from ...optimizers.adam import StackelbergAdamW
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .statistics import difference, interval
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One scheme.
+class StorageScheme:
+    """One way to store weights and state.
 
     Attributes:
         param: "float32" or "bfloat16".
@@ -44,28 +44,31 @@ class Stored:
         return f"{self.param}{master}, state {self.state}"
 
 
-FLOAT32 = Stored("float32")
+FLOAT32 = StorageScheme("float32")
 SCHEMES = (
     FLOAT32,
-    Stored("float32", state="bfloat16"),
-    Stored("float32", state="8bit"),
-    Stored("bfloat16", "fp32"),
-    Stored("bfloat16", "split16"),
-    Stored("bfloat16", "split8"),
-    Stored("bfloat16", "kahan"),
-    Stored("bfloat16", "stochastic"),
-    Stored("bfloat16", None),
-    Stored("bfloat16", "kahan", "bfloat16"),
-    Stored("bfloat16", "stochastic", "bfloat16"),
-    Stored("bfloat16", "split8", "8bit"),
-    Stored("bfloat16", "stochastic", "8bit"),
-    Stored("bfloat16", None, "8bit"),
+    StorageScheme("float32", state="bfloat16"),
+    StorageScheme("float32", state="8bit"),
+    StorageScheme("bfloat16", "fp32"),
+    StorageScheme("bfloat16", "split16"),
+    StorageScheme("bfloat16", "split8"),
+    StorageScheme("bfloat16", "kahan"),
+    StorageScheme("bfloat16", "stochastic"),
+    StorageScheme("bfloat16", None),
+    StorageScheme("bfloat16", "kahan", "bfloat16"),
+    StorageScheme("bfloat16", "stochastic", "bfloat16"),
+    StorageScheme("bfloat16", "split8", "8bit"),
+    StorageScheme("bfloat16", "stochastic", "8bit"),
+    StorageScheme("bfloat16", None, "8bit"),
 )
-BETAS = (0.9, 0.999)  # whose second moments change least in a step
+BETAS = (0.9, 0.999)  # with this second beta, a step changes the second moments least
 
 
-def train(task: Task, scheme: Stored, seed: int, steps: int) -> dict[str, float]:
-    """Loss after the last step, over the validation data; of digits over the training data too."""
+def train(task: Task, scheme: StorageScheme, seed: int, steps: int) -> dict[str, float]:
+    """Train once; return the mean loss after the last step and the bytes per parameter.
+
+    The loss is that of the training data if the task has a fixed set of it, else of the validation data.
+    """
     torch.manual_seed(seed)
     model = task.model().to(getattr(torch, scheme.param))
     defaults = DEFAULTS[task.name]
@@ -92,7 +95,7 @@ def train(task: Task, scheme: Stored, seed: int, steps: int) -> dict[str, float]
     with torch.no_grad():
         losses = [(_loss(model, batch).item(), len(batch[1])) for batch in data]
     mean = sum(loss * rows for loss, rows in losses) / sum(rows for _, rows in losses)
-    return {"loss": mean, "bytes": stored_bytes(model, optimizer) / _size(model)}
+    return {"loss": mean, "bytes": _bytes_by_dtype(model, optimizer) / _size(model)}
 
 
 def _loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
@@ -103,8 +106,8 @@ def _loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(outputs, targets.flatten())
 
 
-def stored_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Of parameters and state, but for step counts; gradients are not counted."""
+def _bytes_by_dtype(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of parameters and state without step counts, gradients and padding between tensors."""
     state = [t for entry in optimizer.state.values() for n, t in entry.items() if n != "step"]
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *state))
 
@@ -114,6 +117,8 @@ def _size(model: torch.nn.Module) -> int:
 
 
 class Precision(Experiment):
+    """Final losses of digits and language by storage scheme."""
+
     name = "precision"
     computes_with = ("sklearn",)
     shows_with = ("matplotlib", "scipy")
@@ -148,11 +153,11 @@ class Precision(Experiment):
             for scheme in self.schemes
         ]
 
-    def _train(self, name: str, scheme: Stored, seed: int) -> dict[str, float]:
+    def _train(self, name: str, scheme: StorageScheme, seed: int) -> dict[str, float]:
         return train(self.tasks[name], scheme, seed, self.steps[name])
 
-    def losses(self, cells: Cells, name: str, scheme: Stored) -> list[float]:
-        """By seed."""
+    def losses(self, cells: Cells, name: str, scheme: StorageScheme) -> list[float]:
+        """Return the losses by seed."""
         return [cells[_key(name, scheme, seed)]["loss"] for seed in range(self.seeds)]
 
     def tables(self, cells: Cells) -> list[Table]:
@@ -177,23 +182,25 @@ class Precision(Experiment):
         return [table]
 
     def worse(self, cells: Cells) -> list[str]:
-        """Schemes whose mean loss is above float32's by more than the seeds' own spread, by task."""
-        found = []
+        """Return schemes whose mean loss in a task exceeds float32's by more than the spread over seeds."""
+        worse = []
         for name in self.steps:
             exact = self.losses(cells, name, FLOAT32)
             for scheme in self.schemes:
                 losses = self.losses(cells, name, scheme)
                 if not (sum(losses) - sum(exact)) / len(exact) <= _spread(exact):
-                    found.append(f"{scheme} ({name})")
-        return found
+                    worse.append(f"{scheme} ({name})")
+        return worse
 
     def verdict(self, cells: Cells) -> list[str]:
-        worse = self.worse(cells)
-        said = "; ".join(worse) if worse else "none"
-        return [f"worse than float32 by more than the standard deviation over seeds: {said}"]
+        worse = "; ".join(self.worse(cells)) or "none"
+        return [f"worse than float32 by more than the standard deviation over seeds: {worse}"]
 
     def check(self, cells: Cells) -> list[str]:
-        recommended = (Stored("bfloat16", "split8", "8bit"), Stored("bfloat16", "split16"))
+        recommended = (
+            StorageScheme("bfloat16", "split8", "8bit"),
+            StorageScheme("bfloat16", "split16"),
+        )
         if self.quick:
             first = [self.losses(cells, "digits", s)[0] for s in self.schemes]
             return [] if max(first) < math.log(10) else ["a run has learned nothing"]
@@ -206,14 +213,12 @@ class Precision(Experiment):
         figure, axes = new_figure(len(self.steps))
         for axis, name in zip(axes, self.steps, strict=True):
             exact = self.losses(cells, name, FLOAT32)
-            for place, scheme in enumerate(reversed(self.schemes)):
+            for y, scheme in enumerate(reversed(self.schemes)):
                 losses = self.losses(cells, name, scheme)
                 differences = [a - b for a, b in zip(losses, exact, strict=True)]
-                axis.plot(
-                    differences, [place] * len(losses), "o", color=COLORS[1], alpha=0.4, ms=3.5
-                )
+                axis.plot(differences, [y] * len(losses), "o", color=COLORS[1], alpha=0.4, ms=3.5)
                 mean, half = interval(differences)
-                axis.errorbar(mean, place, xerr=half, fmt="s", color=COLORS[0], capsize=3, ms=5)
+                axis.errorbar(mean, y, xerr=half, fmt="s", color=COLORS[0], capsize=3, ms=5)
             axis.axvspan(-_spread(exact), _spread(exact), color=COLORS[2], alpha=0.12, lw=0)
             axis.set(title=name, xlabel="final loss, less float32's of the same seed")
             axis.locator_params(axis="x", nbins=6)
@@ -231,5 +236,5 @@ def _spread(losses: list[float]) -> float:
     return math.sqrt(sum((x - mean) ** 2 for x in losses) / (len(losses) - 1))
 
 
-def _key(task: str, scheme: Stored, seed: int) -> str:
+def _key(task: str, scheme: StorageScheme, seed: int) -> str:
     return f"{task}, {scheme}, seed {seed}"

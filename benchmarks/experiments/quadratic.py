@@ -1,7 +1,7 @@
-"""Steps to a solution by ratio, where Phi is better conditioned than f, or convex where f is not.
+"""Steps to a solution by ratio: Phi is better conditioned than f, or convex while f is not.
 
-Every rate of the grid is a pair of param groups of one optimizer, so that all of them are tried at once,
-in one launch a step; the first one to arrive is the best.
+Every rate of the grid is a pair of param groups of one optimizer, so that one launch per step tries all rates; the
+first one to arrive is the best.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...optimizers.sgd import StackelbergSGD
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 
 STOP = 1e-10
 RATIOS = (1, 3, 10, 30, 100, 300)
 MODES = ("simultaneous", "alternating")
-ELEMENTS = 64  # between the beginnings of two parameters in a flat buffer
-# docs/algorithm.md, table Q: measured in plain numpy
+ELEMENTS = 64  # from the start of a small parameter in a flat buffer to the next one's
+# docs/algorithm.md, table Q: measured with numpy alone
 TABLE_Q = {
     "simultaneous": (1591, 614, 217, 90, 44, 41),
     "alternating": (1583, 597, 197, 67, 6, 9),
@@ -34,13 +34,16 @@ TABLE_Q = {
 
 @dataclass(frozen=True)
 class Game:
-    """f(theta, w), by its value and gradients; theta and w are [rates, dimension].
+    """A function f(theta, w) of theta and w, [rates, dimension] each.
 
     Attributes:
-        start: the first theta and w, [dimension] each.
-        condition: of the joint Hessian and of Phi's at the solution; NaN where the first is indefinite.
-        grid: body rates that are tried: the smallest and the largest.
-        most: steps, at most.
+        name: in tables and plots.
+        value: f, [rates].
+        gradient: of f by theta and by w.
+        start: the initial theta and w, [dimension] each.
+        condition: condition numbers at the solution of the joint Hessian, NaN if it is indefinite, and of Phi's.
+        grid: the smallest and the largest body rate to try.
+        max_steps: the limit of steps.
     """
 
     name: str
@@ -49,13 +52,13 @@ class Game:
     start: tuple[tuple[float, ...], tuple[float, ...]]
     condition: tuple[float, float]
     grid: tuple[float, float]
-    most: int = 4000
+    max_steps: int = 4000
 
 
 def quadratic(
     scale: float, weights: tuple[float, ...], name: str, grid: tuple[float, float]
 ) -> Game:
-    """f = |w - scale theta|^2 / 2 + sum weights_i theta_i^2 / 2, so that Phi = sum weights_i theta_i^2 / 2."""
+    """Return f = |w - scale theta|^2 / 2 + sum weights_i theta_i^2 / 2, with Phi = sum weights_i theta_i^2 / 2."""
     d = torch.tensor(weights)
 
     def value(theta: Tensor, w: Tensor) -> Tensor:
@@ -78,9 +81,9 @@ def quadratic(
 
 
 def oscillating(mu: float = 1.0) -> Game:
-    """f = sum_i h_i (w_i - sin(3 theta + i))^2 / 2 + mu theta^2 / 2: not convex, while Phi = mu theta^2 / 2 is.
+    """Return f = sum_i h_i (w_i - sin(3 theta + i))^2 / 2 + mu theta^2 / 2, not convex; Phi = mu theta^2 / 2 is.
 
-    The follower's curvatures h are 1, 1/3 and 1/10, so that no single step of it is a best response.
+    The follower's curvatures h are 1, 1/3 and 1/10, so that none of its steps is a best response.
     """
     h, phase = torch.tensor([1.0, 1 / 3, 0.1]), torch.arange(3.0)
 
@@ -94,11 +97,11 @@ def oscillating(mu: float = 1.0) -> Game:
         return mu * theta + slope, pull
 
     start = (2.0,), (0.0,) * 3
-    return Game("oscillating", value, gradient, start, (math.nan, 1.0), (1e-3, 1.0), most=3000)
+    return Game("oscillating", value, gradient, start, (math.nan, 1.0), (1e-3, 1.0), max_steps=3000)
 
 
 def steps_needed(game: Game, mode: str, ratio: float, rates: int) -> dict[str, Any]:
-    """Steps until f < STOP at the best of the body rates, and that rate; None where none gets there."""
+    """Return the steps until f < STOP at the best body rate, and that rate; None if no rate gets there."""
     grid = torch.logspace(*(math.log10(rate) for rate in game.grid), rates, dtype=torch.float64)
     groups: list[dict[str, Any]] = []
     for role, start, factor in (("body", game.start[0], 1.0), ("head", game.start[1], ratio)):
@@ -106,9 +109,8 @@ def steps_needed(game: Game, mode: str, ratio: float, rates: int) -> dict[str, A
             p = nn.Parameter(torch.tensor(start))
             groups.append({"params": [p], "lr": rate * factor, "role": role})
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of a faster body: these are many games, and no rates of one
+        # about a body faster than the head: the groups belong to different games
+        warnings.simplefilter("ignore")
         optimizer = StackelbergSGD(groups, grads="flat")
     players = [[g["params"][0] for g in groups if g["role"] == role] for role in ("body", "head")]
     buffers = [
@@ -124,7 +126,7 @@ def steps_needed(game: Game, mode: str, ratio: float, rates: int) -> dict[str, A
     def point() -> tuple[Tensor, ...]:
         return tuple(torch.stack(params) for params in players)
 
-    for step in range(1, game.most + 1):
+    for step in range(1, game.max_steps + 1):
         if mode == "simultaneous":
             differentiate()
             optimizer.step()
@@ -133,9 +135,9 @@ def steps_needed(game: Game, mode: str, ratio: float, rates: int) -> dict[str, A
                 differentiate()
                 optimizer.step(role=role)
         values = game.value(*point())
-        there = (values < STOP).nonzero()
-        if len(there):
-            middle = int(there[len(there) // 2])
+        arrived = (values < STOP).nonzero()
+        if len(arrived):
+            middle = int(arrived[len(arrived) // 2])
             return {"steps": step, "body_rate": float(grid[middle]), "launches": optimizer.launches}
         if not bool(values.isfinite().any()):
             break
@@ -143,6 +145,8 @@ def steps_needed(game: Game, mode: str, ratio: float, rates: int) -> dict[str, A
 
 
 class Quadratic(Experiment):
+    """Steps by ratio where f is quadratic."""
+
     name = "quadratic"
 
     def __init__(self, quick: bool) -> None:
@@ -180,7 +184,7 @@ class Quadratic(Experiment):
         return [cells[f"{game.name}, {mode}, ratio {ratio}"]["steps"] for ratio in self.ratios]
 
     def tables(self, cells: Cells) -> list[Table]:
-        found = []
+        tables = []
         for game in self.games:
             table = Table(title=f"Steps to f < {STOP:g}, body rate tuned per ratio: {game.name}")
             table.add_column("head/body ratio")
@@ -188,20 +192,22 @@ class Quadratic(Experiment):
                 table.add_column(str(ratio), justify="right")
             for mode in MODES:
                 steps = self._steps(cells, game, mode)
-                table.add_row(mode, *(f"> {game.most}" if s is None else str(s) for s in steps))
-            found.append(table)
-        return found
+                table.add_row(
+                    mode, *(f"> {game.max_steps}" if s is None else str(s) for s in steps)
+                )
+            tables.append(table)
+        return tables
 
     def verdict(self, cells: Cells) -> list[str]:
         lines = []
         for game in self.games:
             joint, phi = game.condition
-            of_f = "indefinite" if math.isnan(joint) else f"has condition number {joint:.4g}"
-            lines.append(f"{game.name}: the joint Hessian {of_f}, Phi's {phi:.4g}.")
+            hessian = "indefinite" if math.isnan(joint) else f"has condition number {joint:.4g}"
+            lines.append(f"{game.name}: the joint Hessian {hessian}, Phi's {phi:.4g}.")
         return lines
 
     def check(self, cells: Cells) -> list[str]:
-        failed = []
+        failures = []
         for mode in MODES:
             for ratio, steps in zip(
                 self.ratios, self._steps(cells, self.games[0], mode), strict=True
@@ -209,23 +215,23 @@ class Quadratic(Experiment):
                 known = TABLE_Q[mode][RATIOS.index(ratio)]
                 # a coarse grid may miss the best rate
                 if not self.quick and (steps is None or abs(steps - known) > 1 + 0.02 * known):
-                    failed.append(f"{mode}, ratio {ratio}: {steps} steps, known are {known}")
+                    failures.append(f"{mode}, ratio {ratio}: {steps} steps, known are {known}")
         if self.quick and not self._steps(cells, self.games[0], "alternating")[-1] <= 10:
-            failed.append("alternating, ratio 100: more than 10 steps")
-        return failed
+            failures.append("alternating, ratio 100: more than 10 steps")
+        return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
         figure, axes = new_figure(len(self.games))
         for axis, game in zip(axes, self.games, strict=True):
-            # triangles are at one height: a little sideways, or one would cover the other
-            for color, mode, aside in zip(COLORS, MODES, (0.93, 1.07), strict=False):
+            # triangles are at one height: shifted sideways, they do not cover each other
+            for color, mode, shift in zip(COLORS, MODES, (0.93, 1.07), strict=False):
                 steps = self._steps(cells, game, mode)
                 points = [(r, s) for r, s in zip(self.ratios, steps, strict=True) if s is not None]
                 axis.plot(
                     [r for r, _ in points], [s for _, s in points], "o-", color=color, label=mode
                 )
-                never = [r * aside for r, s in zip(self.ratios, steps, strict=True) if s is None]
-                axis.plot(never, [game.most] * len(never), "^", color=color, mfc="none")
+                never = [r * shift for r, s in zip(self.ratios, steps, strict=True) if s is None]
+                axis.plot(never, [game.max_steps] * len(never), "^", color=color, mfc="none")
             axis.set(
                 xscale="log",
                 yscale="log",
@@ -242,11 +248,13 @@ class Quadratic(Experiment):
 
 
 class Nonconvex(Quadratic):
+    """Steps by ratio where f oscillates."""
+
     name = "nonconvex"
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
-        self.games = [replace(oscillating(), most=300) if quick else oscillating()]
+        self.games = [replace(oscillating(), max_steps=300) if quick else oscillating()]
         self.ratios = (1, 10) if quick else (1, 3, 10, 30, 100)
 
     def check(self, cells: Cells) -> list[str]:

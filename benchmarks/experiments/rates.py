@@ -1,7 +1,8 @@
-"""How fast alternating steps converge under gradient noise, by the slope of the error over time.
+"""Convergence rates of alternating steps under gradient noise: the slope of the error over time.
 
-Two instances, each many times over as the rows of two parameters. The first is smooth and Phi strongly convex;
-the second is neither: Phi is a ReLU phase retrieval over a box, weakly convex as docs/algorithm.md shows.
+Each of two instances runs many times at once, as the rows of two parameters. The first is smooth, with a strongly
+convex Phi. The second is neither: its Phi is a ReLU phase retrieval over a box, weakly convex as docs/algorithm.md
+shows.
 """
 
 from __future__ import annotations
@@ -21,24 +22,28 @@ from torch import Tensor, nn
 from ...game.schedules import TwoTimeScaleLR
 from ...groups.constraints import Box, Constraint
 from ...optimizers.sgd import StackelbergSGD
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 from .statistics import interval
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
 
 REPLICAS = 20
 NOISE = 0.5
-# exponents of body and head, and that of the error in related theory by instance
+# the exponents of body and head; by instance, a schedule and the exponent of the error in related theory
 SCHEDULES = {"1, 2/3": (1.0, 2 / 3), "3/5, 2/5": (0.6, 0.4)}
 THEORY = {"strongly convex": ("1, 2/3", -2 / 3), "weakly convex": ("3/5, 2/5", -2 / 5)}
 
 
 @dataclass(frozen=True)
 class Instance:
-    """f with gradients in theta and in w, [rows, d] each, and the error of theta, [rows].
+    """A function f of theta and w, [rows, d] each.
 
     Attributes:
-        rates: the first rates of body and head.
+        gradient: of f by theta and by w.
+        error: of theta, [rows].
+        start: the initial theta, [d].
+        rates: the initial rates of body and head.
         offset: of the schedule.
+        constraint: on theta.
     """
 
     gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -50,7 +55,7 @@ class Instance:
 
 
 def strongly_convex() -> Instance:
-    """f = |w - A theta|^2 / 2 + sum d_i theta_i^2 / 2; the error is the squared distance to theta* = 0."""
+    """Return f = |w - A theta|^2 / 2 + sum d_i theta_i^2 / 2; the error is the squared distance to theta* = 0."""
     a = torch.tensor([[1.0, 0.5, 0.0], [-0.5, 1.0, 0.5], [0.0, -0.5, 1.0]])
     d = torch.tensor([1.0, 2.0, 4.0])
 
@@ -61,41 +66,41 @@ def strongly_convex() -> Instance:
     return Instance(gradient, lambda theta: theta.square().sum(1), (1.0,) * 3, (0.2, 0.5), 20.0)
 
 
-# unit vectors and what is known of the squares of their products with theta
+# unit vectors, and the measured squares of their products with theta
 _ANGLES = torch.arange(8) * math.pi / 8
 VECTORS = torch.stack([_ANGLES.cos(), _ANGLES.sin()], 1)
 SQUARES = (VECTORS @ torch.tensor([1.5, 0.5])).square()
-# of f(., w): |u^2 - b| + u^2 = max(2 u^2 - b, b) is convex, so f + rho / 2 |theta|^2 is with this rho
+# weak convexity of f(., w): |u^2 - b| + u^2 = max(2 u^2 - b, b) is convex, so f + rho / 2 |theta|^2 is, too
 RHO = 2 * float(torch.linalg.eigvalsh(VECTORS.t() @ VECTORS / len(VECTORS))[-1])
 BOX = Box(-1.0, 1.0)
 
 
 def phase_retrieval(theta: Tensor) -> Tensor:
-    """mean_i relu(<a_i, theta>^2 - b_i) + relu(b_i - <a_i, theta>^2): [rows]."""
+    """Return mean_i relu(<a_i, theta>^2 - b_i) + relu(b_i - <a_i, theta>^2), [rows]."""
     off = (theta @ VECTORS.to(theta).t()).square() - SQUARES.to(theta)
     return (off.relu() + (-off).relu()).mean(-1)
 
 
 def moreau(theta: Tensor) -> Tensor:
-    """Squared norm of the gradient of the Moreau envelope of Phi over the box, at 1 / (2 rho): [rows].
+    """Return the squared norm of the gradient of the Moreau envelope of Phi over the box, at 1 / (2 rho), [rows].
 
-    It is |theta - x|^2 (2 rho)^2 for the proximal point x, the minimiser of Phi + rho |x - theta|^2 over the box: found
-    on grids, each around the best point of the one before; that function is strongly convex.
+    It is |theta - x|^2 (2 rho)^2 for the proximal point x, the minimiser of Phi + rho |x - theta|^2 over the box. That
+    function is strongly convex; a grid around the best point of the grid before finds x.
     """
-    at = theta.double()
-    center, width = torch.zeros_like(at), 1.0
+    theta = theta.double()
+    center, width = torch.zeros_like(theta), 1.0
     ticks = torch.linspace(-1, 1, 11, dtype=torch.float64)
     offsets = torch.cartesian_prod(ticks, ticks)
     for _ in range(16):
         points = (center[:, None] + width * offsets).clamp(BOX.low, BOX.high)
-        values = phase_retrieval(points) + RHO * (points - at[:, None]).square().sum(-1)
-        center = points[torch.arange(len(at)), values.argmin(1)]
+        values = phase_retrieval(points) + RHO * (points - theta[:, None]).square().sum(-1)
+        center = points[torch.arange(len(theta)), values.argmin(1)]
         width *= 0.4
-    return (at - center).square().sum(1) * (2 * RHO) ** 2
+    return (theta - center).square().sum(1) * (2 * RHO) ** 2
 
 
 def weakly_convex() -> Instance:
-    """f = phase_retrieval(theta) + |w - C theta|^2 / 2 over a box: not smooth, Phi weakly convex."""
+    """Return f = phase_retrieval(theta) + |w - C theta|^2 / 2 over a box: not smooth, Phi weakly convex."""
     c = torch.tensor([[1.0, -1.0], [0.5, 1.0]])
 
     def gradient(theta: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +117,7 @@ INSTANCES = {"strongly convex": strongly_convex, "weakly convex": weakly_convex}
 
 
 def run_once(name: str, exponents: tuple[float, float], steps: int, seed: int) -> list[list[float]]:
-    """Pairs of a step and the mean error of the replicas there."""
+    """Return pairs of a step and the mean error of the replicas after it."""
     instance = INSTANCES[name]()
     theta = nn.Parameter(torch.tensor(instance.start).repeat(REPLICAS, 1))
     w = nn.Parameter(torch.zeros_like(theta))
@@ -123,8 +128,8 @@ def run_once(name: str, exponents: tuple[float, float], steps: int, seed: int) -
     )
     schedule = TwoTimeScaleLR(optimizer, *exponents, offset=instance.offset)
     noise = torch.Generator().manual_seed(seed)
-    looked = set(np.unique(np.geomspace(10, steps, 4 * math.ceil(math.log10(steps)))).astype(int))
-    found = []
+    recorded = set(np.unique(np.geomspace(10, steps, 4 * math.ceil(math.log10(steps)))).astype(int))
+    curve = []
     for step in range(1, steps + 1):
         for index, (p, role) in enumerate(((w, "head"), (theta, "body"))):
             with torch.no_grad():
@@ -132,19 +137,21 @@ def run_once(name: str, exponents: tuple[float, float], steps: int, seed: int) -
                 p.grad = gradient + NOISE * torch.randn(p.shape, generator=noise)
             optimizer.step(role=role)
         schedule.step()
-        if step in looked:
+        if step in recorded:
             with torch.no_grad():
-                found.append([step, float(instance.error(theta.detach()).mean())])
-    return found
+                curve.append([step, float(instance.error(theta.detach()).mean())])
+    return curve
 
 
 def slope(curve: list[list[float]]) -> float:
-    """Of log error over log time, by least squares over the later two decades."""
+    """Fit the slope of log error over log time by least squares over the last two decades."""
     points = np.array([point for point in curve if point[0] >= curve[-1][0] / 100])
     return float(np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)[0])
 
 
 class Rates(Experiment):
+    """Slopes of the error by instance and schedule."""
+
     name = "rates"
     shows_with = ("matplotlib", "scipy")
 
@@ -196,16 +203,16 @@ class Rates(Experiment):
         for name in INSTANCES:
             for label in SCHEDULES:
                 mean, half = interval(self._slopes(cells, name, label))
-                known, bound = THEORY[name]
-                said = f"{bound:.2f}" if known == label else "-"
-                table.add_row(name, errors[name], label, f"{mean:.2f} ± {half:.2f}", said)
+                schedule, bound = THEORY[name]
+                theory = f"{bound:.2f}" if schedule == label else "-"
+                table.add_row(name, errors[name], label, f"{mean:.2f} ± {half:.2f}", theory)
         return [table]
 
     def verdict(self, cells: Cells) -> list[str]:
         lines = []
         for name, (label, bound) in THEORY.items():
             mean, half = interval(self._slopes(cells, name, label))
-            word = (
+            comparison = (
                 "steeper than"
                 if mean + half < bound
                 else "not told apart from"
@@ -213,18 +220,20 @@ class Rates(Experiment):
                 else "flatter than"
             )
             lines.append(
-                f"{name}: {mean:.2f} ± {half:.2f} is {word} the related theory's bound of {bound:.2f}, which holds for "
-                "the worst case."
+                f"{name}: {mean:.2f} ± {half:.2f} is {comparison} the related theory's bound of {bound:.2f}, which "
+                "holds for the worst case."
             )
         return lines
 
     def check(self, cells: Cells) -> list[str]:
-        failed = []
+        failures = []
         for name, (label, bound) in THEORY.items():
             mean, half = interval(self._slopes(cells, name, label))
             if mean - half > (0.0 if self.quick else bound):
-                failed.append(f"{name}: slope {mean:.2f} ± {half:.2f} is flatter than {bound:.2f}")
-        return failed
+                failures.append(
+                    f"{name}: slope {mean:.2f} ± {half:.2f} is flatter than {bound:.2f}"
+                )
+        return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
         figure, axes = new_figure(len(INSTANCES))

@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from ...demo.data import split_digits
 from ...game.curvature import curvature
 from ...optimizers.sgd import StackelbergSGD
-from .study import Cell, Cells, Experiment
-from .style import COLORS, new_figure, save
+from .experiment import Cell, Cells, Experiment
+from .plot_style import COLORS, new_figure, save
 
 RIDGE = 1e-3
-OTHER_RIDGES = (1e-2, 2e-2)  # at step 0 alone: what the level of Phi's curvature depends on
+OTHER_RIDGES = (1e-2, 2e-2)  # at step 0 alone: the size of Phi's curvature depends on the ridge
 STARTS = {"head as usual": 1.0, "head 10x smaller": 0.1}
-LOOKED = (0, 5, 10, 20, 50, 100, 200)
+RECORDED_STEPS = (0, 5, 10, 20, 50, 100, 200)
 RATE = 0.1
 CLASSES = 10
-# f = mean |outputs - targets|^2 / 2 + ridge / 2 |w|^2 is torch's mean squared error where outputs, targets and head are
-# all so many times as large, with a ridge by the square smaller; theta, and what is measured in it, stay the same
+# f = mean |outputs - targets|^2 / 2 + ridge / 2 |w|^2 is torch's mean squared error if outputs, targets and head are
+# all larger by this factor, and the ridge smaller by its square; theta, and curvature in theta, stay the same
 SCALE = math.sqrt(CLASSES / 2)
 
 
 def follow(
     seed: int, scale: float, steps: int, rows: int, head_ridge: float = RIDGE
 ) -> dict[str, Any]:
-    """Spectra by step, along gradient descent of both players at one rate: tanh 64-12-10, digits."""
+    """Return spectra by step along gradient descent of both players at one rate, of tanh 64-12-10 on digits."""
     torch.manual_seed(seed)
     body, head = nn.Sequential(nn.Linear(64, 12), nn.Tanh()), nn.Linear(12, CLASSES)
     with torch.no_grad():
@@ -48,15 +48,15 @@ def follow(
         lr=RATE,
         head_lr_ratio=1.0,
     )
-    found: dict[str, Any] = {}
+    spectra: dict[str, Any] = {}
     for step in range(steps + 1):
-        if step in LOOKED:
-            found[str(step)] = _spectra(body, head, images, targets, head_ridge)
+        if step in RECORDED_STEPS:
+            spectra[str(step)] = _spectra(body, head, images, targets, head_ridge)
         ridge = head_ridge / 2 * sum(p.square().sum() for p in head.parameters())
         loss = (head(body(images)) - targets).square().sum(1).mean() / 2 + ridge
         loss.backward()
         optimizer.step(zero_grad=True)
-    return found
+    return spectra
 
 
 def _spectra(
@@ -67,13 +67,13 @@ def _spectra(
         for p in large.parameters():
             p.mul_(SCALE)
     ridge = head_ridge / SCALE**2
-    at = curvature(body, large, images, SCALE * targets, "mse", ridge, max_iterations=2000)
-    points = {"stale": at.stale, "response": at.response}
+    report = curvature(body, large, images, SCALE * targets, "mse", ridge, max_iterations=2000)
+    points = {"stale": report.stale, "response": report.response}
     return {point: _plain(spectra) for point, spectra in points.items()}
 
 
 def _plain(spectra: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Those in theta alone; NaN, which JSON does not have, as None."""
+    """Select the spectra in theta; None replaces NaN, which JSON does not have."""
     return {
         name: {k: None if math.isnan(v) else v for k, v in asdict(spectra[name]).items()}
         for name in ("body", "phi")
@@ -82,6 +82,8 @@ def _plain(spectra: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 class Sharpness(Experiment):
+    """Largest eigenvalues of f and of Phi by step."""
+
     name = "curvature"
     computes_with = ("scipy", "sklearn")
 
@@ -118,20 +120,22 @@ class Sharpness(Experiment):
         return f"head 10x smaller, ridge {ridge:g}, seed {seed}"
 
     def _by_ridge(self, cells: Cells, ridge: float) -> list[float]:
-        """Phi's largest eigenvalue at step 0, by seed."""
-        found = [cells[self._key(ridge, seed)]["0"]["response"] for seed in range(self.seeds)]
-        return [at["phi"]["largest"] for at in found]
+        """Return Phi's largest eigenvalue at step 0, by seed."""
+        points = [cells[self._key(ridge, seed)]["0"]["response"] for seed in range(self.seeds)]
+        return [spectra["phi"]["largest"] for spectra in points]
 
     def _values(
-        self, cells: Cells, start: str, step: int, point: str, of: str, what: str
+        self, cells: Cells, start: str, step: int, point: str, function: str, quantity: str
     ) -> list[float]:
-        found = [
-            cells[f"{start}, seed {seed}"][str(step)][point][of][what] for seed in range(self.seeds)
+        """Return a quantity of a spectrum by seed."""
+        values = [
+            cells[f"{start}, seed {seed}"][str(step)][point][function][quantity]
+            for seed in range(self.seeds)
         ]
-        return [math.nan if value is None else value for value in found]
+        return [math.nan if value is None else value for value in values]
 
-    def _looked(self) -> list[int]:
-        return [step for step in LOOKED if step <= self.steps]
+    def _recorded_steps(self) -> list[int]:
+        return [step for step in RECORDED_STEPS if step <= self.steps]
 
     def tables(self, cells: Cells) -> list[Table]:
         table = Table(
@@ -147,10 +151,14 @@ class Sharpness(Experiment):
         ):
             table.add_column(column)
         for start in STARTS:
-            for step in self._looked():
+            for step in self._recorded_steps():
                 stale, response, phi = (
-                    self._values(cells, start, step, point, of, "largest")
-                    for point, of in (("stale", "body"), ("response", "body"), ("response", "phi"))
+                    self._values(cells, start, step, point, function, "largest")
+                    for point, function in (
+                        ("stale", "body"),
+                        ("response", "body"),
+                        ("response", "phi"),
+                    )
                 )
                 sharper = (
                     "Phi" if min(phi) > max(stale) else "f" if max(phi) < min(stale) else "either"
@@ -163,7 +171,7 @@ class Sharpness(Experiment):
         for start in STARTS:
             steps = [
                 step
-                for step in self._looked()
+                for step in self._recorded_steps()
                 if min(self._values(cells, start, step, "response", "phi", "largest"))
                 > max(self._values(cells, start, step, "stale", "body", "largest"))
             ]
@@ -171,27 +179,29 @@ class Sharpness(Experiment):
             lines.append(
                 f"{start}: Phi is sharper than f_tt at the stale head, in all seeds, {when}."
             )
-        known = self._values(cells, "head 10x smaller", 0, "response", "phi", "largest")
-        by_ridge = {RIDGE: known} | {r: self._by_ridge(cells, r) for r in OTHER_RIDGES}
-        said = "; ".join(f"{ridge:g}: {_range(values)}" for ridge, values in by_ridge.items())
-        lines.append(f"Phi's largest eigenvalue at step 0, head 10x smaller, by ridge: {said}.")
+        largest = self._values(cells, "head 10x smaller", 0, "response", "phi", "largest")
+        by_ridge = {RIDGE: largest} | {r: self._by_ridge(cells, r) for r in OTHER_RIDGES}
+        ranges = "; ".join(f"{ridge:g}: {_range(values)}" for ridge, values in by_ridge.items())
+        lines.append(f"Phi's largest eigenvalue at step 0, head 10x smaller, by ridge: {ranges}.")
         lines.append(
             "At one and the same point, (theta, w*), Phi is never sharper than f_tt: that is a theorem."
         )
         return lines
 
     def check(self, cells: Cells) -> list[str]:
-        failed = []
+        failures = []
         for start in STARTS:
-            for step in self._looked():
+            for step in self._recorded_steps():
                 body, phi = (
-                    self._values(cells, start, step, "response", of, "largest")
-                    for of in ("body", "phi")
+                    self._values(cells, start, step, "response", function, "largest")
+                    for function in ("body", "phi")
                 )
                 slack = 2e-3 * max(map(abs, body))  # the tolerance of both
                 if any(p > b + slack for b, p in zip(body, phi, strict=True)):
-                    failed.append(f"{start}, step {step}: Phi is sharper than f_tt at (theta, w*)")
-        return failed
+                    failures.append(
+                        f"{start}, step {step}: Phi is sharper than f_tt at (theta, w*)"
+                    )
+        return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
         figure, axes = new_figure(len(STARTS))
@@ -201,19 +211,20 @@ class Sharpness(Experiment):
             "hess Phi, at (theta, w*)": ("response", "phi"),
         }
         for axis, start in zip(axes, STARTS, strict=True):
-            for color, (label, (point, of)) in zip(COLORS, lines.items(), strict=False):
+            for color, (label, (point, function)) in zip(COLORS, lines.items(), strict=False):
                 values = [
-                    self._values(cells, start, s, point, of, "largest") for s in self._looked()
+                    self._values(cells, start, s, point, function, "largest")
+                    for s in self._recorded_steps()
                 ]
                 axis.plot(
-                    self._looked(),
+                    self._recorded_steps(),
                     [sum(v) / len(v) for v in values],
                     "o-",
                     color=color,
                     label=label,
                 )
                 low, high = [min(v) for v in values], [max(v) for v in values]
-                axis.fill_between(self._looked(), low, high, color=color, alpha=0.15, lw=0)
+                axis.fill_between(self._recorded_steps(), low, high, color=color, alpha=0.15, lw=0)
             axis.set(
                 xscale="symlog",
                 yscale="log",

@@ -1,4 +1,4 @@
-"""Means with what is known of them."""
+"""Means and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% confidence interval, by Student's t; infinite for one value."""
+    """Return the mean and half the width of its 95% confidence interval by Student's t, infinite for one value."""
     from scipy.stats import t
 
     count = len(values)
@@ -19,5 +19,5 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean of the differences, pair by pair (the same seeds), and half the width of its 95% interval."""
+    """Return the mean of the differences of paired seeds, and half the width of its 95% interval."""
     return interval([a - b for a, b in zip(first, second, strict=True)])

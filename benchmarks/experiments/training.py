@@ -1,15 +1,14 @@
-"""Every head/body ratio on real data: each at its own best body rate, and all at one.
+"""Every head/body ratio on real data: each at its own best body rate, and all at the same one.
 
-The body rate is tuned for every optimizer, mode and ratio with one seed, on a grid that is extended until the
-best rate is none of its ends. Then come other seeds, at the best rate and at one body rate for all ratios.
-Seeds are paired: the same seed has the same initial weights and batches everywhere.
+One seed tunes the body rate for every optimizer, mode and ratio, on a grid that is extended until the best rate is
+not at its end. The other seeds then run at the best rate, and at one body rate for all ratios. Seeds are paired: one
+seed means the same initial weights and batches everywhere.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,43 +24,24 @@ from ...demo.trainer import warmup_cosine
 from ...game.alternating import alternating_step
 from ...optimizers.adam import StackelbergAdam
 from ...optimizers.sgd import StackelbergSGD
+from .arm import Arm, body_rate
+from .experiment import Cell, Cells, Experiment
+from .plot_style import new_figure, save
 from .statistics import difference, interval
-from .study import Cell, Cells, Experiment
-from .style import new_figure, save
-from .training_picture import draw_best, draw_tuning
+from .training_plots import draw_best, draw_tuning
 
 MODES = ("simultaneous", "alternating")
 TUNING_SEED = 0
-GRID_STEP = 10**0.5  # two rates per decade
 MOST_EXTENSIONS = 6
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to train, but for its body rate."""
-
-    optimizer: str
-    mode: str
-    ratio: float
-
-    def key(self, exponent: int, seed: int) -> str:
-        return f"{self.optimizer}, {self.mode}, ratio {self.ratio:g}, rate {rate_of(exponent):.3g}, seed {seed}"
-
-    def label(self) -> str:
-        return f"{self.optimizer}, {self.mode}"
-
-
-def rate_of(exponent: int) -> float:
-    """The body rates are 10 ** (exponent / 2)."""
-    return GRID_STEP**exponent
-
-
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of outputs [..., classes] and targets [...]."""
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
-def cut(model: nn.Module, head: str) -> tuple[Any, nn.Module]:
-    """Body and head as callables that share the model's parameters."""
+def body_and_head(model: nn.Module, head: str) -> tuple[Any, nn.Module]:
+    """Return body and head as callables that share the model's parameters."""
     if isinstance(model, nn.Sequential):
         return nn.Sequential(*list(model.children())[:-1]), model.get_submodule(head)
     return model.features, model.get_submodule(head)
@@ -70,18 +50,18 @@ def cut(model: nn.Module, head: str) -> tuple[Any, nn.Module]:
 def train(
     task: Task, arm: Arm, exponent: int, seed: int, steps: int, scheduled: bool
 ) -> dict[str, Any]:
-    """One run: losses and accuracy after the last step; infinite where it diverged."""
+    """Train once; return losses and accuracy after the last step, infinite losses if it diverged."""
     torch.manual_seed(seed)
     model = task.model()
     batches = torch.Generator().manual_seed(seed)
-    body, head = cut(model, task.head)
-    of_head = {id(p) for p in head.parameters()}
+    body, head = body_and_head(model, task.head)
+    head_ids = {id(p) for p in head.parameters()}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) not in of_head]},
+        {"params": [p for p in model.parameters() if id(p) not in head_ids]},
         {"params": list(head.parameters()), "role": "head"},
     ]
-    kind = {"Adam": StackelbergAdam, "SGD": StackelbergSGD}[arm.optimizer]
-    optimizer = kind(groups, lr=rate_of(exponent), head_lr_ratio=arm.ratio)
+    optimizer_class = {"Adam": StackelbergAdam, "SGD": StackelbergSGD}[arm.optimizer]
+    optimizer = optimizer_class(groups, lr=body_rate(exponent), head_lr_ratio=arm.ratio)
     schedule = partial(warmup_cosine, steps=steps, warmup=0.05, final=0.1)
     scheduler = LambdaLR(optimizer, schedule if scheduled else lambda _: 1.0)
     for _ in range(steps):
@@ -95,21 +75,24 @@ def train(
         scheduler.step()
         if not bool(loss.isfinite()):
             return {"train_loss": math.inf, "test_loss": math.inf, "accuracy": 0.0}
-    trained = evaluate(model, task.training)[0] if task.training else loss.item()
-    tested, accuracy = evaluate(model, task.validation)
-    finite = math.isfinite(trained) and math.isfinite(tested)
+    train_loss = evaluate(model, task.training)[0] if task.training else loss.item()
+    test_loss, accuracy = evaluate(model, task.validation)
+    finite = math.isfinite(train_loss) and math.isfinite(test_loss)
     return {
-        "train_loss": trained if finite else math.inf,
-        "test_loss": tested if finite else math.inf,
+        "train_loss": train_loss if finite else math.inf,
+        "test_loss": test_loss if finite else math.inf,
         "accuracy": accuracy,
     }
 
 
 class Training(Experiment):
-    """What digits and language share.
+    """The common part of digits and language.
 
     Attributes:
-        score: by what the body rate is chosen: "train_loss" or "test_loss".
+        score: the result that chooses the body rate, "train_loss" or "test_loss".
+        score_name: its name in tables and plots.
+        steps: of one run.
+        scheduled: rates follow warm-up and cosine.
         grids: first and last exponent of the grid, by optimizer.
     """
 
@@ -134,7 +117,7 @@ class Training(Experiment):
 
     @cached_property
     def task(self) -> Task:
-        """Read when it is needed: a result is redrawn without the data."""
+        """The data and the model, loaded at first use: a result can be redrawn without them."""
         return TASKS[self.name](self.quick and self.name == "language")
 
     def settings(self) -> dict[str, Any]:
@@ -154,16 +137,12 @@ class Training(Experiment):
         return Cell(arm.key(exponent, seed), work)
 
     def _tuned(self, cells: Cells, arm: Arm) -> dict[int, float]:
-        """Scores with the tuning seed, by exponent."""
-        found = {}
-        for exponent in range(-16, 8):
-            cell = cells.get(arm.key(exponent, TUNING_SEED))
-            if cell is not None:
-                found[exponent] = cell[self.score]
-        return found
+        """Return the scores with the tuning seed, by exponent."""
+        keys = {exponent: arm.key(exponent, TUNING_SEED) for exponent in range(-16, 8)}
+        return {e: cells[key][self.score] for e, key in keys.items() if key in cells}
 
     def best(self, cells: Cells, arm: Arm) -> int:
-        """The exponent of the best rate."""
+        """Return the exponent of the best rate."""
         scores = self._tuned(cells, arm)
         return min(scores, key=lambda exponent: (scores[exponent], exponent))
 
@@ -174,16 +153,16 @@ class Training(Experiment):
             for exponent in range(self.grids[arm.optimizer][0], self.grids[arm.optimizer][1] + 1)
         ]
         for _ in range(self.extensions):
-            more = []
+            further = []
             for arm in self.arms:
                 scores, best = self._tuned(cells, arm), self.best(cells, arm)
                 if best == min(scores):
-                    more.append(self._cell(arm, best - 1, TUNING_SEED))
+                    further.append(self._cell(arm, best - 1, TUNING_SEED))
                 elif best == max(scores):
-                    more.append(self._cell(arm, best + 1, TUNING_SEED))
-            if not more:
+                    further.append(self._cell(arm, best + 1, TUNING_SEED))
+            if not further:
                 break
-            yield more
+            yield further
         yield [
             self._cell(arm, exponent, seed)
             for arm in self.arms
@@ -192,33 +171,34 @@ class Training(Experiment):
         ]
 
     def fixed(self, cells: Cells, arm: Arm) -> int:
-        """The rate at which all ratios of an optimizer and mode are tried: a step below the best one of ratio 1."""
+        """Return the exponent for all ratios of an optimizer and mode: one below the best of ratio 1."""
         return self.best(cells, Arm(arm.optimizer, arm.mode, 1)) - 1
 
-    def results(self, cells: Cells, arm: Arm, exponent: int, what: str) -> list[float]:
-        """By seed."""
-        return [cells[arm.key(exponent, seed)][what] for seed in range(1, self.seeds + 1)]
+    def results(self, cells: Cells, arm: Arm, exponent: int, quantity: str) -> list[float]:
+        """Return one quantity of every seed's run."""
+        return [cells[arm.key(exponent, seed)][quantity] for seed in range(1, self.seeds + 1)]
 
     def tables(self, cells: Cells) -> list[Table]:
-        found = []
-        numbers = {self.score_name: self.score, "test loss": "test_loss", "accuracy": "accuracy"}
+        tables = []
+        quantities = {self.score_name: self.score, "test loss": "test_loss", "accuracy": "accuracy"}
         if self.score == "test_loss":
-            del numbers["test loss"]  # it stands there under the score's name
+            del quantities["test loss"]  # the same column as the score
         for title, choose in (
             ("each at its best body rate", self.best),
             ("at one body rate for all", self.fixed),
         ):
             table = Table(title=f"{self.name}, {self.steps} steps, {self.seeds} seeds: {title}")
-            for column in ("optimizer", "ratio", "body rate", *numbers):
+            for column in ("optimizer", "ratio", "body rate", *quantities):
                 table.add_column(column)
             for arm in self.arms:
                 exponent = choose(cells, arm)
-                said = [
-                    _said(self.results(cells, arm, exponent, what)) for what in numbers.values()
+                columns = [
+                    _mean_and_interval(self.results(cells, arm, exponent, quantity))
+                    for quantity in quantities.values()
                 ]
-                table.add_row(arm.label(), f"{arm.ratio:g}", f"{rate_of(exponent):.2g}", *said)
-            found.append(table)
-        return found
+                table.add_row(arm.label(), f"{arm.ratio:g}", f"{body_rate(exponent):.2g}", *columns)
+            tables.append(table)
+        return tables
 
     def verdict(self, cells: Cells) -> list[str]:
         lines = []
@@ -239,40 +219,39 @@ class Training(Experiment):
                         better.append(f"{arm.mode} {arm.ratio:g} ({mean:+.4f} ± {half:.4f})")
                     elif not mean - half <= 0:
                         worse.append(f"{arm.mode} {arm.ratio:g}")
-                said = ", ".join(better) if better else "nothing"
                 lines.append(
                     f"{optimizer}, {title}: better than one rate for all layers, simultaneous, beyond the 95% "
-                    f"interval of the paired seeds ({self.score_name}): {said}"
+                    f"interval of the paired seeds ({self.score_name}): {', '.join(better) or 'nothing'}"
                     + (f"; worse: {', '.join(worse)}" if worse else "")
                 )
         return lines
 
     def check(self, cells: Cells) -> list[str]:
-        failed = []
+        failures = []
         for arm in self.arms:
             scores, best = self._tuned(cells, arm), self.best(cells, arm)
             if not self.quick and best in (min(scores), max(scores)):
-                failed.append(
+                failures.append(
                     f"{arm.label()}, ratio {arm.ratio:g}: the best rate is at an end of the grid"
                 )
             if not math.isfinite(scores[best]):
-                failed.append(f"{arm.label()}, ratio {arm.ratio:g}: diverged at every rate")
+                failures.append(f"{arm.label()}, ratio {arm.ratio:g}: diverged at every rate")
         untrained = math.log(10 if self.name == "digits" else 256)
         if not all(self._tuned(cells, arm)[self.best(cells, arm)] < untrained for arm in self.arms):
-            failed.append("a run has learned nothing")
-        return failed
+            failures.append("a run has learned nothing")
+        return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
         optimizers = list(dict.fromkeys(arm.optimizer for arm in self.arms))
         figure, axes = new_figure(1 + len(optimizers))
-        off = []
+        off_scale = []
         for axis, optimizer in zip(axes, optimizers, strict=False):
             tuned = {
-                arm: {rate_of(e): score for e, score in self._tuned(cells, arm).items()}
+                arm: {body_rate(e): score for e, score in self._tuned(cells, arm).items()}
                 for arm in self.arms
                 if arm.optimizer == optimizer
             }
-            off.append(draw_tuning(axis, tuned))
+            off_scale.append(draw_tuning(axis, tuned))
             axis.set(title=f"{optimizer}: tuning", ylabel=self.score_name)
         stats = {
             arm: interval(self.results(cells, arm, self.best(cells, arm), self.score))
@@ -280,7 +259,9 @@ class Training(Experiment):
         }
         draw_best(axes[-1], stats)
         axes[-1].set(title="each at its best body rate", ylabel=self.score_name)
-        edge = "at the upper edge: above it (triangle) or diverged (cross); " if any(off) else ""
+        edge = (
+            "at the upper edge: above it (triangle) or diverged (cross); " if any(off_scale) else ""
+        )
         save(
             figure,
             path,
@@ -289,7 +270,7 @@ class Training(Experiment):
         )
 
 
-def _said(values: list[float]) -> str:
+def _mean_and_interval(values: list[float]) -> str:
     mean, half = interval(values)
     return f"{mean:.4f} ± {half:.4f}" if math.isfinite(mean) else "diverged"
 

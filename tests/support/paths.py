@@ -9,3 +9,4 @@ TESTS = SUPPORT.parent
 ROOT = TESTS.parent
 CSRC = ROOT / "csrc"
 RESULTS = ROOT / "benchmarks" / "results"
+EXPERIMENT_RESULTS = RESULTS / "experiments"

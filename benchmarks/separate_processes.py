@@ -1,38 +1,36 @@
-"""Contestants in processes of their own: what each can do where nothing else runs or was imported.
+"""Contestants in separate processes, where no other contestant runs.
 
-Interleaved in one process, each finds the caches and the threads that the others left; torch's own
-process never imports ``stackelberg_fused``, so that a pool of ours that slowed it would show.
+Interleaved in one process, each contestant finds the caches and the threads as the others left them. Torch's own
+process never imports ``stackelberg_fused``, so that a thread pool of ours that slowed torch would show.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from .alone import Alone, AloneFailed
+from .clean_process import CleanProcess, CleanProcessFailed
+from .preparation import MeasurementSettings
 from .timing import quantiles
 from .workloads import TORCH_FUSED, Workload
 
-if TYPE_CHECKING:
-    from .entries import Settings
-
-# so that a slow minute of the machine hits all of them
+# several, so that a slow minute of the machine hits all contestants
 TURNS = 3
 
 
-class Apart:
-    """One process for torch's step and one for each of ours in turn, kept from row to row; close them."""
+class SeparateProcesses:
+    """One process for torch's step and one for ours; they serve all rows and must be closed."""
 
     def __init__(self) -> None:
-        self._processes: dict[str, Alone] = {}
+        self._processes: dict[str, CleanProcess] = {}
 
     def measure(
-        self, names: list[str], workload: Workload, settings: Settings
+        self, names: list[str], workload: Workload, settings: MeasurementSettings
     ) -> dict[str, dict[str, Any]]:
-        """Time the contestants in turns; for each its quantiles, samples and load, or the reason why not.
+        """Time the contestants in turns; return quantiles, samples and load of each, or the reason why not.
 
-        Turns in which others used the machine do not count, unless all were like that.
+        Turns in which others used the machine do not count, unless all turns were like that.
         """
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         failed: dict[str, dict[str, Any]] = {}
@@ -48,14 +46,14 @@ class Apart:
             for name in names:
                 if name in failed:
                     continue
-                # only torch's must never have imported us
+                # only torch's process must never have imported our library
                 owner = name if name == TORCH_FUSED else "ours"
-                process = self._processes.setdefault(owner, Alone())
+                process = self._processes.setdefault(owner, CleanProcess())
                 try:
                     turns[name].append(
                         process.ask(request | {"contestant": name}, request["patience"])
                     )
-                except AloneFailed as error:
+                except CleanProcessFailed as error:
                     failed[name] = {"reason": str(error)}
         return {name: failed.get(name) or _summary(turns[name]) for name in names}
 
@@ -65,7 +63,7 @@ class Apart:
             process.close()
         self._processes.clear()
 
-    def __enter__(self) -> Apart:
+    def __enter__(self) -> SeparateProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Measure in a process of its own, which imports ``stackelberg_fused`` only if asked to time it.
+"""A measuring process that imports ``stackelberg_fused`` only if it is asked to time it.
 
-Run as a script, this file loads its folder as the package ``torch_alone``: importing it under its
-installed name would import the library on the way.
+Run as a script, this file loads its folder as the package ``standalone_benchmarks``: under its installed name, the
+import would load the library on the way.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "torch_alone"
+PACKAGE = "standalone_benchmarks"
 
 
-class AloneFailed(RuntimeError):
-    """The process ended or answered too late; the message ends with what it last wrote."""
+class CleanProcessFailed(RuntimeError):
+    """The process ended or answered too late; the message is the last line that it wrote."""
 
 
-class Alone:
+class CleanProcess:
     """A process that answers requests, one JSON line each; it holds no tensors between requests.
 
-    `worker.answer` says what may be asked. After a failure the next request starts another process.
+    `worker.answer` lists the requests. After a failure, the next request starts another process.
     """
 
     def __init__(self, timeout: float = 120.0) -> None:
@@ -33,10 +33,10 @@ class Alone:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any], patience: float = 0.0) -> dict[str, Any]:
-        """Send one request and wait for its answer, `patience` longer than usual.
+        """Send one request and wait for its answer, at most the timeout and `patience` seconds more.
 
         Raises:
-            AloneFailed: it did not come.
+            CleanProcessFailed: there is no answer.
         """
         process = self._process = self._process or subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
@@ -45,8 +45,8 @@ class Alone:
             stderr=subprocess.PIPE,
             text=True,
         )
-        late = threading.Timer(self._timeout + patience, process.kill)
-        late.start()
+        kill_later = threading.Timer(self._timeout + patience, process.kill)
+        kill_later.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -54,13 +54,13 @@ class Alone:
         except BrokenPipeError:
             line = ""
         finally:
-            late.cancel()
+            kill_later.cancel()
         if line:
             return json.loads(line)
         process.wait()
-        words = process.stderr.read().strip().splitlines()
+        errors = process.stderr.read().strip().splitlines()
         self.close()
-        raise AloneFailed(words[-1] if words else f"no answer in {self._timeout:.0f} s")
+        raise CleanProcessFailed(errors[-1] if errors else f"no answer in {self._timeout:.0f} s")
 
     def close(self) -> None:
         """End the process and wait for it."""
@@ -74,7 +74,7 @@ class Alone:
             process.kill()
             process.communicate()
 
-    def __enter__(self) -> Alone:
+    def __enter__(self) -> CleanProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +83,7 @@ class Alone:
 
 def _load_folder() -> None:
     folder = Path(__file__).resolve().parent
-    # the script's folder is on the path, where its modules would shadow others of the same name
+    # Python puts the script's folder on the path, where its modules would shadow others of the same name
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != folder]
     spec = importlib.util.spec_from_file_location(
         PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -96,11 +96,11 @@ def _load_folder() -> None:
 def _main() -> int:
     _load_folder()
     answer = importlib.import_module(f"{PACKAGE}.worker").answer
-    replies = sys.stdout
-    # whatever a library prints must not be taken for an answer
+    answers = sys.stdout
+    # prints of a library must not be taken for an answer
     sys.stdout = sys.stderr
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
     return 0
 
 

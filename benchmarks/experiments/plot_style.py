@@ -1,4 +1,4 @@
-"""How pictures look."""
+"""The common style of the plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COLORS = ("#c2410c", "#334155", "#0f766e", "#7c3aed", "#ca8a04", "#be185d", "#64
 
 
 def new_figure(columns: int, rows: int = 1, height: float = 3.8) -> tuple[Any, list[Any]]:
-    """A figure with a row of axes, or several."""
+    """Create a figure with one or more rows of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * columns, height * rows), layout="constrained")
@@ -21,6 +21,6 @@ def new_figure(columns: int, rows: int = 1, height: float = 3.8) -> tuple[Any, l
 
 
 def save(figure: Any, path: Path, note: str) -> None:
-    """Write a picture with a line about how to read it."""
+    """Write a plot with a line that tells how to read it."""
     figure.supxlabel(note, fontsize=8, color="#64748b")
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""What a contestant keeps between steps: bytes by its dtypes, and bytes as they are allocated."""
+"""Memory of a contestant between steps: bytes by its dtypes, and bytes as they are allocated."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Dtypes of an element of a matrix whose rule is Adam's; norms and biases may be kept in more.
+class StoredDtypes:
+    """The dtypes that Adam stores for one element of a matrix; norms and biases may have wider ones.
 
     Attributes:
         param: of the parameter, and of its gradient.
-        state: of either moment.
-        beside: of what the weight has more than its parameter, if anything.
-        scale: of what `block` elements of a moment share, if anything.
+        state: of each of the two moments.
+        master: of the weight's further bits beside the parameter, if there are any.
+        scale: of the scale that `block` elements of a moment share, if there is one.
+        block: elements per scale.
     """
 
     param: torch.dtype
     state: torch.dtype
-    beside: torch.dtype | None = None
+    master: torch.dtype | None = None
     scale: torch.dtype | None = None
     block: int = 1
 
     @property
     def stored(self) -> float:
-        """Bytes per parameter between steps; the gradient is not counted."""
-        beside = self.beside.itemsize if self.beside else 0
+        """Bytes per parameter between steps, without the gradient."""
+        master = self.master.itemsize if self.master else 0
         scale = self.scale.itemsize / self.block if self.scale else 0
-        return self.param.itemsize + beside + 2 * (self.state.itemsize + scale)
+        return self.param.itemsize + master + 2 * (self.state.itemsize + scale)
 
     @property
     def moved(self) -> float:
-        """Bytes per parameter that a step has to move: reads the gradient, reads and writes the rest."""
+        """Bytes per parameter that a step moves at least: it reads the gradient, and reads and writes the rest."""
         return self.param.itemsize + 2 * self.stored
 
 
 def stored_bytes(params: Iterable[torch.Tensor], state: Mapping[Any, Mapping[str, Any]]) -> int:
-    """Bytes of every storage that parameters and optimizer state lie in, each storage once."""
+    """Return the size of all storages that hold parameters and optimizer state; each storage counts once."""
     storages: dict[tuple[torch.device, int], int] = {}
     for value in (*params, *state.values()):
-        for tensor in _tensors(value, set()):
+        for tensor in _plain_tensors(value, set()):
             storage = tensor.untyped_storage()
             storages[tensor.device, storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Plain tensors in a value of the state: also in subclasses of tensors, and in a package's own objects."""
+def _plain_tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Yield the tensors inside a value of the state, also those inside tensor subclasses and other objects."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -67,4 +68,4 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
     else:
         parts = getattr(value, "__dict__", {}).values()
     for part in parts:
-        yield from _tensors(part, seen)
+        yield from _plain_tensors(part, seen)

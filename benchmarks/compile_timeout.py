@@ -1,4 +1,4 @@
-"""Nobody compiles for ever."""
+"""A time limit for compilations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class TimeBoxExpired(BaseException):
-    """Raised inside a time box. Not an Exception, so that no compiler swallows it."""
+class CompileTimeout(BaseException):
+    """Raised when the limit is over. Not an Exception, so that no compiler swallows it."""
 
 
 @contextmanager
-def time_box(seconds: float) -> Iterator[None]:
-    """Interrupt the body after `seconds`; without a main thread (no signals) it runs to its end."""
+def compile_timeout(seconds: float) -> Iterator[None]:
+    """Interrupt the body after `seconds`; outside the main thread, which gets no signals, it runs to its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def expire(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeBoxExpired
+        raise CompileTimeout
 
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,0 +1,52 @@
+"""The rows of the design: shapes, groups and targets."""
+
+from __future__ import annotations
+
+import pytest
+from bench_rows import ROWS
+from stackelberg_fused.benchmarks.low_precision import STATES, low_precision_contestants
+from stackelberg_fused.benchmarks.workloads import TORCH_FUSED
+
+LOW_PRECISION_ROWS = {row.states: row for row in ROWS.values() if row.states is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "numel", "groups"),
+    [
+        ("600x1000 / 2 groups", 600, 600_000, 2),
+        ("465 groups x 1000", 465, 465_000, 465),
+        ("2 tensors, 150k", 2, 150_000, 2),
+        ("GPT-2-small shapes (148 tensors, 124M), 2 groups", 148, 124_439_808, 2),
+        ("1G parameters fp32, 2 groups", 60, 1_006_632_960, 2),
+        ("465 groups, 29M parameters", 465, 29_062_500, 465),
+        ("ResNet-50 shapes (161 tensors, 25.6M), 2 groups, eager", 161, 25_557_032, 2),
+        ("GPT-2-small shapes (148 tensors, 124M), 4 groups, eager", 148, 124_439_808, 4),
+        ("whole step: 600x1000 / 2 groups", 600, 600_000, 2),
+        ("whole step: GPT-2-small shapes, 2 groups", 148, 124_439_808, 2),
+        ("clip per role + step + clear: GPT-2-small shapes, 2 groups", 148, 124_439_808, 2),
+    ],
+)
+def test_rows_have_the_shapes_of_the_design(name, tensors, numel, groups):
+    row = ROWS[name]
+    assert (len(row.shapes), row.numel, row.groups) == (tensors, numel, groups)
+    assert len(row.group_of) == tensors
+    assert set(row.group_of) == set(range(groups))
+    assert row.targets
+
+
+@pytest.mark.parametrize("states", STATES)
+def test_low_precision_rows_have_the_shapes_of_the_design(states):
+    row = LOW_PRECISION_ROWS[states]
+    assert (len(row.shapes), row.numel, row.groups) == (148, 124_439_808, 2)
+    assert "in fewer bits" in row.name
+    names = [c.name for c in low_precision_contestants(states)]
+    assert len(set(names)) == len(names)
+    assert {"ours bf16 split8", "ours fp32", "torch fused", "torch fused bf16"} < set(names)
+
+
+def test_the_target_of_8_bits_is_of_two_schemes_and_of_the_cpu():
+    targets = [t for t in LOW_PRECISION_ROWS["8bit"].targets if t.quantity == TORCH_FUSED]
+    assert [(t.bound, t.contestant, t.device) for t in targets] == [
+        (1.5, "ours bf16 stochastic", "cpu"),
+        (1.5, "ours bf16 split8", "cpu"),
+    ]
