@@ -121,16 +121,16 @@ class FlatGradients:
                 table.slots[i].param.grad = None
 
     def misplaced(
-        self, table: Table, span: Span, active: np.ndarray, odd: Sequence[int]
+        self, table: Table, span: Span, active: np.ndarray, mismatched: Sequence[int]
     ) -> str | None:
         """The name of a parameter of a span whose gradient is not its view, or that has none.
 
         Args:
             active: bool [n]: slots that have a gradient.
-            odd: slots whose gradient is not where the records say.
+            mismatched: slots whose gradient is not where the records say.
         """
         wrong = self._has_place & (~active | (table.records["grad"] != self._addresses))
-        for i in odd:
+        for i in mismatched:
             wrong[i] = i in self._views and table.slots[i].param.grad is not self._views[i]
         found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
         return table.slots[span.first_slot + int(found[0])].name if len(found) else None

@@ -25,15 +25,15 @@ class Gathered:
     """The gradients of one step, kept alive until its launch.
 
     Attributes:
-        owners: keep the memory of the gradients that were read in place.
-        other_layout: slots whose gradient does not have their parameter's layout, dtype or device.
+        gradients: keep the memory of the gradients that were read in place.
+        mismatched: slots whose gradient does not have their parameter's layout, dtype or device.
         copies: tensors read in place of gradients: copies in the parameter's layout, local shards.
         copied: gradients of which only a copy is read.
         write_back: pairs of a parameter whose memory has gaps and the dense copy that is updated in its place.
     """
 
-    owners: Any
-    other_layout: list[int]
+    gradients: Any
+    mismatched: list[int]
     copies: list[Tensor]
     copied: list[Tensor]
     write_back: list[tuple[Tensor, Tensor]]
@@ -74,17 +74,17 @@ class Gradients:
             RebuildNeeded: a parameter was rebound to memory with other strides.
         """
         self._check_shards(span)
-        moved, other_layout, changed, switched, owners = self._reader.read(
+        moved, mismatched, changed, switched, gradients = self._reader.read(
             span.first_slot, span.last_slot
         )
         self.active_version += switched
         self._table.count_native_writes(changed)
         if changed and self._table.has_other_gradients:
             self._table.note_formats()  # one may have the dtype of its parameter again
-        gathered = Gathered(owners, other_layout, [], [], [])
+        gathered = Gathered(gradients, mismatched, [], [], [])
         for i in moved:
             self._follow(i)
-        for i in other_layout:
+        for i in mismatched:
             grad = self.gradient(i)
             gathered.copies.append(grad)
             self._check(i, grad)

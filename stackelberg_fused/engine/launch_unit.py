@@ -133,10 +133,8 @@ class LaunchUnit:
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
         if self.flat is not None:
-            other_layout = pending.gathered.other_layout
-            pending.misplaced = self.flat.misplaced(
-                table, span, self.gradients.active, other_layout
-            )
+            mismatched = pending.gathered.mismatched
+            pending.misplaced = self.flat.misplaced(table, span, self.gradients.active, mismatched)
             in_place = pending.misplaced is None
             pending.clears = in_place and self.flat.all_placed(span, self.gradients.active)
             if not in_place and not self._warned_of_flat:
