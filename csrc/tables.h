@@ -57,8 +57,8 @@ struct Tile {
   int64_t offset;
 };
 
-// What a row's update does beyond its scalars, as FLAG(enumerator, name in Python, bit). A specialisation of a kernel
-// fixes these bits at compile time; values such as rates never are, so that a schedule never recompiles.
+// The options of an update rule, as FLAG(enumerator, name in Python, bit). A specialisation of a kernel fixes these
+// bits at compile time; values such as rates are never fixed, so that a schedule never recompiles.
 #define SF_RULE_FLAGS(FLAG)                                     \
   FLAG(kSgd, SGD, 1)           /* unset: Adam */                \
   FLAG(kAmsgrad, AMSGRAD, 2)   /* Adam only */                  \

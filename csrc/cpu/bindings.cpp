@@ -130,7 +130,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"));
   pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
-                               "Where parameters and gradients lie; see stackelberg_fused/native/reader.py.")
+                               "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")
       .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
            pybind11::arg("abi"))

@@ -1,4 +1,4 @@
-// Balls need one factor for all of their tiles, so factors come first; then pieces are independent of each other.
+// Computes the factors of balls first, because a ball has one for all of its tiles; after that pieces are independent.
 #include "cpu/project.h"
 
 #include "cpu/parallel.h"

@@ -13,7 +13,7 @@
 
 namespace sf {
 
-// stackelberg_fused/native/reader.py has the same class in Python, for a torch that TensorAbi does not know; a test
+// stackelberg_fused/native/reader.py has the same class in Python, for a torch that TensorAbi cannot read; a test
 // compares the two.
 class Reader {
  public:

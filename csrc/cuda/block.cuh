@@ -15,7 +15,7 @@
 
 namespace sf {
 
-// What a launch may do besides the update. Of the float32 kernels only the one that mixes rules is instantiated with
+// Options of a launch besides the update. Of the float32 kernels only the one that mixes rules is instantiated with
 // these options, so that the others pay nothing for them.
 struct StepOptions {
   Turn turn;

@@ -1,6 +1,6 @@
-// Shorter ways to the bits of csrc/codec.h and of IEEE roots and quotients, valid for numbers in a range. Callers check
-// the range once for all numbers of a thread, where codec.h and the compiler check each. With 8-bit moments a step
-// moves so few bytes that its instructions set its time.
+// A codec, a square root and a quotient in fewer instructions, with the same bits as csrc/codec.h and IEEE arithmetic
+// for numbers in a range. Callers check the range once for all numbers of a thread, where codec.h and the compiler
+// check each number. With 8-bit moments a step moves so few bytes that the number of instructions sets its time.
 #pragma once
 
 #include <cmath>
@@ -57,13 +57,13 @@ struct InRange : Ieee {
   }
 };
 
-// Placed where a float32 has exponent and fraction, those of a code are its value times a power of two; subnormal codes
-// become subnormal numbers, which cost this processor nothing extra.
+// The float32 with the exponent and fraction bits of the code of 1.0. Every code, read so, becomes its value times
+// kUnit; subnormal codes become subnormal numbers, which cost a GPU nothing extra.
 template <typename CODE>
 constexpr float kUnit = CODE::one == 15 ? 0x1p-112f : 0x1p-96f;
 
-// The factor from a code, placed so, to its value. It is infinite for scales out of range, whose codes then become
-// infinite or NaN.
+// The factor from such a float32 to the value of the code. It is infinite for scales out of range, so that the codes
+// become infinite or NaN.
 template <typename CODE>
 __device__ __forceinline__ float decode_factor(float scale) {
   return scale * (1.0f / kUnit<CODE>);

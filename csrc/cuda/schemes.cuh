@@ -1,12 +1,12 @@
 // Updates full tiles of the most common schemes by code that is compiled for each scheme and does not branch on
 // formats.
 //
-// A thread updates so many consecutive elements at once that even the buffer of the smallest elements is read by
-// 128-bit accesses: 16 elements where there are codes or 8-bit remainders, else 8. All of its loads are in flight
-// before the first use: 96 bytes per thread (80 where everything is bfloat16, 112 with remainders), which makes 60 to
-// 84 KiB per multiprocessor with three blocks of 256 threads. There are three blocks and not two because a block has
-// nothing in flight while it looks up its record. That leaves 80 registers per thread: just enough for 16 elements
-// whose moments have to wait for the maximum of their block.
+// A thread updates 16 consecutive elements at once where there are codes or 8-bit remainders, else 8, so that even the
+// buffer with the smallest elements is read by 128-bit accesses. All of its loads are in flight before the first use:
+// 96 bytes per thread (80 where everything is bfloat16, 112 with remainders), which makes 60 to 84 KiB per
+// multiprocessor with three blocks of 256 threads. There are three blocks and not two because a block has nothing in
+// flight while it looks up its record. That leaves 80 registers per thread: just enough for 16 elements whose moments
+// have to wait for the maximum of their block.
 #pragma once
 
 #include "cuda/access.cuh"
