@@ -35,8 +35,8 @@ CXXFLAGS = [
 ]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-# the vector kernel is compiled once per instruction set and the best one is chosen at run time
-KERNEL = "csrc/cpu/step.cpp"
+# these are compiled once per instruction set, and csrc/cpu/dispatch.cpp chooses the best at run time
+PER_ISA = ("csrc/cpu/step.cpp", "csrc/cpu/bandwidth_probe.cpp")
 ISAS = {"avx512": [*AVX512, "-mprefer-vector-width=512"], "avx2": AVX2} if X86 else {}
 ISAS["baseline"] = []
 RULES = """\
@@ -197,7 +197,7 @@ class NinjaBuild(build_ext):
             lines.append(f"build {objects[-1]}: {rule} {source}\n  flags = {words(options)}")
 
         for source in sources:
-            if source.as_posix() == KERNEL:
+            if source.as_posix() in PER_ISA:
                 for isa, extra in ISAS.items():
                     edge(source, "cxx", [*flags, f"-DSF_ISA={isa}", *extra], f".{isa}")
             elif source.suffix == ".cu":

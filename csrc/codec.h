@@ -1,4 +1,6 @@
-// How numbers of fewer bits are stored: stackelberg_fused/numerics/codec.py, bit for bit. `random` are 16 random bits.
+// Conversions between float32 and what a buffer stores: bfloat16, float16, a bfloat16 part with a remainder, and 8-bit
+// codes with a scale per block. The bits are those of stackelberg_fused/numerics/codec.py. A `random` argument is 16
+// random bits, for stochastic rounding.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +33,7 @@ constexpr uint32_t kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
 
 SF_HOST_DEVICE float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 SF_HOST_DEVICE uint16_t to_bfloat16(float x) {
   const uint32_t bits = bits_of(x);
   const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
@@ -39,7 +41,7 @@ SF_HOST_DEVICE uint16_t to_bfloat16(float x) {
 }
 
 SF_HOST_DEVICE uint16_t to_bfloat16(float x, uint32_t random) {
-  // infinity stays what it is: its lower half, to which the random number is added, is zero
+  // infinity stays infinity: its lower 16 bits, to which the random number is added, are zero
   const uint32_t rounded = bits_of(x) + random;
   return static_cast<uint16_t>(x != x ? 0x7FC0 : rounded >> 16);
 }
@@ -49,17 +51,17 @@ SF_HOST_DEVICE uint16_t to_bfloat16(float x, uint32_t random) {
 SF_HOST_DEVICE float from_float16(uint16_t x) {
   const uint32_t shifted = static_cast<uint32_t>(x & 0x7FFF) << 13, exponent = shifted & 0x0F800000;
   const uint32_t normal = shifted + (112u << 23);
-  // subnormal: read as if it had the leading one of the others, which is then taken away
+  // a subnormal number is read with the implicit leading one of a normal number, which is then subtracted
   const float subnormal = float_of(normal + (1u << 23)) - float_of(113u << 23);
   const uint32_t special = normal + (112u << 23);
   const uint32_t bits = exponent == 0 ? bits_of(subnormal) : exponent == 0x0F800000 ? special : normal;
   return float_of(bits | static_cast<uint32_t>(x & 0x8000) << 16);
 }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 SF_HOST_DEVICE uint16_t to_float16(float x) {
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
-  // an addition rounds at the last bit of a subnormal
+  // adding 0.5 rounds at the last bit of a subnormal number
   const uint32_t subnormal = bits_of(float_of(magnitude < 0x38800000 ? magnitude : 0) + 0.5f) - 0x3F000000;
   const uint32_t normal = (magnitude - (112u << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
   const uint32_t special = magnitude > kInfinity ? 0x7E00 : 0x7C00;
@@ -68,11 +70,12 @@ SF_HOST_DEVICE uint16_t to_float16(float x) {
 }
 
 SF_HOST_DEVICE uint16_t to_float16(float x, uint32_t random) {
-  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude, drawn = random >> 3;
-  // where its steps are all alike, else they are steps of the bits themselves; 13 bits below a step are in both
+  const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude, offset = random >> 3;
+  // Subnormal numbers are equally spaced, by 2^-24; others are spaced as their bits. Either way 13 bits are dropped.
   const float small = float_of(magnitude < 0x3F800000 ? magnitude : 0x3F800000);
-  const auto steps = static_cast<int32_t>(small * 0x1p24f + static_cast<float>(static_cast<int32_t>(drawn)) * 0x1p-13f);
-  const uint32_t by_bits = magnitude < kInfinity ? (magnitude + drawn) & ~0x1FFFu : magnitude;
+  const auto steps =
+      static_cast<int32_t>(small * 0x1p24f + static_cast<float>(static_cast<int32_t>(offset)) * 0x1p-13f);
+  const uint32_t by_bits = magnitude < kInfinity ? (magnitude + offset) & ~0x1FFFu : magnitude;
   const uint32_t rounded = magnitude < 0x38800000 ? bits_of(static_cast<float>(steps) * 0x1p-24f) : by_bits;
   return to_float16(float_of(rounded | (bits & ~kMagnitude)));
 }
@@ -81,10 +84,11 @@ SF_HOST_DEVICE uint16_t to_float16(float x, uint32_t random) {
 
 struct Split {
   uint16_t part;
-  int16_t remainder;  // of 8 bits: -128 to 127
+  int16_t remainder;  // -128 to 127 where it has 8 bits
 };
 
-// The part is the weight rounded to nearest, ties away from zero: to even would need one remainder more than there is.
+// The part is the weight rounded to nearest, ties away from zero: ties to even would need one more remainder than the
+// BITS can express.
 template <int BITS>
 SF_HOST_DEVICE Split split(float weight) {
   uint32_t whole = bits_of(weight);
@@ -97,53 +101,54 @@ SF_HOST_DEVICE Split split(float weight) {
 
 template <int BITS>
 SF_HOST_DEVICE float join(uint16_t part, int16_t remainder) {
-  // no weight leaves a negative one beside a zero: somebody has written that zero since
+  // split() never leaves a negative remainder beside a zero part: someone has zeroed the parameter since
   if ((part & 0x7FFF) == 0 && remainder < 0) remainder = 0;
   return float_of((static_cast<uint32_t>(part) << 16) + (static_cast<uint32_t>(remainder) << (16 - BITS)));
 }
 
-// The most that rounding takes from a weight: half a step of what is stored.
+// The largest error of rounding to nearest: half the spacing of the stored format.
 SF_HOST_DEVICE float half_step(float stored, bool is_bfloat16) {
   const uint32_t exponent = bits_of(stored) & kInfinity, least = is_bfloat16 ? 0x00800000 : 0x38800000;
   return float_of(exponent > least ? exponent : least) * (is_bfloat16 ? 0x1p-8f : 0x1p-11f);
 }
 
-// The weight that a rounded one and what it lacks stand for; more than rounding takes is of another weight, which
-// somebody has replaced since.
+// The weight that a rounded value and its compensation represent. A compensation larger than a rounding error belongs
+// to a weight that someone has replaced since, and is ignored.
 SF_HOST_DEVICE float compensated(float stored, float lost, bool is_bfloat16) {
   const float magnitude = float_of(bits_of(lost) & kMagnitude);
   return stored + (magnitude <= half_step(stored, is_bfloat16) ? lost : 0.0f);
 }
 
-// What a rounded weight lacks; nothing where it is not finite.
+// The rounding error of a stored weight; 0 where that is not finite.
 SF_HOST_DEVICE float compensation(float weight, float stored) {
   const float lost = weight - stored;
   return (bits_of(lost) & kMagnitude) < kInfinity ? lost : 0.0f;
 }
 
-// --- 8 bits and a scale for each block ---
+// --- 8-bit codes with a scale per block ---
 
-// `exponent * 8 + fraction`, for values of magnitude at most 1 in the block's scale; ONE is the exponent of 1.0.
+// A code is `exponent * 8 + fraction`, for a value of magnitude at most 1 in units of the block's scale. ONE is the
+// exponent of 1.0.
 template <int ONE, bool SIGNED>
 struct Code {
   static constexpr int one = ONE;
   static constexpr bool is_signed = SIGNED;
-  static constexpr uint32_t largest = ONE * 8 + 5;  // one more is infinity, and two more NaN
+  static constexpr uint32_t largest = ONE * 8 + 5;  // largest + 1 is infinity, largest + 2 is NaN
 };
 using FirstMoment = Code<15, true>;
-// Squares: no positive one becomes zero, by whose root a first moment that did not would be divided.
+// Second moments: no positive one becomes zero, since the update divides a nonzero first moment by its square root.
 using SecondMoment = Code<31, false>;
 
-// The bits that count for a block's largest magnitude.
+// The bits of a magnitude that may become a block's largest; 0 for infinity and NaN.
 SF_HOST_DEVICE uint32_t finite_magnitude(float x) {
   const uint32_t magnitude = bits_of(x) & kMagnitude;
   return magnitude < kInfinity ? magnitude : 0;
 }
 
-// Up to here no scale is held back; from infinity on nothing is scaled at all.
+// Above this magnitude a block's scale is clamped, to 2^126.
 constexpr uint32_t kLargestScaled = 253u << 23;
 
-// The least power of two that is no smaller than any: s stands for 2^(s - 127), 0 for a block of zeros.
+// The smallest power of two that is at least the largest magnitude: s stands for 2^(s - 127), 0 for a block of zeros.
 SF_HOST_DEVICE uint8_t scale_of(uint32_t largest) {
   const uint32_t scale = (largest + 0x7FFFFF) >> 23;
   return static_cast<uint8_t>(scale < 253 ? scale : 253);
@@ -152,16 +157,16 @@ SF_HOST_DEVICE uint8_t scale_of(uint32_t largest) {
 SF_HOST_DEVICE float scale_value(uint8_t scale) { return float_of(static_cast<uint32_t>(scale) << 23); }
 SF_HOST_DEVICE float inverse_scale(uint8_t scale) { return float_of((254u - scale) << 23); }
 
-// The code of a finite number whose block has a scale that is not held back at its largest.
+// The code of a finite number whose block's scale is not clamped.
 template <typename CODE>
 SF_HOST_DEVICE uint32_t encode_finite(float x, float inverse, uint32_t random) {
-  constexpr float even = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;
+  constexpr float smallest_normal = CODE::one == 15 ? 0x1p-14f : 0x1p-30f;
   const uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
   const float y = float_of(magnitude) * inverse;
-  // steps are those of the bits, but all alike where the exponent is 0, as if the leading one were there
-  const bool is_even = y < even;
-  const uint32_t steps = (bits_of(is_even ? y + even : y) + (random << 4)) >> 20;
-  uint32_t code = steps - (is_even ? 8 * (128 - CODE::one) : 8 * (127 - CODE::one));
+  // codes of exponent 0 are subnormal: the addition gives y the implicit leading one that they lack
+  const bool is_subnormal = y < smallest_normal;
+  const uint32_t steps = (bits_of(is_subnormal ? y + smallest_normal : y) + (random << 4)) >> 20;
+  uint32_t code = steps - (is_subnormal ? 8 * (128 - CODE::one) : 8 * (127 - CODE::one));
   if constexpr (!CODE::is_signed) code = code == 0 && magnitude > 0 ? 1 : code;
   if constexpr (CODE::is_signed) code |= bits >> 24 & 0x80;
   return code;
@@ -170,7 +175,7 @@ SF_HOST_DEVICE uint32_t encode_finite(float x, float inverse, uint32_t random) {
 template <typename CODE>
 SF_HOST_DEVICE uint32_t encode(float x, float inverse, uint32_t random) {
   const uint32_t magnitude = bits_of(x) & kMagnitude;
-  // NaN has none: which sign an operation gives it is not defined
+  // NaN gets no sign: which one an operation gives it is not defined
   const uint32_t sign = CODE::is_signed && magnitude <= kInfinity ? bits_of(x) >> 24 & 0x80 : 0;
   const uint32_t code = encode_finite<CODE>(float_of(magnitude), inverse, random);
   const uint32_t finite = code < CODE::largest ? code : CODE::largest;
@@ -178,7 +183,7 @@ SF_HOST_DEVICE uint32_t encode(float x, float inverse, uint32_t random) {
   return (magnitude < kInfinity ? finite : special) | sign;
 }
 
-// Whether a code is that of infinity or NaN.
+// True for the codes of infinity and NaN.
 template <typename CODE>
 SF_HOST_DEVICE bool is_special(uint32_t code) {
   return (CODE::is_signed ? code & 0x7F : code) > CODE::largest;
@@ -188,7 +193,7 @@ template <typename CODE>
 SF_HOST_DEVICE float decode_finite(uint32_t code, float scale) {
   constexpr float shift = CODE::one == 15 ? 0x1p-15f : 0x1p-31f;
   const uint32_t magnitude = CODE::is_signed ? code & 0x7Fu : code;
-  // exponent 0 is read as if it had the leading one of the others, which is then taken away
+  // exponent 0 is read with the implicit leading one of the others, which is then subtracted
   float y = float_of((magnitude << 20) + (static_cast<uint32_t>(127 - CODE::one) << 23));
   y = magnitude < 8 ? (y - shift) * 2.0f : y;
   uint32_t bits = bits_of(y * scale);

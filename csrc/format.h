@@ -1,4 +1,4 @@
-// How the numbers of a record are stored. stackelberg_fused/groups/schemes.py makes the words.
+// The storage format of a record, unpacked from its `format` word (stackelberg_fused/groups/schemes.py packs it).
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,13 @@ SF_HOST_DEVICE Format format_of(int64_t word) {
   return {static_cast<int32_t>(word & 3), static_cast<int32_t>(word >> 2 & 3), static_cast<int32_t>(word >> 4 & 7)};
 }
 
-SF_HOST_DEVICE bool draws(const Format& format) { return format.state != kState32 || format.master == kStochastic; }
+SF_HOST_DEVICE bool uses_random_bits(const Format& format) {
+  return format.state != kState32 || format.master == kStochastic;
+}
 
 SF_HOST_DEVICE int64_t bytes_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-// The end of an interval as a number of the dtype that is inside of it: `low` rounded up, `high` down.
+// One end of an interval, rounded to a number of the dtype that lies inside: `low` rounds up, `high` down.
 SF_HOST_DEVICE float rounded_inside(float bound, int32_t dtype, bool up) {
   const bool is_infinite = (bits_of(bound) & kMagnitude) >= kInfinity;
   if (dtype == kFloat32 || is_infinite || bound == 0.0f) return bound;

@@ -1,6 +1,8 @@
-// Functions that host and device share to the bit: contraction is off in both compilers, and roots and quotients are
-// IEEE's. Internal linkage on purpose: the CPU kernel is compiled once per instruction set, and a shared inline symbol
-// would let the linker hand AVX-512 code to a machine without it.
+// SF_HOST_DEVICE marks functions that the CPU and CUDA kernels share, with the same bits as results: contraction is off
+// in both compilers, and square roots and quotients are IEEE's.
+//
+// The functions have internal linkage on purpose. The CPU kernel is compiled once per instruction set, and a shared
+// inline symbol would let the linker hand AVX-512 code to a machine without it.
 #pragma once
 
 #if defined(__CUDACC__)

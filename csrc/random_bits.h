@@ -1,4 +1,4 @@
-// Counter-based random numbers for stochastic rounding: what an element gets depends on the seed, its parameter, the
+// Counter-based random numbers for stochastic rounding. The bits of an element depend on the seed, its parameter, the
 // step and its own index, and on nothing else. stackelberg_fused/numerics/random_bits.py makes the same bits.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace sf {
 
-// What all elements of a tile share.
+// The part of the hash that all elements of a tile share.
 struct Stream {
   uint32_t first, second;
 };
@@ -26,28 +26,28 @@ SF_HOST_DEVICE Stream tile_stream(int64_t key, int32_t step, int64_t tile) {
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
 }
 
-// How far apart the words of neighbouring pairs are before they are mixed.
+// The difference between the words of neighbouring pairs before they are mixed.
 constexpr uint32_t kIndexStride = 0x9E3779B9u;
 
-// All but the last step for a word, or for each of a vector of them.
+// All steps of the hash but the last, for a word or for each of a vector of words.
 template <typename Word>
 SF_HOST_DEVICE Word mixed_bits(const Stream& stream, Word word) {
   word ^= word >> 16;
   word *= 0x7FEB352Du;
-  // word ^ second, and then that ^ that >> 15: of what all elements share the shift is taken once
+  // w = word ^ second; w ^= w >> 15: written so that the shift of `second` is computed once for all elements
   word = word ^ (word >> 15) ^ (stream.second ^ (stream.second >> 15));
   word *= 0x846CA68Bu;
   return word;
 }
 
-// The random bits of two neighbours of a tile, of elements 2 * pair and the next: the lower half and the upper one.
+// The random bits of elements 2 * pair (lower 16 bits) and 2 * pair + 1 (upper 16 bits) of a tile.
 SF_HOST_DEVICE uint32_t random_word(const Stream& stream, uint32_t pair) {
   const uint32_t word = mixed_bits(stream, stream.first + pair * kIndexStride);
   return word ^ (word >> 16);
 }
 
-// 16 random bits for the element `index` of a tile. Its weight and its moments share them: what one of them gains is
-// of no consequence to the mean of the others, and numbers of their own would cost more than rounding by them.
+// 16 random bits for element `index` of a tile. Its weight and its moments share them: each is rounded without bias
+// whatever happens to the others, and separate numbers would cost more than the rounding itself.
 SF_HOST_DEVICE uint32_t random_bits(const Stream& stream, uint32_t index) {
   const uint32_t word = random_word(stream, index / 2);
   return index % 2 ? word >> 16 : word & 0xFFFF;

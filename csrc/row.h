@@ -1,6 +1,6 @@
-// What a hyperparameter row is computed from at each step, in double precision and rounded once: on the host, or in the
-// kernel where step counts live on the device. stackelberg_fused/numerics/bias_correction.py is the same, operation by
-// operation.
+// Computes the scalars of a hyperparameter row that change with step count and rate, in double precision and rounded
+// once: on the host, or in the kernel where step counts live on the device. numerics/bias_correction.py in
+// stackelberg_fused does the same operations in the same order.
 #pragma once
 
 #include "host_device.h"
@@ -8,7 +8,7 @@
 
 namespace sf {
 
-// base ** exponent by binary exponentiation: multiplications only, in this order in every language.
+// base ** exponent by binary exponentiation: multiplications alone, in the same order in every language.
 SF_HOST_DEVICE double integer_power(double base, int64_t exponent) {
   double result = 1.0;
   while (exponent > 0) {
@@ -30,7 +30,7 @@ SF_HOST_DEVICE BiasCorrections bias_corrections(double beta1, double beta2, int6
   return {bias_correction2_sqrt / (1.0 - integer_power(beta1, step)), bias_correction2_sqrt};
 }
 
-// The fields of a row that step count and rate change.
+// Writes the fields of a row that depend on step count and rate.
 SF_HOST_DEVICE void complete_row(Row& row, const GroupScalars& group, double lr, const BiasCorrections& corrections,
                                  int64_t step) {
   row.step = static_cast<int32_t>(step & 0x7fffffff);

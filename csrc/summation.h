@@ -1,19 +1,20 @@
-// Sums of squares of gradients in an order that every backend keeps, and what follows from them: the same bits
-// everywhere and in every run. docs/numerics.md draws the order; stackelberg_fused/layout/statistics.py is the same in
-// PyTorch.
+// Sums of squares of gradients, and the norms and clip factors that follow from them: the same bits on every backend
+// and in every run. docs/numerics.md draws the order of the additions; stackelberg_fused/numerics/summation.py is the
+// same in PyTorch.
 //
-// A float32 squared is exact in double, and sums of them neither overflow nor lose small ones, so only the order of the
-// additions matters. It is the same within a tile and over tiles: kLanes lanes that each add up every kLanes-th entry,
-// and then the upper half of the lanes onto the lower until one is left.
+// The square of a float32 is exact in double, and a sum of such squares neither overflows nor loses small ones, so only
+// the order of the additions matters. It is the same within a tile and over tiles: each of kLanes lanes adds up every
+// kLanes-th entry, then the upper half of the lanes is added to the lower half until one lane is left.
 #pragma once
 
 #include "host_device.h"
+#include "launch_args.h"
 #include "tables.h"
 
 namespace sf {
 
-// In a tile an entry is 4 consecutive elements, what a thread loads at once: element 4 * (kLanes * k + lane) + j adds
-// to part j of the lane, in the order of k; then the parts are added as (0 + 2) + (1 + 3).
+// Within a tile an entry is 4 consecutive elements, the 128 bits that a thread loads at once. Element 4 * (kLanes * k +
+// lane) + j is added to part j of the lane, in the order of k; then the parts are added as (0 + 2) + (1 + 3).
 constexpr int kLanes = 256;
 constexpr int kLaneEntries = kTileElements / (4 * kLanes);
 static_assert(kTileElements % (4 * kLanes) == 0);
@@ -25,7 +26,7 @@ SF_HOST_DEVICE double square(float x) { return static_cast<double>(x) * static_c
 SF_HOST_DEVICE double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
 #if !defined(__CUDA_ARCH__)
-// The upper half of the lanes onto the lower until one is left; `width`: a power of two.
+// Adds the upper half of the lanes to the lower half until one is left; `width` is a power of two.
 SF_HOST_DEVICE double fold_lanes(double* lanes, int width = kLanes) {
   for (int half = width / 2; half; half /= 2) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
@@ -33,7 +34,7 @@ SF_HOST_DEVICE double fold_lanes(double* lanes, int width = kLanes) {
   return lanes[0];
 }
 
-// Of `count` sums, or whatever `at` gives for an index. Lanes that get none are zeros, and left out.
+// The sum of at(0) to at(count - 1). Lanes without an entry would add zeros, and are left out.
 template <typename At>
 SF_HOST_DEVICE double sum_in_lanes(int64_t count, At at) {
   double lanes[kLanes];
@@ -45,14 +46,14 @@ SF_HOST_DEVICE double sum_in_lanes(int64_t count, At at) {
 }
 #endif
 
-// torch.nn.utils.clip_grad_norm_'s, in double: 1 where nothing is to be clipped, NaN where the norm is.
+// The factor of torch.nn.utils.clip_grad_norm_ in double: 1 where nothing is clipped, NaN where the norm is NaN.
 SF_HOST_DEVICE double clip_factor(double norm, double max_norm) {
   if (max_norm == kNoLimit) return 1.0;
   const double factor = max_norm / (norm + 1e-6);
   return factor < 1.0 || factor != factor ? factor : 1.0;
 }
 
-// Everything that follows from the two sums.
+// Writes all statistics that follow from the two sums of squares.
 SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double head) {
   GradientStatistics& s = *args.statistics;
   s.sum_sq[0] = body;
@@ -66,15 +67,15 @@ SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double hea
   }
 }
 
-// What takes the scale of the loss out of a gradient.
+// The factor that removes the scale of the loss from a gradient.
 SF_HOST_DEVICE float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
 
-// What clips the gradients of a tile.
+// The factor that clips the gradients of a tile.
 SF_HOST_DEVICE float clipping(const StepArgs& args, int64_t tile) {
   return args.statistics ? args.statistics->factor[tile >= args.first_head_tile] : 1.0f;
 }
 
-// The tiles [begin, end) of a player within those of the launch, for player 0 or 1.
+// The tiles [begin, end) of the launch that belong to a player, 0 or 1.
 SF_HOST_DEVICE void player_tiles(const StatisticsArgs& args, int player, int64_t& begin, int64_t& end) {
   const int64_t last = args.first_tile + args.num_tiles;
   const int64_t split = args.first_head_tile < args.first_tile ? args.first_tile

@@ -1,8 +1,11 @@
-// The tables every native backend reads: records, tiles, hyperparameter rows.
+// The tables that every native backend reads: records, tiles, hyperparameter rows.
 //
-// The host builds them once (stackelberg_fused/layout/table.py, layout/rows.py) and the Triton kernel reads the
-// same bytes, so a field is added here, in the NumPy dtypes of stackelberg_fused/native/tables.py, and in
+// The host builds them once (stackelberg_fused/layout/table.py, layout/rows.py) and the Triton kernels read the same
+// bytes, so a new field goes here, into the NumPy dtypes of stackelberg_fused/native/tables.py and into
 // triton_kernels/; tests/native/test_tables.py compares all three.
+//
+// A struct that Python packs or reads is written as a list of fields, FIELD(type, name). The list declares the struct,
+// and bindings_common.h registers the offset of every field of it. Reserved words are not in the list.
 #pragma once
 
 #include <cstddef>
@@ -10,32 +13,41 @@
 
 namespace sf {
 
+#define SF_DECLARE_FIELD(type, name) type name;
+
+// A value for the body (0) and one for the head (1).
+template <typename T>
+using PerPlayer = T[2];
+
 // Elements per tile. A tile never straddles a parameter, so every hyperparameter is uniform within it.
 constexpr int64_t kTileElements = 4096;
 
-// One row per parameter. Addresses are those of device (or host) memory; 0 means absent, and a parameter whose
+// One record per parameter. Addresses are those of device (or host) memory; 0 means absent, and a parameter whose
 // gradient is absent is skipped.
+#define SF_RECORD_FIELDS(FIELD)                                                                                \
+  FIELD(int64_t, param)                                                                                        \
+  FIELD(int64_t, grad)                                                                                         \
+  FIELD(int64_t, exp_avg) /* momentum_buffer for SGD */                                                        \
+  FIELD(int64_t, exp_avg_sq)                                                                                   \
+  FIELD(int64_t, max_exp_avg_sq)                                                                               \
+  FIELD(int64_t, numel)                                                                                        \
+  FIELD(int64_t, row)           /* index into the hyperparameter rows */                                       \
+  FIELD(int64_t, ema)           /* exponential average of the parameter */                                     \
+  FIELD(int64_t, grad_sum)      /* sum of the gradients since the group last moved */                          \
+  FIELD(int64_t, set)           /* 1 + index of the joint set that the parameter is projected onto; 0: none */ \
+  FIELD(int64_t, row_length)    /* elements in each row of a simplex */                                        \
+  FIELD(int64_t, row_stride)    /* elements from one of a row to the next */                                   \
+  FIELD(int64_t, row_count)     /* rows in the parameter */                                                    \
+  FIELD(int64_t, format)        /* how the numbers are stored: csrc/format.h */                                \
+  FIELD(int64_t, grad_dtype)    /* Dtype */                                                                    \
+  FIELD(int64_t, key)           /* seed of the parameter's random numbers */                                   \
+  FIELD(int64_t, master)        /* stored beside the weight: remainder, compensation or float32 weight */      \
+  FIELD(int64_t, exp_avg_scale) /* scales of 8-bit codes, one byte per block */                                \
+  FIELD(int64_t, exp_avg_sq_scale)                                                                             \
+  FIELD(int64_t, max_exp_avg_sq_scale)
+
 struct Record {
-  int64_t param;
-  int64_t grad;
-  int64_t exp_avg;  // momentum_buffer for SGD
-  int64_t exp_avg_sq;
-  int64_t max_exp_avg_sq;
-  int64_t numel;
-  int64_t row;  // index into the hyperparameter rows
-  int64_t ema;
-  int64_t grad_sum;       // of the gradients that wait for their group's turn
-  int64_t set;            // 1 + index of the joint set that it is projected onto; 0: none
-  int64_t row_length;     // of a simplex's rows, and
-  int64_t row_stride;     // how far apart their elements are, and
-  int64_t row_count;      // how many there are
-  int64_t format;         // how its numbers are stored: csrc/format.h
-  int64_t grad_dtype;     // Dtype
-  int64_t key;            // of its random numbers
-  int64_t master;         // what is stored beside its weight: remainder, compensation or float32 weight
-  int64_t exp_avg_scale;  // of 8-bit codes, one per block
-  int64_t exp_avg_sq_scale;
-  int64_t max_exp_avg_sq_scale;
+  SF_RECORD_FIELDS(SF_DECLARE_FIELD)
   int64_t reserved[4];  // pads a record to three 64-byte cache lines
 };
 
@@ -45,87 +57,22 @@ struct Tile {
   int64_t offset;
 };
 
-// What a row's update does beyond its scalars. A specialisation of a kernel fixes these bits at compile time; values
-// such as rates never are, so that a schedule never recompiles.
-enum Rule : int32_t {
-  kSgd = 1,       // unset: Adam
-  kAmsgrad = 2,   // Adam only
-  kL2 = 4,        // weight decay added to the gradient
-  kMomentum = 8,  // SGD only
-  kNesterov = 16,
-  kEma = 32,         // any rule
-  kMixedRules = -1,  // a launch whose rows differ: the kernel reads each row's rule
-};
+// The options of an update rule, as FLAG(enumerator, name in Python, bit). A specialisation of a kernel fixes these
+// bits at compile time; values such as rates are never fixed, so that a schedule never recompiles.
+#define SF_RULE_FLAGS(FLAG)                                     \
+  FLAG(kSgd, SGD, 1)           /* unset: Adam */                \
+  FLAG(kAmsgrad, AMSGRAD, 2)   /* Adam only */                  \
+  FLAG(kL2, L2, 4)             /* adds decay to the gradient */ \
+  FLAG(kMomentum, MOMENTUM, 8) /* SGD only */                   \
+  FLAG(kNesterov, NESTEROV, 16)                                 \
+  FLAG(kEma, EMA, 32) /* any rule */
 
-// How numbers are stored: fields of a record's `format` (csrc/format.h), and its `grad_dtype`.
-enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-enum StateKind : int32_t { kState32 = 0, kState16 = 1, kState8 = 2 };  // of moments: float32, bfloat16, codes
-enum Master : int32_t { kNoMaster = 0, kStochastic = 1, kKahan = 2, kSplit16 = 3, kSplit8 = 4, kMaster32 = 5 };
+#define SF_DECLARE_FLAG(enumerator, name, bit) enumerator = bit,
+enum Rule : int32_t { SF_RULE_FLAGS(SF_DECLARE_FLAG) };
+#undef SF_DECLARE_FLAG
 
-// Where a row whose group does not move on every step stands (csrc/turn.h).
-enum TurnFlag : int32_t {
-  kWaits = 1,   // it is not this group's turn
-  kHasSum = 2,  // there is a sum of earlier gradients
-};
-
-// Scalars of one group at one step count, computed in float64 and rounded once.
-struct Row {
-  int32_t rule;
-  float grad_sign;     // -1 to maximize
-  float weight_decay;  // L2 coefficient, used with kL2
-  float param_decay;   // 1 - lr * weight_decay when decoupled (AdamW), else 1
-  float lerp_weight;   // of the first moment: 1 - beta1 below one half, else -beta1, from the gradient's end
-  float beta2;
-  float one_minus_beta2;
-  float step_size;  // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t); SGD: lr
-  float eps;        // Adam: eps * sqrt(1 - beta2^t)
-  float momentum;
-  float one_minus_dampening;  // 1 on the step that creates the momentum buffer
-  float ema_weight;           // of the average of the parameters, as lerp_weight
-  float mean_weight;          // of a sum of gradients: 1 / update_every, or 0 where only the last one counts
-  float low;                  // what parameters are kept at or above, and
-  float high;                 // at or below: infinities where nothing is asked for
-  int32_t turn;               // TurnFlag
-  int32_t step;               // the count of the step at hand, from 1; what random numbers depend on
-  int32_t reserved[3];
-};
-
-// What the rows of a group are computed from at every step, in double precision.
-struct GroupScalars {
-  double lr;
-  double beta1;  // both 0 for SGD: its rate is not corrected
-  double beta2;
-  double eps;
-  double decay;        // decoupled weight decay (AdamW), else 0
-  int64_t lr_address;  // of a tensor on the device that holds the rate instead, or 0
-  int64_t lr_is_double;
-  int64_t update_every;  // a group moves on every so many steps
-};
-
-enum JointSetKind : int64_t { kBall = 1, kSimplex = 2 };
-
-// A set that many elements share, so that projecting onto it takes a launch of its own, after that of the update.
-struct JointSet {
-  int64_t kind;
-  double size;         // the radius of a ball; what a row of a simplex adds up to
-  double smallest;     // sums from here on, and
-  double largest;      // norms or sums up to here, count as inside
-  int64_t first_tile;  // of the group, in its table
-  int64_t num_tiles;
-};
-
-// What a launch of gradient statistics leaves where the update, and later the user, finds it. "Player": 0 body, 1 head.
-struct GradientStatistics {
-  double sum_sq[2];     // of the gradients that move each player now, the scale of the loss taken out
-  double norm[2];       // sqrt(sum_sq)
-  double total_norm;    // of both players
-  float factor[2];      // what each player's gradients are multiplied by to clip them
-  int32_t blocks_done;  // of the launch in progress; 0 between launches
-  int32_t reserved[3];
-};
-
-static_assert(sizeof(GradientStatistics) == 64 && sizeof(JointSet) == 48);
-static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
+// The rule of a launch whose rows differ: the kernel reads each row's own.
+constexpr int32_t kMixedRules = -1;
 
 // Every rule that exists: the one list from which kernels are instantiated and dispatched.
 #define SF_FOR_EACH_RULE(X) SF_FOR_EACH_RULE_WITH(X, 0) SF_FOR_EACH_RULE_WITH(X, kEma)
@@ -141,69 +88,86 @@ static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 &
   X(kSgd | kMomentum | kNesterov | more) \
   X(kSgd | kMomentum | kNesterov | kL2 | more)
 
-// One launch: the tables, and the sub-range of tiles to update. `rule` is the rule of every row in the range, or
-// kMixedRules.
-struct StepArgs {
-  const Record* records;
-  const Tile* tiles;
-  const Row* rows;
-  int64_t first_tile;
-  int64_t num_tiles;
-  int64_t first_head_tile;  // tiles from here on are the head's
-  int32_t rule;
-  int32_t zero_grads;                    // not 0: gradients are zero afterwards, also those that moved nothing
-  int32_t takes_turns;                   // not 0: some group does not move on every step
-  int32_t is_low_precision;              // not 0: some record is not float32 with float32 state and gradient
-  const GradientStatistics* statistics;  // of a launch of statistics, whose factors clip the gradients, or null
-  const float* grad_scale;               // what the loss, and with it the gradients, were multiplied by, or null: 1
-  const float* found_inf;                // not 0: nothing moves
-  // Where step counts live on the device, `rows` holds one row per group, of which each block completes a copy by the
-  // count of its parameter, and the last block of a parameter to have read the count advances it.
-  const GroupScalars* groups;  // null: rows are complete
-  float* steps;                // [records]: steps taken
-  int32_t* ready;              // [records]: 0 where the coming step creates the momentum buffer
-  float* waited;               // [records]: see csrc/turn.h
-  int32_t* arrived;            // [records]: blocks of this launch that have read the count; 0 between launches
-  // Where there are joint sets, for the launch that projects onto them:
-  const JointSet* sets;     // null: there are none
-  double* set_sums;         // [tiles]: squares of the updated elements of those in a ball
-  double* set_factors;      // [sets]: what elements of a ball are to be multiplied by
-  int32_t* set_tiles_done;  // [sets]: tiles of a ball that this launch has summed up; 0 between launches
-  int32_t* moved;           // [records]: whether this launch moved it
+// How numbers are stored: the parts of a record's `format` (csrc/format.h), and its `grad_dtype`.
+enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum StateKind : int32_t { kState32 = 0, kState16 = 1, kState8 = 2 };  // of moments: float32, bfloat16, codes
+enum Master : int32_t { kNoMaster = 0, kStochastic = 1, kKahan = 2, kSplit16 = 3, kSplit8 = 4, kMaster32 = 5 };
+
+// The state of a row whose group does not move on every step (csrc/turn.h).
+enum TurnFlag : int32_t {
+  kWaits = 1,   // the group does not move now
+  kHasSum = 2,  // there is a sum of earlier gradients
 };
 
-// The launch after it, where there are joint sets. Pieces are like tiles, but of a simplex's parameter `offset` is a
-// row.
-struct ProjectArgs {
-  const Record* records;
-  const Row* rows;
-  const JointSet* sets;
-  const Tile* pieces;
-  int64_t first_piece;
-  int64_t num_pieces;
-  const double* set_sums;
-  double* set_factors;
-  const int32_t* moved;
-  const float* found_inf;
+// Scalars of one group at one step count, computed in float64 and rounded once.
+#define SF_ROW_FIELDS(FIELD)                                                                                     \
+  FIELD(int32_t, rule)                                                                                           \
+  FIELD(float, grad_sign)    /* -1 to maximize */                                                                \
+  FIELD(float, weight_decay) /* L2 coefficient, used with kL2 */                                                 \
+  FIELD(float, param_decay)  /* 1 - lr * weight_decay when decoupled (AdamW), else 1 */                          \
+  FIELD(float, lerp_weight)  /* of the first moment: 1 - beta1 below one half, else -beta1: see interpolate() */ \
+  FIELD(float, beta2)                                                                                            \
+  FIELD(float, one_minus_beta2)                                                                                  \
+  FIELD(float, step_size) /* Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t); SGD: lr */                            \
+  FIELD(float, eps)       /* Adam: eps * sqrt(1 - beta2^t) */                                                    \
+  FIELD(float, momentum)                                                                                         \
+  FIELD(float, one_minus_dampening) /* 1 on the step that creates the momentum buffer */                         \
+  FIELD(float, ema_weight)          /* of the average of the parameters, as lerp_weight */                       \
+  FIELD(float, mean_weight)         /* of a sum of gradients: 1 / update_every; 0: only the last one counts */   \
+  FIELD(float, low)                 /* parameters are clamped to [low, high], which may be infinite */           \
+  FIELD(float, high)                                                                                             \
+  FIELD(int32_t, turn) /* TurnFlag */                                                                            \
+  FIELD(int32_t, step) /* count of the current step, from 1; random numbers depend on it */
+
+struct Row {
+  SF_ROW_FIELDS(SF_DECLARE_FIELD)
+  int32_t reserved[3];
 };
 
-// The launch before it, where gradients are to be clipped: sums over the same sub-range of tiles.
-struct StatisticsArgs {
-  const Record* records;
-  const Tile* tiles;
-  int64_t first_tile;
-  int64_t num_tiles;
-  int64_t first_head_tile;
-  double* tile_sums;  // one per tile of the table
-  GradientStatistics* statistics;
-  double
-      max_norm[2];  // of each player's gradients, or, where `joint`, max_norm[0] of both together; infinity: no limit
-  int32_t joint;
-  int32_t takes_turns;
-  const float* grad_scale;  // of the loss, or null: 1
-  const Row* rows;          // from here on as in StepArgs
-  const GroupScalars* groups;
-  const float* waited;
+// The float64 values from which the rows of a group are computed at every step.
+#define SF_GROUP_FIELDS(FIELD)                                                                         \
+  FIELD(double, lr)                                                                                    \
+  FIELD(double, beta1) /* both 0 for SGD, whose rate is not corrected */                               \
+  FIELD(double, beta2)                                                                                 \
+  FIELD(double, eps)                                                                                   \
+  FIELD(double, decay)       /* decoupled weight decay (AdamW), else 0 */                              \
+  FIELD(int64_t, lr_address) /* of a tensor on the device that holds the rate, or 0: the rate is lr */ \
+  FIELD(int64_t, lr_is_double)                                                                         \
+  FIELD(int64_t, update_every) /* the group moves on every n-th step */
+
+struct GroupScalars {
+  SF_GROUP_FIELDS(SF_DECLARE_FIELD)
 };
+
+enum JointSetKind : int64_t { kBall = 1, kSimplex = 2 };
+
+// A set that many elements share, so that projecting onto it takes a second launch after the update.
+#define SF_JOINT_SET_FIELDS(FIELD)                                                     \
+  FIELD(int64_t, kind)       /* JointSetKind */                                        \
+  FIELD(double, size)        /* the radius of a ball; the sum of a row of a simplex */ \
+  FIELD(double, smallest)    /* sums from here ... */                                  \
+  FIELD(double, largest)     /* ... to here count as inside, and norms up to here */   \
+  FIELD(int64_t, first_tile) /* of the group, in its table */                          \
+  FIELD(int64_t, num_tiles)
+
+struct JointSet {
+  SF_JOINT_SET_FIELDS(SF_DECLARE_FIELD)
+};
+
+// The results of a launch of gradient statistics, read by the update and later by the user.
+#define SF_GRADIENT_STATISTICS_FIELDS(FIELD)                                                                  \
+  FIELD(PerPlayer<double>, sum_sq) /* of the gradients that move the player now, divided by the loss scale */ \
+  FIELD(PerPlayer<double>, norm)   /* sqrt(sum_sq) */                                                         \
+  FIELD(double, total_norm)        /* of both players */                                                      \
+  FIELD(PerPlayer<float>, factor)  /* clips the player's gradients by multiplication */                       \
+  FIELD(int32_t, blocks_done)      /* of the launch in progress; 0 between launches */
+
+struct GradientStatistics {
+  SF_GRADIENT_STATISTICS_FIELDS(SF_DECLARE_FIELD)
+  int32_t reserved[3];
+};
+
+static_assert(sizeof(GradientStatistics) == 64 && sizeof(JointSet) == 48);
+static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
 
 }  // namespace sf

@@ -1,5 +1,5 @@
-// Whose turn it is: a group with update_every = n moves on every n-th step that it is part of. Until then its gradients
-// go by, or are summed up for the mean of all n.
+// Decides whether a group moves on this step: with update_every = n it moves on every n-th step that it is part of. In
+// between, its gradients are ignored, or summed up for the mean of all n.
 #pragma once
 
 #include "host_device.h"
@@ -7,8 +7,8 @@
 
 namespace sf {
 
-// What a parameter remembers of the steps since its group last moved, as one number: twice their count, and one more if
-// any of them left a gradient in grad_sum. stackelberg_fused/numerics/turns.py is the same in NumPy.
+// `waited` describes the steps since a parameter's group last moved in one number: twice their count, plus one if any
+// of them added a gradient to grad_sum. stackelberg_fused/numerics/turns.py is the same in NumPy.
 SF_HOST_DEVICE bool waits_for_turn(float waited, int64_t update_every) {
   return static_cast<int64_t>(waited) / 2 + 1 < update_every;
 }
@@ -18,7 +18,7 @@ SF_HOST_DEVICE bool has_sum(float waited) { return static_cast<int64_t>(waited) 
 struct Turn {
   bool waits;
   bool has_sum;       // there is a sum of earlier gradients
-  float mean_weight;  // of that sum and the gradient; 0: gradients are not summed up
+  float mean_weight;  // factor of that sum and the gradient; 0: gradients are not summed up
 
   SF_HOST_DEVICE_MEMBER bool sums() const { return mean_weight != 0.0f; }
   SF_HOST_DEVICE_MEMBER bool moves(bool has_grad) const { return !waits && (has_grad || (sums() && has_sum)); }
@@ -29,7 +29,7 @@ struct Turn {
   }
 };
 
-// That of record `index`, out of the arguments of a step or of its statistics.
+// The turn of record `index`, from the arguments of a step or of its statistics.
 template <typename Args>
 SF_HOST_DEVICE Turn turn_of(const Args& args, int64_t index, const Record& record) {
   Turn turn{};

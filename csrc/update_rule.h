@@ -1,12 +1,15 @@
-// The update rule, once for C++ and CUDA. stackelberg_fused/numerics/update_rule.py and triton_kernels/update_rule.py
-// say the same with the same names and step comments.
+// The update rules, once for C++ and CUDA. stackelberg_fused/numerics/update_rule.py and triton_kernels/update_rule.py
+// have the same names and the same step comments.
 //
-// Both compilers run with contraction off (-ffp-contract=off, -fmad=false): every fused multiply-add below is
-// explicit, and division and square root are IEEE, so host and device produce the same bits.
+// Both compilers run with contraction off (-ffp-contract=off, -fmad=false): every fused multiply-add below is explicit,
+// and division and square root are IEEE's, so host and device produce the same bits.
 #pragma once
 
 #include "host_device.h"
 #include "tables.h"
+#if defined(__CUDA_ARCH__)
+#include "cuda/ptx.cuh"
+#endif
 
 namespace sf {
 
@@ -26,8 +29,9 @@ SF_HOST_DEVICE float square_root(float x) {
 #endif
 }
 
-// What a rule computes with that operators do not say: for one number, correctly rounded whatever the operands. Others
-// take numbers of another kind (cpu/eight_bit.h), or ask less about each (cuda/in_range_math.cuh), for the same bits.
+// The operations of a rule that C++ has no operators for, correctly rounded for all operands. Rules take them as a
+// parameter: cpu/eight_bit.h has them for vectors, cuda/in_range_math.cuh without the checks for operands that are very
+// large or very small; both give the same bits.
 struct Ieee {
   SF_HOST_DEVICE_MEMBER static float multiply_add(float a, float b, float c) { return fused_multiply_add(a, b, c); }
   SF_HOST_DEVICE_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
@@ -36,14 +40,12 @@ struct Ieee {
   }
 };
 
-// From `from` to `to` by a weight, computed from the nearer end, or a large old value would swallow a small new one:
-// `weight` is that of `to` where it is below one half, else minus that of `from`, which may be minus zero.
+// Linear interpolation, computed from the nearer end, because a large old value would swallow a small new one. `weight`
+// is the weight of `to` where that is below one half, else minus the weight of `from`, which may be minus zero.
 template <typename Arithmetic, typename Number>
 SF_HOST_DEVICE Number interpolate(float weight, Number from, Number to) {
 #if defined(__CUDA_ARCH__)
-  // `from` where the sign bit is not set: chosen between registers; the compiler would branch, and make all after twice
-  Number nearer;
-  asm("slct.f32.s32 %0, %1, %2, %3;" : "=f"(nearer) : "f"(from), "f"(to), "r"(__float_as_int(weight)));
+  const Number nearer = ptx::select_by_sign(from, to, weight);
 #else
   const Number nearer = weight > 0 ? from : to;
 #endif
@@ -91,10 +93,10 @@ SF_HOST_DEVICE void sgd_update(const Row& row, float& param, float grad, float& 
   param = fused_multiply_add(-row.step_size, grad, param);
 }
 
-// The nearest point of a box; NaN stays NaN, and where there is no box every value stays what it is.
+// Clamps a parameter to its box. NaN stays NaN; without a box the bounds are infinite and nothing changes.
 SF_HOST_DEVICE float project(const Row& row, float param) {
 #if defined(__CUDA_ARCH__)
-  // read for each element, from memory that the block shares: held in registers they would be two too many
+  // volatile: the bounds are read from shared memory for each element, because two more registers would spill
   const float low = const_cast<const volatile Row&>(row).low, high = const_cast<const volatile Row&>(row).high;
 #else
   const float low = row.low, high = row.high;
@@ -102,17 +104,17 @@ SF_HOST_DEVICE float project(const Row& row, float param) {
   return param < low ? low : param > high ? high : param;
 }
 
-// Average of the parameters (Polyak & Juditsky 1992, with exponential weights).
+// Exponential average of the parameters (Polyak & Juditsky 1992).
 SF_HOST_DEVICE void ema_update(const Row& row, float param, float& ema) {
   ema = interpolate<Ieee>(row.ema_weight, ema, param);
 }
 
-// The gradient of a group that moves now, after others of its gradients were summed up.
+// The mean gradient of a group that moves now, from the sum of its earlier gradients and the current one.
 SF_HOST_DEVICE float mean_gradient(const Row& row, float grad_sum, float grad) {
   return row.mean_weight * (grad_sum + grad);
 }
 
-// Which per-element buffers a rule touches beyond param and grad.
+// The per-element buffers that a rule reads and writes beyond param and grad.
 template <int RULE>
 constexpr bool uses_exp_avg = !(RULE & kSgd) || (RULE & kMomentum);
 template <int RULE>

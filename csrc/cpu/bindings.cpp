@@ -1,4 +1,4 @@
-// Registrations only: plain addresses in, nothing of torch.
+// Registrations only. Arguments are plain addresses, so that no torch header is needed.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -6,8 +6,11 @@
 #include <string>
 
 #include "bindings_common.h"
+#include "cpu/address_snapshot.h"
+#include "cpu/bandwidth_probe.h"
 #include "cpu/change_detector.h"
 #include "cpu/container_snapshot.h"
+#include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/project.h"
 #include "cpu/reader.h"
@@ -62,7 +65,7 @@ void stream_adam_bytes(int64_t param, int64_t grad, int64_t exp_avg, int64_t exp
             reinterpret_cast<float*>(exp_avg),
             reinterpret_cast<float*>(exp_avg_sq),
             numel,
-            require_kernel("").stream_adam};
+            sf::select_bandwidth_probe().stream_adam};
   constexpr int64_t block = sf::kTileElements;
   pybind11::gil_scoped_release release;
   sf::parallel_for((numel + block - 1) / block, threads,
@@ -78,8 +81,8 @@ bool is_constructed(PyObject* self) {
   return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().holder_constructed();
 }
 
-// These classes hold Python objects that may in turn hold the optimizer, as an attribute of a parameter can: the
-// garbage collector has to see through them.
+// Lets the garbage collector see the Python objects that a class holds. They may in turn hold the optimizer, for
+// example as an attribute of a parameter.
 template <typename T>
 pybind11::custom_type_setup collected() {
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
@@ -102,18 +105,18 @@ pybind11::custom_type_setup collected() {
 PYBIND11_MODULE(_cpu, m) {
   sf::register_tables(m);
   using pybind11::arg;
-  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles); `args`: STEP_ARGS, packed.", arg("args"),
+  m.def("step", &step, "Update the tiles [first_tile, first_tile + num_tiles); `args`: packed STEP_ARGS.", arg("args"),
         arg("threads"), arg("isa") = "");
-  m.def("statistics", &statistics, "Sum up squares of gradients, and what follows; STATISTICS_ARGS.", arg("args"),
-        arg("threads"), arg("isa") = "");
-  m.def("project", &project, "Project what step() moved onto its joint sets; `args`: PROJECT_ARGS, packed.",
-        arg("args"), arg("threads"));
+  m.def("statistics", &statistics, "Compute the statistics of the tiles' gradients; `args`: packed STATISTICS_ARGS.",
+        arg("args"), arg("threads"), arg("isa") = "");
+  m.def("project", &project, "Project what step() moved onto its joint sets; `args`: packed PROJECT_ARGS.", arg("args"),
+        arg("threads"));
   m.def(
       "find_bad_count", [](int64_t table) { return sf::find_bad_count(*reinterpret_cast<const sf::RowTable*>(table)); },
-      "The first slot of a table whose step count is none, or -1.", pybind11::arg("table"));
+      "Return the first slot of a table with an invalid step count, or -1.", pybind11::arg("table"));
   m.def(
       "update_rows", [](int64_t table) { return sf::update_rows(*reinterpret_cast<const sf::RowTable*>(table)); },
-      "Bring the rows of a table to the coming step; False if its slots have to be grouped again.",
+      "Compute the rows of a table for the coming step; return False if its slots have to be regrouped.",
       pybind11::arg("table"));
   m.def("stream_adam_bytes", &stream_adam_bytes, "Read four float32 arrays and write three: 28 B per element.");
   m.def(
@@ -127,19 +130,20 @@ PYBIND11_MODULE(_cpu, m) {
       .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"));
   pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
-                               "Where parameters and gradients lie; see stackelberg_fused/native/reader.py.")
+                               "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")
       .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
            pybind11::arg("abi"))
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
-  pybind11::class_<sf::AddressSnapshot>(m, "AddressSnapshot", collected<sf::AddressSnapshot>(),
-                                        "Whether tensors lie where they lay; see stackelberg_fused/native/reader.py.")
+  pybind11::class_<sf::AddressSnapshot>(
+      m, "AddressSnapshot", collected<sf::AddressSnapshot>(),
+      "Detects tensors whose memory was exchanged; see stackelberg_fused/native/change_detection.py.")
       .def(pybind11::init<pybind11::list, std::shared_ptr<const sf::TensorAbi>>(), pybind11::arg("tensors"),
            pybind11::arg("abi"))
       .def("moved", &sf::AddressSnapshot::moved);
   pybind11::class_<sf::ContainerSnapshot>(
       m, "ContainerSnapshot", collected<sf::ContainerSnapshot>(),
-      "Whether dicts and lists hold what they held; see stackelberg_fused/native/change_detection.py.")
+      "Detects dicts and lists with replaced entries; see stackelberg_fused/native/change_detection.py.")
       .def(pybind11::init<pybind11::list, int64_t, int64_t>(), pybind11::arg("containers"), pybind11::arg("rates") = 0,
            pybind11::arg("stride") = 0)
       .def("changed", &sf::ContainerSnapshot::changed)
@@ -147,8 +151,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def("note", &sf::ContainerSnapshot::note, pybind11::arg("index"));
   pybind11::class_<sf::ChangeDetector>(
       m, "ChangeDetector", collected<sf::ChangeDetector>(),
-      "Watches and places in one call; see stackelberg_fused/native/change_detection.py.")
-      .def(pybind11::init<pybind11::list, pybind11::list>(), pybind11::arg("watches"), pybind11::arg("places"))
+      "All snapshots of an optimizer; see stackelberg_fused/native/change_detection.py.")
+      .def(pybind11::init<pybind11::list, pybind11::list>(), pybind11::arg("containers"), pybind11::arg("addresses"))
       .def("is_unchanged", &sf::ChangeDetector::is_unchanged);
   m.def("thread_pool", [] { return std::string(sf::thread_pool_name()); });
 }

@@ -1,3 +1,4 @@
+// Runs at every step. Before Python 3.13 a dict has a version, which saves the look at its entries.
 #include "cpu/container_snapshot.h"
 
 #include <limits>
@@ -8,7 +9,7 @@ namespace py = pybind11;
 namespace sf {
 namespace {
 
-// Differs from any before when the dict has changed since; 0 where Python does not say.
+// A number that changes whenever the dict does; 0 where Python has none.
 uint64_t version_of(PyObject* dict) {
 #if PY_VERSION_HEX < 0x030D0000
 #pragma GCC diagnostic push
@@ -51,11 +52,11 @@ void ContainerSnapshot::note(size_t index) {
     }
   }
   versions_[index] = 0;
-  noted_[index].swap(now);  // what was noted before is released when nothing here is in between
+  noted_[index].swap(now);  // releases the old objects last: their destructors may call back into this snapshot
 }
 
 bool ContainerSnapshot::is_new_rate(PyObject* key, PyObject* value) const {
-  // a key of another string object with the same letters only takes the longer way
+  // an equal key that is another object counts as changed, which costs time but is correct
   if (!rates_ || key != lr_.ptr() || !PyFloat_CheckExact(value)) return false;
   const double rate = PyFloat_AS_DOUBLE(value);
   return rate >= 0.0 && rate <= std::numeric_limits<float>::max();
@@ -77,7 +78,7 @@ bool ContainerSnapshot::same_dict(PyObject* dict, size_t index) {
     *reinterpret_cast<double*>(rates_ + static_cast<int64_t>(index) * stride_) = PyFloat_AS_DOUBLE(rate);
     took_over_ = true;
     auto before = py::reinterpret_borrow<py::object>(rate);
-    std::swap(noted_[index][rate_at], before);  // released, as in note(), when nothing here is in between
+    std::swap(noted_[index][rate_at], before);  // releases the old rate last, as in note()
   }
   return true;
 }
@@ -112,7 +113,7 @@ bool ContainerSnapshot::is_unchanged() {
   bool unchanged = true;
   for (size_t i = 0; i < count; ++i) {
     if (i + 8 < count) __builtin_prefetch(containers_[i + 8].ptr());
-    unchanged &= same(i);  // all of them: each takes its new rate over
+    unchanged &= same(i);  // does not stop early, because each container takes its new rate over
   }
   return unchanged;
 }

@@ -1,4 +1,5 @@
-// Notices that somebody replaced what a dict or a list holds, object by object and without comparing any.
+// Notices that an entry of a dict or a list was replaced by another object. Objects are compared by identity, so that
+// nothing of theirs is called.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,22 +13,23 @@ namespace sf {
 // stackelberg_fused/native/change_detection.py has the same class in Python.
 class ContainerSnapshot {
  public:
-  // `containers` are dicts and lists; what they hold is noted as it is now.
-  // Where `rates` is not 0, a dict of which "lr" alone was replaced, by another float >= 0 that is finite in single
-  // precision, counts as unchanged: the new rate of container i is written, as a double, to the address rates + i *
-  // stride.
+  // `containers` are dicts and lists, whose entries are noted as they are now.
+  // If `rates` is not 0, a dict counts as unchanged in which only "lr" was replaced, by a float >= 0 that is finite in
+  // single precision: the snapshot takes the new rate over. It writes that of container i, as a double, to the address
+  // rates + i * stride.
   explicit ContainerSnapshot(const pybind11::list& containers, int64_t rates = 0, int64_t stride = 0);
 
-  // The containers that hold other objects than were noted, or in another order; dicts also other keys.
-  // New rates are taken over on the way.
+  // Returns the indices of the containers whose entries are other objects than noted, or in another order; for dicts
+  // keys count too. New rates are taken over on the way.
   pybind11::list changed();
 
-  // Whether that would be none.
+  // Returns true if changed() would be empty.
   bool is_unchanged();
 
+  // Notes the entries of a container as they are now.
   void note(size_t index);
 
-  // Whether a rate was written since this was last asked.
+  // Returns true if a rate was taken over since the last call.
   bool took_over() { return std::exchange(took_over_, false); }
 
   int traverse(visitproc visit, void* arg) const;
@@ -43,7 +45,7 @@ class ContainerSnapshot {
   bool took_over_ = false;
   std::vector<pybind11::object> containers_;
   std::vector<std::vector<pybind11::object>> noted_;
-  std::vector<uint64_t> versions_;  // of dicts, when they were found to hold what was noted
+  std::vector<uint64_t> versions_;  // of dicts, when their entries were last compared and found unchanged
 };
 
 }  // namespace sf

@@ -1,5 +1,5 @@
-// An update of arrays of float32. Part of step.cpp, and compiled with it for each instruction set; the compiler
-// vectorises the scalar rule, so no rule is written twice.
+// Updates arrays of float32. The compiler vectorises the scalar rule of update_rule.h, so that no rule is written
+// twice. Part of step.cpp, and compiled with it for each instruction set.
 #pragma once
 
 #include "update_rule.h"
@@ -7,7 +7,7 @@
 namespace sf {
 namespace {
 
-// What an update reads and writes, element by element; those that its rule does not use may be null.
+// The arrays that an update reads and writes; those that its rule does not use may be null.
 struct Elements {
   float* param;
   const float* grad;
@@ -22,7 +22,7 @@ SF_HOST_DEVICE void update_elements(const Row& row, const Elements& of, int64_t 
   float* __restrict exp_avg_sq = of.exp_avg_sq;
   float* __restrict max_exp_avg_sq = of.max_exp_avg_sq;
   float* __restrict ema = of.ema;
-  const Row scalars = row;  // a copy of its own, so that stores through float* cannot alias it
+  const Row scalars = row;  // a local copy, which stores through float* cannot alias
   for (int64_t i = 0; i < count; ++i) {
     float p = param[i], m = 0, v = 0, v_max = 0, e = 0;
     if constexpr (uses_exp_avg<RULE>) m = exp_avg[i];

@@ -1,6 +1,6 @@
-// Threads without a second pool. A spinning pool of our own would fight torch's for the cores, so the workers are
-// borrowed from torch: the OpenMP entry point that libtorch_cpu itself calls is looked up in the running process. Where
-// there is none (no torch, another OpenMP ABI), short-lived std::threads do the work: slower to start, idle never.
+// Borrows torch's threads, because a spinning pool of our own would fight torch's for the cores: it looks up the OpenMP
+// entry point that libtorch_cpu itself calls. If there is none (no torch, or another OpenMP ABI), short-lived
+// std::threads do the work; these take longer to start, but never spin.
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>

@@ -1,3 +1,4 @@
+// Computes the factors of balls first, because a ball has one for all of its tiles; after that pieces are independent.
 #include "cpu/project.h"
 
 #include "cpu/parallel.h"
@@ -9,8 +10,8 @@ namespace {
 
 const JointSet& set_of(const ProjectArgs& args, const Record& record) { return args.sets[record.set - 1]; }
 
-// One factor for each ball among the pieces, which are its tiles in their order.
-void conclude_balls(const ProjectArgs& args) {
+// Computes the factor of each ball, whose pieces are its tiles in order.
+void compute_ball_factors(const ProjectArgs& args) {
   const Tile *piece = args.pieces + args.first_piece, *end = piece + args.num_pieces;
   while (piece < end) {
     const Record& record = args.records[piece->record];
@@ -27,7 +28,7 @@ void conclude_balls(const ProjectArgs& args) {
   }
 }
 
-void average(const Record& record, const Row& row, int64_t index) {
+void update_average(const Record& record, const Row& row, int64_t index) {
   if (!record.ema) return;
   ema_update(row, reinterpret_cast<const float*>(record.param)[index], reinterpret_cast<float*>(record.ema)[index]);
 }
@@ -40,7 +41,7 @@ void project_tile(const ProjectArgs& args, const Tile& piece, const Record& reco
   const int64_t left = record.numel - piece.offset, last = piece.offset + (left < kTileElements ? left : kTileElements);
   for (int64_t i = piece.offset; i < last; ++i) {
     param[i] = on_ball(param[i], factor);
-    if (averages) average(record, args.rows[record.row], i);
+    if (averages) update_average(record, args.rows[record.row], i);
   }
 }
 
@@ -58,11 +59,11 @@ void project_row(const JointSet& set, const Record& record, float* row) {
     double count = 0;
     const double sum = sum_in_lanes(length, [&](int64_t j) {
       const double relative = at(j) - largest;
-      const bool kept = relative > threshold.value;
-      count += kept;
-      return kept ? relative : 0.0;
+      const bool is_above = relative > threshold.value;
+      count += is_above;
+      return is_above ? relative : 0.0;
     });
-    if (!threshold.narrow(set.size, count, sum)) break;
+    if (!threshold.raise(set.size, count, sum)) break;
   }
   const double sum = sum_in_lanes(length, [&](int64_t j) { return above(at(j) - largest, threshold.value); });
   const double scale = set.size / sum;
@@ -78,7 +79,7 @@ void project_rows(const ProjectArgs& args, const Tile& piece, const Record& reco
     const int64_t start = row_start(record, index);
     project_row(set_of(args, record), record, reinterpret_cast<float*>(record.param) + start);
     for (int64_t j = 0; j < record.row_length; ++j) {
-      average(record, args.rows[record.row], start + j * record.row_stride);
+      update_average(record, args.rows[record.row], start + j * record.row_stride);
     }
   }
 }
@@ -87,7 +88,7 @@ void project_rows(const ProjectArgs& args, const Tile& piece, const Record& reco
 
 void project(const ProjectArgs& args, int threads) {
   if (args.found_inf && *args.found_inf != 0.0f) return;
-  conclude_balls(args);
+  compute_ball_factors(args);
   parallel_for(
       args.num_pieces, threads,
       [](void* opaque, int64_t begin, int64_t end) {

@@ -1,11 +1,11 @@
-// The launch that projects onto joint sets, on the CPU: see csrc/projection.h.
+// The launch that projects onto joint sets on the CPU (csrc/projection.h).
 #pragma once
 
-#include "tables.h"
+#include "launch_args.h"
 
 namespace sf {
 
-// After update_tiles() with the same sets; fills args.set_factors.
+// Projects what update_tiles() has moved, with the same sets; also fills args.set_factors.
 void project(const ProjectArgs& args, int threads);
 
 }  // namespace sf

@@ -1,3 +1,4 @@
+// read() runs at every step and waits mostly for memory, so it prefetches what it will read some slots later.
 #include "cpu/reader.h"
 
 #include <stdexcept>
@@ -47,13 +48,13 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   }
 }
 
-bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, bool* fits) const {
+bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* gradients, int64_t* address, bool* fits) const {
   TensorView tensor;
-  // a type may have another `.grad`; and of a single element is asked what only Python knows
+  // other types may define `.grad` themselves, and of a single element only Python can tell whether it is negated
   if (slot.readable && slot.numel != 1 && abi_->is_common(slot.owner)) {
     const void* grad = abi_->grad(slot.owner);
     if (!grad) return false;
-    kept->add(grad);
+    gradients->add(grad);
     slot.grad = abi_->trail(grad);
     *fits = abi_->look_at(grad, &tensor) && this->fits(slot, tensor);
   } else {
@@ -61,14 +62,15 @@ bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* kept, int64_t* address, 
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) return false;
     *fits = slot.readable && abi_->look(grad.ptr(), &tensor) && this->fits(slot, tensor);
-    // What autograd makes of conj().imag, a view that negates what it shows, has other strides unless it has one
-    // element. Not seen: torch._neg_view(), and as_strided() of such a view with the parameter's strides.
+    // A lazily negated view does not fit. Autograd makes one for conj().imag, whose strides differ from the parameter's
+    // unless it has one element. Those of torch._neg_view(), or with the parameter's strides by as_strided(), go
+    // unseen.
     if (*fits && slot.numel == 1) {
       const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad.ptr(), is_neg_.ptr()));
       if (!negative) throw py::error_already_set();
       *fits = negative.ptr() != Py_True;
     }
-    kept->add(std::move(grad));
+    gradients->add(std::move(grad));
   }
   *address = tensor.address;
   return true;
@@ -88,8 +90,8 @@ bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
 
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
-  auto kept = std::make_unique<TensorAbi::Kept>(abi_);
-  kept->reserve(last - first);
+  auto gradients = std::make_unique<TensorAbi::Kept>(abi_);
+  gradients->reserve(last - first);
   py::list moved, odd;
   for (int64_t i = first; i < last; ++i) {
     if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
@@ -106,7 +108,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     int64_t address = 0;
     bool fits = true;
-    const bool present = read_gradient(slot, kept.get(), &address, &fits);
+    const bool present = read_gradient(slot, gradients.get(), &address, &fits);
     if (present != static_cast<bool>(active_[i])) {
       active_[i] = present;
       switched_ = true;
@@ -120,7 +122,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
   }
   return py::make_tuple(std::move(moved), std::move(odd), std::exchange(changed_, false),
-                        std::exchange(switched_, false), std::move(kept));
+                        std::exchange(switched_, false), std::move(gradients));
 }
 
 int Reader::traverse(visitproc visit, void* arg) const {
@@ -133,39 +135,6 @@ void Reader::clear() {
   slots_.clear();
   owners_ = py::list();
   locals_ = py::list();
-}
-
-AddressSnapshot::AddressSnapshot(const py::list& tensors, std::shared_ptr<const TensorAbi> abi)
-    : abi_(std::move(abi)), tensors_(copied(tensors)) {
-  for (py::handle object : tensors_) {
-    int64_t address;
-    if (!abi_->look_at_address(object.ptr(), &address)) throw py::type_error("a place is that of a strided tensor");
-    addresses_.push_back(address);
-  }
-}
-
-bool AddressSnapshot::moved() const {
-  const size_t count = addresses_.size();
-  const auto at = [this](size_t i) { return PyList_GET_ITEM(tensors_.ptr(), i); };
-  for (size_t i = 0; i < count; ++i) {
-    if (i + 16 < count) abi_->prefetch_object(at(i + 16));
-    if (i + 8 < count) abi_->prefetch_implementation(at(i + 8));
-    if (i + 4 < count) abi_->prefetch_storage(at(i + 4));
-    int64_t address;
-    // false: it can no longer be read at all
-    if (!abi_->look_at_address(PyList_GET_ITEM(tensors_.ptr(), i), &address) || address != addresses_[i]) return true;
-  }
-  return false;
-}
-
-int AddressSnapshot::traverse(visitproc visit, void* arg) const {
-  Py_VISIT(tensors_.ptr());
-  return 0;
-}
-
-void AddressSnapshot::clear() {
-  addresses_.clear();
-  tensors_ = py::list();
 }
 
 }  // namespace sf

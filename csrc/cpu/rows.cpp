@@ -1,3 +1,4 @@
+// Runs at every step on the host, unless step counts live on the device.
 #include "cpu/rows.h"
 
 #include "row.h"
@@ -7,7 +8,7 @@ namespace sf {
 
 int64_t find_bad_count(const RowTable& t) {
   for (int64_t i = 0; i < t.num_slots; ++i) {
-    // NaN is neither
+    // written so that NaN is bad
     if (!(t.step_counts[i] >= 0.0f && t.step_counts[i] < kLargestCount)) return i;
     if (!(t.waited[i] >= 0.0f && t.waited[i] < kLargestCount)) return i;
   }
@@ -19,10 +20,11 @@ bool update_rows(const RowTable& t) {
     const int64_t row = t.slot_row[i];
     const int64_t like = t.representative[row];
     if (t.step_counts[i] != t.step_counts[like] || t.momentum_ready[i] != t.row_ready[row] ||
-        t.waited[i] != t.waited[like])
+        t.waited[i] != t.waited[like]) {
       return false;
+    }
   }
-  // groups mostly share their betas, and rows their step count
+  // most groups share their betas, and most rows their step count
   double beta1 = -1.0, beta2 = -1.0;
   int64_t step = 0;
   BiasCorrections corrections{};

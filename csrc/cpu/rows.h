@@ -5,8 +5,8 @@
 
 namespace sf {
 
-// Everything update_rows() reads; the host builds it (stackelberg_fused/layout/rows.py) as an array of addresses
-// and counts in this order.
+// The arrays that update_rows() reads and writes. The host builds it (stackelberg_fused/layout/rows.py) as an array of
+// addresses and counts in this order.
 struct RowTable {
   Row* rows;
   const GroupScalars* groups;
@@ -23,12 +23,12 @@ struct RowTable {
 
 constexpr float kLargestCount = 9007199254740992.0f;  // 2^53: beyond it double skips numbers
 
-// The first slot whose step count, or number of steps waited, is negative, NaN or too large to count on from; -1 if
-// there is none.
+// Returns the first slot whose step count or `waited` is negative, NaN or too large to count on from; -1 if there is
+// none.
 int64_t find_bad_count(const RowTable& table);
 
-// Writes what depends on step counts, none of them bad, and rates. False, and nothing is written, where the slots of a
-// row no longer agree in step count, readiness and waiting: the host has to group them again.
+// Writes the fields of rows that depend on step counts and rates; find_bad_count() has to be -1. Returns false, and
+// writes nothing, if slots of one row differ in step count, readiness or waiting: then the host has to regroup them.
 bool update_rows(const RowTable& table);
 
 }  // namespace sf

@@ -1,9 +1,11 @@
-#include "summation.h"
-
-#include "cpu/parallel.h"
+// Tiles are summed in parallel, and their sums added up by one thread.
 #include "cpu/statistics.h"
 
+#include "cpu/parallel.h"
+#include "summation.h"
+
 namespace sf {
+
 void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads) {
   struct Context {
     const StatisticsArgs& args;

@@ -1,4 +1,4 @@
-// Gradient statistics on the CPU: see csrc/summation.h.
+// Gradient statistics on the CPU, in the order of csrc/summation.h.
 #pragma once
 
 #include "cpu/step.h"

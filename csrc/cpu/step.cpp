@@ -1,24 +1,21 @@
-// One pass over each tile. Compiled once per instruction set with -DSF_ISA=avx512 | avx2 | baseline; the compiler
-// vectorises the scalar rule, so no rule is written twice.
+// The CPU kernel: one pass over each tile, by threads that share no tile. It is compiled once per instruction set with
+// -DSF_ISA=avx512 | avx2 | baseline (cpu/dispatch.h).
 #include "cpu/step.h"
 
 #include <cstring>
 
+#include "cpu/chunk.h"
+#include "cpu/dispatch.h"
 #include "cpu/eight_bit.h"
 #include "cpu/elements.h"
 #include "cpu/low_precision.h"
 #include "summation.h"
 #include "turn.h"
 
-#define SF_CONCAT_(a, b) a##b
-#define SF_CONCAT(a, b) SF_CONCAT_(a, b)
-#define SF_STRING_(a) #a
-#define SF_STRING(a) SF_STRING_(a)
-
 namespace sf {
 namespace {
 
-// A tile of float32 with float32 state, updated where it lies.
+// Updates a tile of float32 with float32 state in place.
 void update_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
   const Elements of = {pointer<float>(record.param, offset),          grad,
                        pointer<float>(record.exp_avg, offset),        pointer<float>(record.exp_avg_sq, offset),
@@ -26,60 +23,14 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
   update_by_rule(row, of, count);
 }
 
-// A tile stored in any other way.
-struct LowPrecisionTile {
-  const Record& record;
-  Format format;
-  Row row;
-  Stream stream;
-  int64_t offset;
-};
-
-LowPrecisionTile low_precision_tile(const Record& record, const Row& given, int64_t offset) {
-  const Format format = format_of(record.format);
-  Row row = given;
-  row.low = rounded_inside(row.low, format.param, true);
-  row.high = rounded_inside(row.high, format.param, false);
-  return {record, format, row, tile_stream(record.key, row.step, offset / kTileElements), offset};
-}
-
-// Chunk by chunk decoded, updated and encoded: those from `begin` to `end` within the tile, `grad` being of the first.
-void update_chunks(const LowPrecisionTile& tile, const float* grad, int64_t begin, int64_t end) {
-  const auto& [record, format, row, stream, offset] = tile;
-  const bool is_decoded = format.state != kState32;
-  alignas(64) float weight[kChunk], decoded[3][kChunk];
-  alignas(64) uint32_t random[kChunk];
-  for (int64_t done = begin; done < end; done += kChunk) {
-    const int64_t first = offset + done, left = end - done < kChunk ? end - done : kChunk;
-    if (draws(format)) draw(stream, static_cast<uint32_t>(done), left, random);
-    read_weights(record, format, first, left, weight);
-    float* moments[3] = {};
-    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
-      moments[k] = is_decoded ? decoded[k] : pointer<float>(moment.address, first);
-      if (is_decoded) read_moments<decltype(code)>(format.state, moment, first, left, decoded[k]);
-    });
-    update_by_rule(row,
-                   {weight, grad + done - begin, moments[0], moments[1], moments[2], pointer<float>(record.ema, first)},
-                   left);
-    write_weights(record, format, first, left, weight, random);
-    if (!is_decoded) continue;
-    for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
-      write_moments<decltype(code)>(format.state, decoded[k], random, moment, first, left);
-    });
-  }
-}
-
-void update_low_precision_tile(const Record& record, const Row& row, const float* grad, int64_t offset, int64_t count) {
-  update_chunks(low_precision_tile(record, row, offset), grad, 0, count);
-}
-
-// A tile that eight_bit.h is for, but for what it leaves to others.
+// Updates a tile by the path of eight_bit.h. The chunks that this cannot update, and the ragged end, take the general
+// path.
 void update_eight_bit_tile(const Record& record, const Row& given, int64_t offset, int64_t count) {
   const LowPrecisionTile tile = low_precision_tile(record, given, offset);
   const auto update_range = [&](int64_t begin, int64_t end) {
-    float wide[kChunk];
-    widen(record.grad_dtype, record.grad, offset + begin, end - begin, wide);
-    update_chunks(tile, wide, begin, end);
+    float grad[kChunk];
+    read_floats(record.grad_dtype, record.grad, offset + begin, end - begin, grad);
+    update_chunks(tile, grad, begin, end);
   };
   const int64_t whole = count / kChunk * kChunk;
   const int64_t bytes = offset * bytes_of(tile.format.param);
@@ -95,16 +46,16 @@ void update_eight_bit_tile(const Record& record, const Row& given, int64_t offse
   if (whole < count) update_range(whole, count);
 }
 
-// Writes the mean of all gradients since the group last moved to `mean`; `grad` may be absent.
+// Writes the mean of all gradients since the group last moved to `mean`; `grad` may be null.
 void take_mean(const Record& record, const Row& row, float unscale, const float* grad, int64_t offset, int64_t count,
                float* __restrict mean) {
   const float* grad_sum = pointer<const float>(record.grad_sum, offset);
   for (int64_t i = 0; i < count; ++i) mean[i] = mean_gradient(row, grad_sum[i], grad ? unscale * grad[i] : 0.0f);
 }
 
-// In the order of summation.h; elements from `count` on do not count.
+// The sum of squares of at most a tile of elements, in the order of summation.h.
 double sum_of_squares(const float* elements, int64_t count) {
-  constexpr int row = 4 * kLanes;  // elements that the lanes take at a time
+  constexpr int row = 4 * kLanes;  // one entry of each lane
   float padded[kTileElements];
   if (count < kTileElements) {
     for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? elements[i] : 0.0f;
@@ -120,20 +71,21 @@ double sum_of_squares(const float* elements, int64_t count) {
   return fold_lanes(lanes);
 }
 
-// What projecting onto a joint set needs to know of a tile.
+// Writes what the projection onto a joint set needs to know about a tile.
 void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record, int64_t count, bool moved) {
-  __atomic_store_n(args.moved + tile.record, moved, __ATOMIC_RELAXED);  // all tiles of a record say the same
+  // other threads write the same value for other tiles of the record
+  __atomic_store_n(args.moved + tile.record, moved, __ATOMIC_RELAXED);
   if (args.sets[record.set - 1].kind == kBall) {
     args.set_sums[t] = sum_of_squares(pointer<const float>(record.param, tile.offset), count);
   }
 }
 
-// A gradient as float32: where it lies, or widened into `wide`; null where there is none.
-const float* gradient_of(const Record& record, int64_t offset, int64_t count, float* wide) {
+// Returns a gradient as float32: a pointer to it, or to `converted`; null where there is none.
+const float* gradient_of(const Record& record, int64_t offset, int64_t count, float* converted) {
   if (!record.grad) return nullptr;
   if (record.grad_dtype == kFloat32) return pointer<const float>(record.grad, offset);
-  widen(record.grad_dtype, record.grad, offset, count, wide);
-  return wide;
+  read_floats(record.grad_dtype, record.grad, offset, count, converted);
+  return converted;
 }
 
 void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
@@ -144,11 +96,12 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const Record& record = args.records[tile.record];
     const int64_t left = record.numel - tile.offset;
     const int64_t count = left < kTileElements ? left : kTileElements;
-    float wide[kTileElements], mean[kTileElements];
+    float converted[kTileElements], mean[kTileElements];
     const Turn turn = turn_of(args, tile.record, record);
-    const bool is_widened = turn.sums() || !is_eight_bit(record, args.rows[record.row].rule);
+    // the path of eight_bit.h reads gradients as they are stored: then `gradient` only tells whether there is one
+    const bool reads_float32 = turn.sums() || !takes_eight_bit_path(record, args.rows[record.row].rule);
     const float* const gradient =
-        is_widened ? gradient_of(record, tile.offset, count, wide) : pointer<const float>(record.grad, 0);
+        reads_float32 ? gradient_of(record, tile.offset, count, converted) : pointer<const float>(record.grad, 0);
     float* const grad_sum = pointer<float>(record.grad_sum, tile.offset);
     if (moves && turn.moves(gradient)) {
       Row row = args.rows[record.row];
@@ -160,7 +113,7 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       } else {
         row.grad_sign *= unscale;
       }
-      if (is_widened) {
+      if (reads_float32) {
         (record.format ? update_low_precision_tile : update_tile)(record, row, grad, tile.offset, count);
       } else {
         update_eight_bit_tile(record, row, tile.offset, count);
@@ -185,8 +138,8 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   const float unscale = unscaling(args.grad_scale);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
-  float wide[kTileElements], effective[kTileElements];
-  const float* const gradient = gradient_of(record, tile.offset, count, wide);
+  float converted[kTileElements], effective[kTileElements];
+  const float* const gradient = gradient_of(record, tile.offset, count, converted);
   const float* grad = gradient;
   if (turn.sums()) {
     take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, effective);
@@ -198,18 +151,8 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   return sum_of_squares(grad, count);
 }
 
-void stream_adam(float* __restrict param, const float* __restrict grad, float* __restrict exp_avg,
-                 float* __restrict exp_avg_sq, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float g = grad[i];
-    param[i] += g;
-    exp_avg[i] += g;
-    exp_avg_sq[i] += g;
-  }
-}
-
 }  // namespace
 
-extern const Kernel SF_CONCAT(kernel_, SF_ISA) = {SF_STRING(SF_ISA), update_tiles, tile_sum, stream_adam};
+extern const Kernel SF_ISA_NAME(kernel_) = {SF_ISA_STRING, update_tiles, tile_sum};
 
 }  // namespace sf

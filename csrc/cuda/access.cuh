@@ -1,11 +1,11 @@
-// Every access to a per-element buffer goes through here, so that the host-run kernel can count the bytes it moves and
-// refuse an address that a GPU would fault on.
+// All accesses to per-element buffers, so that the kernels compiled for the host (tests/support/host_cuda) can count
+// the bytes that they move and refuse an address on which a GPU would fault.
 #pragma once
 
 #include "codec.h"
 
 #ifndef SF_ON_ACCESS
-// A pointer out of a table could point anywhere; told otherwise, the compiler leaves out generic addressing.
+// The compiler cannot know that an address from a table is in global memory; the assumption avoids generic addressing.
 #define SF_ON_ACCESS(pointer, bytes) __builtin_assume(__isGlobal(pointer))
 #endif
 
@@ -33,7 +33,7 @@ __device__ __forceinline__ void store1(float* p, float x) {
   *p = x;
 }
 
-// So many bytes at a time: 1, 2, 4, 8 or a multiple of 16, on a boundary of that size or of 16.
+// BYTES bytes in registers: 1, 2, 4, 8 or a multiple of 16. In memory they are aligned to their size, at most to 16.
 template <int BYTES>
 struct Words {
   uint32_t word[(BYTES + 3) / 4];
@@ -41,35 +41,35 @@ struct Words {
 
 template <int BYTES>
 __device__ __forceinline__ Words<BYTES> load_words(int64_t base, int64_t offset) {
-  // a pointer moved along, not a sum made a pointer: of that the compiler would not believe where it points
+  // offset the pointer, not the integer: with a cast of the sum the compiler would ignore the assumption
   const char* const at = reinterpret_cast<const char*>(base) + offset;
-  Words<BYTES> found;
+  Words<BYTES> x;
   if constexpr (BYTES % 16 == 0) {
 #pragma unroll
     for (int k = 0; k < BYTES / 16; ++k) {
-      const float4 x = load4(reinterpret_cast<const float*>(at) + 4 * k);
-      found.word[4 * k] = bits_of(x.x), found.word[4 * k + 1] = bits_of(x.y);
-      found.word[4 * k + 2] = bits_of(x.z), found.word[4 * k + 3] = bits_of(x.w);
+      const float4 v = load4(reinterpret_cast<const float*>(at) + 4 * k);
+      x.word[4 * k] = bits_of(v.x), x.word[4 * k + 1] = bits_of(v.y);
+      x.word[4 * k + 2] = bits_of(v.z), x.word[4 * k + 3] = bits_of(v.w);
     }
   } else if constexpr (BYTES == 8) {
     const auto* p = reinterpret_cast<const uint64_t*>(at);
     SF_ON_ACCESS(p, 8);
-    const uint64_t x = *p;
-    found.word[0] = static_cast<uint32_t>(x), found.word[1] = static_cast<uint32_t>(x >> 32);
+    const uint64_t v = *p;
+    x.word[0] = static_cast<uint32_t>(v), x.word[1] = static_cast<uint32_t>(v >> 32);
   } else if constexpr (BYTES == 4) {
     const auto* p = reinterpret_cast<const uint32_t*>(at);
     SF_ON_ACCESS(p, 4);
-    found.word[0] = *p;
+    x.word[0] = *p;
   } else if constexpr (BYTES == 2) {
     const auto* p = reinterpret_cast<const uint16_t*>(at);
     SF_ON_ACCESS(p, 2);
-    found.word[0] = *p;
+    x.word[0] = *p;
   } else {
     const auto* p = reinterpret_cast<const uint8_t*>(at);
     SF_ON_ACCESS(p, 1);
-    found.word[0] = *p;
+    x.word[0] = *p;
   }
-  return found;
+  return x;
 }
 
 template <int BYTES>

@@ -1,10 +1,11 @@
-// What a block does around the update of its tile: its row, its turn, the counts on the device, and what it leaves for
-// a projection.
+// The work of a block around the update of its tile: it completes its row, advances step counts that live on the
+// device, and reports to the projection that follows.
 #pragma once
 
 #include "cuda/access.cuh"
 #include "cuda/block_sum.cuh"
 #include "format.h"
+#include "launch_args.h"
 #include "projection.h"
 #include "random_bits.h"
 #include "row.h"
@@ -14,16 +15,16 @@
 
 namespace sf {
 
-// What a launch may do beside the update. Of the kernels of float32 only the one that mixes rules is instantiated with
-// it, so that the others carry none of it.
+// Options of a launch besides the update. Of the float32 kernels only the one that mixes rules is instantiated with
+// these options, so that the others pay nothing for them.
 struct StepOptions {
   Turn turn;
-  float* grad_sum;  // of the tile; null: this parameter's gradients are not summed up
+  float* grad_sum;  // the tile's part of the sum; null: this parameter's gradients are not summed up
   float unscale;
   bool zero_grads;
 };
 
-// What the threads of a block share where records are not all float32.
+// The state that the threads of a block share in the kernel for low precision.
 struct BlockState {
   Record record;
   Row row;
@@ -32,40 +33,40 @@ struct BlockState {
   Stream stream;
   Tile tile;
   int64_t index;   // of the tile, in the table
-  int32_t scheme;  // that has a path of its own, or kNoScheme
-  // held here, or a register would be short
-  bool skips;
-  bool moves;  // known to the thread that leads
+  int32_t scheme;  // the scheme whose path this tile may take (cuda/schemes.cuh), or kNoScheme
+  bool skips;      // shared, because another register would spill
+  bool moves;      // likewise; only thread 0 reads it
 };
 
-// The random bits of element i + j. Where `i` is even, a word is mixed once for two neighbours: the compiler sees that
-// it is the same.
-__device__ __forceinline__ uint32_t random_of(const BlockState& at, int64_t i, int j, bool is_even) {
-  const auto index = static_cast<uint32_t>(i - at.tile.offset);
-  if (!is_even) return random_bits(at.stream, index + j);
-  const uint32_t word = random_word(at.stream, index / 2 + j / 2);
+// The random bits of element i + j. If `i` is known to be even, the compiler sees that two neighbours share a word, and
+// mixes it once.
+__device__ __forceinline__ uint32_t random_of(const BlockState& block, int64_t i, int j, bool is_even) {
+  const auto index = static_cast<uint32_t>(i - block.tile.offset);
+  if (!is_even) return random_bits(block.stream, index + j);
+  const uint32_t word = random_word(block.stream, index / 2 + j / 2);
   return j % 2 ? word >> 16 : word & 0xFFFF;
 }
 
 constexpr int kLowPrecisionThreads = 256;
 constexpr int kLowPrecisionBlocksPerMultiprocessor = 3;
-constexpr int kElementsOfWarp = kTileElements / (kLowPrecisionThreads / kWarp);  // of a full tile, neighbours
-static_assert(kLowPrecisionThreads == kLanes);                                   // of whom report_tile() takes one each
+// A warp updates this many consecutive elements of a full tile.
+constexpr int kElementsPerWarp = kTileElements / (kLowPrecisionThreads / kWarp);
+static_assert(kLowPrecisionThreads == kLanes);  // report_tile() needs one thread per lane
 
-// An absent buffer has address 0: never dereferenced, and never offset (null plus a number is undefined).
+// A pointer into a buffer, null if it is absent: an offset from null would be undefined.
 __device__ __forceinline__ float* element(int64_t address, int64_t offset) {
   return address ? reinterpret_cast<float*>(address) + offset : nullptr;
 }
 
-__device__ __forceinline__ double rate(const GroupScalars& group) {
+__device__ __forceinline__ double learning_rate(const GroupScalars& group) {
   if (!group.lr_address) return group.lr;
-  // an access that says that it is to global memory, which an address out of a table does not
+  // __ldcg reads global memory, where a plain load would use generic addressing
   return group.lr_is_double ? __ldcg(reinterpret_cast<const double*>(group.lr_address))
                             : __ldcg(reinterpret_cast<const float*>(group.lr_address));
 }
 
-// Counts a block of a parameter in; the last one takes the step. Every thread of the grid that needs the old counts is
-// in a block that has read them by then.
+// Counts the blocks of a parameter that have read its step count; the last one to arrive advances it. No block needs
+// the old count after that.
 template <bool OPTIONS>
 __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, const Turn& turn) {
   const float count = args.steps[index], waited = OPTIONS ? args.waited[index] : 0.0f;
@@ -82,7 +83,7 @@ __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, cons
   args.ready[index] = 1;
 }
 
-// The scalars of a parameter's step, for the block to share: one thread's work, while the others load.
+// Computes the scalars of a parameter's step, for the block to share. One thread does this while the others load.
 template <bool OPTIONS>
 __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, int64_t index, const Record& record,
                                             const Turn& turn, Row& row) {
@@ -91,44 +92,44 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
     const GroupScalars& group = args.groups[record.row];
     const auto next = static_cast<int64_t>(args.steps[index]) + 1;
     if (!args.ready[index]) row.one_minus_dampening = 1.0f;
-    complete_row(row, group, rate(group), bias_corrections(group.beta1, group.beta2, next), next);
+    complete_row(row, group, learning_rate(group), bias_corrections(group.beta1, group.beta2, next), next);
     arrive<OPTIONS>(args, index, record, turn);
   }
-  // one sign for all elements anyway: clipping and unscaling cost them nothing
+  // every element is multiplied by the sign anyway, so clipping and unscaling are free
   row.grad_sign *= clipping(args, tile);
   if (!turn.sums()) row.grad_sign *= unscaling(args.grad_scale);
 }
 
-// What projecting onto a joint set needs to know of a tile. The block that is done last with a ball concludes its
-// factor.
+// Writes what the projection onto a joint set needs to know about a tile. The last block of a ball to finish computes
+// the ball's factor.
 __device__ __forceinline__ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record,
                                             bool moved) {
   __shared__ double shared[kLanes];
   __shared__ bool is_last;
-  const bool leads = threadIdx.x == 0;
+  const bool is_first = threadIdx.x == 0;
   const JointSet& set = args.sets[record.set - 1];
-  if (leads) args.moved[tile.record] = moved;  // all tiles of a record say the same
+  if (is_first) args.moved[tile.record] = moved;  // all tiles of a record write the same value
   if (set.kind != kBall) return;
-  __syncthreads();  // the block's stores before its loads
+  __syncthreads();  // orders the block's stores before its loads
   const float* param = element(record.param, tile.offset);
-  const double mine = lane_of_tile(record.numel - tile.offset, [&](int i) { return load1(param + i); });
+  const double mine = lane_sum_of_tile(record.numel - tile.offset, [&](int i) { return load1(param + i); });
   const double sum = sum_lanes(mine, shared);
-  if (leads) {
+  if (is_first) {
     args.set_sums[t] = sum;
-    __threadfence();  // the sum, and whether it moved, before the count
+    __threadfence();  // orders `moved` and the sum before the count
     is_last = atomicAdd(&args.set_tiles_done[record.set - 1], 1) == static_cast<int>(set.num_tiles) - 1;
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();  // the count before what other blocks wrote
+  __threadfence();  // orders the count before the loads of what other blocks wrote
   const int64_t end = set.first_tile + set.num_tiles;
-  const double total = sum_lanes(lane_of_sums(args.set_sums, set.first_tile, end), shared);
+  const double total = sum_lanes(lane_sum_of_entries(args.set_sums, set.first_tile, end), shared);
   double tiles_moved = 0;
   for (int64_t i = set.first_tile + static_cast<int>(threadIdx.x); i < end; i += kLanes) {
     tiles_moved += __ldcg(args.moved + args.tiles[i].record);
   }
   tiles_moved = sum_lanes(tiles_moved, shared);
-  if (!leads) return;
+  if (!is_first) return;
   args.set_factors[record.set - 1] = tiles_moved != 0 ? ball_factor(set, total) : 1.0;
   args.set_tiles_done[record.set - 1] = 0;
 }

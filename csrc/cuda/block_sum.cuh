@@ -1,4 +1,4 @@
-// Sums in the order of csrc/summation.h by a block of kLanes threads.
+// Sums by a block of kLanes threads, in the order of csrc/summation.h.
 #pragma once
 
 #include "cuda/access.cuh"
@@ -9,7 +9,8 @@ namespace sf {
 constexpr int kWarp = 32;
 static_assert(kLanes % kWarp == 0 && (kLanes & (kLanes - 1)) == 0);
 
-// The upper half of the lanes onto the lower, until lane 0 holds the sum. Every thread of the block calls it.
+// Adds the upper half of the lanes to the lower half until lane 0 holds the sum; other lanes return part of it. Every
+// thread of the block has to call it.
 __device__ __forceinline__ double sum_lanes(double sum, double* shared) {
   const int lane = static_cast<int>(threadIdx.x);
   shared[lane] = sum;
@@ -26,9 +27,9 @@ __device__ __forceinline__ double sum_lanes(double sum, double* shared) {
   return sum;
 }
 
-// The squares of a lane's elements of a tile; `at` gives element i of `count`, singly.
+// The sum of the squares of a lane's elements of a tile; at(i) is element i of `count`.
 template <typename At>
-__device__ __forceinline__ double lane_of_tile(int64_t count, At at) {
+__device__ __forceinline__ double lane_sum_of_tile(int64_t count, At at) {
   double part[4];
   for (int j = 0; j < 4; ++j) {
     part[j] = 0;
@@ -39,8 +40,9 @@ __device__ __forceinline__ double lane_of_tile(int64_t count, At at) {
   return add_parts(part);
 }
 
-// Of the entries [begin, end), which other blocks wrote: past the first-level cache, which their stores do not reach.
-__device__ __forceinline__ double lane_of_sums(const double* sums, int64_t begin, int64_t end) {
+// The sum of a lane's entries in [begin, end). Other blocks wrote them, so the loads bypass the first-level cache,
+// which is not coherent with those stores.
+__device__ __forceinline__ double lane_sum_of_entries(const double* sums, int64_t begin, int64_t end) {
   double mine = 0;
   for (int64_t i = begin + static_cast<int>(threadIdx.x); i < end; i += kLanes) mine += __ldcg(sums + i);
   return mine;

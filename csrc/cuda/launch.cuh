@@ -1,5 +1,5 @@
-// How kernels are launched. tests/support/host_cuda compiles the same files by g++, where SF_LAUNCH and the CUDA
-// built-ins come from a shim.
+// SF_LAUNCH launches a kernel. Sources use it instead of <<<>>> so that tests/support/host_cuda can compile them with
+// g++, behind a shim that defines SF_LAUNCH and the CUDA built-ins.
 #pragma once
 
 #ifndef SF_LAUNCH
@@ -10,7 +10,7 @@
 
 namespace sf {
 
-// Null, or what went wrong with the launch just made.
+// The error of the launch just made, or null.
 inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

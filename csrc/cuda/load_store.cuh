@@ -1,5 +1,5 @@
-// V consecutive elements of a thread, from what is stored to float32 and back. Formats are those of the record at hand,
-// alike for all threads of a block.
+// Loads V consecutive elements of a thread as float32, and stores them, in the format that the record asks for at run
+// time. All threads of a block have the same record, so the branches on the format do not diverge.
 #pragma once
 
 #include "cuda/access.cuh"
@@ -8,7 +8,7 @@
 
 namespace sf {
 
-// Element j of elements of 16 bits.
+// Element j of packed 16-bit elements.
 template <int BYTES>
 __device__ __forceinline__ uint16_t half_at(const Words<BYTES>& words, int j) {
   return static_cast<uint16_t>(words.word[j / 2] >> (j % 2 * 16));
@@ -19,7 +19,7 @@ __device__ __forceinline__ uint8_t byte_at(const Words<BYTES>& words, int j) {
   return static_cast<uint8_t>(words.word[j / 4] >> (j % 4 * 8));
 }
 
-// Words of elements of 16 or 8 bits, of which `at` gives the j-th.
+// Packs V elements of 16 or 8 bits; at(j) is the j-th.
 template <int BYTES, int V, typename At>
 __device__ __forceinline__ Words<BYTES> packed(At at) {
   constexpr int bits = 8 * BYTES / V, per_word = V < 32 / bits ? V : 32 / bits;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void write_floats(int64_t dtype, int64_t address, int
               packed<2 * V, V>([&](int j) { return dtype == kBfloat16 ? to_bfloat16(x[j]) : to_float16(x[j]); }));
 }
 
-// The weights that parameters, and what is stored beside them, stand for.
+// The weights in float32, from the parameters and what is stored beside them.
 template <int V>
 __device__ __forceinline__ void read_weights(const Record& record, const Format& format, int64_t i, float (&x)[V]) {
   if (format.master == kSplit16 || format.master == kSplit8) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ void read_weights(const Record& record, const Format&
   } else if (format.master == kMaster32) {
     float master[V];
     read_floats<V>(kFloat32, record.master, i, master);
-    // a parameter that somebody has changed since counts, not what it was
+    // if someone has changed the parameter since, it counts and not the master weight
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const bool is_bfloat16 = format.param == kBfloat16;
@@ -144,7 +144,7 @@ __device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int6
   }
 }
 
-// Every thread of a warp comes here; those without elements have zeros for them and store nothing.
+// All threads of a warp have to call it; those without elements pass zeros and `stores` = false.
 template <typename CODE, int V>
 __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, bool stores,
                                               const float (&x)[V], const uint32_t (&random)[V]) {
@@ -155,7 +155,7 @@ __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int
       const uint32_t magnitude = finite_magnitude(x[j]);
       largest = largest > magnitude ? largest : magnitude;
     }
-    // over the threads that share a block
+    // the maximum over the threads that share a block's scale
 #pragma unroll
     for (int flip = kBlock / V / 2; flip; flip /= 2) {
       const uint32_t other = __shfl_xor_sync(0xffffffffu, largest, flip);

@@ -1,4 +1,4 @@
-// The launch that projects onto joint sets: block b takes piece first_piece + b.
+// The launch that projects onto joint sets: block b projects piece first_piece + b.
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
@@ -9,7 +9,7 @@
 
 namespace sf {
 
-__device__ __forceinline__ void average(const Record& record, const Row& row, int64_t index, float param) {
+__device__ __forceinline__ void update_average(const Record& record, const Row& row, int64_t index, float param) {
   if (!record.ema) return;
   float* at = reinterpret_cast<float*>(record.ema) + index;
   float ema = load1(at);
@@ -24,100 +24,104 @@ __device__ __forceinline__ void project_tile(const ProjectArgs& args, const Tile
   const int64_t left = record.numel - piece.offset, last = piece.offset + (left < kTileElements ? left : kTileElements);
   for (int64_t i = piece.offset + static_cast<int>(threadIdx.x); i < last; i += kLanes) {
     float* at = reinterpret_cast<float*>(record.param) + i;
-    const float found = on_ball(load1(at), factor);
-    store1(at, found);
-    if (averages) average(record, args.rows[record.row], i, found);
+    const float projected = on_ball(load1(at), factor);
+    store1(at, projected);
+    if (averages) update_average(record, args.rows[record.row], i, projected);
   }
 }
 
-// What all threads of a block need of a row.
-struct Shared {
+// Shared memory for the sums and maxima of a row.
+struct Scratch {
   double lanes[kLanes];
   double sum;
 };
 
-// Thread 0's value, given to all. Lanes may be used again afterwards.
-__device__ __forceinline__ double sum_for_all(double mine, Shared& shared) {
-  const double sum = sum_lanes(mine, shared.lanes);
-  if (threadIdx.x == 0) shared.sum = sum;
+// The sum over the block, returned to every thread. The scratch memory is free again afterwards.
+__device__ __forceinline__ double block_sum(double mine, Scratch& scratch) {
+  const double sum = sum_lanes(mine, scratch.lanes);
+  if (threadIdx.x == 0) scratch.sum = sum;
   __syncthreads();
-  const double found = shared.sum;
+  const double total = scratch.sum;
   __syncthreads();
-  return found;
+  return total;
 }
 
-__device__ __forceinline__ double largest_for_all(double mine, Shared& shared) {
-  shared.lanes[threadIdx.x] = mine;
+// Likewise the maximum.
+__device__ __forceinline__ double block_max(double mine, Scratch& scratch) {
+  scratch.lanes[threadIdx.x] = mine;
   __syncthreads();
   for (int half = kLanes / 2; half; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half && shared.lanes[threadIdx.x + half] > shared.lanes[threadIdx.x]) {
-      shared.lanes[threadIdx.x] = shared.lanes[threadIdx.x + half];
+    if (static_cast<int>(threadIdx.x) < half && scratch.lanes[threadIdx.x + half] > scratch.lanes[threadIdx.x]) {
+      scratch.lanes[threadIdx.x] = scratch.lanes[threadIdx.x + half];
     }
     __syncthreads();
   }
-  const double found = shared.lanes[0];
+  const double largest = scratch.lanes[0];
   __syncthreads();
-  return found;
+  return largest;
 }
 
-// Every thread of the block calls it.
-__device__ __forceinline__ void project_row(const JointSet& set, const Record& record, int64_t start, Shared& shared) {
+// Projects one row. Every thread of the block has to call it.
+__device__ __forceinline__ void project_row(const JointSet& set, const Record& record, int64_t start,
+                                            Scratch& scratch) {
   float* row = reinterpret_cast<float*>(record.param) + start;
   const int64_t length = record.row_length;
   const int lane = static_cast<int>(threadIdx.x);
   const auto at = [&](int64_t j) { return static_cast<double>(load1(row + j * record.row_stride)); };
-  double below = -kNoLimit, above_all = -kNoLimit, mine = 0;
+  double max_negated = -kNoLimit, max_value = -kNoLimit, mine = 0;
   for (int64_t j = lane; j < length; j += kLanes) {
     const double x = at(j);
-    below = -x > below ? -x : below;
-    above_all = x > above_all ? x : above_all;
+    max_negated = -x > max_negated ? -x : max_negated;
+    max_value = x > max_value ? x : max_value;
     mine += x;
   }
-  const double smallest = -largest_for_all(below, shared), largest = largest_for_all(above_all, shared);
-  if (row_stays(set, smallest, sum_for_all(mine, shared))) return;
+  const double smallest = -block_max(max_negated, scratch), largest = block_max(max_value, scratch);
+  if (row_stays(set, smallest, block_sum(mine, scratch))) return;
   Threshold threshold(set.size);
   while (true) {
     double count = 0, sum = 0;
     for (int64_t j = lane; j < length; j += kLanes) {
       const double relative = at(j) - largest;
-      const bool kept = relative > threshold.value;
-      count += kept;
-      sum += kept ? relative : 0.0;
+      const bool is_above = relative > threshold.value;
+      count += is_above;
+      sum += is_above ? relative : 0.0;
     }
-    count = sum_for_all(count, shared);
-    if (!threshold.narrow(set.size, count, sum_for_all(sum, shared))) break;
+    count = block_sum(count, scratch);
+    if (!threshold.raise(set.size, count, block_sum(sum, scratch))) break;
   }
   mine = 0;
   for (int64_t j = lane; j < length; j += kLanes) mine += above(at(j) - largest, threshold.value);
-  const double scale = set.size / sum_for_all(mine, shared);
+  const double scale = set.size / block_sum(mine, scratch);
   for (int64_t j = lane; j < length; j += kLanes) {
     store1(row + j * record.row_stride, toward_zero(above(at(j) - largest, threshold.value) * scale));
   }
 }
 
 __device__ __forceinline__ void project_rows(const ProjectArgs& args, const Tile& piece, const Record& record,
-                                             Shared& shared) {
+                                             Scratch& scratch) {
   if (!args.moved[piece.record]) return;
   const int64_t end = piece.offset + rows_per_piece(record.row_length);
   for (int64_t index = piece.offset; index < record.row_count && index < end; ++index) {
     const int64_t start = row_start(record, index);
-    project_row(args.sets[record.set - 1], record, start, shared);
+    project_row(args.sets[record.set - 1], record, start, scratch);
     for (int64_t j = static_cast<int>(threadIdx.x); j < record.row_length; j += kLanes) {
       const int64_t i = start + j * record.row_stride;
-      if (record.ema) average(record, args.rows[record.row], i, load1(reinterpret_cast<float*>(record.param) + i));
+      if (record.ema) {
+        update_average(record, args.rows[record.row], i, load1(reinterpret_cast<float*>(record.param) + i));
+      }
     }
   }
 }
 
 __global__ void __launch_bounds__(kLanes) project_kernel(ProjectArgs args) {
-  __shared__ Shared shared;
+  __shared__ Scratch scratch;
   if (args.found_inf && *args.found_inf != 0.0f) return;
   const Tile piece = args.pieces[args.first_piece + blockIdx.x];
   const Record record = args.records[piece.record];
   if (args.sets[record.set - 1].kind == kBall) {
     project_tile(args, piece, record);
   } else {
-    project_rows(args, piece, record, shared);
+    project_rows(args, piece, record, scratch);
   }
 }
 

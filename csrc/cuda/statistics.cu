@@ -1,5 +1,6 @@
-// Gradient statistics in one launch: block b sums up tile first_tile + b, and the block that is done last adds up the
-// tiles. The order of the additions is that of csrc/summation.h, so it does not matter which block that is.
+// Gradient statistics in one launch: block b sums the squares of tile first_tile + b, and the last block to finish adds
+// up the tiles. The additions are in the order of csrc/summation.h, so the result does not depend on which block is
+// last.
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
@@ -12,10 +13,10 @@
 
 namespace sf {
 
-// What one gradient of the tile is for the update, without clipping.
-struct Effective {
-  int64_t grad;           // of the parameter; 0: absent
-  int64_t dtype;          // of the gradient
+// The gradient of a tile as the update uses it, except for clipping: unscaled, and the mean with earlier gradients.
+struct EffectiveGradient {
+  int64_t grad;  // address of the parameter's gradient; 0: absent
+  int64_t dtype;
   int64_t offset;         // of the tile
   const float* grad_sum;  // of the tile; null: these gradients are not summed up
   const Row& row;         // read only where there is a sum
@@ -29,20 +30,21 @@ struct Effective {
   }
 };
 
-__device__ __forceinline__ void read_entries(Dtype dtype, const Effective& x, float (&loaded)[kLaneEntries][4]) {
+__device__ __forceinline__ void read_entries(Dtype dtype, const EffectiveGradient& x,
+                                             float (&loaded)[kLaneEntries][4]) {
 #pragma unroll
   for (int k = 0; k < kLaneEntries; ++k) {
     read_floats<4>(dtype, x.grad, x.offset + 4 * (kLanes * k + static_cast<int>(threadIdx.x)), loaded[k]);
   }
 }
 
-__device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
+__device__ __forceinline__ double lane_sum(const EffectiveGradient& x, int64_t left) {
   if (left < kTileElements || x.grad_sum || (x.grad & 15) != 0) {
-    return lane_of_tile(left, [&](int i) { return x.at(i); });
+    return lane_sum_of_tile(left, [&](int i) { return x.at(i); });
   }
   double part[4];
   float loaded[kLaneEntries][4];
-  // asked once, so that all loads are on their way before the first is used
+  // branch once on the dtype, so that all loads are in flight before the first use
   if (x.dtype == kFloat32) {
     read_entries(kFloat32, x, loaded);
   } else if (x.dtype == kBfloat16) {
@@ -61,15 +63,16 @@ __device__ __forceinline__ double lane_sum(const Effective& x, int64_t left) {
   return add_parts(part);
 }
 
-// The sum of a lane, 0 where nothing moves by this gradient now.
-__device__ __forceinline__ double lane_sum_of(const StatisticsArgs& args, const Tile& tile, const Record& record) {
+// The sum of a lane; 0 if the gradient moves nothing now.
+__device__ __forceinline__ double lane_sum_of_gradient(const StatisticsArgs& args, const Tile& tile,
+                                                       const Record& record) {
   const Turn turn = turn_of(args, tile.record, record);
   if (!turn.moves(record.grad != 0)) return 0.0;
   const float* grad_sum = nullptr;
   if (turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
-  const Effective effective = {record.grad, record.grad_dtype,     tile.offset,
-                               grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
-  return lane_sum(effective, record.numel - tile.offset);
+  const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
+                                      grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
+  return lane_sum(gradient, record.numel - tile.offset);
 }
 
 __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args) {
@@ -79,21 +82,21 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
-  // a gradient that is absent adds nothing; its block still counts as done
-  const double sum = sum_lanes(lane_sum_of(args, tile, record), shared);
+  // an absent gradient adds nothing, but its block has to be counted
+  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record), shared);
   if (lane == 0) {
     args.tile_sums[t] = sum;
-    __threadfence();  // the sum before the count
+    __threadfence();  // orders the sum before the count
     is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();  // the count before the other blocks' sums
+  __threadfence();  // orders the count before the loads of other blocks' sums
   double sums[2];
   for (int player = 0; player < 2; ++player) {
     int64_t begin, end;
     player_tiles(args, player, begin, end);
-    sums[player] = sum_lanes(lane_of_sums(args.tile_sums, begin, end), shared);
+    sums[player] = sum_lanes(lane_sum_of_entries(args.tile_sums, begin, end), shared);
   }
   if (lane) return;
   conclude(args, sums[0], sums[1]);

@@ -1,24 +1,25 @@
+// The launches of the CUDA kernels. Each enqueues one kernel.
 #pragma once
 
-#include "tables.h"
+#include "launch_args.h"
 
 namespace sf {
 
-// Enqueues one kernel on `stream` (a cudaStream_t as an integer) of `device`. Leaves that device current: the caller
-// restores another, as the runtime linked in here may not know what torch's takes for current. Returns null, or what
-// went wrong.
+// Updates the tiles of a launch on `stream` (a cudaStream_t as an integer) of `device`. It leaves that device current;
+// the caller has to restore another one, because torch's CUDA runtime is not the one linked in here and may have
+// another current device. Returns null, or the error.
 const char* launch_step(const StepArgs& args, int device, int64_t stream);
 
-// The part of launch_step for records of which some are not float32, on the current device.
+// The part of launch_step for tables in which some record is not float32, on the current device.
 const char* launch_low_precision(const StepArgs& args, int64_t stream);
 
-// Likewise; the launch's statistics have to be all zero bytes before the first one.
+// Computes gradient statistics. args.statistics has to be all zero bytes before the first launch.
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream);
 
-// Likewise, after launch_step with the same sets.
+// Projects onto joint sets, after launch_step with the same sets.
 const char* launch_project(const ProjectArgs& args, int device, int64_t stream);
 
-// Versions as CUDA encodes them (13000 = 13.0); the driver's is 0 where there is none.
+// Versions in CUDA's encoding (13000 = 13.0); driver_version() is 0 without a driver.
 int runtime_version();
 int driver_version();
 

@@ -1,4 +1,4 @@
-"""The arguments of a launch, as csrc/tables.h lays them out."""
+"""The arguments of a launch, as csrc/launch_args.h lays them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy dtypes of the tables that every kernel reads: csrc/tables.h, field for field."""
+"""NumPy dtypes of the tables that every kernel reads: csrc/tables.h and csrc/launch_args.h, field for field."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ GRADIENT_STATISTICS = np.dtype(
     ]
 )
 
-# The arguments of a launch, made anew for each and packed by `struct`, which takes a tenth of NumPy's time.
-# Tiles from `first_head_tile` on are the head's.
+# The arguments of a launch (csrc/launch_args.h). They are new for each launch, so `struct` packs them: it takes a tenth
+# of NumPy's time.
 STEP_ARGS = {
     **dict.fromkeys(("records", "tiles", "rows"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),

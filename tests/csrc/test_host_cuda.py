@@ -1,4 +1,4 @@
-"""The shim itself: barriers, shuffles, votes, indices, bfloat16, and what it refuses; and the codec by it."""
+"""The shim itself (barriers, shuffles, votes, indices, bfloat16, refusals), and the arithmetic of in_range_math.cuh."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_the_shorter_way_to_a_code_and_back_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("ulp", [-1, 0, 1])
 def test_unchecked_quotients_by_roots_are_correctly_rounded(ulp: int) -> None:
-    """Over all that `Usual` is for, its ends and zeros of both signs among it."""
+    """Over the whole range of `InRange`, with its ends and zeros of both signs."""
     rng = np.random.default_rng(0)
 
     def numbers(least: float, most: float, *special: float) -> np.ndarray:
@@ -171,6 +171,6 @@ def test_unchecked_quotients_by_roots_are_correctly_rounded(ulp: int) -> None:
     v = numbers(2.0**-149, 2.0**31, 0.0, 0.25, 2.0**-126, 2.0**-101)
     eps = numbers(2.0**-60, 2.0**16, 1e-8, 3e-10)
     eps[::16] = 0
-    v[::16][v[::16] == 0] = 1  # a quotient by zero is not for it
+    v[::16][v[::16] == 0] = 1  # no quotients by zero
     count = _library().count_ratio_differences(_pointer(m), _pointer(v), _pointer(eps), len(m), ulp)
     assert count == 0

@@ -1,4 +1,4 @@
-"""Schemes that the CUDA kernel has paths of their own for, on the host: bits of the CPU kernel, and bytes moved."""
+"""Schemes with a path of their own in the CUDA kernel, on the host: bits of the CPU kernel, and bytes moved."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_bits_of_the_cpu_kernel(rule: str, off: int, named: Named) -> None:
     ours, on_cpu = (
         optimizer(backend, named, rule) for backend in (HostCudaBackend("shuffled", seed=1), "cpu")
     )
-    # infinity and NaN, of which there are codes from then on, beside tiles where all is as usual
+    # infinity and NaN, which have codes from then on, beside tiles where everything is in range
     for step in range(5):
         for opt in (ours, on_cpu):
             give(opt, step, special=step == 2, off=off)

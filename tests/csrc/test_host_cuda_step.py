@@ -94,8 +94,8 @@ def test_bytes_per_parameter_are_the_floor(rules: tuple[int, ...]) -> None:
 EVERY = RULES * 2
 EVERY_TURN = ("mean",) * len(RULES) + tuple(TURNS) * (len(RULES) // len(TURNS))
 ABSENT = tuple(range(1, len(EVERY) * len(SIZES), 3))
-# launches that do more than update; 0.25 as a scale of the loss
-EXTRAS: dict[str, dict[str, Any]] = {
+# launches with options; 0.25 as a scale of the loss
+OPTIONS: dict[str, dict[str, Any]] = {
     "zeroing": {"zero_grads": 1},
     "turns": {"turns": EVERY_TURN},
     "turns and zeroing": {"turns": EVERY_TURN, "zero_grads": 1},
@@ -105,18 +105,18 @@ EXTRAS: dict[str, dict[str, Any]] = {
 QUARTER = np.array([0.25], np.float32)
 
 
-def _with_extras(name: str, **more: Any) -> Problem:
+def _with_options(name: str, **more: Any) -> Problem:
     pointers = ("found_inf", "grad_scale")
-    settings = {k: QUARTER.ctypes.data if k in pointers else v for k, v in EXTRAS[name].items()}
+    settings = {k: QUARTER.ctypes.data if k in pointers else v for k, v in OPTIONS[name].items()}
     return Problem(EVERY, absent=ABSENT, **{**settings, **more})
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", EXTRAS)
-def test_extras_give_the_bits_of_the_cpu_kernel_and_move_what_they_must(
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_give_the_bits_of_the_cpu_kernel_and_move_what_they_must(
     name: str, order: str
 ) -> None:
-    problem = _with_extras(name)
+    problem = _with_options(name)
     before = counters()
     _check_against_cpu(problem, order)
     moved = counters().since(before)
@@ -138,14 +138,14 @@ def test_bytes_per_parameter_in_numbers(turn: str, expected: int) -> None:
         assert moved.bytes == (expected + 4 * zero_grads) * problem.numel.sum()
 
 
-def test_extras_on_zeros_subnormals_infinities_and_nan() -> None:
-    _check_against_cpu(_with_extras("scaled", special=True))
+def test_options_on_zeros_subnormals_infinities_and_nan() -> None:
+    _check_against_cpu(_with_options("scaled", special=True))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
 @pytest.mark.parametrize("field", ["grad", "ema", "grad_sum"])
-def test_extras_at_every_4_byte_offset(field: str, shift: int) -> None:
-    problem = _with_extras("turns and zeroing", shifts={field: shift})
+def test_options_at_every_4_byte_offset(field: str, shift: int) -> None:
+    problem = _with_options("turns and zeroing", shifts={field: shift})
     before = counters()
     _check_against_cpu(problem)
     moved = counters().since(before)

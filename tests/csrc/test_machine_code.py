@@ -1,4 +1,4 @@
-"""What nvcc made of the kernels: the extension module that is installed here is taken apart; needs no GPU."""
+"""The machine code of the kernels, disassembled from the installed extension module; needs no GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WANTED = {
     "statistics": "add.rn.f64 mul.rn.f64 div.rn.f64 sqrt.rn.f64",
     "project": "add.rn.f64 mul.rn.f64 div.rn.f64 cvt.rz.f32.f64",
 }
-LAUNCHES = "".join((CSRC / "cuda" / name).read_text() for name in ("step.cu", "block.cuh"))
+LAUNCHES = "".join((CSRC / "cuda" / name).read_text() for name in ("float32_tile.cuh", "block.cuh"))
 
 
 def _constant(name: str) -> int:
@@ -57,7 +57,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _rule(kernel: str) -> tuple[int, bool]:
-    """The rule of a kernel, and whether it is the one that does more than update."""
+    """The rule of a kernel, and True for the one with options."""
     sign, digits, has_options = re.search(r"step_kernelILi(n?)(\d+)ELb([01])E", kernel).groups()
     return (-int(digits) if sign else int(digits)), has_options == "1"
 
@@ -85,13 +85,13 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
         kernels = {_rule(kernel.name): kernel for kernel in found}
         plain = {(rule, False) for rule in (*RULES, MIXED_RULES)}
         assert set(kernels) == {*plain, (MIXED_RULES, True)}
-        for (rule, has_extras), kernel in kernels.items():
+        for (rule, has_options), kernel in kernels.items():
             rules = RULES if rule == MIXED_RULES else (rule,)
-            prefix = "kExtras" if has_extras else "k"
+            prefix = "kOptions" if has_options else "k"
             threads, blocks = (
                 _constant(f"{prefix}{name}") for name in ("Threads", "BlocksPerMultiprocessor")
             )
-            audit(kernel, rules, threads, blocks, has_extras=has_extras)
+            audit(kernel, rules, threads, blocks, has_extras=has_options)
 
 
 def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(
@@ -141,7 +141,7 @@ def test_ptx_rounds_every_operation_to_nearest(extracted: Path) -> None:
     for file in files:
         ptx = file.read_text()
         (name,) = set(re.findall(r"(step|low_precision|statistics|project)_kernel", ptx))
-        # seeds of what becomes exact (csrc/cuda/in_range_math.cuh)
+        # seeds of quotients and roots that become exact (csrc/cuda/in_range_math.cuh)
         seeds = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"} if name == "low_precision" else set()
         assert inexact_arithmetic(ptx) == seeds, file.name
         wanted = WANTED[name]

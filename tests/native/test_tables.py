@@ -1,4 +1,4 @@
-"""The tables' memory layout, said once per language: C++, NumPy and Triton have to agree to the byte."""
+"""The memory layout of the tables, written once per language: C++, NumPy and Triton have to agree to the byte."""
 
 from __future__ import annotations
 

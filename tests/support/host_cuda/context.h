@@ -1,4 +1,4 @@
-// A stack of its own and where on it execution goes on.
+// A context of execution: a stack, and the place at which execution resumes.
 #pragma once
 
 #include <setjmp.h>
@@ -43,7 +43,7 @@ class Context {
 #endif
   }
 
-  // What a function that a switch has just entered calls on the context it was entered from.
+  // A function that a switch has just entered calls this on the context that it was entered from.
   void was_left() {
 #if SF_ASAN
     const void* bottom;

@@ -1,10 +1,10 @@
-// What ctypes calls: csrc/cuda/step.cu as the shim runs it.
+// The functions that host_cuda/backend.py calls through ctypes: the launches of csrc/cuda, run by the shim.
 #include "cuda/step.h"
 #include "shim.h"
 
 extern "C" {
 
-// Null, or what went wrong.
+// Return null, or the error.
 const char* sf_host_step(const void* args) { return sf::launch_step(*static_cast<const sf::StepArgs*>(args), 0, 0); }
 
 const char* sf_host_statistics(const void* args) {

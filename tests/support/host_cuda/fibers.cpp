@@ -1,6 +1,6 @@
-// Blocks one after another, the threads of a block as fibers on one operating system thread.
+// Runs blocks one after another, and the threads of a block as fibers on one operating system thread.
 //
-// A fiber runs thread after thread until one has to wait; only then is another fiber needed. So a kernel without
+// A fiber runs one thread after another until a thread has to wait; only then another fiber starts. So a kernel without
 // barriers costs a function call per thread, and one with barriers two context switches per thread and barrier.
 #include <algorithm>
 #include <memory>
@@ -123,7 +123,7 @@ void report_deadlock(const Gathering& at) {
             std::to_string(block_index.x) + ")";
 }
 
-// Whether every thread ran to its end.
+// Returns true if every thread ran to its end.
 bool run_block() {
   started = finished = 0;
   start_order.resize(threads.size());
@@ -219,7 +219,7 @@ uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* fi
   sync_warp(mask, file, line);
   if (!(mask >> source & 1)) stop(place(file, line) + ": reads a lane that is not in the mask");
   const uint64_t result = warp.offers[source];
-  sync_warp(mask, file, line);  // nobody offers again before everybody has read
+  sync_warp(mask, file, line);  // no lane offers again before all have read
   return result;
 }
 
@@ -229,7 +229,7 @@ bool any(unsigned mask, bool says, const char* file, int line) {
   sync_warp(mask, file, line);
   bool found = false;
   for (unsigned source = 0; source < 32; ++source) found |= (mask >> source & 1) && warp.offers[source];
-  sync_warp(mask, file, line);  // nobody offers again before everybody has read
+  sync_warp(mask, file, line);  // no lane offers again before all have read
   return found;
 }
 

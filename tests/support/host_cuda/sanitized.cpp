@@ -1,7 +1,7 @@
-// csrc/cuda/*.cu through the shim and csrc/cpu/step.cpp, both under AddressSanitizer and UndefinedBehaviorSanitizer:
-// every rule and their mixture over ragged sizes, each buffer in an allocation of exactly its size and 0 to 3 floats
-// off a 16-byte boundary; clipped, and with counts on the device. Both have to leave the same bits. With an argument, a
-// planted mistake that has to be caught.
+// Runs csrc/cuda/*.cu through the shim and csrc/cpu/step.cpp, both under AddressSanitizer and
+// UndefinedBehaviorSanitizer, and compares their results bit by bit: every rule and their mixture over ragged sizes,
+// each buffer in an allocation of exactly its size and 0 to 3 floats off a 16-byte boundary; clipped, with turns, and
+// with counts on the device. With an argument it makes a mistake on purpose, which a sanitizer has to catch.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,12 +18,12 @@
 // access.cuh counts through the shim, which therefore comes first
 #include "cuda/access.cuh"
 
-// selftest.cu, so that barriers and shuffles are seen under the sanitizers too
+// from selftest.cu, so that barriers and shuffles run under the sanitizers too
 extern "C" void run_sum_blocks(const float* in, float* out, int count, int blocks, int threads);
 
 namespace sf {
 
-int check_narrow();  // sanitized_low_precision.cpp
+int check_low_precision();  // sanitized_low_precision.cpp
 
 namespace {
 
@@ -85,8 +85,8 @@ struct Problem {
   std::vector<Row> rows;
   StepArgs args{};
 
-  // `shifted`: which buffer lies `shift` floats off the boundary, or kBuffers for all of them. `sums`: whether
-  // gradients have a buffer to be summed up in.
+  // `shifted`: the buffer that is `shift` floats off the boundary, or kBuffers for all of them. `sums`: true if there
+  // is a buffer for the sum of gradients.
   Problem(const std::vector<int32_t>& rules, int shifted, int shift, bool sums = false) {
     for (int32_t rule : rules) {
       rows.push_back(make_row(rule));
@@ -124,7 +124,7 @@ struct Problem {
   }
 };
 
-// Runs both kernels over equal problems and compares what they leave.
+// Runs both kernels on equal problems and compares the results.
 int compare(Problem& cuda, Problem& cpu, const char* what, int shifted, int shift) {
   if (const char* error = launch_step(cuda.args, 0, 0)) {
     std::printf("launch failed: %s\n", error);
@@ -145,7 +145,7 @@ int check(const std::vector<int32_t>& rules, int shifted, int shift) {
   return compare(cuda, cpu, "plain", shifted, shift);
 }
 
-// Norms of the same bits as the CPU's tile sums have, and the factors that follow from them in the update.
+// Compares tile sums with the CPU's, and the updates that are clipped by the factors that follow from them.
 int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const size_t tiles = cuda.tiles.size();
@@ -185,7 +185,7 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   return compare(cuda, cpu, "clipped", shifted, shift);
 }
 
-// Groups of which one moves, one waits and one sums up, all by rows that say so; gradients are cleared.
+// Groups that move, wait or sum up gradients, as their rows say; gradients are cleared.
 int check_turns(const std::vector<int32_t>& rules, int shifted, int shift, bool skips) {
   Problem cuda(rules, shifted, shift, true), cpu(rules, shifted, shift, true);
   const float found_inf = skips, scale = 8;
@@ -202,7 +202,7 @@ int check_turns(const std::vector<int32_t>& rules, int shifted, int shift, bool 
   return compare(cuda, cpu, "turns", shifted, shift);
 }
 
-// Counts on the device, in two steps, against rows that the host completes.
+// Two steps with counts on the device, compared with rows that the host completes.
 int check_counted(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const double rate = 0.004;
@@ -246,7 +246,7 @@ int check_barriers() {
 
 __global__ void store_at(float* p) { store1(p, 1); }
 
-// Each has to be caught by a sanitizer before main returns.
+// A sanitizer has to end the program before this returns.
 int plant(const char* mistake) {
   Problem problem({0}, 0, 0);
   Record& last = problem.records.back();
@@ -273,7 +273,7 @@ int plant(const char* mistake) {
 int main(int argc, char** argv) {
   using namespace sf;
   if (argc > 1) return plant(argv[1]);
-  int failures = check_barriers() + check_narrow();
+  int failures = check_barriers() + check_low_precision();
   const std::vector<int32_t> all(std::begin(kRules), std::end(kRules));
   for (int shift = 0; shift < 4; ++shift) {
     for (int shifted = 0; shifted <= kBuffers; ++shifted) {

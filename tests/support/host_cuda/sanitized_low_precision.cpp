@@ -1,6 +1,5 @@
-// The part of sanitized.cpp for records that are not float32: every format over ragged sizes, each buffer in an
-// allocation of exactly its bytes, on a 16-byte boundary or one element off it. Both kernels have to leave the same
-// bits.
+// The part of sanitized.cpp for low precision: every format over ragged sizes, each buffer in an allocation of exactly
+// its bytes, on a 16-byte boundary or one element off it. Both kernels have to give the same bits.
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -123,7 +122,7 @@ int check(const Format& format, int32_t grad_dtype, bool shifted) {
 
 }  // namespace
 
-int check_narrow() {
+int check_low_precision() {
   int failures = 0;
   for (int32_t param : {kFloat32, kBfloat16, kFloat16}) {
     for (int32_t state : {kState32, kState16, kState8}) {
@@ -131,7 +130,7 @@ int check_narrow() {
         const bool is_split = master == kSplit16 || master == kSplit8;
         if ((param == kFloat32 && master != kNoMaster) || (param == kFloat16 && is_split)) continue;
         const Format format = {param, state, master};
-        // the parameter's own dtype, with which full tiles of some schemes take a path of their own
+        // gradients of the parameter's own dtype, so that full tiles of some schemes take their own path
         failures += check(format, param, false);
         const int32_t other = (state + master) % 3;
         if (other != param) failures += check(format, other, false);

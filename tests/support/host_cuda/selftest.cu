@@ -1,5 +1,5 @@
-// Kernels that show what the shim does and refuses, and codes made in the two ways there are;
-// tests/csrc/test_host_cuda.py calls them.
+// Kernels that show what the shim does and refuses, and comparisons of in_range_math.cuh with codec.h and IEEE
+// arithmetic; tests/csrc/test_host_cuda.py calls them.
 #include "codec.h"
 
 static int seed_error = 0;  // ulp
@@ -49,8 +49,8 @@ __global__ void shuffle_lanes(int* out) {
   }
 }
 
-// Whether any lane is 0, 16 and 32: out[k * 32 + lane] for the warp, out[(3 + k) * 32 + lane] for the lane's half of
-// it.
+// Asks whether any lane is number 0, 16 or 32: out[k * 32 + lane] for the warp, out[(3 + k) * 32 + lane] for the lane's
+// half of it.
 __global__ void ask_lanes(int* out) {
   const int lane = threadIdx.x;
   for (int k = 0; k < 33; k += 16) {
@@ -64,7 +64,7 @@ __global__ void ask_lanes(int* out) {
   }
 }
 
-// Every thread reads what its neighbour wrote before the barrier.
+// Every thread reads the value that its neighbour wrote before the barrier.
 __global__ void rotate(int* out) {
   __shared__ int values[1024];
   for (int round = 0; round < 3; ++round) {
@@ -149,37 +149,38 @@ void run_misuse(int which, const float* in) {
   }
 }
 
-// How many of the codes of ordinary blocks are decoded differently, or numbers encoded, by the shorter way.
+// Counts the codes that in_range_math.cuh decodes differently than codec.h, and the numbers that it encodes
+// differently.
 int64_t count_differences(const float* in, const uint32_t* random, int64_t count) {
   int64_t differences = 0;
-  const auto compare = [&](auto code) {
-    using CODE = decltype(code);
+  const auto compare = [&](auto format) {
+    using CODE = decltype(format);
     for (uint32_t c = 0; c < 256; ++c) {
       const bool is_special = sf::is_special<CODE>(c);
       for (int shift = 0; shift < 32; shift += 8) {
         differences += (sf::special_bytes<CODE>(c << shift) >> shift) != (is_special ? 0x80u : 0u);
       }
-      constexpr float largest = CODE::is_signed ? sf::Usual::kLargest : sf::Usual::kLargestSecond;
+      constexpr float largest = CODE::is_signed ? sf::InRange::kLargest : sf::InRange::kLargestSecond;
       for (int scale = 0; scale <= sf::scale_of(sf::bits_of(largest)) && !is_special; ++scale) {
         const float of_block = sf::scale_value(static_cast<uint8_t>(scale));
         const uint32_t wanted = sf::bits_of(sf::decode<CODE>(c, of_block));
         for (int k = 0; k < 4; ++k) {
           const uint32_t word = c << 8 * k | ~(0xFFu << 8 * k);
-          differences += sf::bits_of(sf::decode_usual<CODE>(word, k, sf::decoding<CODE>(of_block))) != wanted;
+          differences += sf::bits_of(sf::decode_in_range<CODE>(word, k, sf::decode_factor<CODE>(of_block))) != wanted;
         }
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      // scales from the number's own to the largest; negative squares there are none
+      // scales from the number's own to the largest; second moments are never negative
       const float x = CODE::is_signed ? in[i] : sf::float_of(sf::bits_of(in[i]) & sf::kMagnitude);
       const uint32_t magnitude = sf::bits_of(x) & sf::kMagnitude;
-      constexpr float largest = CODE::is_signed ? sf::Usual::kLargest : sf::Usual::kLargestSecond;
+      constexpr float largest = CODE::is_signed ? sf::InRange::kLargest : sf::InRange::kLargestSecond;
       if (magnitude > sf::bits_of(largest)) continue;
       for (int s = sf::scale_of(magnitude); s <= sf::scale_of(sf::bits_of(largest)); s += 1 + s % 3) {
         const auto scale = static_cast<uint8_t>(s);
-        const uint32_t usual = sf::encode_usual<CODE>(x, sf::encoding<CODE>(scale), random[i] << 8) >> 24;
+        const uint32_t code = sf::encode_in_range<CODE>(x, sf::encode_factor<CODE>(scale), random[i] << 8) >> 24;
         const uint32_t wanted = sf::encode<CODE>(x, sf::inverse_scale(scale), random[i]);
-        differences += usual != wanted && !(!CODE::is_signed && usual == 0 && x != 0 && wanted == 1);
+        differences += code != wanted && !(!CODE::is_signed && code == 0 && x != 0 && wanted == 1);
       }
     }
   };
@@ -188,13 +189,13 @@ int64_t count_differences(const float* in, const uint32_t* random, int64_t count
   return differences;
 }
 
-// How many quotients by roots differ from the correctly rounded ones, with seeds so many ulp off.
+// Counts the quotients by roots that are not correctly rounded, with seeds that are `ulp` off.
 int64_t count_ratio_differences(const float* m, const float* v, const float* eps, int64_t count, int ulp) {
   seed_error = ulp;
   int64_t differences = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const float usual = sf::Usual::ratio(m[i], v[i], eps[i]);
-    differences += sf::bits_of(usual) != sf::bits_of(sf::Ieee::ratio(m[i], v[i], eps[i]));
+    const float ratio = sf::InRange::ratio(m[i], v[i], eps[i]);
+    differences += sf::bits_of(ratio) != sf::bits_of(sf::Ieee::ratio(m[i], v[i], eps[i]));
   }
   return differences;
 }

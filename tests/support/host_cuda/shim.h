@@ -1,7 +1,7 @@
-// What a CUDA translation unit needs in order to be compiled by a C++ compiler and run on the host, with no toolkit
-// header: put in front of it with `-include`. Threads of a block are fibers (fibers.cpp), so barriers and shuffles wait
-// for real; blocks run one after another. Misuse that a GPU would answer with a hang or a fault (a barrier that some
-// thread never reaches, a misaligned access) becomes the launch's error.
+// Lets a C++ compiler compile a CUDA source for the host without a header of the toolkit; `-include` puts it in front
+// of the source. Threads of a block are fibers (fibers.cpp), so barriers and shuffles really wait; blocks run one after
+// another. Misuse that would hang or fault on a GPU (a barrier that some thread never reaches, a misaligned access)
+// becomes the launch's error.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,10 @@ void sync_block(const char* file, int line);
 void sync_warp(unsigned mask, const char* file, int line);
 // Every lane of `mask` offers 8 bytes and gets those of lane `source`.
 uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* file, int line);
-// Whether any lane of `mask` says so.
+// Returns true if `says` is true in any lane of `mask`.
 bool any(unsigned mask, bool says, const char* file, int line);
 enum class Order { kForward, kReverse, kShuffled };
-// The order in which blocks, and threads between barriers, run from now on.
+// Sets the order in which blocks, and threads between barriers, run from now on.
 void set_order(Order order, uint64_t seed);
 
 struct Counters {
@@ -44,7 +44,7 @@ extern Counters counters;
 // Ends the launch from within a thread, which is not resumed.
 [[noreturn]] void stop(const char* why);
 
-// Counts an access to a per-element buffer; one that is not on a multiple of its size stops the launch.
+// Counts an access to a per-element buffer; a misaligned one stops the launch.
 inline void on_access(const void* pointer, int bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes) stop("misaligned address");
   counters.bytes += bytes;
@@ -63,7 +63,7 @@ T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
 
 inline unsigned lanes(unsigned mask = 0xffffffffu) { return mask; }
 
-// The lane a shuffle reads; one outside the segment of `width` lanes keeps its own value, as on a GPU.
+// The lane that a shuffle reads; outside of its segment of `width` lanes a lane keeps its own value, as on a GPU.
 inline unsigned lane() { return self->rank % 32; }
 inline unsigned down_lane(unsigned delta, unsigned width = 32) {
   return lane() % width + delta < width ? lane() + delta : lane();
@@ -104,7 +104,7 @@ inline unsigned broadcast_lane(unsigned source, unsigned width = 32) { return la
   ::sf_host::shuffle(mask, value, ::sf_host::broadcast_lane(__VA_ARGS__), __FILE__, __LINE__)
 #define __any_sync(mask, says) ::sf_host::any(mask, says, __FILE__, __LINE__)
 
-// Byte k of the result is the one of the eight of `low` and `high` that the k-th digit of `selector` names.
+// Byte k of the result is that byte of the eight in `low` and `high` which the k-th digit of `selector` names.
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
   uint32_t result = 0;
@@ -112,7 +112,7 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   return result;
 }
 
-// blocks run one after another, and a thread runs until it waits: nothing is ever halfway or out of date
+// blocks run one after another and a thread runs until it waits, so every store is visible at once
 #define __threadfence() static_cast<void>(0)
 template <typename T>
 inline T atomicAdd(T* address, T value) {

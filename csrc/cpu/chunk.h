@@ -1,0 +1,60 @@
+// The CPU kernel converts tiles that are not float32 a chunk at a time: small enough that its float32 arrays stay in
+// the first-level cache. Conversions of plain numbers, and the random bits of a chunk. Part of step.cpp, and compiled
+// with it for each instruction set.
+#pragma once
+
+#include "codec.h"
+#include "random_bits.h"
+#include "tables.h"
+
+namespace sf {
+namespace {
+
+constexpr int64_t kChunk = 512;
+static_assert(kTileElements % kChunk == 0 && kChunk % kBlock == 0);
+
+template <typename T>
+T* pointer(int64_t address, int64_t offset) {
+  return address ? reinterpret_cast<T*>(address) + offset : nullptr;
+}
+
+// Writes the random bits of the elements of a tile from `first` on, which is even; of one more where `count` is odd.
+inline void draw_random_bits(const Stream& stream, uint32_t first, int64_t count, uint32_t* __restrict out) {
+  const Stream of_tile = stream;
+  // a 32-bit index, as the hash needs: converting a 64-bit one would take half of the time
+  for (uint32_t i = 0; i < (static_cast<uint32_t>(count) + 1) / 2; ++i) {
+    const uint32_t word = random_word(of_tile, first / 2 + i);
+    out[2 * i] = word & 0xFFFF, out[2 * i + 1] = word >> 16;
+  }
+}
+
+// Reads `count` elements of a dtype as float32.
+inline void read_floats(int64_t dtype, int64_t address, int64_t offset, int64_t count, float* __restrict out) {
+  if (dtype == kFloat32) {
+    const float* __restrict in = pointer<const float>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = in[i];
+  } else if (dtype == kBfloat16) {
+    const uint16_t* __restrict in = pointer<const uint16_t>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = from_bfloat16(in[i]);
+  } else {
+    const uint16_t* __restrict in = pointer<const uint16_t>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = from_float16(in[i]);
+  }
+}
+
+// Writes float32 numbers as elements of a dtype, rounded to nearest.
+inline void write_floats(int64_t dtype, const float* __restrict in, int64_t address, int64_t offset, int64_t count) {
+  if (dtype == kFloat32) {
+    float* __restrict out = pointer<float>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = in[i];
+  } else if (dtype == kBfloat16) {
+    uint16_t* __restrict out = pointer<uint16_t>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i]);
+  } else {
+    uint16_t* __restrict out = pointer<uint16_t>(address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float16(in[i]);
+  }
+}
+
+}  // namespace
+}  // namespace sf

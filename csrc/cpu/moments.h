@@ -1,0 +1,141 @@
+// Reads and writes a chunk of moments: bfloat16, or 8-bit codes with a scale per block. Part of step.cpp, and compiled
+// with it for each instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "codec.h"
+#include "cpu/chunk.h"
+#include "tables.h"
+
+namespace sf {
+namespace {
+
+// The addresses of a moment and of its scales, if it has 8 bits.
+struct Moment {
+  int64_t address, scales;
+};
+
+template <typename CODE>
+void decode_blocks(const Moment& moment, int64_t offset, int64_t count, float* __restrict out) {
+  const uint8_t* __restrict code = pointer<const uint8_t>(moment.address, offset);
+  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, offset / kBlock);
+  alignas(64) float scales[kChunk];
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+    const float of_block = scale_value(scale[b]);
+    for (int i = 0; i < kBlock; ++i) scales[b * kBlock + i] = of_block;
+  }
+  uint8_t has_special = 0;
+  for (int64_t i = 0; i < count; ++i) has_special |= is_special<CODE>(code[i]);
+  if (has_special) {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode<CODE>(code[i], scales[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = decode_finite<CODE>(code[i], scales[i]);
+  }
+}
+
+// Sixteen numbers; the compiler splits them where vectors are shorter.
+using Sixteen = uint32_t __attribute__((vector_size(64)));
+
+// The maxima of neighbours in `a`, then in `b`.
+inline Sixteen pairwise_maxima(const Sixteen& a, const Sixteen& b) {
+#if defined(__clang__)
+  const Sixteen even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const Sixteen odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+  const Sixteen even = __builtin_shuffle(a, b, Sixteen{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+  const Sixteen odd = __builtin_shuffle(a, b, Sixteen{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+#endif
+  return even > odd ? even : odd;
+}
+
+// The maximum of each of 16 rows.
+SF_HOST_DEVICE Sixteen row_maxima(const Sixteen (&rows)[16]) {
+  Sixteen left[8];
+  for (int k = 0; k < 8; ++k) left[k] = pairwise_maxima(rows[2 * k], rows[2 * k + 1]);
+  for (int count = 4; count; count /= 2) {
+    for (int k = 0; k < count; ++k) left[k] = pairwise_maxima(left[2 * k], left[2 * k + 1]);
+  }
+  return left[0];
+}
+
+// The maximum of each of the sixteen blocks of a chunk.
+inline Sixteen block_maxima(const uint32_t* numbers) {
+  static_assert(kChunk == 16 * kBlock && kBlock == 32);
+  Sixteen rows[16];
+  for (int b = 0; b < 16; ++b) {
+    Sixteen first, second;
+    std::memcpy(&first, numbers + b * kBlock, sizeof first);
+    std::memcpy(&second, numbers + b * kBlock + 16, sizeof second);
+    rows[b] = first > second ? first : second;
+  }
+  return row_maxima(rows);
+}
+
+// Encodes a chunk in several passes, each of which compilers vectorise.
+template <typename CODE>
+void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, const Moment& moment, int64_t offset,
+                   int64_t count) {
+  alignas(64) uint32_t magnitude[kChunk], largest[16];
+  for (int64_t i = 0; i < count; ++i) magnitude[i] = bits_of(in[i]) & kMagnitude;
+  for (int64_t i = count; i < kChunk; ++i) magnitude[i] = 0;
+  const Sixteen maxima = block_maxima(magnitude);
+  std::memcpy(largest, &maxima, sizeof largest);
+  uint32_t most = 0;
+  for (int b = 0; b < 16; ++b) most = most > largest[b] ? most : largest[b];
+  const bool in_range = most < kLargestScaled;  // no scale is clamped, and all numbers are finite
+  if (!in_range) {
+    for (int64_t i = 0; i < count; ++i) magnitude[i] = finite_magnitude(in[i]);
+    const Sixteen finite = block_maxima(magnitude);
+    std::memcpy(largest, &finite, sizeof largest);
+  }
+  uint8_t* __restrict code = pointer<uint8_t>(moment.address, offset);
+  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, offset / kBlock);
+  alignas(64) float inverse[kChunk];
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+    scale[b] = scale_of(largest[b]);
+    const float factor = inverse_scale(scale[b]);
+    for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
+  }
+  if (in_range) {
+    for (int64_t i = 0; i < count; ++i) {
+      code[i] = static_cast<uint8_t>(encode_finite<CODE>(in[i], inverse[i], random[i]));
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) code[i] = static_cast<uint8_t>(encode<CODE>(in[i], inverse[i], random[i]));
+  }
+}
+
+// Calls function(code, moment, index) for each moment that a rule has.
+template <typename Function>
+void for_each_moment(const Record& record, int32_t rule, Function&& function) {
+  const bool is_adam = !(rule & kSgd);
+  if (is_adam || rule & kMomentum) function(FirstMoment{}, Moment{record.exp_avg, record.exp_avg_scale}, 0);
+  if (is_adam) function(SecondMoment{}, Moment{record.exp_avg_sq, record.exp_avg_sq_scale}, 1);
+  if (is_adam && rule & kAmsgrad)
+    function(SecondMoment{}, Moment{record.max_exp_avg_sq, record.max_exp_avg_sq_scale}, 2);
+}
+
+// Reads moments that are not float32; `offset` is a multiple of kBlock.
+template <typename CODE>
+void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t count, float* out) {
+  if (kind == kState8) {
+    decode_blocks<CODE>(moment, offset, count, out);
+  } else {
+    read_floats(kBfloat16, moment.address, offset, count, out);
+  }
+}
+
+template <typename CODE>
+void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __restrict random, const Moment& moment,
+                   int64_t offset, int64_t count) {
+  if (kind == kState8) {
+    encode_blocks<CODE>(in, random, moment, offset, count);
+  } else {
+    uint16_t* __restrict out = pointer<uint16_t>(moment.address, offset);
+    for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i]);
+  }
+}
+
+}  // namespace
+}  // namespace sf
