@@ -13,7 +13,7 @@
 
 namespace sf {
 
-// stackelberg_fused/native/reader.py has the same classes in Python, for a torch that TensorAbi does not know; a test
+// stackelberg_fused/native/reader.py has the same classes in Python, for a torch that TensorAbi cannot read; a test
 // holds one against the other.
 class Reader {
  public:

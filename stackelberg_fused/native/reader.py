@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tensor_abi import TENSOR_ABI
+from .tensor_abi import tensor_abi
 
 try:
     from .._cpu import Reader as NativeReader
@@ -54,7 +54,7 @@ def same_layout(tensor: Tensor, shape: Sequence[int], stride: Sequence[int]) -> 
 
 
 class PythonReader:
-    """`Reader` for what the native one cannot read: shards, and a torch that `TensorAbi` does not know."""
+    """`Reader` for what the native one cannot read: shards, and a torch that cannot be read natively."""
 
     def __init__(
         self,
@@ -129,8 +129,9 @@ def make_reader(
     records: np.ndarray,
     active: np.ndarray,
 ) -> Reader:
-    """The native reader where it knows this torch and these tensors, else the one above."""
+    """The native reader where it can read this torch and these tensors, else the one above."""
     plain = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
-    if TENSOR_ABI is None or not plain:
+    abi = tensor_abi() if plain else None
+    if abi is None:
         return PythonReader(owners, local_tensors, records, active)
-    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, TENSOR_ABI)
+    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, abi)

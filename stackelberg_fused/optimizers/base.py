@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..backends import Backend
 from ..engine.across_rebuilds import AcrossRebuilds
@@ -33,6 +31,14 @@ from ..layout.scaling import Scaling
 from ..layout.slot import LayoutChanged
 from ..layout.statistics import ClipLimits, LastStep, Statistics
 from ..memory.overlap import check_overlap
+from ..torch_compat import (
+    UNKNOWN,
+    disable_dynamo,
+    global_post_hooks,
+    global_pre_hooks,
+    profiler,
+    wrap_step,
+)
 from .alternate import alternate
 from .checkpoint import (
     complete_state,
@@ -51,6 +57,8 @@ class StackelbergOptimizer(Optimizer):
 
     # torch.amp.GradScaler: the step unscales and skips itself
     _step_supports_amp_scaling = True
+    # where torch's constructor sets none of these
+    _optimizer_step_pre_hooks = _optimizer_step_post_hooks = UNKNOWN
 
     def __init__(
         self,
@@ -182,7 +190,7 @@ class StackelbergOptimizer(Optimizer):
                 packed["state"] = without_unused_momentum(packed["state"])
         return packed
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`."""
         self._refuse_averages("load_state_dict()")
@@ -233,7 +241,7 @@ class StackelbergOptimizer(Optimizer):
         if role is not None and role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
 
@@ -284,8 +292,8 @@ class StackelbergOptimizer(Optimizer):
             profiler._is_profiler_enabled
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
+            or global_pre_hooks
+            or global_post_hooks
         )
         if not observed:
             return self._step(closure, role=role, zero_grad=zero_grad)
@@ -350,9 +358,9 @@ class StackelbergOptimizer(Optimizer):
         for name in ("grad_scale", "found_inf"):
             self.__dict__.pop(name, None)
 
-    _observed_step = Optimizer.profile_hook_step(_step)
+    _observed_step = wrap_step(_step)
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         """What a compiled training step calls: addresses are nothing to trace."""
         return self.step(closure, **how)
