@@ -6,6 +6,8 @@ modules; a test holds that.
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +36,63 @@ wrap_step: Any = getattr(Optimizer, "profile_hook_step", lambda step: step)
 
 # the public one imports torch._dynamo at once, which takes seconds
 disable_dynamo: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+
+
+class Pytree:
+    """The part of `torch.utils._pytree` that is used, for the containers of the standard library alone."""
+
+    @classmethod
+    def tree_flatten(cls, tree: Any) -> tuple[list[Any], Any]:
+        children, rebuild = _opened(tree)
+        if rebuild is None:
+            return [tree], None
+        flat = [cls.tree_flatten(child) for child in children]
+        structure = rebuild, [(len(leaves), inner) for leaves, inner in flat]
+        return [leaf for leaves, _ in flat for leaf in leaves], structure
+
+    @classmethod
+    def tree_unflatten(cls, leaves: Any, structure: Any) -> Any:
+        leaves = list(leaves)
+        if structure is None:
+            return leaves[0]
+        rebuild, parts = structure
+        children, start = [], 0
+        for count, inner in parts:
+            children.append(cls.tree_unflatten(leaves[start : start + count], inner))
+            start += count
+        return rebuild(children)
+
+    @classmethod
+    def tree_leaves(cls, tree: Any) -> list[Any]:
+        return cls.tree_flatten(tree)[0]
+
+    @classmethod
+    def tree_map(cls, function: Callable[[Any], Any], tree: Any) -> Any:
+        leaves, structure = cls.tree_flatten(tree)
+        return cls.tree_unflatten(map(function, leaves), structure)
+
+
+def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
+    """What a container holds and how one like it is made of other contents; None where it is a leaf."""
+    kind = type(tree)
+    if kind in (dict, OrderedDict):
+        keys = list(tree)
+        return list(tree.values()), lambda children: kind(zip(keys, children, strict=True))
+    if kind in (list, tuple):
+        return list(tree), kind
+    if kind is deque:
+        longest = tree.maxlen
+        return list(tree), lambda children: deque(children, longest)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(tree), lambda children: kind(*children)
+    return [], None
+
+
+try:
+    from torch.utils import _pytree
+except ImportError:
+    _pytree = Pytree
+pytree: Any = _pytree
 
 
 def implementation_of(tensor: Tensor) -> int:

@@ -182,8 +182,10 @@ py::object TensorAbi::describe_gradient(py::handle tensor) const {
   if (!found) return py::none();
   const void* implementation = *static_cast<const void* const*>(found);
   TensorView view;
-  if (!look_at(found, &view)) return py::make_tuple(reinterpret_cast<int64_t>(implementation));
-  return as_tuple(implementation, view);
+  if (look_at(found, &view)) return as_tuple(implementation, view);
+  int32_t layout;
+  const bool is_strided = !torch_.layout(found, &layout) && layout == strided_;
+  return py::make_tuple(reinterpret_cast<int64_t>(implementation), is_strided);
 }
 
 std::unique_ptr<TensorAbi::Kept> TensorAbi::keep_gradients(std::shared_ptr<const TensorAbi> abi,

@@ -131,7 +131,8 @@ class TensorAbi {
   // device index), of which the last three are libtorch's numbers.
   // What look() sees, or None.
   pybind11::object describe(pybind11::handle tensor) const;
-  // What grad() and look_at() see: None without a gradient, only its implementation where it is not strided.
+  // What grad() and look_at() see: None without a gradient; where look_at() sees nothing, its implementation and
+  // whether it is strided.
   pybind11::object describe_gradient(pybind11::handle tensor) const;
   // Of tensors that have one each.
   static std::unique_ptr<Kept> keep_gradients(std::shared_ptr<const TensorAbi> abi, const pybind11::list& tensors);

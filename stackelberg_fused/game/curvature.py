@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
+from ..torch_compat import pytree
 from .best_response import best_response
 from .objective import Objective, check_ridge, linear_head
 

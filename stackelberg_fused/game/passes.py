@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
 
 from ..optimizers.base import StackelbergOptimizer
+from ..torch_compat import pytree
 
 # bodies whose graph was looked at, so many of an optimizer at most
 MOST_KNOWN = 64

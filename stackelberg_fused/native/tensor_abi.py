@@ -108,9 +108,9 @@ def _open() -> tuple[Any, str]:
     except RuntimeError as error:
         raise _NotNatively(str(error)) from error
     version = torch.__version__
-    reason = f"torch {version} is one that the tests have run"
+    reason = "the tests have run this minor version of torch"
     if not is_tested(version):
-        reason = f"torch {version} is none that the tests have run"
+        reason = f"the tests have not run torch {version}"
         verdict = tensor_abi_verdict.verdict(library)
         if not verdict.works:
             raise _NotNatively(f"{reason}, and {verdict.reason}")

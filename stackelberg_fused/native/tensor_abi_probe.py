@@ -120,7 +120,7 @@ def _compare(what: str, found: Any, tensor: Tensor | None, numbers: _Numbers) ->
         expected: Any = None
         right = found is None
     elif tensor.layout is not torch.strided:
-        expected = (implementation_of(tensor),)
+        expected = (implementation_of(tensor), False)
         right = found == expected
     else:
         expected = (
@@ -134,7 +134,8 @@ def _compare(what: str, found: Any, tensor: Tensor | None, numbers: _Numbers) ->
             and len(found) == 7
             and found[:4] == expected
             and numbers.fit("dtype", tensor.dtype, found[4])
-            and numbers.fit("device", tensor.device, found[5:])
+            and numbers.fit("device", tensor.device.type, found[5])
+            and found[6] == (-1 if tensor.device.index is None else tensor.device.index)
         )
     if not right:
         about = "" if tensor is None else f" of {tensor.dtype} on {tensor.device}"

@@ -118,15 +118,18 @@ def cache_path(about: dict[str, Any]) -> Path | None:
     return folder / f"tensor-abi-{digest[:16]}.json"
 
 
-def answer() -> None:
-    """Probe and print the verdict, in the child."""
-    library = _cpu.find_libtorch()
+def answer(library: str = "") -> None:
+    """Probe and print the verdict, in the child.
+
+    Args:
+        library: as of `open_abi`.
+    """
     try:
-        open_abi()
+        open_abi(library)
         works, reason = True, ""
     except Exception as error:
         works, reason = False, f"{type(error).__name__}: {error}"
-    said = {"works": works, "reason": reason, "about": subject(library)}
+    said = {"works": works, "reason": reason, "about": subject(_cpu.find_libtorch())}
     print(f"\n{_MARK}{json.dumps(said)}", flush=True)
 
 
