@@ -39,7 +39,11 @@ disable_dynamo: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 class Pytree:
-    """The part of `torch.utils._pytree` that is used, for the containers of the standard library alone."""
+    """The part of `torch.utils._pytree` that is used, for the containers of the standard library alone.
+
+    Raises:
+        TypeError: a container is of another class, which torch would perhaps know how to take apart.
+    """
 
     @classmethod
     def tree_flatten(cls, tree: Any) -> tuple[list[Any], Any]:
@@ -85,6 +89,10 @@ def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
         return list(tree), lambda children: deque(children, longest)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return list(tree), lambda children: kind(*children)
+    if isinstance(tree, (dict, list, tuple, deque)) and kind is not torch.Size:
+        raise TypeError(
+            f"torch.utils._pytree is missing, and {kind.__name__} is no plain container"
+        )
     return [], None
 
 

@@ -97,6 +97,7 @@ Pair = namedtuple("Pair", ["first", "second"])
         Pair([1], {"x": 2}),
         deque([1, [2]], maxlen=7),
         {1, 2},
+        torch.Size([3]),
     ],
     ids=repr,
 )
@@ -108,6 +109,14 @@ def test_containers_are_taken_apart_as_torch_does(tree: Any) -> None:
         assert (found, type(found)) == (tree, type(tree))
         assert getattr(found, "maxlen", None) == getattr(tree, "maxlen", None)
     assert ours.tree_map(str, tree) == torchs.tree_map(str, tree)
+
+
+def test_a_container_that_torch_may_know_is_refused() -> None:
+    class Mine(dict):
+        pass
+
+    with pytest.raises(TypeError, match="Mine is no plain container"):
+        torch_compat.Pytree.tree_leaves([Mine(a=1)])
 
 
 def test_the_torch_here_has_them_all() -> None:

@@ -9,7 +9,8 @@ the first optimizer is built:
 1. `STACKELBERG_TENSOR_ABI=0` in the environment turns native reading off.
 2. A torch without one of the functions is not read natively. Looking for them calls none.
 3. Where the tests have not run this minor version of torch (`TESTED`), or it is a pre-release, a child process tries
-   first. Its verdict is kept in a file (`tensor_abi_verdict.py`).
+   first. Its verdict is kept in a file (`tensor_abi_verdict.py`). Children of `multiprocessing` start none, but read
+   the file; `doctor` writes it too.
 4. In any case all that native code reads has to be what Python says (`tensor_abi_probe.py`).
 
 Where one of these fails Python reads tensors one by one, with the same results.

@@ -144,7 +144,7 @@ def _fingerprint(file: str) -> list[Any]:
 def _why_no_child() -> str:
     """Return why no child may be started here; empty if it may."""
     if multiprocessing.parent_process() is not None:
-        return "this is a child process itself"
+        return "this is a child itself; `python -m stackelberg_fused doctor` tries and remembers"
     # an application that embeds Python would start a second time
     if getattr(sys, "frozen", False) or "python" not in Path(sys.executable or "").name.lower():
         return f"sys.executable is {sys.executable!r}, which is not known to be Python"
