@@ -17,7 +17,17 @@ MAPPED = ("benchmarks", "triton_kernels")  # top-level folders, installed inside
 FLOW = (
     *("__main__", "benchmarks", "tools", "demo", "__init__", "game"),
     *("optimizers", "engine", "backends", "triton_kernels", "layout", "groups", "numerics"),
-    *("native", "memory", "cli", "build_info", "warning", "_version", "_cpu", "_cuda"),
+    *(
+        "native",
+        "memory",
+        "cli",
+        "build_info",
+        "warning",
+        "torch_compat",
+        "_version",
+        "_cpu",
+        "_cuda",
+    ),
 )
 RANK = {name: rank for rank, name in enumerate(FLOW)}
 

@@ -124,10 +124,16 @@ PYBIND11_MODULE(_cpu, m) {
       "The instruction set that step() takes.");
   pybind11::class_<sf::TensorAbi, std::shared_ptr<sf::TensorAbi>>(
       m, "TensorAbi", "How torch's tensors are read; see stackelberg_fused/native/tensor_abi.py.")
-      .def(pybind11::init<pybind11::tuple, pybind11::object, pybind11::object, int64_t, int64_t>(),
+      .def(pybind11::init<pybind11::tuple, pybind11::object, pybind11::object, int64_t, int64_t, const std::string&>(),
            pybind11::arg("types"), pybind11::arg("no_dispatch"), pybind11::arg("probe"), pybind11::arg("impl"),
-           pybind11::arg("address"))
-      .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"));
+           pybind11::arg("address"), pybind11::arg("library") = "")
+      .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"))
+      .def("describe", &sf::TensorAbi::describe, pybind11::arg("tensor"))
+      .def("describe_gradient", &sf::TensorAbi::describe_gradient, pybind11::arg("tensor"))
+      .def_static("keep_gradients", &sf::TensorAbi::keep_gradients, pybind11::arg("abi"), pybind11::arg("tensors"));
+  m.def(
+      "find_libtorch", [] { return sf::TorchFunctions("").path; },
+      "Where libtorch lies whose functions TensorAbi calls; RuntimeError where it lacks one of them.");
   pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
                                "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")

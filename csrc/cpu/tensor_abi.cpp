@@ -14,17 +14,18 @@ namespace sf {
 namespace {
 
 // Closed again, for torch stays where it is.
-class Libtorch {
+class Library {
  public:
-  Libtorch() {
-    for (const char* name : {"libtorch_cpu.so", "libtorch_cpu.dylib"}) {
-      if ((library_ = dlopen(name, RTLD_LAZY | RTLD_NOLOAD))) return;
+  explicit Library(const std::string& name) {
+    const std::string torchs[] = {"libtorch_cpu.so", "libtorch_cpu.dylib"};
+    for (const std::string& file : torchs) {
+      if ((library_ = dlopen((name.empty() ? file : name).c_str(), RTLD_LAZY | RTLD_NOLOAD))) return;
     }
-    throw std::runtime_error("libtorch_cpu is not loaded");
+    throw std::runtime_error((name.empty() ? "libtorch_cpu" : name) + " is not loaded");
   }
-  ~Libtorch() { dlclose(library_); }
-  Libtorch(const Libtorch&) = delete;
-  Libtorch& operator=(const Libtorch&) = delete;
+  ~Library() { dlclose(library_); }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
 
   template <typename Function>
   void find(const char* name, Function* out) const {
@@ -49,35 +50,53 @@ std::size_t find_offset(py::handle tensor, int64_t impl) {
   return found;
 }
 
+py::tuple as_tuple(const int64_t* numbers, int64_t count) {
+  py::tuple out(count);
+  for (int64_t i = 0; i < count; ++i) out[i] = numbers[i];
+  return out;
+}
+
+py::tuple as_tuple(const void* implementation, const TensorView& view) {
+  return py::make_tuple(reinterpret_cast<int64_t>(implementation), view.address, as_tuple(view.shape, view.ndim),
+                        as_tuple(view.strides, view.ndim), view.dtype, view.device_type, view.device_index);
+}
+
 }  // namespace
 
-TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, int64_t impl, int64_t address)
-    : types_(std::move(types)), no_dispatch_(std::move(no_dispatch)), offset_(find_offset(probe, impl)) {
+TorchFunctions::TorchFunctions(const std::string& library) {
+  const Library torch(library);
+  torch.find("aoti_torch_layout_strided", &layout_strided);
+  torch.find("aoti_torch_get_data_ptr", &data_ptr);
+  torch.find("aoti_torch_get_dim", &dim);
+  torch.find("aoti_torch_get_sizes", &sizes);
+  torch.find("aoti_torch_get_strides", &strides);
+  torch.find("aoti_torch_get_dtype", &dtype);
+  torch.find("aoti_torch_get_device_type", &device_type);
+  torch.find("aoti_torch_get_device_index", &device_index);
+  torch.find("aoti_torch_get_layout", &layout);
+  torch.find("aoti_torch_new_tensor_handle", &new_handle);
+  torch.find("aoti_torch_delete_tensor_object", &delete_handle);
+  torch.find("aoti_torch_assign_tensors", &assign);
+  torch.find("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", &bump_version);
+  torch.find("_ZNK3c1010TensorImpl4gradEv", &grad);
+  Dl_info file;
+  if (dladdr(reinterpret_cast<const void*>(layout_strided), &file) && file.dli_fname) path = file.dli_fname;
+}
+
+TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, int64_t impl, int64_t address,
+                     const std::string& library)
+    : torch_(library),
+      types_(std::move(types)),
+      no_dispatch_(std::move(no_dispatch)),
+      offset_(find_offset(probe, impl)) {
   PyUnicode_InternInPlace(&dispatch_name_.ptr());
-  const Libtorch torch;
-  int32_t (*strided)();
-  torch.find("aoti_torch_layout_strided", &strided);
-  strided_ = strided();
-  torch.find("aoti_torch_get_data_ptr", &data_ptr_);
-  torch.find("aoti_torch_get_dim", &dim_);
-  torch.find("aoti_torch_get_sizes", &sizes_);
-  torch.find("aoti_torch_get_strides", &strides_);
-  torch.find("aoti_torch_get_dtype", &dtype_);
-  torch.find("aoti_torch_get_device_type", &device_type_);
-  torch.find("aoti_torch_get_device_index", &device_index_);
-  torch.find("aoti_torch_get_layout", &layout_);
-  torch.find("aoti_torch_new_tensor_handle", &new_handle_);
-  torch.find("aoti_torch_delete_tensor_object", &delete_handle_);
-  torch.find("aoti_torch_assign_tensors", &assign_);
-  // void torch::autograd::impl::bump_version(const at::Tensor&)
-  torch.find("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", &bump_version_);
-  // const at::Tensor& c10::TensorImpl::grad() const
-  torch.find("_ZNK3c1010TensorImpl4gradEv", &grad_);
-  undefined_ = *static_cast<const void* const*>(grad_(implementation(probe.ptr())));
+  strided_ = torch_.layout_strided();
   TensorView view;
   const bool right = look(probe.ptr(), &view) && view.address == address && view.ndim == 2 && view.shape[0] == 2 &&
                      view.shape[1] == 3 && view.strides[0] == 1 && view.strides[1] == 2;
   if (!right) throw std::runtime_error("this torch's tensors are not what they are expected to be");
+  // last, for it is the one that may crash
+  undefined_ = *static_cast<const void* const*>(torch_.grad(implementation(probe.ptr())));
 }
 
 bool TensorAbi::is_common(PyObject* object) const {
@@ -99,16 +118,16 @@ bool TensorAbi::is_plain(PyObject* object) const {
 
 bool TensorAbi::address(const void* tensor, int64_t* out) const {
   void* data;
-  if (data_ptr_(tensor, &data)) return false;
+  if (torch_.data_ptr(tensor, &data)) return false;
   *out = reinterpret_cast<int64_t>(data);
   return true;
 }
 
 bool TensorAbi::look_inside(const void* tensor, TensorView* out) const {
   int64_t *shape, *strides;
-  if (!address(tensor, &out->address) || dim_(tensor, &out->ndim) || sizes_(tensor, &shape) ||
-      strides_(tensor, &strides) || dtype_(tensor, &out->dtype) || device_type_(tensor, &out->device_type) ||
-      device_index_(tensor, &out->device_index)) {
+  if (!address(tensor, &out->address) || torch_.dim(tensor, &out->ndim) || torch_.sizes(tensor, &shape) ||
+      torch_.strides(tensor, &strides) || torch_.dtype(tensor, &out->dtype) ||
+      torch_.device_type(tensor, &out->device_type) || torch_.device_index(tensor, &out->device_index)) {
     return false;
   }
   out->shape = shape;
@@ -117,7 +136,7 @@ bool TensorAbi::look_inside(const void* tensor, TensorView* out) const {
 }
 
 const void* TensorAbi::grad(PyObject* object) const {
-  const void* found = grad_(implementation(object));
+  const void* found = torch_.grad(implementation(object));
   return *static_cast<const void* const*>(found) == undefined_ ? nullptr : found;
 }
 
@@ -125,31 +144,59 @@ void TensorAbi::Kept::add(const void* tensor) {
   void* handle;
   if (!abi_->spare_.empty()) {
     handle = abi_->spare_.back();
-    if (abi_->assign_(tensor, handle)) throw std::bad_alloc();
+    if (abi_->torch_.assign(tensor, handle)) throw std::bad_alloc();
     abi_->spare_.pop_back();
-  } else if (abi_->new_handle_(tensor, &handle)) {
+  } else if (abi_->torch_.new_handle(tensor, &handle)) {
     throw std::bad_alloc();
   }
   handles_.push_back(handle);
 }
 
 TensorAbi::Kept::~Kept() {
-  for (void* handle : handles_) abi_->assign_(&abi_->undefined_, handle);
+  for (void* handle : handles_) abi_->torch_.assign(&abi_->undefined_, handle);
   abi_->spare_.insert(abi_->spare_.end(), handles_.begin(), handles_.end());
 }
 
 TensorAbi::~TensorAbi() {
-  for (void* handle : spare_) delete_handle_(handle);
+  for (void* handle : spare_) torch_.delete_handle(handle);
 }
 
 void TensorAbi::increment_versions(const py::list& tensors) const {
   for (py::handle tensor : tensors) {
     try {
-      bump_version_(handle(tensor.ptr()));
+      torch_.bump_version(handle(tensor.ptr()));
     } catch (const std::exception&) {
       // one made in inference mode, which has no version: torch's own function skips it too
     }
   }
+}
+
+py::object TensorAbi::describe(py::handle tensor) const {
+  TensorView view;
+  if (!look(tensor.ptr(), &view)) return py::none();
+  return as_tuple(implementation(tensor.ptr()), view);
+}
+
+py::object TensorAbi::describe_gradient(py::handle tensor) const {
+  const void* found = grad(tensor.ptr());
+  if (!found) return py::none();
+  const void* implementation = *static_cast<const void* const*>(found);
+  TensorView view;
+  if (look_at(found, &view)) return as_tuple(implementation, view);
+  int32_t layout;
+  const bool is_strided = !torch_.layout(found, &layout) && layout == strided_;
+  return py::make_tuple(reinterpret_cast<int64_t>(implementation), is_strided);
+}
+
+std::unique_ptr<TensorAbi::Kept> TensorAbi::keep_gradients(std::shared_ptr<const TensorAbi> abi,
+                                                           const py::list& tensors) {
+  auto kept = std::make_unique<Kept>(abi);
+  for (py::handle tensor : tensors) {
+    const void* found = abi->grad(tensor.ptr());
+    if (!found) throw py::value_error("a tensor has no gradient to keep");
+    kept->add(found);
+  }
+  return kept;
 }
 
 }  // namespace sf

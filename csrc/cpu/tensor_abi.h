@@ -1,5 +1,8 @@
-// Tensors, read without a Python call and without a header of torch: by the C functions that libtorch keeps stable for
-// models compiled ahead of time (torch/csrc/inductor/aoti_torch/c/shim.h), looked up in the running process.
+// Tensors, read without a Python call and without a header of torch: by functions of libtorch that are looked up in the
+// running process. Those named aoti_torch_* are a C interface that torch keeps stable for models compiled ahead of time
+// (torch/csrc/inductor/aoti_torch/c/shim.h). Three things are not stable: the two C++ functions below, of whose mangled
+// names the return type is no part, and where a Python object keeps its tensor. So a torch has to be probed before it
+// is trusted: stackelberg_fused/native/tensor_abi.py says when and how.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace sf {
@@ -19,12 +23,41 @@ struct TensorView {
   int32_t dtype, device_type, device_index;
 };
 
+// What is called of libtorch. Finding it calls nothing; throws std::runtime_error where libtorch is not loaded or lacks
+// a function.
+struct TorchFunctions {
+  // `library` is a file that is loaded already, libtorch_cpu where it is empty.
+  explicit TorchFunctions(const std::string& library);
+
+  template <typename T>
+  using Getter = int32_t (*)(const void* tensor, T* out);
+
+  int32_t (*layout_strided)();
+  Getter<void*> data_ptr;
+  Getter<int64_t> dim;
+  Getter<int64_t*> sizes, strides;
+  Getter<int32_t> dtype, device_type, device_index, layout;
+  int32_t (*new_handle)(const void* tensor, void** out);
+  int32_t (*delete_handle)(void* tensor);
+  int32_t (*assign)(const void* from, void* to);
+  // The two that are exported, but not stable:
+  // void torch::autograd::impl::bump_version(const at::Tensor&)
+  void (*bump_version)(const void* tensor);
+  // const at::Tensor& c10::TensorImpl::grad() const
+  const void* (*grad)(const void* implementation);
+
+  std::string path;  // where the library lies
+};
+
 class TensorAbi {
  public:
   // `types` are those of most tensors, and `no_dispatch` is the `__torch_dispatch__` of a type without any. `probe` is
-  // a tensor of shape (2, 3) with strides (1, 2), to be found at `impl` with its data at `address`.
-  // Throws std::runtime_error where this torch lacks a function, or is not laid out as expected.
-  TensorAbi(pybind11::tuple types, pybind11::object no_dispatch, pybind11::handle probe, int64_t impl, int64_t address);
+  // a tensor of shape (2, 3) with strides (1, 2) and without a gradient, to be found at `impl` with its data at
+  // `address`; `library` is as above.
+  // Throws std::runtime_error where this torch lacks a function, or is not laid out as expected. Where its functions
+  // are others under the same names, anything may happen.
+  TensorAbi(pybind11::tuple types, pybind11::object no_dispatch, pybind11::handle probe, int64_t impl, int64_t address,
+            const std::string& library);
   ~TensorAbi();
   TensorAbi(const TensorAbi&) = delete;
   TensorAbi& operator=(const TensorAbi&) = delete;
@@ -41,7 +74,7 @@ class TensorAbi {
   // here: asked for its address, one prints a message before it fails.
   bool look_at(const void* tensor, TensorView* out) const {
     int32_t layout;
-    return !layout_(tensor, &layout) && layout == strided_ && look_inside(tensor, out);
+    return !torch_.layout(tensor, &layout) && layout == strided_ && look_inside(tensor, out);
   }
 
   // Whether nothing but torch's own code stands between an object and its `.grad`; modes that intercept it
@@ -94,30 +127,28 @@ class TensorAbi {
   // As torch.autograd.graph.increment_version, of tensors only.
   void increment_versions(const pybind11::list& tensors) const;
 
- private:
-  template <typename T>
-  using Getter = int32_t (*)(const void* tensor, T* out);
+  // For a probe to compare with what Python says; tuples (implementation, address, shape, strides, dtype, device type,
+  // device index), of which the last three are libtorch's numbers.
+  // What look() sees, or None.
+  pybind11::object describe(pybind11::handle tensor) const;
+  // What grad() and look_at() see: None without a gradient; where look_at() sees nothing, its implementation and
+  // whether it is strided.
+  pybind11::object describe_gradient(pybind11::handle tensor) const;
+  // Of tensors that have one each.
+  static std::unique_ptr<Kept> keep_gradients(std::shared_ptr<const TensorAbi> abi, const pybind11::list& tensors);
 
+ private:
   void* const* implementation(PyObject* object) const { return *static_cast<void***>(handle(object)); }
   bool is_plain(PyObject* object) const;
   bool address(const void* tensor, int64_t* out) const;
   bool look_inside(const void* tensor, TensorView* out) const;
 
+  TorchFunctions torch_;
   pybind11::tuple types_;
   pybind11::object no_dispatch_;
   pybind11::str dispatch_name_{"__torch_dispatch__"};
   std::size_t offset_ = 0;
   int32_t strided_ = 0;
-  Getter<void*> data_ptr_;
-  Getter<int64_t> dim_;
-  Getter<int64_t*> sizes_, strides_;
-  Getter<int32_t> dtype_, device_type_, device_index_, layout_;
-  int32_t (*new_handle_)(const void* tensor, void** out);
-  int32_t (*delete_handle_)(void* tensor);
-  int32_t (*assign_)(const void* from, void* to);
-  // these two are exported, but not among the stable functions
-  void (*bump_version_)(const void* tensor);
-  const void* (*grad_)(const void* implementation);
   const void* undefined_ = nullptr;   // the implementation of all tensors that are none
   mutable std::vector<void*> spare_;  // handles of none: assigning takes less time than making new ones
 };

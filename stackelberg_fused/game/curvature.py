@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
+from ..torch_compat import pytree
 from .best_response import best_response
 from .follower_objective import FollowerObjective, check_ridge, linear_head
 from .hessian_products import HessianProducts

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from ..torch_compat import pytree
 
 
 def batch_size(batch: Any, name: str) -> int | None:

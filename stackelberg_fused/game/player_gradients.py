@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
+
+from ..torch_compat import pytree
 
 LossFunction = Callable[[Any, Any], Tensor]
 

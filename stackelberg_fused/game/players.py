@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
 
 from ..groups.param_groups import ROLES
 from ..optimizers.base import StackelbergOptimizer
+from ..torch_compat import pytree
 
 # the last check that passed, by optimizer: weak references to body and head, and a hash of each param group
 _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[int, ...]]] = (

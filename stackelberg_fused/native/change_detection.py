@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .tables import LARGEST_FLOAT
-from .tensor_abi import TENSOR_ABI
+from .tensor_abi import tensor_abi
 
 try:
     from .._cpu import AddressSnapshot as NativeAddressSnapshot
@@ -107,12 +107,9 @@ class PythonAddressSnapshot:
 
 
 def make_address_snapshot(tensors: list[Tensor]) -> Any:
-    """The native `AddressSnapshot` where it knows this torch, else the one above."""
-    return (
-        PythonAddressSnapshot(tensors)
-        if TENSOR_ABI is None
-        else NativeAddressSnapshot(tensors, TENSOR_ABI)
-    )
+    """The native `AddressSnapshot` where it can read this torch, else the one above."""
+    abi = tensor_abi()
+    return PythonAddressSnapshot(tensors) if abi is None else NativeAddressSnapshot(tensors, abi)
 
 
 class PythonChangeDetector:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tensor_abi import TENSOR_ABI
+from .tensor_abi import tensor_abi
 
 try:
     from .._cpu import Reader as NativeReader
@@ -137,6 +137,7 @@ def make_reader(
 ) -> Reader:
     """Return the native reader if it supports this torch and no tensor is sharded, else a `PythonReader`."""
     unsharded = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
-    if TENSOR_ABI is None or not unsharded:
+    abi = tensor_abi() if unsharded else None
+    if abi is None:
         return PythonReader(owners, local_tensors, records, active)
-    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, TENSOR_ABI)
+    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, abi)

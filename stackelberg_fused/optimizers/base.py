@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
-from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..backends import Backend
 from ..engine.across_rebuilds import AcrossRebuilds
@@ -28,6 +25,14 @@ from ..layout.scaling import Scaling
 from ..layout.statistics import ClipLimits, LastStep
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap
+from ..torch_compat import (
+    UNKNOWN,
+    disable_dynamo,
+    global_post_hooks,
+    global_pre_hooks,
+    profiler,
+    wrap_step,
+)
 from .alternate import alternate
 from .checkpoint import (
     packed_groups,
@@ -46,6 +51,8 @@ class StackelbergOptimizer(EngineHolder):
 
     # torch.amp.GradScaler: the step unscales and skips itself
     _step_supports_amp_scaling = True
+    # where torch's constructor sets none of these
+    _optimizer_step_pre_hooks = _optimizer_step_post_hooks = UNKNOWN
 
     def __init__(
         self,
@@ -165,7 +172,7 @@ class StackelbergOptimizer(EngineHolder):
                 packed["state"] = without_unused_momentum(packed["state"])
         return packed
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`."""
         self._refuse_averages("load_state_dict()")
@@ -216,7 +223,7 @@ class StackelbergOptimizer(EngineHolder):
         if role is not None and role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
 
@@ -267,8 +274,8 @@ class StackelbergOptimizer(EngineHolder):
             profiler._is_profiler_enabled
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
+            or global_pre_hooks
+            or global_post_hooks
         )
         if not observed:
             return self._step(closure, role=role, zero_grad=zero_grad)
@@ -333,9 +340,9 @@ class StackelbergOptimizer(EngineHolder):
         for name in ("grad_scale", "found_inf"):
             self.__dict__.pop(name, None)
 
-    _observed_step = Optimizer.profile_hook_step(_step)
+    _observed_step = wrap_step(_step)
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         """Step outside of the trace of a compiled training step: addresses cannot be traced."""
         return self.step(closure, **how)

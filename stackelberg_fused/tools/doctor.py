@@ -94,6 +94,7 @@ def rows() -> Iterator[Row]:
     yield _compiler(info)
     yield _nvcc(info)
     yield from (_native(name, info) for name in ("_cpu", "_cuda"))
+    yield _tensor_reading()
     yield from _device_rows(info)
     yield from _backend_rows()
 
@@ -181,6 +182,22 @@ def _backend_rows() -> Iterator[Row]:
             yield Row(f"backend {status.name}", status.available, status.reason)
     except Exception as error:  # whatever is broken, the table above it must still be printed
         yield Row("backends", False, _one_line(error), "see the lines above")
+
+
+def _tensor_reading() -> Row:
+    """How tensors are read; of an unknown torch it is found out here, and remembered."""
+    what = "tensor reading"
+    try:
+        module = importlib.import_module("stackelberg_fused.native.tensor_abi")
+        found = module.reading()
+    except Exception as error:
+        return Row(what, False, _one_line(error), "see the lines above")
+    if found.abi is not None:
+        return Row(what, True, f"natively: {found.reason}")
+    todo = "nothing to do: results are the same, but a step takes the host more time per parameter"
+    if found.reason.startswith(module.SWITCH):
+        todo = f"unset {module.SWITCH}: results are the same, but a step takes the host less time per parameter"
+    return Row(what, False, f"by Python: {found.reason}", todo)
 
 
 def _try_import(name: str) -> ModuleType | Exception:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import stackelberg_fused as sf
-from stackelberg_fused.native import reader, tensor_abi
 from stackelberg_fused.native.reader import NativeReader, PythonReader, make_reader
 from stackelberg_fused.native.tables import RECORD
-from stackelberg_fused.native.tensor_abi import TENSOR_ABI, TensorAbi, increment_versions
+from stackelberg_fused.native.tensor_abi import tensor_abi
 
 needs_native = pytest.mark.skipif(
-    TENSOR_ABI is None, reason="needs the extension, and a torch that it can read tensors of"
+    tensor_abi() is None, reason="needs the extension, and a torch that it can read tensors of"
 )
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 4), (), (1,), (0, 3), (2, 1, 3), (7,))
 
@@ -214,29 +213,13 @@ def test_the_readers_lists_are_its_own() -> None:
     params.clear()
     assert made.read(0, 1)[0] == [0]
     with pytest.raises(ValueError, match="as many local tensors"):
-        NativeReader([torch.ones(1)], [], 0, 0, TENSOR_ABI)
+        NativeReader([torch.ones(1)], [], 0, 0, tensor_abi())
 
 
 @needs_native
 def test_slots_out_of_range_raise() -> None:
     with pytest.raises(IndexError):
         Sides().readers[1].read(0, 7)
-
-
-def test_without_the_abi_python_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = [nn.Parameter(normal(3, i)) for i in range(2)]
-    twins = [nn.Parameter(p.detach().clone()) for p in params]
-    expected = sf.StackelbergAdamW(twins, backend="cpu")
-    monkeypatch.setattr(reader, "TENSOR_ABI", None)
-    monkeypatch.setattr(tensor_abi, "TENSOR_ABI", None)
-    ours = sf.StackelbergAdamW(params, backend="cpu")
-    assert type(ours._engine.units[0].gradients._reader) is PythonReader
-    for optimizer, of in ((ours, params), (expected, twins)):
-        for seed in range(3):
-            for p in of:
-                p.grad = normal(3, seed)
-            optimizer.step()
-    assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
 
 
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
@@ -253,29 +236,6 @@ def test_gradients_are_kept_until_what_keeps_them_is_let_go(native: bool, count:
     assert memory() is not None
     del found
     assert memory() is None
-
-
-@needs_native
-def test_a_torch_laid_out_otherwise_is_refused() -> None:
-    probe, other = torch.zeros(3, 2).t(), torch.zeros(2, 3)
-    types, dispatch = (Tensor, nn.Parameter), Tensor.__torch_dispatch__
-    with pytest.raises(RuntimeError, match="does not hold its implementation"):
-        TensorAbi(types, dispatch, probe, probe._cdata + 8, probe.data_ptr())
-    with pytest.raises(RuntimeError, match="not what they are expected"):
-        TensorAbi(types, dispatch, probe, probe._cdata, probe.data_ptr() + 4)
-    with pytest.raises(RuntimeError, match="not what they are expected"):
-        TensorAbi(types, dispatch, other, other._cdata, other.data_ptr())
-
-
-def test_versions_are_incremented_but_in_inference_mode() -> None:
-    with torch.inference_mode():
-        without = torch.zeros(2)
-    view = torch.zeros(4, requires_grad=True).detach()[1:]
-    mine = [nn.Parameter(torch.zeros(2)), without, view, nn.Parameter(torch.zeros(0))]
-    for increment in (increment_versions, torch.autograd.graph.increment_version):
-        before = [t._version for t in (mine[0], view, mine[3])]
-        increment(mine)
-        assert [t._version for t in (mine[0], view, mine[3])] == [v + 1 for v in before]
 
 
 @needs_native

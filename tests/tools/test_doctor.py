@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from stackelberg_fused import build_info
+from stackelberg_fused.native import tensor_abi
+from stackelberg_fused.native.tensor_abi import Reading
 from stackelberg_fused.tools import doctor
 
 
@@ -34,6 +36,7 @@ def test_one_table_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
         "nvcc",
         "_cpu",
         "_cuda",
+        "tensor reading",
         "GPU",
     ):
         assert f"\n{what} " in text
@@ -101,6 +104,32 @@ def test_broken_backends_do_not_hide_the_table(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("stackelberg_fused.backends", broken)
     last = list(doctor.rows())[-1]
     assert (last.what, last.ok, last.detail) == ("backends", False, "RuntimeError: boom")
+
+
+def test_how_tensors_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_abi, "_reading", Reading(object(), "it is known", list))
+    assert row("tensor reading") == doctor.Row("tensor reading", True, "natively: it is known")
+    monkeypatch.setattr(tensor_abi, "_reading", Reading(None, "it crashed", list))
+    found = row("tensor reading")
+    assert (found.ok, found.detail) == (False, "by Python: it crashed")
+    assert "nothing to do" in found.todo
+
+
+def test_native_reading_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_abi, "_reading", None)
+    monkeypatch.setenv("STACKELBERG_TENSOR_ABI", "0")
+    found = row("tensor reading")
+    assert (found.ok, found.detail) == (False, "by Python: STACKELBERG_TENSOR_ABI=0")
+    assert "unset STACKELBERG_TENSOR_ABI" in found.todo
+
+
+def test_a_broken_torch_is_no_error_of_tensor_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Reading:
+        raise OSError("libtorch: undefined symbol\nsecond line")
+
+    monkeypatch.setattr(tensor_abi, "reading", broken)
+    found = row("tensor reading")
+    assert (found.ok, found.detail) == (False, "OSError: libtorch: undefined symbol")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""Private names of torch that the package uses, each with a stand-in for a torch that lacks it.
+
+A stand-in may be slower, but is never wrong. No other module imports a private name of torch or takes one from its
+modules; a test holds that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler as torch_profiler
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+# Stands for hooks, or a profiler, that may be there for all that we know: every step then goes through torch's own
+# wrapper, which asks by itself.
+UNKNOWN: Any = True
+
+global_pre_hooks: Any = getattr(torch_optimizer, "_global_optimizer_pre_hooks", UNKNOWN)
+global_post_hooks: Any = getattr(torch_optimizer, "_global_optimizer_post_hooks", UNKNOWN)
+
+# torch rebinds `_is_profiler_enabled`, so that it has to be asked of its module
+profiler: Any = (
+    torch_profiler
+    if hasattr(torch_profiler, "_is_profiler_enabled")
+    else SimpleNamespace(_is_profiler_enabled=UNKNOWN)
+)
+
+# the wrapper itself; without it torch wraps steps in some other way, which needs no help
+wrap_step: Any = getattr(Optimizer, "profile_hook_step", lambda step: step)
+
+# the public one imports torch._dynamo at once, which takes seconds
+disable_dynamo: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+
+
+class Pytree:
+    """The part of `torch.utils._pytree` that is used, for the containers of the standard library alone.
+
+    Raises:
+        TypeError: a container is of another class, which torch would perhaps know how to take apart.
+    """
+
+    @classmethod
+    def tree_flatten(cls, tree: Any) -> tuple[list[Any], Any]:
+        children, rebuild = _opened(tree)
+        if rebuild is None:
+            return [tree], None
+        flat = [cls.tree_flatten(child) for child in children]
+        structure = rebuild, [(len(leaves), inner) for leaves, inner in flat]
+        return [leaf for leaves, _ in flat for leaf in leaves], structure
+
+    @classmethod
+    def tree_unflatten(cls, leaves: Any, structure: Any) -> Any:
+        leaves = list(leaves)
+        if structure is None:
+            return leaves[0]
+        rebuild, parts = structure
+        children, start = [], 0
+        for count, inner in parts:
+            children.append(cls.tree_unflatten(leaves[start : start + count], inner))
+            start += count
+        return rebuild(children)
+
+    @classmethod
+    def tree_leaves(cls, tree: Any) -> list[Any]:
+        return cls.tree_flatten(tree)[0]
+
+    @classmethod
+    def tree_map(cls, function: Callable[[Any], Any], tree: Any) -> Any:
+        leaves, structure = cls.tree_flatten(tree)
+        return cls.tree_unflatten(map(function, leaves), structure)
+
+
+def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
+    """What a container holds and how one like it is made of other contents; None where it is a leaf."""
+    kind = type(tree)
+    if kind in (dict, OrderedDict):
+        keys = list(tree)
+        return list(tree.values()), lambda children: kind(zip(keys, children, strict=True))
+    if kind in (list, tuple):
+        return list(tree), kind
+    if kind is deque:
+        longest = tree.maxlen
+        return list(tree), lambda children: deque(children, longest)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(tree), lambda children: kind(*children)
+    if isinstance(tree, (dict, list, tuple, deque)) and kind is not torch.Size:
+        raise TypeError(
+            f"torch.utils._pytree is missing, and {kind.__name__} is no plain container"
+        )
+    return [], None
+
+
+try:
+    from torch.utils import _pytree
+except ImportError:
+    _pytree = Pytree
+pytree: Any = _pytree
+
+
+def implementation_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's `c10::TensorImpl`.
+
+    Raises:
+        AttributeError: this torch does not tell; its tensors are not to be read natively then.
+    """
+    return tensor._cdata
+
+
+def disabled_dispatch() -> Any:
+    """Return the `__torch_dispatch__` of a type that has none of its own.
+
+    Raises:
+        AttributeError: this torch has no such thing; its tensors are not to be read natively then.
+    """
+    return Tensor.__torch_dispatch__
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often autograd was told that a tensor was written to.
+
+    Raises:
+        AttributeError: this torch does not tell.
+    """
+    return tensor._version
