@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from paths import ROOT
+from stackelberg_fused.benchmarks import headline_chart
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.benchmarks import headline_chart
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
