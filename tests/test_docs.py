@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from paths import ROOT
+from stackelberg_fused.benchmarks import headline_chart
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
@@ -169,6 +171,20 @@ def test_pages_that_sources_name_exist() -> None:
 
 def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text().count("\n") <= MOST_LINES
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="a source distribution has no results")
+def test_the_readmes_figures_are_those_of_a_committed_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = json.loads((RESULTS / "cpu-xeon-2-cores-peers.json").read_text())
+    headline_chart.draw(result, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 10_000
+    (row,) = (row for row in result["rows"] if row["name"] == headline_chart.ROW)
+    times = {entry["name"]: entry.get("p50_ns", 0) / 1e6 for entry in row["entries"]}
+    said = re.search(
+        r"takes ([\d.]+) ms. torch's fused AdamW takes ([\d.]+) ms", prose(ROOT / "README.md")
+    )
+    assert said.groups() == (f"{times['ours cpu']:.2f}", f"{times['torch fused']:.1f}")
 
 
 def test_the_citation_is_the_same_in_both_files() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from cases import (
     OURS,
-    TORCHS,
     Options,
     all_options,
     gradient,
@@ -108,7 +108,7 @@ def test_nan_and_infinity_propagate_as_in_torch(options: Options, bad: float) ->
     assert_same_optimizers(ours, torchs)
 
 
-def _differentiable(cls: type, options: Options, lr: Any, **more: Any) -> tuple[Any, ...]:
+def _differentiable(make: Callable[..., Any], options: Options, lr: Any) -> tuple[Any, ...]:
     """Step on a quadratic; return the parameters and the gradients of the final loss in start, target and rate."""
     settings = options.settings
     # torch's own rule overwrites at the second step what autograd saved at the first
@@ -116,7 +116,7 @@ def _differentiable(cls: type, options: Options, lr: Any, **more: Any) -> tuple[
     start = normal(5, 1).double().requires_grad_()
     target = normal(5, 2).double().requires_grad_()
     param = start.clone()
-    optimizer = cls([param], lr=lr, differentiable=True, **options.settings, **more)
+    optimizer = make([param], lr=lr, differentiable=True)
     for _ in range(1 if once else 3):
         loss = ((param - target) ** 2 * torch.arange(1.0, 6.0)).sum()
         (param.grad,) = torch.autograd.grad(loss, param, create_graph=True)
@@ -131,8 +131,8 @@ def test_differentiable(options: Options, tensor_lr: bool) -> None:
     def rate() -> Any:
         return torch.tensor(0.05, dtype=torch.float64, requires_grad=True) if tensor_lr else 0.05
 
-    ours = _differentiable(OURS[options.rule], options, rate())
-    torchs = _differentiable(TORCHS[options.rule], options, rate())
+    ours = _differentiable(options.ours, options, rate())
+    torchs = _differentiable(options.torchs, options, rate())
     for mine, theirs in zip(ours, torchs, strict=True):
         assert mine.abs().sum() > 0
         assert_same_bits(mine, theirs)
