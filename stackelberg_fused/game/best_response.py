@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..groups.option_types import LossLike
 from .objective import (
     Objective,
     check_ridge,
@@ -60,7 +61,7 @@ def best_response(
     head: nn.Module,
     features: Tensor,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 0.0,
     *,
     tolerance: float = 1e-12,
@@ -211,7 +212,7 @@ def stackelberg_value(
     head: nn.Module,
     inputs: Any,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 0.0,
     *,
     params: Iterable[Tensor] | None = None,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from ..groups.option_types import LossLike
 from .best_response import best_response
 from .objective import Objective, check_ridge, linear_head
 
@@ -80,7 +81,7 @@ def curvature(
     head: nn.Module,
     inputs: Any,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 1e-3,
     *,
     tolerance: float = 1e-3,

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .option_types import Tied
+
 log = logging.getLogger("stackelberg_fused")
 
 # Last layers by their usual names (transformers, torchvision, timm, and plain habit).
@@ -122,7 +124,7 @@ def is_no_decay(param: nn.Parameter) -> bool:
 
 
 def split_body_head(
-    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: str = "error"
+    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: Tied = "error"
 ) -> list[dict[str, Any]]:
     """Param groups for a two-time-scale optimizer: everything but the last layer, and the last layer.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -14,13 +14,13 @@ from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ..backends import Backend
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.engine import Engine
 from ..engine.state import check_loaded, without_unused_momentum
 from ..groups.hyperparameters import turn_of
 from ..groups.new_group import completed_group, fill_in
+from ..groups.option_types import Role
 from ..groups.param_groups import (
     ROLES,
     check_hyperparameters,
@@ -41,6 +41,7 @@ from .checkpoint import (
     with_rounds_of_now,
 )
 from .ema_weights import swapped
+from .options import ParamGroup, Params, sorted_out
 from .player import Player
 
 log = logging.getLogger("stackelberg_fused")
@@ -53,33 +54,34 @@ class StackelbergOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        *,
-        head_lr_ratio: float,
-        backend: str | Backend,
-        flatten: bool,
-        max_grad_norm: Any,
-        grads: str,
-        mode: str,
+        self, params: Params, rule: dict[str, Any], options: Mapping[str, Any], known: type
     ) -> None:
-        defaults = copy_by_role(defaults)
+        """Build an optimizer.
+
+        Args:
+            params: tensors, (name, tensor) pairs, or group dicts.
+            rule: "rule", and its settings that the class takes by position.
+            options: the keyword arguments.
+            known: the TypedDict of those that the class takes, see `options.py`.
+        """
+        whole, of_groups = sorted_out(type(self).__name__, options, known)
+        defaults = copy_by_role({**rule, **of_groups})
+        grads, mode, backend = whole["grads"], whole["mode"], whole["backend"]
         if grads not in ("gather", "flat"):
             raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
         if mode not in ("simultaneous", "alternating"):
             raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
         if grads == "flat" and defaults["differentiable"]:
             raise ValueError("differentiable=True goes with grads='gather' only")
-        self._options = {
+        self._options: dict[str, Any] = {
             "grads": grads,
             "mode": mode,
-            "head_lr_ratio": check_ratio(head_lr_ratio),
+            "head_lr_ratio": check_ratio(whole["head_lr_ratio"]),
             "backend": backend,
-            "flatten": bool(flatten) and not defaults["differentiable"],
+            "flatten": bool(whole["flatten"]) and not defaults["differentiable"],
             "differentiable": bool(defaults["differentiable"]),
         }
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = whole["max_grad_norm"]
         if defaults["differentiable"]:
             if backend not in ("auto", "reference"):
                 raise ValueError("differentiable=True needs backend='reference'")
@@ -108,7 +110,7 @@ class StackelbergOptimizer(Optimizer):
         return self._current().backend
 
     @property
-    def max_grad_norm(self) -> float | dict[str, float] | None:
+    def max_grad_norm(self) -> float | dict[Role, float] | None:
         """What gradients are clipped to; may be set between steps.
 
         Raises:
@@ -118,7 +120,7 @@ class StackelbergOptimizer(Optimizer):
         return dict(value) if isinstance(value, dict) else value
 
     @max_grad_norm.setter
-    def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
+    def max_grad_norm(self, value: float | dict[Role, float] | None) -> None:
         if value is not None and self._options["differentiable"]:
             raise ValueError(
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
@@ -193,7 +195,7 @@ class StackelbergOptimizer(Optimizer):
         finally:
             hook.remove()
 
-    def zero_grad(self, set_to_none: bool = True, *, role: str | None = None) -> None:
+    def zero_grad(self, set_to_none: bool = True, *, role: Role | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
 
         Args:
@@ -208,7 +210,7 @@ class StackelbergOptimizer(Optimizer):
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
 
-    def player(self, role: str) -> Player:
+    def player(self, role: Role) -> Player:
         """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
 
         A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
@@ -234,7 +236,7 @@ class StackelbergOptimizer(Optimizer):
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
 
     @torch._disable_dynamo
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any] | ParamGroup) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
 
         Raises:
@@ -259,7 +261,7 @@ class StackelbergOptimizer(Optimizer):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        role: str | None = None,
+        role: Role | None = None,
         zero_grad: bool = False,
     ) -> Any:
         """Perform one step: one launch per device and dtype, for any number of groups.
@@ -312,7 +314,7 @@ class StackelbergOptimizer(Optimizer):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        role: str | None = None,
+        role: Role | None = None,
         zero_grad: bool = False,
     ) -> Any:
         try:

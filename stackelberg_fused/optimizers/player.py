@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from ..groups.option_types import Role
+
 if TYPE_CHECKING:
     from .base import StackelbergOptimizer
 
 
-def player_of(owner: StackelbergOptimizer, role: str) -> Player:
+def player_of(owner: StackelbergOptimizer, role: Role) -> Player:
     """What unpickles and copies a player: that of the optimizer that came along."""
     return owner.player(role)
 
@@ -29,7 +31,7 @@ class Player(Optimizer):
 
     _step_supports_amp_scaling = True
 
-    def __init__(self, owner: StackelbergOptimizer, role: str) -> None:
+    def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
         self._owner, self.role = owner, role
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
