@@ -61,7 +61,9 @@ def split_digits(validation_share: float = 0.2) -> Split:
     return Split((images[train], labels[train]), (images[validation], labels[validation]))
 
 
-def text_batch(text: Tensor, size: int, context: int, generator: torch.Generator):
+def text_batch(
+    text: Tensor, size: int, context: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Random windows of the text: inputs and the bytes that follow them, int64 [size, context]."""
     starts = torch.randint(len(text) - context, (size,), generator=generator)
     windows = text[starts[:, None] + torch.arange(context + 1)].long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,8 @@ class GPT(nn.Module):
         self.apply(self._initialise)
         # Each block adds to the residual stream twice: started small, as in GPT-2, these layers
         # leave the stream to the embeddings until they have learned something.
-        for block in self.blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
             for layer in (block.attention.proj, block.mlp[-1]):
                 nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
 

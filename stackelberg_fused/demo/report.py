@@ -164,7 +164,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, settings: dict[str, Any], data: dict, records: list[Record]) -> None:
+def write_result(
+    path: Path, settings: dict[str, Any], data: dict[str, Any], records: list[Record]
+) -> None:
     """Everything that was set and measured: see `tests/demo/test_train.py` for the keys."""
     runs = []
     for record in records:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..groups.option_types import BackendName
+
 # How the rates were chosen: by the final validation loss of scans over `lr` and `body_lr`, nothing
 # else touched. Each control has the best single rate that was tried. Of the ratios, language's 3 and
 # 10 have their own best body rate; 30 was not scanned there and shares it. The scans are not part of
@@ -45,7 +47,7 @@ class Settings:
     betas: tuple[float, float]
     weight_decay: float
     seed: int
-    backend: str
+    backend: BackendName
     device: str
     threads: int
     quick: bool
@@ -60,7 +62,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**given)
 
     def evaluation_steps(self) -> list[int]:
         """Steps after which the model is validated; a quarter, a half ... are always among them."""

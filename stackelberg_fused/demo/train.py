@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             demo.train(stop, console)
     except KeyboardInterrupt:  # the second Ctrl-C: what is on the disk is from before the first
         stop.signal = signal.SIGINT
-    if stop:
+    if stop.signal is not None:
         console.print(f"Stopped by {stop.signal.name}. To go on exactly where {path} ends:")
         again = shlex.join([sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)])
         console.print(f"  {again} --resume", soft_wrap=True)

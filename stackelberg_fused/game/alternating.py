@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..groups.option_types import Role
 from ..layout.statistics import LastStep
 from ..optimizers.base import StackelbergOptimizer
 from ..optimizers.player import Player
@@ -118,7 +119,7 @@ def alternating_step(
         with _Players(optimizer, scaler) as players:
             if exact:
                 response = _respond(head, loss_fn, parts, ridge)
-            for number in range(0 if exact else head_steps):
+            for number in range(0 if isinstance(head_steps, str) else head_steps):
                 if number and not zero_grad:
                     optimizer.zero_grad(role="head")
                 untouched = gradients_of_body(optimizer) if number == 0 else None
@@ -139,7 +140,7 @@ def _check_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float) -> None:
+def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: Any, ridge: float) -> None:
     if how != "exact":
         raise ValueError(f"head_steps must be an int or 'exact', got {how!r}")
     linear = linear_head(head)
@@ -159,7 +160,7 @@ def _check_exact(optimizer: Any, head: Any, loss_fn: Any, how: str, ridge: float
         )
 
 
-def _respond(head: nn.Linear, loss_fn: Any, parts: list[Part], ridge: float) -> BestResponse:
+def _respond(head: Any, loss_fn: Any, parts: list[Part], ridge: float) -> BestResponse:
     """Give the head its best response to all of the parts."""
     features = [part.features for part in parts]
     if not all(isinstance(f, Tensor) for f in features):
@@ -178,7 +179,7 @@ class _Players:
         self._optimizer, self._scaler = optimizer, scaler
         self._stepped: list[Player] = []  # a scaler goes by their identity until its update
 
-    def step(self, role: str, zero_grad: bool) -> LastStep:
+    def step(self, role: Role, zero_grad: bool) -> LastStep:
         if self._scaler is None:
             self._optimizer.step(role=role, zero_grad=zero_grad)
         else:

@@ -186,7 +186,7 @@ def _buffers_kept(body: Any) -> Iterator[None]:
         with torch.no_grad():
             for (holder, name, buffer), value in zip(buffers, kept, strict=True):
                 holder[name] = buffer
-                if value is not None:
+                if buffer is not None and value is not None:
                     buffer.copy_(value)
 
 

@@ -167,9 +167,9 @@ class _Point:
 
     def joint(self, vector: Tensor) -> Tensor:
         """Of f in both players: like `vector`, [body + head parameters]."""
-        parts = zip(self._gradients, vector.split(self._sizes), strict=True)
+        pairs = zip(self._gradients, vector.split(self._sizes), strict=True)
         # a parameter that does nothing has a gradient without a graph
-        parts = [(g, part.view_as(g)) for g, part in parts if g.requires_grad]
+        parts = [(g, part.view_as(g)) for g, part in pairs if g.requires_grad]
         found = torch.autograd.grad(
             [g for g, _ in parts],
             self._variables,

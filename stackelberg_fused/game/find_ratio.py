@@ -211,6 +211,7 @@ def _train(
     shuffle: random.Random,
 ) -> float:
     order, last = list(range(len(batches))), []
+    take_step: Any = stepped.step
     for step in range(steps):
         if step % len(order) == 0:
             shuffle.shuffle(order)
@@ -223,7 +224,7 @@ def _train(
             loss.backward()
             return loss.detach()
 
-        value = float(stepped.step(closure))
+        value = float(take_step(closure))
         stepped.zero_grad()
         if not math.isfinite(value):
             return math.inf

@@ -27,7 +27,8 @@ class Constraint(ABC):
 
     def packed(self) -> tuple[Any, ...]:
         """What stands for it in a state dict: only strings and numbers, so that `torch.load` takes it."""
-        return (self.kind, *astuple(self))
+        values: Any = self  # each of them is a dataclass
+        return (self.kind, *astuple(values))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -96,7 +96,7 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
     if head is None:
         head = detect_head(model)
     single = isinstance(head, (str, nn.Module, Tensor)) or not isinstance(head, Iterable)
-    parts = [head] if single else head
+    parts: Iterable[Any] = [head] if single else cast("Iterable[Any]", head)
     return {name for part in parts for name in _names_of(model, part)}
 
 
@@ -150,7 +150,7 @@ def split_body_head(
     if tied not in ("error", "head", "body"):
         raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
     head_ids = _head_ids(model, _head_names(model, head), tied)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for role in ("body", "head"):
         named = [
             (n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")

@@ -14,12 +14,12 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Any) -> Tensor:
     """The local shard of a DTensor, or the tensor itself."""
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
-def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
+def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
     """The local shard of a gradient.
 
     Raises:
@@ -37,7 +37,7 @@ def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
     return local_tensor(grad)
 
 
-def shard_like(local: Tensor, param: Tensor) -> Tensor:
+def shard_like(local: Tensor, param: Any) -> Tensor:
     """A DTensor around local state, laid out as its parameter; for plain parameters the state itself."""
     if not is_sharded(param):
         return local

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class StackelbergOptimizer(Optimizer):
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
         self._met_scaler = False
-        super().__init__(params, {"role": "body", **defaults})
+        super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
         log.info("%s: backend %s", type(self).__name__, self.backend)
@@ -243,13 +243,14 @@ class StackelbergOptimizer(Optimizer):
             ValueError, TypeError: names the group or parameter; nothing was modified.
         """
         self._refuse_averages("add_param_group()")
-        if isinstance(param_group, dict) and "params" in param_group:
+        given = cast("dict[str, Any]", param_group)
+        if isinstance(given, dict) and "params" in given:
             ratio = self._options["head_lr_ratio"]
-            completed = completed_group(param_group, self.param_groups, self.defaults, ratio)
+            completed = completed_group(given, self.param_groups, self.defaults, ratio)
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
-            fill_in(param_group, completed)
-        super().add_param_group(param_group)
+            fill_in(given, completed)
+        super().add_param_group(given)
         if self._engine is not None:
             try:
                 self._build_again()
@@ -342,7 +343,7 @@ class StackelbergOptimizer(Optimizer):
             self._forget_scaler()
             raise
         self._met_scaler |= scaling is not None
-        self._found_inf = scaling and scaling.found_inf
+        self._found_inf = None if scaling is None else scaling.found_inf
         self.launches += self._last[0]
         self._stepped.update(ROLES if role is None else (role,))
         return loss

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..groups.option_types import Role
@@ -49,12 +51,12 @@ class Player(Optimizer):
             raise AttributeError("a player has the groups of its optimizer: change them there")
 
     @property
-    def state(self) -> dict[Any, Any]:
+    def state(self) -> defaultdict[Tensor, Any]:
         """The owner's."""
         return self._owner.state
 
     @state.setter
-    def state(self, state: dict[Any, Any]) -> None:
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
         if self._is_built:
             raise AttributeError("a player has the state of its optimizer: change it there")
 

@@ -36,7 +36,7 @@ STEP_BOUNDS = {"steps": 2.0, "% otherwise": 1.0}
 
 
 # bits of fraction that a weight is stored with, where its parameter does not say
-_FRACTION = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
+_FRACTION: dict[str | None, int] = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
 
 
 def ulp(x: Tensor) -> Tensor:
