@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 from building import (
-    FILES,
     ISOLATED,
-    SOURCES,
     SUFFIX,
     build,
     clean_environment,
+    copy_of_checkout,
     info,
     needs_setuptools,
     needs_tools,
@@ -31,16 +30,7 @@ pytestmark = pytest.mark.xdist_group("packages")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout with its compiled objects, so that nothing is compiled twice."""
-    copy = tmp_path_factory.mktemp("tree")
-    skip = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
-    for name in SOURCES:
-        shutil.copytree(ROOT / name, copy / name, ignore=skip)
-    for name in FILES:
-        shutil.copy2(ROOT / name, copy / name)
-    if (ROOT / "build" / "native").is_dir():
-        shutil.copytree(ROOT / "build" / "native", copy / "build" / "native")
-    return copy
+    return copy_of_checkout(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 SOURCES = ["csrc", "stackelberg_fused", "triton_kernels", "benchmarks", "requirements", ".ci"]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile"]
@@ -39,6 +40,18 @@ import site, sys
 site.addsitedir(sys.argv[1])
 sys.path += {[p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]}
 """
+
+
+def copy_of_checkout(into: Path) -> Path:
+    """The sources and their compiled objects, so that nothing is compiled twice."""
+    skip = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, into / name, ignore=skip)
+    for name in FILES:
+        shutil.copy2(ROOT / name, into / name)
+    if (ROOT / "build" / "native").is_dir():
+        shutil.copytree(ROOT / "build" / "native", into / "build" / "native")
+    return into
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
