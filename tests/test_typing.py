@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from building import clean_environment, copy_of_checkout, needs_setuptools
 from paths import ROOT
+from patience import patience
 
 pytestmark = [
     pytest.mark.xdist_group("type checkers"),
@@ -120,7 +121,9 @@ def installed(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
     command = [*pip, "install", "--no-index", "--no-build-isolation", "--no-deps", "-q", "-e", "."]
     env = clean_environment(STACKELBERG_BUILD_CPU="0")
-    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=copy, env=env, capture_output=True, text=True, timeout=patience(60)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return environment
 
@@ -139,7 +142,9 @@ def check(
     def errors(code: str) -> dict[int, str]:
         header = "# pyright: basic\n" if name == "pyright" else ""
         (project / "user.py").write_text(header + code)
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=project, capture_output=True, text=True, timeout=patience(60)
+        )
         assert done.returncode in (0, 1), done.stdout + done.stderr
         found = re.findall(r"user\.py:(\d+)\S* (?:- )?error: (.*)", done.stdout)
         assert bool(found) == bool(done.returncode), done.stdout + done.stderr
@@ -190,7 +195,9 @@ print(sf.__file__)
 print(mapped.__file__)
 """
     python = [str(installed / "bin" / "python"), "-c", code]
-    done = subprocess.run(python, cwd=site, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        python, cwd=site, capture_output=True, text=True, check=True, timeout=patience(10)
+    )
     assert done.stdout.split() == [
         str(real / "__init__.py"),
         str(real.parent / "triton_kernels" / "__init__.py"),
@@ -208,5 +215,7 @@ def test_console_script(installed: Path, tmp_path: Path) -> None:
     }
     for name, command in programs.items():
         asked = [*command, "doctor", "--help"]
-        done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            asked, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=patience(10)
+        )
         assert done.stdout.startswith(f"usage: {name} doctor ")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+from patience import patience
 
 SOURCES = ["csrc", "stackelberg_fused", "triton_kernels", "benchmarks", "requirements", ".ci"]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile"]
@@ -63,7 +64,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
 def python(code: str, *arguments: str, cwd: Path, flags: tuple[str, ...] = (), **extra: str) -> str:
     command = [sys.executable, *flags, "-c", code, *arguments]
     env = clean_environment(**extra)
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=patience(100)
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -82,7 +85,9 @@ def unpack(wheel: Path, into: Path) -> Path:
 def build_ext(tree: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     env = clean_environment(**extra)
-    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=tree, env=env, capture_output=True, text=True, timeout=patience(100)
+    )
 
 
 def info(tree: Path) -> dict:
