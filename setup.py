@@ -18,11 +18,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 MAPPED = ("triton_kernels", "benchmarks")  # top-level folders installed inside the package only
 DEFAULT_ARCHS = ("80", "90", "100", "120")
@@ -223,6 +227,50 @@ class FreshPy(build_py):
         super().run()
 
 
+class VisibleEditable(editable_wheel):
+    """An editable install that type checkers find.
+
+    Since folders are mapped into the package, setuptools installs an import hook, which mypy and pyright do not run:
+    they read search paths. The checkout cannot be one, or its other folders could be imported by their bare names; so
+    one is added with nothing in it but a link to the package. The hook answers first: files keep their real paths.
+    """
+
+    HOOK_FIRST = (
+        "import sys; sys.meta_path.sort("
+        "key=lambda finder: 'stackelberg_fused' not in getattr(finder, '__module__', ''))"
+    )
+
+    def run(self) -> None:
+        super().run()
+        link = Path("build", "editable", "stackelberg_fused").absolute()
+        link.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("stackelberg_fused").absolute(), target_is_directory=True)
+        except OSError as error:  # not everybody may make one on Windows
+            print(f"type checkers will not find the package: {error}", file=sys.stderr)
+            return
+        for wheel in Path(self.dist_dir).glob("*.whl"):
+            append_to_pth(wheel, f"\n{self.HOOK_FIRST}\n{link.parent}\n")
+
+
+def append_to_pth(wheel: Path, lines: str) -> None:
+    """Add lines to the .pth file of a wheel, and say so in its record."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {info: archive.read(info) for info in archive.infolist()}
+    for info in [info for info in files if info.filename.endswith(".pth")]:
+        files[info] = content = files[info].rstrip() + os.fsencode(lines)
+        digest = urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
+        record = next(i for i in files if i.filename.endswith(".dist-info/RECORD"))
+        rows = files[record].decode().splitlines()
+        rows = [row for row in rows if not row.startswith(f"{info.filename},")]
+        rows.append(f"{info.filename},sha256={digest},{len(content)}")
+        files[record] = "\n".join([*rows, ""]).encode()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info, content in files.items():
+            archive.writestr(info, content)
+
+
 def words(options: list[str]) -> str:
     return shlex.join(options).replace("$", "$$")
 
@@ -245,5 +293,5 @@ setup(
         Extension("stackelberg_fused._cpu", sources("cpu/*.cpp")),
         Extension("stackelberg_fused._cuda", sources("cuda/*.cu") + sources("cuda/*.cpp")),
     ],
-    cmdclass={"build_ext": NinjaBuild, "build_py": FreshPy},
+    cmdclass={"build_ext": NinjaBuild, "build_py": FreshPy, "editable_wheel": VisibleEditable},
 )

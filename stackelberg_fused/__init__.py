@@ -1,11 +1,14 @@
 """Any number of learning rates, one launch: fused two-time-scale and multi-rate optimizers for PyTorch."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from ._version import __version__
 
+_no_torch: Exception | None = None
 try:
-    import torch as _torch
+    import torch as _torch  # noqa: F401
 except (ImportError, OSError) as error:  # missing or broken: `doctor` has to run and say so
-    _torch, _error = None, error
+    _no_torch = error
 
 __all__ = [
     "AlternatingStep",
@@ -33,7 +36,7 @@ __all__ = [
     "stackelberg_value",
 ]
 
-if _torch is not None:
+if _no_torch is None:
     from .backends import BackendStatus, backends
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import BestResponse, best_response
@@ -50,11 +53,16 @@ if _torch is not None:
     from .groups.split import split_body_head
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
     from .optimizers.sgd import StackelbergSGD
-else:
+elif not _TYPE_CHECKING:  # or a checker would take it that any name is there
 
     def __getattr__(name: str) -> object:
         if name in __all__:
             raise ImportError(
-                f"stackelberg_fused.{name} needs torch, which cannot be imported: {_error}"
+                f"stackelberg_fused.{name} needs torch, which cannot be imported: {_no_torch}"
             )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names: what editors and consoles offer."""
+    return sorted(__all__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
-def build_info() -> dict:
+def build_info() -> dict[str, Any]:
     """Read the record that setup.py left; empty if it never ran."""
     try:
         return json.loads(Path(__file__).with_name("_build_info.json").read_text())

@@ -1,4 +1,4 @@
-"""`python -m stackelberg_fused COMMAND`."""
+"""`stackelberg COMMAND`, or `python -m stackelberg_fused COMMAND`."""
 
 from __future__ import annotations
 
@@ -48,10 +48,18 @@ def positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; only its own module is imported, so that `doctor` works where others cannot."""
+def main(argv: Sequence[str] | None = None, prog: str = "stackelberg") -> int:
+    """Run one command; only its own module is imported, so that `doctor` works where others cannot.
+
+    Args:
+        argv: the command and its arguments; those of the process if None.
+        prog: how usage lines call the program.
+
+    Returns:
+        The exit status.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m stackelberg_fused")
+    parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
@@ -60,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:
-                package = {"sklearn": "scikit-learn"}.get(error.name, error.name)
+                missing = error.name or str(error)
+                package = {"sklearn": "scikit-learn"}.get(missing, missing)
                 print(
-                    f"error: {name} needs {error.name}, which is not installed for {sys.executable}: "
+                    f"error: {name} needs {missing}, which is not installed for {sys.executable}: "
                     f"pip install {package}",
                     file=sys.stderr,
                 )
@@ -73,4 +82,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
-    return args.run(args)
+    status: int = args.run(args)
+    return status

@@ -52,3 +52,16 @@ def test_other_commands_say_that_torch_is_missing() -> None:
 def test_names_that_need_torch_say_so() -> None:
     done = _without_torch("import stackelberg_fused as sf; sf.StackelbergAdam")
     assert "stackelberg_fused.StackelbergAdam needs torch" in done.stderr
+
+
+def test_dir_lists_public_names() -> None:
+    assert dir(sf) == sorted(sf.__all__)
+    assert [name for name in dir(sf) if name.startswith("_")] == ["__version__"]
+    done = _without_torch("import stackelberg_fused as sf; print(len(dir(sf)))")
+    assert int(done.stdout) == len(sf.__all__)
+
+
+def test_usage_names_the_program_that_was_called(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "--help"])
+    assert capsys.readouterr().out.startswith("usage: stackelberg doctor ")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 from building import (
-    FILES,
     ISOLATED,
-    SOURCES,
     SUFFIX,
     build,
     clean_environment,
+    copy_of_checkout,
     info,
     needs_setuptools,
     needs_tools,
@@ -25,22 +24,14 @@ from building import (
     unpack,
 )
 from paths import ROOT
+from patience import patience
 
 pytestmark = pytest.mark.xdist_group("packages")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout with its compiled objects, so that nothing is compiled twice."""
-    copy = tmp_path_factory.mktemp("tree")
-    skip = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
-    for name in SOURCES:
-        shutil.copytree(ROOT / name, copy / name, ignore=skip)
-    for name in FILES:
-        shutil.copy2(ROOT / name, copy / name)
-    if (ROOT / "build" / "native").is_dir():
-        shutil.copytree(ROOT / "build" / "native", copy / "build" / "native")
-    return copy
+    return copy_of_checkout(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +166,7 @@ def test_gpu_check_says_so_where_there_is_no_gpu(tmp_path: Path) -> None:
     blind.chmod(0o755)
     command = ["bash", str(ROOT / "benchmarks/gpu_check.sh"), str(tmp_path / "out")]
     env = clean_environment(PYTHON=str(blind))
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=patience(10))
     assert done.returncode == 2
     assert "no GPU" in done.stdout
     assert "no GPU" in (tmp_path / "out/summary.txt").read_text()

@@ -64,7 +64,9 @@ def split_digits(validation_share: float = 0.2) -> Split:
     return Split((images[train], labels[train]), (images[validation], labels[validation]))
 
 
-def text_batch(text: Tensor, size: int, context: int, generator: torch.Generator):
+def text_batch(
+    text: Tensor, size: int, context: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw random windows of the text: inputs, and targets one byte later, int64 [size, context] each."""
     starts = torch.randint(len(text) - context, (size,), generator=generator)
     windows = text[starts[:, None] + torch.arange(context + 1)].long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ class GPT(nn.Module):
         self.apply(self._initialise)
         # These two layers of each block add to the residual stream. As in GPT-2 they start small, so
         # that the embeddings dominate the stream at first.
-        for block in self.blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
             for layer in (block.attention.proj, block.mlp[-1]):
                 nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
 

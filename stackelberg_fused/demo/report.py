@@ -168,7 +168,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, settings: dict[str, Any], data: dict, records: list[Record]) -> None:
+def write_result(
+    path: Path, settings: dict[str, Any], data: dict[str, Any], records: list[Record]
+) -> None:
     """Write settings, data, environment, measurements and verdict as JSON; tests/demo/test_train.py lists the keys."""
     runs = []
     for record in records:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..groups.option_types import BackendName
+
 # The rates have the smallest final validation loss of scans over `lr` and `body_lr` that changed nothing
 # else. Each control has the best single rate of its scan. For language, ratios 3 and 10 have their own
 # best body rate; ratio 30 was not scanned and shares it. The scans are not in the repository, so no figure
@@ -45,7 +47,7 @@ class Settings:
     betas: tuple[float, float]
     weight_decay: float
     seed: int
-    backend: str
+    backend: BackendName
     device: str
     threads: int
     quick: bool
@@ -60,7 +62,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**given)
 
     def evaluation_steps(self) -> list[int]:
         """Return the steps after which the model is validated; they include each quarter of the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,7 @@ def digits(quick: bool = False) -> Task:
     """Classify 8 x 8 images into ten classes with an MLP 64-64-64-10 of 9 k parameters."""
     split = split_digits()
     images, labels = split.train
+    others, their_labels = split.validation
     batch_size = 64
 
     def batch(generator: torch.Generator) -> Batch:
@@ -90,14 +92,14 @@ def digits(quick: bool = False) -> Task:
         head="head",
         model=digits_mlp,
         batch=batch,
-        validation=[split.validation],
-        training=[split.train],
+        validation=[(others, their_labels)],
+        training=[(images, labels)],
         loss_unit="nats per image",
         data={
             "source": "sklearn.datasets.load_digits",
             "sha256": split.sha256(),
             "train_images": len(labels),
-            "validation_images": len(split.validation[1]),
+            "validation_images": len(their_labels),
             "batch_size": batch_size,
             "model": "MLP 64-64-64-10 ReLU",
         },
@@ -128,7 +130,8 @@ def sample_text(model: nn.Module, prompt: str = "The ", count: int = 300) -> str
     """Return the prompt and `count` bytes that the model appends, sampled with a fixed seed."""
     device = next(model.parameters()).device
     tokens = torch.tensor([list(prompt.encode())], device=device)
-    generated = model.generate(tokens, count, torch.Generator(device).manual_seed(0))
+    generate: Any = model.generate
+    generated = generate(tokens, count, torch.Generator(device).manual_seed(0))
     return bytes(generated[0].tolist()).decode(errors="replace")
 
 

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             demo.train(stop, console)
     except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
-    if stop:
+    if stop.signal is not None:
         console.print(f"Stopped by {stop.signal.name}. To resume exactly from {path}:")
         command = [sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)]
         console.print(f"  {shlex.join(command)} --resume", soft_wrap=True)

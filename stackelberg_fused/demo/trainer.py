@@ -77,7 +77,7 @@ class Trainer:
     def _make_optimizer(self, index: int) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         settings = self.settings
         groups = split_body_head(self.model, head=self.task.head, no_decay=True)
-        shared = {"betas": settings.betas, "weight_decay": settings.weight_decay}
+        shared: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay}
         if index == 0:
             # fused=True is torch's fastest implementation: step() times are compared fairly.
             control = torch.optim.AdamW(groups, lr=settings.lr, fused=True, **shared)

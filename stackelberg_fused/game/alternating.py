@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..groups.option_types import Role
 from ..layout.statistics import LastStep
 from ..optimizers.base import StackelbergOptimizer
 from ..optimizers.player import Player
@@ -132,7 +133,7 @@ def alternating_step(
         with _PlayerSteps(optimizer, scaler) as player_steps:
             if exact:
                 response = _set_best_response(head, loss_fn, parts, ridge)
-            for index in range(0 if exact else head_steps):
+            for index in range(0 if isinstance(head_steps, str) else head_steps):
                 if index and not zero_grad:
                     optimizer.zero_grad(role="head")
                 before = body_gradients(optimizer) if index == 0 else None
@@ -153,7 +154,7 @@ def _check_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _check_exact(optimizer: Any, head: Any, loss_fn: Any, head_steps: str, ridge: float) -> None:
+def _check_exact(optimizer: Any, head: Any, loss_fn: Any, head_steps: Any, ridge: float) -> None:
     if head_steps != "exact":
         raise ValueError(f"head_steps must be an int or 'exact', got {head_steps!r}")
     linear = linear_head(head)
@@ -174,7 +175,7 @@ def _check_exact(optimizer: Any, head: Any, loss_fn: Any, head_steps: str, ridge
 
 
 def _set_best_response(
-    head: nn.Linear, loss_fn: Any, parts: list[Microbatch], ridge: float
+    head: Any, loss_fn: Any, parts: list[Microbatch], ridge: float
 ) -> BestResponse:
     """Set the head to its best response to the features of all microbatches."""
     features = [part.features for part in parts]
@@ -195,7 +196,7 @@ class _PlayerSteps:
         # until its update the scaler identifies players by id(), so they stay alive here
         self._stepped: list[Player] = []
 
-    def step(self, role: str, zero_grad: bool) -> LastStep:
+    def step(self, role: Role, zero_grad: bool) -> LastStep:
         if self._scaler is None:
             self._optimizer.step(role=role, zero_grad=zero_grad)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..groups.option_types import LossLike
 from .follower_objective import FollowerObjective, check_ridge, linear_head, loss_name
 
 SUFFICIENT_DECREASE = 1e-4  # c1 of the line search (Nocedal & Wright 2006, equation 3.4)
@@ -53,7 +54,7 @@ def best_response(
     head: nn.Module,
     features: Tensor,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 0.0,
     *,
     tolerance: float = 1e-12,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..groups.option_types import LossLike
 from ..torch_compat import pytree
 from .best_response import best_response
 from .follower_objective import FollowerObjective, check_ridge, linear_head
@@ -57,7 +58,7 @@ def curvature(
     head: nn.Module,
     inputs: Any,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 1e-3,
     *,
     tolerance: float = 1e-3,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..groups.option_types import Tied
 from ..groups.split import Head
 from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
@@ -108,7 +109,7 @@ def find_ratio(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     *,
     head: Head = None,
-    tied: str = "error",
+    tied: Tied = "error",
     ratios: Iterable[float] = (1, 3, 10, 30),
     body_lrs: Iterable[float] = (3e-4, 1e-3, 3e-3),
     optimizer: Callable[..., torch.optim.Optimizer] = StackelbergAdamW,

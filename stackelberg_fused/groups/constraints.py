@@ -27,7 +27,8 @@ class Constraint(ABC):
 
     def packed(self) -> tuple[Any, ...]:
         """Return its form in a state dict: strings and numbers only, so that `torch.load` accepts it."""
-        return (self.kind, *astuple(self))
+        values: Any = self  # each of them is a dataclass
+        return (self.kind, *astuple(values))
 
 
 @dataclass(frozen=True)

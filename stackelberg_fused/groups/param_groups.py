@@ -162,7 +162,7 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
     every, grads = group["update_every"], group["update_every_grads"]
     if isinstance(every, bool) or not isinstance(every, Integral):
         raise TypeError(f"{label}: update_every must be an int, got {every!r}")
-    if not 1 <= every <= LONGEST_WAIT:
+    if not 1 <= int(every) <= LONGEST_WAIT:
         raise ValueError(
             f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
         )
@@ -170,7 +170,7 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         raise ValueError(
             f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
         )
-    if group.get("differentiable") and (every > 1 or decay is not None):
+    if group.get("differentiable") and (int(every) > 1 or decay is not None):
         raise ValueError(
             f"{label}: differentiable=True goes with neither update_every nor ema_decay"
         )

@@ -108,7 +108,7 @@ class Scheme:
     @property
     def master_name(self) -> str | None:
         """The state's name for the tensor beside the weight, where there is one."""
-        return MASTER_STATE.get(self.master)
+        return MASTER_STATE.get(self.master or "")
 
     def dtypes(self, name: str) -> dict[str, torch.dtype]:
         """The tensors that hold some state of the rule, or the master, by their names in the state."""
@@ -173,7 +173,7 @@ def check_scheme_names(label: str, group: dict[str, Any]) -> None:
     seed = group["seed"]
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"{label}: seed must be an int, got {seed!r}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= int(seed) < 2**63:
         raise ValueError(f"{label}: invalid seed {seed}, must be >= 0 and below 2**63")
     if group.get("differentiable") and (group["master"] or group["state_dtype"]):
         raise ValueError(f"{label}: differentiable=True goes with neither master nor state_dtype")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+from .option_types import Tied
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -94,7 +96,7 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
     if head is None:
         head = detect_head(model)
     single = isinstance(head, (str, nn.Module, Tensor)) or not isinstance(head, Iterable)
-    parts = [head] if single else head
+    parts: Iterable[Any] = [head] if single else cast("Iterable[Any]", head)
     return {name for part in parts for name in _names_of(model, part)}
 
 
@@ -122,7 +124,7 @@ def is_no_decay(param: nn.Parameter) -> bool:
 
 
 def split_body_head(
-    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: str = "error"
+    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: Tied = "error"
 ) -> list[dict[str, Any]]:
     """Param groups for a two-time-scale optimizer: everything but the last layer, and the last layer.
 
@@ -148,7 +150,7 @@ def split_body_head(
     if tied not in ("error", "head", "body"):
         raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
     head_ids = _head_ids(model, _head_names(model, head), tied)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for role in ("body", "head"):
         named = [
             (n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..groups.option_types import MaybeNone
 from ..groups.param_groups import ROLES, at_least_zero
 from ..native.tables import GRADIENT_STATISTICS
 from .scaling import move
@@ -153,8 +154,8 @@ class LastStep:
     """
 
     launches: int
-    grad_norm: dict[str, Tensor] | None = None
-    clip_factor: dict[str, Tensor] | None = None
+    grad_norm: dict[str, Tensor] | MaybeNone = None
+    clip_factor: dict[str, Tensor] | MaybeNone = None
     skipped: Tensor | None = None
 
     @classmethod

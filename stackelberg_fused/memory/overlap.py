@@ -62,7 +62,9 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
         )
     spans.sort(key=lambda span: span[:3])
-    active: list[tuple] = []  # earlier spans that reach beyond the start of this one
+    active: list[
+        tuple[str, int, int, str, Tensor]
+    ] = []  # earlier spans that reach beyond the start of this one
     for span in spans:
         active = [a for a in active if a[0] == span[0] and a[2] > span[1]]
         for earlier in active:

@@ -15,12 +15,12 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Any) -> Tensor:
     """Return the local shard of a DTensor, or the tensor itself if it is none."""
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
-def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
+def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
     """Return the local shard of a gradient, or the gradient itself if it is no DTensor.
 
     Args:
@@ -43,7 +43,7 @@ def local_gradient(grad: Tensor, param: Tensor, label: str) -> Tensor:
     return local_tensor(grad)
 
 
-def shard_like(local: Tensor, param: Tensor) -> Tensor:
+def shard_like(local: Tensor, param: Any) -> Tensor:
     """Return a DTensor with the local shard `local`, laid out as `param`; `local` itself if `param` is no DTensor."""
     if not is_sharded(param):
         return local

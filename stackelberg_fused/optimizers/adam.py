@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..backends import Backend
-from ..groups.constraints import Constraint
-from ..groups.schemes import StateDtype
 from .base import StackelbergOptimizer
+from .options import AdamOptions, AdamWOptions, Params, takes
 
 
 class StackelbergAdam(StackelbergOptimizer):
@@ -66,70 +63,26 @@ class StackelbergAdam(StackelbergOptimizer):
         RuntimeError: an explicitly chosen backend cannot run on this machine.
     """
 
-    _rule = "adam"
-
+    @takes(AdamOptions)
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        head_lr_ratio: float = 10.0,
-        backend: str | Backend = "auto",
-        flatten: bool = True,
-        max_grad_norm: float | dict[str, float] | None = None,
-        ema_decay: float | dict[str, float] | None = None,
-        update_every: int | dict[str, int] = 1,
-        update_every_grads: str = "latest",
-        grads: str = "gather",
-        mode: str = "simultaneous",
-        constraint: Constraint | dict[str, Constraint] | None = None,
-        master: str | dict[str, str | None] | None = None,
-        state_dtype: StateDtype | dict[str, StateDtype] = None,
-        float32_state: str | dict[str, str] = "vectors",
-        seed: int = 0,
+        **options: Unpack[AdamOptions],
     ) -> None:
-        defaults = {
+        rule = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "ema_decay": ema_decay,
-            "update_every": update_every,
-            "update_every_grads": update_every_grads,
-            "constraint": constraint,
-            "master": master,
-            "state_dtype": state_dtype,
-            "float32_state": float32_state,
-            "seed": seed,
-            "rule": "adamw" if decoupled_weight_decay else self._rule,
+            "rule": "adamw" if options.get("decoupled_weight_decay") else "adam",
         }
-        super().__init__(
-            params,
-            defaults,
-            head_lr_ratio=head_lr_ratio,
-            backend=backend,
-            flatten=flatten,
-            max_grad_norm=max_grad_norm,
-            grads=grads,
-            mode=mode,
-        )
+        super().__init__(params, rule, options, AdamOptions)
 
 
 class StackelbergAdamW(StackelbergAdam):
@@ -138,62 +91,25 @@ class StackelbergAdamW(StackelbergAdam):
     Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise.
     """
 
-    _rule = "adamw"
-
+    @takes(AdamWOptions)
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        head_lr_ratio: float = 10.0,
-        backend: str | Backend = "auto",
-        flatten: bool = True,
-        max_grad_norm: float | dict[str, float] | None = None,
-        ema_decay: float | dict[str, float] | None = None,
-        update_every: int | dict[str, int] = 1,
-        update_every_grads: str = "latest",
-        grads: str = "gather",
-        mode: str = "simultaneous",
-        constraint: Constraint | dict[str, Constraint] | None = None,
-        master: str | dict[str, str | None] | None = None,
-        state_dtype: StateDtype | dict[str, StateDtype] = None,
-        float32_state: str | dict[str, str] = "vectors",
-        seed: int = 0,
+        **options: Unpack[AdamWOptions],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=True,
-            head_lr_ratio=head_lr_ratio,
-            backend=backend,
-            flatten=flatten,
-            max_grad_norm=max_grad_norm,
-            grads=grads,
-            mode=mode,
-            ema_decay=ema_decay,
-            update_every=update_every,
-            update_every_grads=update_every_grads,
-            constraint=constraint,
-            master=master,
-            state_dtype=state_dtype,
-            float32_state=float32_state,
-            seed=seed,
-        )
+        rule = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "decoupled_weight_decay": True,
+            "rule": "adamw",
+        }
+        # not Adam's constructor, which takes other keywords
+        StackelbergOptimizer.__init__(self, params, rule, options, AdamWOptions)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..groups.option_types import Role
+
 if TYPE_CHECKING:
     from .base import StackelbergOptimizer
 
@@ -26,11 +28,12 @@ def alternate(
             "mode='alternating': step() needs a closure, which is called once for each player; without one, take "
             "step(role='head'), compute the loss again, and step(role='body')"
         )
-    for role in ("head", "body"):
+    order: tuple[Role, ...] = ("head", "body")
+    for role in order:
         if all(group["role"] != role for group in optimizer.param_groups):
             raise ValueError(f"mode='alternating': no param group has role {role!r}")
     loss = None
-    for role in ("head", "body"):
+    for role in order:
         optimizer.zero_grad()
         # autocast may hold on to what it made of a head that has moved since
         torch.clear_autocast_cache()

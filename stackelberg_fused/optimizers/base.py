@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..backends import Backend
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
 from ..groups.new_group import completed_group, fill_in
+from ..groups.option_types import Role
 from ..groups.param_groups import (
     ROLES,
     check_ratio,
@@ -41,6 +41,7 @@ from .checkpoint import (
 )
 from .ema_weights import swapped
 from .engine_holder import EngineHolder
+from .options import ParamGroup, Params, sorted_out
 from .player import Player
 
 log = logging.getLogger("stackelberg_fused")
@@ -55,33 +56,34 @@ class StackelbergOptimizer(EngineHolder):
     _optimizer_step_pre_hooks = _optimizer_step_post_hooks = UNKNOWN
 
     def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        *,
-        head_lr_ratio: float,
-        backend: str | Backend,
-        flatten: bool,
-        max_grad_norm: Any,
-        grads: str,
-        mode: str,
+        self, params: Params, rule: dict[str, Any], options: Mapping[str, Any], known: type
     ) -> None:
-        defaults = copy_by_role(defaults)
+        """Build an optimizer.
+
+        Args:
+            params: tensors, (name, tensor) pairs, or group dicts.
+            rule: "rule", and its settings that the class takes by position.
+            options: the keyword arguments.
+            known: the TypedDict of those that the class takes, see `options.py`.
+        """
+        whole, of_groups = sorted_out(type(self).__name__, options, known)
+        defaults = copy_by_role({**rule, **of_groups})
+        grads, mode, backend = whole["grads"], whole["mode"], whole["backend"]
         if grads not in ("gather", "flat"):
             raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
         if mode not in ("simultaneous", "alternating"):
             raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
         if grads == "flat" and defaults["differentiable"]:
             raise ValueError("differentiable=True goes with grads='gather' only")
-        self._options = {
+        self._options: dict[str, Any] = {
             "grads": grads,
             "mode": mode,
-            "head_lr_ratio": check_ratio(head_lr_ratio),
+            "head_lr_ratio": check_ratio(whole["head_lr_ratio"]),
             "backend": backend,
-            "flatten": bool(flatten) and not defaults["differentiable"],
+            "flatten": bool(whole["flatten"]) and not defaults["differentiable"],
             "differentiable": bool(defaults["differentiable"]),
         }
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = whole["max_grad_norm"]
         if defaults["differentiable"]:
             if backend not in ("auto", "reference"):
                 raise ValueError("differentiable=True needs backend='reference'")
@@ -93,7 +95,7 @@ class StackelbergOptimizer(EngineHolder):
         self.launches = 0
         self._met_scaler = False
         self._reset_transients()
-        super().__init__(params, {"role": "body", **defaults})
+        super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
         log.info("%s: backend %s", type(self).__name__, self.backend)
@@ -104,7 +106,7 @@ class StackelbergOptimizer(EngineHolder):
         return self._current().backend
 
     @property
-    def max_grad_norm(self) -> float | dict[str, float] | None:
+    def max_grad_norm(self) -> float | dict[Role, float] | None:
         """The norms to which gradients are clipped; may be set between steps.
 
         Raises:
@@ -114,7 +116,7 @@ class StackelbergOptimizer(EngineHolder):
         return dict(value) if isinstance(value, dict) else value
 
     @max_grad_norm.setter
-    def max_grad_norm(self, value: float | dict[str, float] | None) -> None:
+    def max_grad_norm(self, value: float | dict[Role, float] | None) -> None:
         if value is not None and self._options["differentiable"]:
             raise ValueError(
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
@@ -183,7 +185,7 @@ class StackelbergOptimizer(EngineHolder):
         finally:
             hook.remove()
 
-    def zero_grad(self, set_to_none: bool = True, *, role: str | None = None) -> None:
+    def zero_grad(self, set_to_none: bool = True, *, role: Role | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
 
         Args:
@@ -198,7 +200,7 @@ class StackelbergOptimizer(EngineHolder):
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
 
-    def player(self, role: str) -> Player:
+    def player(self, role: Role) -> Player:
         """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
 
         A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
@@ -224,20 +226,21 @@ class StackelbergOptimizer(EngineHolder):
             raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
 
     @disable_dynamo
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any] | ParamGroup) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
 
         Raises:
             ValueError, TypeError: names the group or parameter; nothing was modified.
         """
         self._refuse_averages("add_param_group()")
-        if isinstance(param_group, dict) and "params" in param_group:
+        given = cast("dict[str, Any]", param_group)
+        if isinstance(given, dict) and "params" in given:
             ratio = self._options["head_lr_ratio"]
-            completed = completed_group(param_group, self.param_groups, self.defaults, ratio)
+            completed = completed_group(given, self.param_groups, self.defaults, ratio)
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
-            fill_in(param_group, completed)
-        super().add_param_group(param_group)
+            fill_in(given, completed)
+        super().add_param_group(given)
         if self._engine is not None:
             try:
                 self._build_again()
@@ -249,7 +252,7 @@ class StackelbergOptimizer(EngineHolder):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        role: str | None = None,
+        role: Role | None = None,
         zero_grad: bool = False,
     ) -> Any:
         """Perform one step: one launch per device and dtype, for any number of groups.
@@ -302,7 +305,7 @@ class StackelbergOptimizer(EngineHolder):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        role: str | None = None,
+        role: Role | None = None,
         zero_grad: bool = False,
     ) -> Any:
         try:
@@ -330,7 +333,7 @@ class StackelbergOptimizer(EngineHolder):
             self._forget_scaler()
             raise
         self._met_scaler |= scaling is not None
-        self._found_inf = scaling and scaling.found_inf
+        self._found_inf = None if scaling is None else scaling.found_inf
         self.launches += self._last[0]
         self._stepped.update(ROLES if role is None else (role,))
         return loss

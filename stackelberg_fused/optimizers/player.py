@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
+
+from ..groups.option_types import Role
 
 if TYPE_CHECKING:
     from .base import StackelbergOptimizer
 
 
-def player_of(owner: StackelbergOptimizer, role: str) -> Player:
+def player_of(owner: StackelbergOptimizer, role: Role) -> Player:
     """Unpickle or copy a player: return that of the optimizer that came along."""
     return owner.player(role)
 
@@ -29,7 +33,7 @@ class Player(Optimizer):
 
     _step_supports_amp_scaling = True
 
-    def __init__(self, owner: StackelbergOptimizer, role: str) -> None:
+    def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
         self._owner, self.role = owner, role
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
@@ -47,12 +51,12 @@ class Player(Optimizer):
             raise AttributeError("a player has the groups of its optimizer: change them there")
 
     @property
-    def state(self) -> dict[Any, Any]:
+    def state(self) -> defaultdict[Tensor, Any]:
         """The owner's."""
         return self._owner.state
 
     @state.setter
-    def state(self, state: dict[Any, Any]) -> None:
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
         if self._is_built:
             raise AttributeError("a player has the state of its optimizer: change it there")
 

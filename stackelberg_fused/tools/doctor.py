@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from types import ModuleType
+from typing import Any
 
 from .._version import __version__
 from ..build_info import build_info, covers, driver_runs
@@ -112,7 +113,7 @@ def _library(name: str, todo: str) -> Row:
     return Row(name, True, detail)
 
 
-def _compiler(info: dict) -> Row:
+def _compiler(info: dict[str, Any]) -> Row:
     wanted = os.environ.get("CXX")
     for program in [wanted] if wanted else ["g++", "c++", "clang++"]:
         line = _first_line(program, "--version")
@@ -125,7 +126,7 @@ def _compiler(info: dict) -> Row:
     return Row("C++ compiler", False, missing, f"install g++ or clang++ and {AGAIN}")
 
 
-def _nvcc(info: dict) -> Row:
+def _nvcc(info: dict[str, Any]) -> Row:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     for program in [f"{home}/bin/nvcc"] * bool(home) + ["nvcc", "/usr/local/cuda/bin/nvcc"]:
         line = _first_line(program, "--version", containing="release")
@@ -137,7 +138,7 @@ def _nvcc(info: dict) -> Row:
     return Row("nvcc", False, "not on PATH, in CUDA_HOME or /usr/local/cuda", todo)
 
 
-def _native(name: str, info: dict) -> Row:
+def _native(name: str, info: dict[str, Any]) -> Row:
     module = _try_import(f"stackelberg_fused.{name}")
     if not isinstance(module, Exception):
         if name == "_cpu":
@@ -150,7 +151,7 @@ def _native(name: str, info: dict) -> Row:
     return Row(name, False, reason or _one_line(module), AGAIN)
 
 
-def _device_rows(info: dict) -> Iterator[Row]:
+def _device_rows(info: dict[str, Any]) -> Iterator[Row]:
     found, why_none = gpus()
     archs = info.get("archs", [])
     if not found:
@@ -237,8 +238,10 @@ def render(table: list[Row]) -> str:
         text = textwrap.fill(row.detail, WIDTH, initial_indent=head, subsequent_indent=margin)
         lines.append(text or head.rstrip())
         if row.todo:
-            indents = {"initial_indent": f"{margin}-> ", "subsequent_indent": f"{margin}   "}
-            lines.append(textwrap.fill(row.todo, WIDTH, **indents))
+            first, rest = f"{margin}-> ", f"{margin}   "
+            lines.append(
+                textwrap.fill(row.todo, WIDTH, initial_indent=first, subsequent_indent=rest)
+            )
     return "\n".join(lines)
 
 

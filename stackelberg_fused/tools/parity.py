@@ -37,7 +37,7 @@ ULP_BOUNDS = {
 STEP_BOUNDS = {"steps": 2.0, "% different": 1.0}
 
 # fraction bits of a stored weight, by `Scheme.master`; any other weight has those of the parameter's dtype
-_FRACTION = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
+_FRACTION: dict[str | None, int] = {"kahan": 15, "split16": 23, "split8": 15, "fp32": 23}
 
 
 def ulp(x: Tensor) -> Tensor:

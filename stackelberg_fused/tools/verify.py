@@ -145,6 +145,7 @@ def check(label: str, backend: str | Backend, device: torch.device, case: str) -
         reference.step()
         group_of = {p: g for g in reference.param_groups for p in g["params"]}
         for p, e, b in zip(params, expected, before, strict=True):
+            assert e.grad is not None
             group = group_of[e]
             actual, correct = _snapshot(p, optimizer), _snapshot(e, reference)
             scheme = scheme_of(group, e)

@@ -30,6 +30,7 @@ from kernel_problem import (
     Problem,
 )
 from paths import CSRC
+from patience import patience
 
 import stackelberg_fused as sf
 from stackelberg_fused.groups.rules import RULES
@@ -219,7 +220,11 @@ def _run_sanitized(program: Path, *arguments: str) -> subprocess.CompletedProces
     # leaks: a launch that is stopped abandons its fibers' stacks
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LD_PRELOAD": ""}
     return subprocess.run(
-        [str(program), *arguments], env=environment, capture_output=True, text=True, timeout=600
+        [str(program), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
     )
 
 

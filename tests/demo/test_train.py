@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 
 from stackelberg_fused.cli import main
 from stackelberg_fused.demo import checkpoint
@@ -147,7 +148,7 @@ def test_a_signal_leaves_a_usable_checkpoint(number, tmp_path):
         # Its first losses are out, so it is training.
         assert any(line.startswith("step 0/") for line in process.stdout)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=patience(10))
     finally:
         process.kill()
     assert process.returncode == 128 + number, errors

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from stackelberg_fused import build_info
 from stackelberg_fused.native import tensor_abi
@@ -53,7 +54,9 @@ def test_json_holds_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stackelberg_fused", "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=patience(10)
+    )
     assert done.returncode == 0, done.stderr
     assert "backend reference" in done.stdout
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from paths import TESTS
+from patience import patience
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
@@ -37,6 +38,8 @@ def test_triton_interpreted_in_another_process(name: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     command.append(str(TESTS / name))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=patience(100)
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
