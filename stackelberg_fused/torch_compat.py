@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import profiler as torch_profiler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Stands for hooks, or a profiler, that may be there for all that we know: every step then goes through torch's own
 # wrapper, which asks by itself.
@@ -35,7 +37,9 @@ profiler: Any = (
 wrap_step: Any = getattr(Optimizer, "profile_hook_step", lambda step: step)
 
 # the public one imports torch._dynamo at once, which takes seconds
-disable_dynamo: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+disable_dynamo: Callable[[Function], Function] = getattr(
+    torch, "_disable_dynamo", torch.compiler.disable
+)
 
 
 class Pytree:
@@ -97,10 +101,11 @@ def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
 
 
 try:
-    from torch.utils import _pytree
+    from torch.utils import _pytree as torch_pytree
+
+    pytree: Any = torch_pytree
 except ImportError:
-    _pytree = Pytree
-pytree: Any = _pytree
+    pytree = Pytree
 
 
 def implementation_of(tensor: Tensor) -> int:

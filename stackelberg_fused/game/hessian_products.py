@@ -42,9 +42,9 @@ class HessianProducts:
 
     def joint(self, vector: Tensor) -> Tensor:
         """Multiply by the Hessian of f in (theta, w): [body + head parameters] to the same."""
-        pairs = zip(self._gradients, vector.split(self._sizes), strict=True)
+        parts = zip(self._gradients, vector.split(self._sizes), strict=True)
         # the gradient of a parameter without influence has no graph
-        pairs = [(g, part.view_as(g)) for g, part in pairs if g.requires_grad]
+        pairs = [(g, part.view_as(g)) for g, part in parts if g.requires_grad]
         products = torch.autograd.grad(
             [g for g, _ in pairs],
             self._variables,

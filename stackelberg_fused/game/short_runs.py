@@ -59,6 +59,7 @@ def _train(
     shuffle: random.Random,
 ) -> float:
     order, last_losses = list(range(len(batches))), []
+    take_step: Any = optimizer.step  # torch annotates closures that return floats
     for step in range(steps):
         if step % len(order) == 0:
             shuffle.shuffle(order)
@@ -71,7 +72,7 @@ def _train(
             loss.backward()
             return loss.detach()
 
-        loss = float(optimizer.step(closure))
+        loss = float(take_step(closure))
         optimizer.zero_grad()
         if not math.isfinite(loss):
             return math.inf

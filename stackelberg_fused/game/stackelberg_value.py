@@ -90,5 +90,5 @@ def _restored_buffers(body: Any) -> Iterator[None]:
         with torch.no_grad():
             for (owner, name, buffer), value in zip(buffers, values, strict=True):
                 owner[name] = buffer
-                if value is not None:
+                if buffer is not None and value is not None:
                     buffer.copy_(value)

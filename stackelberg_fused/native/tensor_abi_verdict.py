@@ -25,9 +25,10 @@ from .._version import __version__
 from .tensor_abi_probe import open_abi
 
 try:
-    from .. import _cpu
+    from .. import _cpu as native_module
 except ImportError:
-    _cpu = None
+    native_module = None
+_cpu: Any = native_module
 
 log = logging.getLogger("stackelberg_fused")
 

@@ -82,10 +82,15 @@ Tensor _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
 #else
 // wrong: what the first one had, for all
 const void* _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
+  // the place of the gradient that was asked for first, of those that one probe keeps alive
   static const void* first = nullptr;
   const void* found = real<const void* (*)(const void*)>("_ZNK3c1010TensorImpl4gradEv")(implementation);
+  if (!is("grad")) {
+    first = nullptr;
+    return found;
+  }
   if (!first) first = found;
-  return is("grad") ? first : found;
+  return first;
 }
 #endif
 
