@@ -130,7 +130,7 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     if any("kernels" in entry for entry in row["entries"]):
         yield "  launches in the table: every kernel on the GPU; in the target: the optimizer's own"
     elif "GradScaler" in row.get("around", ""):
-        yield "  launches: the optimizer's own; what GradScaler calls comes on top, on either side"
+        yield "  launches: the optimizer's own; those of GradScaler come on top, on both sides"
     skipped = [e for e in row["entries"] if e["status"] == SKIPPED]
     for reason in dict.fromkeys(e["reason"] for e in skipped):
         names = ", ".join(e["name"] for e in skipped if e["reason"] == reason)
