@@ -139,8 +139,8 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     for axes in grid.flat[len(rows) :]:
         axes.set_axis_off()
     title = figure.suptitle(
-        "Time of one AdamW step, and of what else a title names: median, p20 to p80"
-        " (N x: so many times as fast as torch fused)",
+        "Time of one AdamW step, or of the work that a title names: median, p20 to p80"
+        " (3x: three times as fast as torch fused)",
         x=0.01,
         y=1 - 0.1 / height,
         ha="left",

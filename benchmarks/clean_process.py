@@ -1,7 +1,7 @@
 """A measuring process that imports ``stackelberg_fused`` only if it is asked to time it.
 
 Run as a script, this file loads its folder as the package ``standalone_benchmarks``: under its installed name, the
-import would load the library on the way.
+import would load the library on the way. Its argument is the module of the package that answers requests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,29 @@ class CleanProcessFailed(RuntimeError):
 
 
 class CleanProcess:
-    """A process that answers requests, one JSON line each; it holds no tensors between requests.
+    """A process that answers requests, one JSON line each.
 
-    `worker.answer` lists the requests. After a failure, the next request starts another process.
+    The docstring of the module's `answer` lists the requests. After a failure, the next request starts another
+    process.
+
+    Args:
+        module: answers the requests by its function `answer`.
+        timeout: seconds to wait for an answer.
+        python: the interpreter; None means the current one.
+        environment: variables of the process; None means the current ones.
     """
 
-    def __init__(self, timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        module: str = "worker",
+        timeout: float = 120.0,
+        python: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        script = str(Path(__file__).resolve())
+        self._command = [python or sys.executable, script, module]
         self._timeout = timeout
+        self._environment = environment
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any], patience: float = 0.0) -> dict[str, Any]:
@@ -39,7 +56,8 @@ class CleanProcess:
             CleanProcessFailed: there is no answer.
         """
         process = self._process = self._process or subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve())],
+            self._command,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,7 +113,7 @@ def _load_folder() -> None:
 
 def _main() -> int:
     _load_folder()
-    answer = importlib.import_module(f"{PACKAGE}.worker").answer
+    answer = importlib.import_module(f"{PACKAGE}.{sys.argv[1]}").answer
     answers = sys.stdout
     # prints of a library must not be taken for an answer
     sys.stdout = sys.stderr

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # usage: benchmarks/gpu_check.sh OUTDIR
 #
-# Everything worth checking on a machine with a GPU, in at most seven minutes and without a network: builds for the
-# visible card only, then tests marked gpu, compute-sanitizer on a small step, and the benchmark. Uses whatever torch,
-# triton, pybind11, ninja and pytest PYTHON (default python3) has; installs nothing into it and leaves the checkout alone.
-# OUTDIR gets summary.txt, install.txt, tests.txt, sanitizer.txt, bench.txt and what the benchmark writes.
-# Exit status: 0 all passed, 1 a stage failed, 2 nothing to check on.
+# Checks a machine with a GPU, in at most seven minutes and without a network: builds for the visible GPU only, then runs
+# the tests marked gpu, compute-sanitizer on a small step, and the benchmark. Uses the torch, triton, pybind11, ninja and
+# pytest of PYTHON (default python3), installs nothing into it and does not change the checkout.
+# OUTDIR gets summary.txt, install.txt, tests.txt, sanitizer.txt, bench.txt and the files of the benchmark.
+# Exit status: 0 all passed, 1 a stage failed, 2 there is no GPU.
 set -u -o pipefail
 
 if [ $# -ne 1 ]; then
@@ -17,13 +17,13 @@ out=$(cd "$1" && pwd -P)
 source=$(cd "$(dirname "$0")/.." && pwd -P)
 python=${PYTHON:-python3}
 summary=$out/summary.txt
-limit=420 # seconds in all; the benchmark takes what the other stages leave
+limit=420 # seconds in all; the benchmark gets the rest of it
 failed=0
 : >"$summary"
 
 say() { echo "$*" | tee -a "$summary"; }
 
-# stage NAME SECONDS FILE COMMAND...: runs a command within its time, its output going to FILE as it comes
+# stage NAME SECONDS FILE COMMAND...: runs a command with a time limit; FILE gets its output line by line
 stage() {
     local name=$1 seconds=$2 file=$out/$3 begin=$SECONDS code result
     shift 3
@@ -47,7 +47,7 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 print(";".join(sorted({"%d%d" % torch.cuda.get_device_capability(i) for i in range(count)})))
 ' 2>"$out/install.txt")
 if [ -z "$arch" ]; then
-    say "no GPU that $python's torch can use: nothing to check here"
+    say "no GPU that torch of $python can use: nothing to check"
     cat "$out/install.txt"
     exit 2
 fi
@@ -62,8 +62,8 @@ say "$(date -u +%Y-%m-%dT%H:%MZ)  commit $(git -C "$source" rev-parse --short HE
 say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "sm_$arch")"
 say "$("$python" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
 
-# from here on the folder with the copy that was installed comes first and the working directory is an empty one, so
-# that neither the checkout (which may lack the native modules) nor an older installation is imported
+# from here on the installed copy comes first on the path and the working directory is empty, so that Python imports
+# neither the checkout, which may lack the native modules, nor an older installation
 cd "$work/run" || exit 1
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
@@ -80,8 +80,8 @@ sanitizer() {
     local tool
     set -o pipefail
     tool=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer) ||
-        { echo "compute-sanitizer is not here" && return 77; }
-    # each tensor its own allocation, or an access past its end would land in torch's pool unseen
+        { echo "compute-sanitizer is not installed" && return 77; }
+    # each tensor gets its own allocation; in torch's pool, an access past its end would go unnoticed
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool memcheck --error-exitcode 1 "$python" "$work/step.py" 2>&1 |
         tee "$work/sanitizer.txt" && return
     grep -qi 'device not supported' "$work/sanitizer.txt" || return 1
@@ -120,7 +120,7 @@ if stage install 80 install.txt bash -c install; then
     stage tests 150 tests.txt "$python" -m pytest -c "$work/source/pyproject.toml" --rootdir "$work/source" \
         -p no:cacheprovider -m gpu -v --durations=5 "$work/source/tests"
     stage sanitizer 60 sanitizer.txt bash -c sanitizer
-    # the benchmark notes the commit it ran from, and asks git for it
+    # the benchmark asks git for the commit that it ran from
     [ -e "$source/.git" ] && export GIT_DIR=$source/.git GIT_WORK_TREE=$source
     rest=$((limit - SECONDS))
     stage bench "$rest" bench.txt "$python" -m stackelberg_fused bench --device cuda --with-backward --out "$out" \

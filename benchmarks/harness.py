@@ -179,7 +179,9 @@ def judge_targets(row: dict[str, Any], targets: Iterable[Target]) -> list[dict[s
     return records
 
 
-def _values(target: Target, entry: dict[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
+def _values(
+    target: Target, entry: dict[str, Any], separate_times: dict[str, Any]
+) -> dict[str, Any]:
     """Return the value of a target; against torch, also both ratios that it is the lower of."""
     if target.quantity == "launches":
         return {"value": entry.get("launches")}
@@ -188,7 +190,7 @@ def _values(target: Target, entry: dict[str, Any], apart: dict[str, Any]) -> dic
     if target.quantity != TORCH_FUSED:
         return {"value": entry[f"share_of_{target.quantity}"]}
     interleaved = entry.get("times_torch_fused")
-    ours, theirs = (apart.get(name, {}) for name in (entry["name"], TORCH_FUSED))
+    ours, theirs = (separate_times.get(name, {}) for name in (entry["name"], TORCH_FUSED))
     if interleaved is None or "p50_ns" not in ours or "p50_ns" not in theirs:
         return {"value": interleaved}
     separate = round(theirs["p50_ns"] / ours["p50_ns"], 4)

@@ -75,20 +75,19 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _command(*arguments: str) -> str:
+def _command(*arguments: str, folder: Path = Path(__file__).parent) -> str:
     try:
-        done = subprocess.run(
-            arguments, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent
-        )
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, cwd=folder)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def commit() -> str:
+def commit(folder: Path = Path(__file__).parent) -> str:
     """Return the checkout's commit, with "+changes" if tracked files differ; "" outside a checkout."""
-    revision = _command("git", "rev-parse", "HEAD")
-    changed = revision and _command("git", "status", "--porcelain", "--untracked-files=no")
+    revision = _command("git", "rev-parse", "HEAD", folder=folder)
+    status = ("git", "status", "--porcelain", "--untracked-files=no")
+    changed = revision and _command(*status, folder=folder)
     return revision + ("+changes" if changed else "")
 
 

@@ -28,7 +28,7 @@ SEED = 1
 
 @dataclass
 class MeasurementSettings:
-    """How a run measures.
+    """The settings of a run's measurements.
 
     Attributes:
         device: "cpu" or "cuda".

@@ -81,7 +81,7 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
-def _target_line(target: dict[str, Any], apart: dict[str, Any]) -> str:
+def _target_line(target: dict[str, Any], separate_times: dict[str, Any]) -> str:
     bound, value = target["bound"], target["value"]
     quantity, sign, template = {
         "torch fused": ("times torch fused", ">=", "{:.2f}"),
@@ -98,9 +98,9 @@ def _target_line(target: dict[str, Any], apart: dict[str, Any]) -> str:
         return text
     if "apart" in target:
         return text + f" ({target['interleaved']:.2f} interleaved, {target['apart']:.2f} apart)"
-    if not apart:
+    if not separate_times:
         return text
-    reasons = [times["reason"] for times in apart.values() if "reason" in times]
+    reasons = [times["reason"] for times in separate_times.values() if "reason" in times]
     return text + f" (interleaved only: {next(iter(reasons), 'no second figure')})"
 
 
@@ -130,7 +130,7 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     if any("kernels" in entry for entry in row["entries"]):
         yield "  launches in the table: every kernel on the GPU; in the target: the optimizer's own"
     elif "GradScaler" in row.get("around", ""):
-        yield "  launches: the optimizer's own; what GradScaler calls comes on top, on either side"
+        yield "  launches: the optimizer's own; those of GradScaler come on top, on both sides"
     skipped = [e for e in row["entries"] if e["status"] == SKIPPED]
     for reason in dict.fromkeys(e["reason"] for e in skipped):
         names = ", ".join(e["name"] for e in skipped if e["reason"] == reason)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -24,6 +25,16 @@ SLOW_NS = 100_000_000
 
 def no_setup() -> None:
     """Do nothing before a call."""
+
+
+class Sampled(Protocol):
+    """Anything that `interleave` can time."""
+
+    def calibrate(self) -> None:
+        """Prepare for samples."""
+
+    def sample(self) -> float:
+        """Return nanoseconds per call."""
 
 
 @dataclass
@@ -92,7 +103,7 @@ class Action:
 
 
 def interleave(
-    actions: dict[str, Action], rounds: int, seconds: float, seed: int = 0
+    actions: Mapping[str, Sampled], rounds: int, seconds: float, seed: int = 0
 ) -> dict[str, list[float]]:
     """Take one sample of every action per round, in a new order each round.
 

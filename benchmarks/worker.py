@@ -19,7 +19,7 @@ from .workloads import TORCH_FUSED
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Answer one request.
+    """Answer one request; nothing is held in memory between requests.
 
     {"row", "contestant", "device", "rounds", "seconds", "threads", "patience"} times a contestant on a row's
     workload: {"samples_ns", "load"}. {"operators_after", "repeats", "threads"} times torch's operators, each

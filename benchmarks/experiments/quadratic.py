@@ -243,7 +243,7 @@ class Quadratic(Experiment):
         save(
             figure,
             path,
-            "body rate tuned for every ratio; fewer steps are better; triangle: more than were tried",
+            "body rate tuned for every ratio; fewer steps are better; triangle: not reached",
         )
 
 

@@ -175,7 +175,7 @@ class Sharpness(Experiment):
                 if min(self._values(cells, start, step, "response", "phi", "largest"))
                 > max(self._values(cells, start, step, "stale", "body", "largest"))
             ]
-            when = f"at steps {', '.join(map(str, steps))}" if steps else "at no step looked at"
+            when = f"at steps {', '.join(map(str, steps))}" if steps else "at no recorded step"
             lines.append(
                 f"{start}: Phi is sharper than f_tt at the stale head, in all seeds, {when}."
             )

@@ -92,7 +92,7 @@ def ceiling(scores: Sequence[float]) -> float:
 
 
 def _shift(items: Sequence[Any], item: Any, decades: float) -> float:
-    """Return the factor for an item's x on a logarithmic axis that sets all items so many decades apart."""
+    """Return the factor for an item's x on a logarithmic axis, with neighbours `decades` apart."""
     return 10 ** (decades * (items.index(item) - (len(items) - 1) / 2))
 
 

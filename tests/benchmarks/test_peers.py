@@ -1,4 +1,4 @@
-"""Which contestants take part."""
+"""Contestants take part, or give a reason why they do not."""
 
 from __future__ import annotations
 
