@@ -96,11 +96,13 @@ def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
     return [], None
 
 
+pytree: Any = Pytree
 try:
-    from torch.utils import _pytree
+    from torch.utils import _pytree as torch_pytree
 except ImportError:
-    _pytree = Pytree
-pytree: Any = _pytree
+    pass
+else:
+    pytree = torch_pytree
 
 
 def implementation_of(tensor: Tensor) -> int:
