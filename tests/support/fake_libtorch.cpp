@@ -80,12 +80,12 @@ Tensor _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
   return Tensor{*grad(implementation)};
 }
 #else
-// wrong: what the first one had, for all
+// wrong: what the first one had, which is none, for all
 const void* _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
-  static const void* first = nullptr;
+  static const void* first = nullptr;  // an at::Tensor is such a pointer
   const void* found = real<const void* (*)(const void*)>("_ZNK3c1010TensorImpl4gradEv")(implementation);
-  if (!first) first = found;
-  return is("grad") ? first : found;
+  if (!first) first = *static_cast<const void* const*>(found);
+  return is("grad") ? &first : found;
 }
 #endif
 
