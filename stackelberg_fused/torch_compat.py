@@ -86,26 +86,27 @@ def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
     if kind in (dict, OrderedDict):
         keys = list(tree)
         return list(tree.values()), lambda children: kind(zip(keys, children, strict=True))
-    if kind in (list, tuple):
+    if kind in (list, tuple, torch.Size):
         return list(tree), kind
     if kind is deque:
         longest = tree.maxlen
         return list(tree), lambda children: deque(children, longest)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return list(tree), lambda children: kind(*children)
-    if isinstance(tree, (dict, list, tuple, deque)) and kind is not torch.Size:
+    if isinstance(tree, (dict, list, tuple, deque)):
         raise TypeError(
             f"torch.utils._pytree is missing, and {kind.__name__} is no plain container"
         )
     return [], None
 
 
+pytree: Any = Pytree
 try:
     from torch.utils import _pytree as torch_pytree
-
-    pytree: Any = torch_pytree
 except ImportError:
-    pytree = Pytree
+    pass
+else:
+    pytree = torch_pytree
 
 
 def implementation_of(tensor: Tensor) -> int:

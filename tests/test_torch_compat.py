@@ -108,7 +108,7 @@ def test_containers_are_taken_apart_as_torch_does(tree: Any) -> None:
     for found in (ours.tree_unflatten(leaves, structure), ours.tree_map(lambda x: x, tree)):
         assert (found, type(found)) == (tree, type(tree))
         assert getattr(found, "maxlen", None) == getattr(tree, "maxlen", None)
-    assert ours.tree_map(str, tree) == torchs.tree_map(str, tree)
+    assert ours.tree_map(lambda _: 7, tree) == torchs.tree_map(lambda _: 7, tree)
 
 
 def test_a_container_that_torch_may_know_is_refused() -> None:

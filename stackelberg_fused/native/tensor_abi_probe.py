@@ -70,7 +70,9 @@ def make_samples() -> dict[str, Tensor]:
     samples = {
         "transposed": nn.Parameter(_laid_out(torch.float32, (2, 3), (1, 2), 7)),
         "without gradient": nn.Parameter(_laid_out(torch.bfloat16, (5, 1, 7), (23, 17, 2), 3)),
-        "of no interest to autograd": _laid_out(torch.float64, (), (), 5),
+        "a view": _laid_out(torch.float64, (), (), 5),
+        # autograd has no record of it, so that its gradient is nowhere
+        "no view": torch.zeros(4, 9, dtype=torch.float32, device="cpu"),
         # sizes of more than five dimensions are kept elsewhere
         "seven dimensions": nn.Parameter(
             _laid_out(torch.float32, (2, 1, 3, 1, 2, 1, 5), (331, 7, 97, 3, 41, 2, 5), 13)

@@ -174,7 +174,7 @@ def _ask(command: list[str], about: dict[str, Any], limit: float = TIME_LIMIT) -
         )
     except subprocess.TimeoutExpired:
         return Verdict(False, f"a child process did not answer in {limit:g} seconds", lasts=False)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last when Python is about to end
         return Verdict(False, f"no child process could be started: {error}", lasts=False)
     log.debug("the child process wrote:\n%s%s", done.stdout, done.stderr)
     if done.returncode < 0:

@@ -80,17 +80,12 @@ Tensor _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
   return Tensor{*grad(implementation)};
 }
 #else
-// wrong: what the first one had, for all
+// wrong: what the first one had, which is none, for all
 const void* _ZNK3c1010TensorImpl4gradEv(const void* implementation) {
-  // the place of the gradient that was asked for first, of those that one probe keeps alive
-  static const void* first = nullptr;
+  static const void* first = nullptr;  // an at::Tensor is such a pointer
   const void* found = real<const void* (*)(const void*)>("_ZNK3c1010TensorImpl4gradEv")(implementation);
-  if (!is("grad")) {
-    first = nullptr;
-    return found;
-  }
-  if (!first) first = found;
-  return first;
+  if (!first) first = *static_cast<const void* const*>(found);
+  return is("grad") ? &first : found;
 }
 #endif
 
