@@ -45,7 +45,7 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
-        self.adapter, self.gate = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.adapter, self.gate, self.lm_head = nn.Linear(2, 3), nn.Linear(3, 1), self.head
 
 def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().mean()
@@ -171,14 +171,15 @@ def test_snippets_of_the_documents_have_no_errors(check: Callable[[str], dict[in
         for number, snippet in enumerate(
             re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
         ):
-            code += f"\ndef snippet() -> None:  # type: ignore[no-redef]\n{textwrap.indent(snippet, '    ')}"
+            name = f"snippet_{len(place)}"
+            code += f"\ndef {name}() -> None:\n{textwrap.indent(snippet, '    ')}"
             place[code.count("\n")] = f"{document.name}, snippet {number + 1}"
     assert place
     found = {
         next(where for end, where in place.items() if line <= end): text
         for line, text in check(code).items()
     }
-    assert found == {}
+    assert found == {}, "\n".join(f"{k}: {v}" for k, v in found.items())
 
 
 def test_the_search_path_holds_the_package_alone(environment: Path, installed: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..groups.option_types import LossLike
 from .best_response import BestResponse, best_response
 from .follower_objective import FollowerObjective, linear_head
 
@@ -37,7 +38,7 @@ def stackelberg_value(
     head: nn.Module,
     inputs: Any,
     targets: Tensor,
-    loss: Any = "mse",
+    loss: LossLike = "mse",
     ridge: float = 0.0,
     *,
     params: Iterable[Tensor] | None = None,

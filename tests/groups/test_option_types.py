@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from stackelberg_fused.game.objective import LOSSES
 from torch import nn
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends import BACKENDS
+from stackelberg_fused.game.follower_objective import LOSSES
 from stackelberg_fused.groups import option_types as types
 from stackelberg_fused.groups.param_groups import ROLES
 from stackelberg_fused.groups.rules import HYPERPARAMETERS
