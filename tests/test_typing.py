@@ -19,6 +19,7 @@ from paths import ROOT
 from patience import patience
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xdist_group("type checkers"),
     needs_setuptools,
     pytest.mark.skipif(

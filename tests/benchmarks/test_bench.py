@@ -271,6 +271,7 @@ def test_what_does_not_fit_in_memory_is_skipped(monkeypatch):
 # --- from end to end
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-m", "stackelberg_fused", "bench", "--quick", "--threads", "1"]
