@@ -169,11 +169,12 @@ def test_wrong_strings_and_names_are_errors(check: Callable[[str], dict[int, str
 def test_snippets_of_the_documents_have_no_errors(check: Callable[[str], dict[int, str]]) -> None:
     code, place = GIVEN, {}
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for number, snippet in enumerate(
-            re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
-        ):
-            code += f"\ndef snippet() -> None:  # type: ignore[no-redef]\n{textwrap.indent(snippet, '    ')}"
-            place[code.count("\n")] = f"{document.name}, snippet {number + 1}"
+        snippets = re.findall(
+            r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE
+        )
+        for number, snippet in enumerate(snippets, 1):
+            code += f"\ndef snippet_{len(place)}() -> None:\n{textwrap.indent(snippet, '    ')}"
+            place[code.count("\n")] = f"{document.name}, snippet {number}"
     assert place
     found = {
         next(where for end, where in place.items() if line <= end): text
