@@ -27,10 +27,10 @@ pytestmark = [
     ),
 ]
 CHECKERS = {
-    # torch does not annotate Tensor.backward
+    # torch does not annotate Tensor.backward, nor snippets their closures
     "mypy": [
         *(sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch"),
-        "--python-executable",
+        *("--allow-untyped-defs", "--python-executable"),
     ],
     "pyright": ["pyright", "--pythonpath"],
 }
@@ -45,7 +45,8 @@ from stackelberg_fused.optimizers.options import ParamGroup
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.body, self.lm_head = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.head = self.lm_head
         self.adapter, self.gate = nn.Linear(2, 3), nn.Linear(3, 1)
 
 def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ def test_snippets_of_the_documents_have_no_errors(check: Callable[[str], dict[in
             r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE
         )
         for number, snippet in enumerate(snippets, 1):
-            code += f"\ndef snippet_{len(place)}() -> None:\n{textwrap.indent(snippet, '    ')}"
+            code += f"\ndef snippet_{len(place)}(model: Model) -> None:\n{textwrap.indent(snippet, '    ')}"
             place[code.count("\n")] = f"{document.name}, snippet {number}"
     assert place
     found = {
