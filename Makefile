@@ -1,5 +1,6 @@
 # Every target makes .venv and installs what it needs, once: a second call starts at once.
 # make PYTHON=python3.12 PIP_ARGS="--index-url ..." TEST_ARGS="-k layout -x" BENCH_ARGS="--device cuda"
+# make test TORCH=2.15.0 TRITON=3.9.0   other versions, in an environment of their own; set on the command line only
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -7,32 +8,62 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
+TORCH :=
+TRITON :=
+ifneq ($(TORCH)$(TRITON),)
+  ifeq ($(and $(TORCH),$(TRITON)),)
+    $(error name both: make test TORCH=... TRITON=...)
+  endif
+  MAIN := $(VENV)
+  MAIN_PYTHON := $(PYTHON)
+  override VENV := $(VENV)-torch$(TORCH)-triton$(TRITON)
+  override PYTHON = $(MAIN)/bin/python
+endif
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint bench wheel clean
+.PHONY: help demo test test-quick lint bench wheel clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   train a small model with the fused optimizer and with torch's"
-	@echo "make test   run all tests, in two processes"
-	@echo "make lint   ruff and clang-format, check only"
-	@echo "make bench  throughput against torch and other optimizers"
-	@echo "make wheel  source distribution and wheel, in dist/"
-	@echo "make clean  remove what was built; .venv stays"
+	@echo "make demo        train a small model with the fused optimizer and with torch's"
+	@echo "make test-quick  a sample of the tests, of every package: before each commit"
+	@echo "make test        run all tests, in two processes"
+	@echo "make lint        ruff, clang-format and mypy, check only"
+	@echo "make bench       throughput against torch and other optimizers"
+	@echo "make wheel       source distribution and wheel, in dist/"
+	@echo "make clean       remove what was built; .venv stays"
+	@echo
+	@echo "make test TORCH=2.15.0 TRITON=3.9.0   the same tests with these versions, in .venv-torch2.15.0-triton3.9.0:"
+	@echo "                 some gigabytes, not for CI. A pip that is held to other versions has to be told otherwise,"
+	@echo "                 e.g. by PIP_CONSTRAINT= or PIP_ARGS=\"--index-url ...\". The native modules are those of .venv."
 
 demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused train $(DEMO_ARGS)
 
-test: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup $(TEST_ARGS)
+TESTED := $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
+# in the order of tests/conftest.py, where the largest groups, which are the slowest, do not all come first
+PYTEST = $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-lint: $(VENV)/.installed-lint
+# what several tests need is compiled before them, with a line for each file, instead of silence in the first of them
+test: $(TESTED)
+	$(CHECK_VERSIONS)
+	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build
+	$(PYTEST) $(TEST_ARGS)
+
+test-quick: $(TESTED)
+	$(CHECK_VERSIONS)
+	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick
+	$(PYTEST) --quick $(TEST_ARGS)
+
+lint: $(VENV)/.installed-lint $(VENV)/.installed-run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
 
 bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python -m stackelberg_fused bench $(BENCH_ARGS)
@@ -43,10 +74,11 @@ wheel: $(VENV)/.installed-build
 clean:
 	rm -rf build dist *.egg-info stackelberg_fused/*.so stackelberg_fused/_build_info.json $(VENV)/.built
 
-$(VENV)/.created:
+$(VENV)/.created: $(if $(MAIN),| $(MAIN)/.built)
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
+ifndef MAIN
 $(VENV)/.installed-%: requirements/%.txt $(VENV)/.created
 	$(PIP) -r $<
 	touch $@
@@ -56,3 +88,32 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.installed-build $(VENV)/.installed-run
 	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 	$(BIN)/python -m stackelberg_fused doctor
+else
+# torch first, and nothing after it may bring another one; triton is not the one that torch asks for
+HELD := $(VENV)/versions.txt
+$(VENV)/.installed-run: requirements/run.txt $(VENV)/.created
+	printf 'torch==%s\ntriton==%s\n' $(TORCH) $(TRITON) > $(HELD)
+	$(PIP) torch==$(TORCH)
+	$(PIP) --no-deps triton==$(TRITON)
+	grep -v -e '^torch==' -e '^triton==' $< > $(VENV)/rest.txt
+	$(PIP) --constraint $(HELD) -r $(VENV)/rest.txt
+	touch $@
+
+$(VENV)/.installed-%: requirements/%.txt $(VENV)/.installed-run
+	$(PIP) --constraint $(HELD) -r $<
+	touch $@
+
+# native modules know no torch: those that the main environment built lie in the source tree, and Python is the same
+$(VENV)/.built: $(MAIN)/.built $(VENV)/.installed-build $(VENV)/.installed-run
+	cp -R $(MAIN)/lib/python*/site-packages/*stackelberg_fused* $(VENV)/lib/python*/site-packages/
+	touch $@
+
+$(MAIN)/.built: FORCE
+	$(MAKE) TORCH= TRITON= VENV=$(MAIN) PYTHON=$(MAIN_PYTHON) $@
+FORCE:
+
+CHECK_VERSIONS = $(BIN)/python -c "import sys; from importlib.metadata import version; \
+	found = {p: version(p.split('==')[0]) for p in sys.argv[1:]}; \
+	sys.exit('; '.join(f'{p} was wanted, {v} is installed' for p, v in found.items() if v.split('+')[0] != p.split('==')[1]) or 0)" \
+	torch==$(TORCH) triton==$(TRITON)
+endif

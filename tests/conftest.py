@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 from quick_interpreter import patch_once_per_launch
+from selection import quick, spread
+from still_running import StillRunning
 
 from stackelberg_fused.backends.triton import is_interpreting
 
@@ -39,13 +41,36 @@ def _why_not_large() -> str:
     return "" if free >= LARGE_GIB else f"{free:.1f} GiB of memory are free, {LARGE_GIB} are needed"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="a sample of the tests, in two minutes")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+
+    def say(line: str) -> None:
+        reporter.ensure_newline()
+        reporter.write_line(line)
+
+    config.pluginmanager.register(StillRunning(say), "still running")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for marker, reason in (("gpu", _why_no_gpu()), ("large", _why_not_large())):
         if not reason:
             continue
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if config.getoption("--quick"):
+        kept = quick(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+    if hasattr(config, "workerinput"):  # one of several processes
+        items[:] = spread(items)
 
 
 @pytest.fixture(autouse=True)

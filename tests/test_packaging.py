@@ -39,6 +39,7 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("build_wheel", tree, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 @needs_tools
 def test_wheel_holds_every_module_under_one_name(tree: Path, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
@@ -61,6 +62,7 @@ def test_wheel_holds_every_module_under_one_name(tree: Path, wheel: Path) -> Non
     assert "Requires-Python: >=3.10\n" in text
 
 
+@pytest.mark.slow
 @needs_tools
 @pytest.mark.parametrize("kind", ["build_wheel", "build_editable"])
 def test_no_top_level_name_leaks(kind: str, tree: Path, wheel: Path, tmp_path: Path) -> None:

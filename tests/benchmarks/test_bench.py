@@ -15,6 +15,7 @@ from stackelberg_fused.benchmarks import bench
 from stackelberg_fused.benchmarks.preparation import TIMED
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-m", "stackelberg_fused", "bench", "--quick", "--threads", "1"]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from host_cuda.backend import ORDERS
-from host_cuda.build import HERE, build, unavailable
+from host_cuda.build import SELFTEST, build, unavailable
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
 
 @cache
 def _library() -> ctypes.PyDLL:
-    loaded = ctypes.PyDLL(str(build("selftest.so", [HERE / "selftest.cu", HERE / "fibers.cpp"])))
+    loaded = ctypes.PyDLL(str(build(SELFTEST)))
     loaded.last_error.restype = ctypes.c_char_p
     loaded.set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.to_bfloat16.restype = ctypes.c_uint16

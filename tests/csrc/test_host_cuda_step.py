@@ -19,7 +19,7 @@ from host_cuda.backend import (
 )
 from host_cuda.build import (
     FLOAT_FLAGS,
-    HERE,
+    SANITIZED,
     build,
     unavailable,
 )
@@ -191,25 +191,8 @@ def test_float_flags_are_those_of_the_cpu_kernel() -> None:
 @pytest.fixture(scope="module")
 def sanitized() -> Path:
     """The program host_cuda/sanitized.cpp."""
-    sources = [
-        CSRC / "cuda" / "step.cu",
-        CSRC / "cuda" / "low_precision.cu",
-        CSRC / "cuda" / "statistics.cu",
-        CSRC / "cpu" / "step.cpp",
-        *(
-            HERE / name
-            for name in (
-                "selftest.cu",
-                "fibers.cpp",
-                "sanitized.cpp",
-                "sanitized_low_precision.cpp",
-            )
-        ),
-    ]
-    options = ["-O1", "-g1", "-DSF_ISA=baseline"]
-    options += ["-fsanitize=address,undefined,alignment", "-fno-sanitize-recover=all"]
     try:
-        return build("sanitized", sources, options)
+        return build(SANITIZED)
     except RuntimeError as error:
         if re.search(r"cannot find.*(asan|ubsan)", str(error)):
             pytest.skip("the compiler has no sanitizer libraries")
@@ -228,6 +211,7 @@ def _run_sanitized(program: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("sanitizers")
 def test_sanitizers_find_nothing(sanitized: Path) -> None:
     done = _run_sanitized(sanitized)
@@ -236,6 +220,7 @@ def test_sanitizers_find_nothing(sanitized: Path) -> None:
     assert "runtime error" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("sanitizers")
 @pytest.mark.parametrize(
     "mistake, report",

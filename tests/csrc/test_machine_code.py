@@ -26,7 +26,11 @@ from stackelberg_fused.groups.rules import MIXED_RULES, RULES
 _cuda = pytest.importorskip(
     "stackelberg_fused._cuda", reason="the CUDA extension is not built here (no nvcc)"
 )
-pytestmark = pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable())
+pytestmark = [
+    pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable()),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("cuobjdump"),  # its output is shared
+]
 
 # what has to be among the instructions of each kernel
 WANTED = {

@@ -13,6 +13,7 @@ from paths import SUPPORT
 SCRIPT = SUPPORT / "alternating_in_two_processes.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch is built without gloo",

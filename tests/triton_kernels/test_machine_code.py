@@ -34,6 +34,7 @@ from stackelberg_fused.native.tables import TILE_ELEMENTS
 
 pytestmark = [
     pytest.mark.skipif(bool(sass.unavailable()), reason=sass.unavailable()),
+    pytest.mark.slow,
     pytest.mark.xdist_group("Triton's compiler"),  # or each process would compile everything
 ]
 

@@ -34,8 +34,10 @@ print("checked")
 
 @pytest.mark.parametrize(
     "arguments",
-    [[str(SUPPORT / "interpret_triton.py")], ["-c", OPTIMIZER]],
-    ids=["tables", "optimizer"],
+    [
+        pytest.param([str(SUPPORT / "interpret_triton.py")], id="tables", marks=pytest.mark.slow),
+        pytest.param(["-c", OPTIMIZER], id="optimizer"),
+    ],
 )
 def test_interpreted(arguments: list[str]) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -7,8 +7,6 @@ import struct
 from functools import cache
 from typing import NamedTuple
 
-from paths import CSRC
-
 from stackelberg_fused.backends import Backend, BackendStatus, Launch
 from stackelberg_fused.backends.base import refusal_of_kernel
 from stackelberg_fused.backends.device_tables import addresses, tables_on_device
@@ -17,7 +15,7 @@ from stackelberg_fused.layout.slot import Kind
 from stackelberg_fused.layout.statistics import ClipLimits
 from stackelberg_fused.native.tables import STEP_ARGS
 
-from .build import HERE, build, unavailable
+from .build import STEP, build, unavailable
 
 ORDERS = ("forward", "reverse", "shuffled")
 
@@ -42,12 +40,7 @@ class Counters(NamedTuple):
 @cache
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
-    kernels = [
-        CSRC / "cuda" / name
-        for name in ("step.cu", "low_precision.cu", "statistics.cu", "project.cu")
-    ]
-    sources = [*kernels, HERE / "entry.cpp", HERE / "fibers.cpp"]
-    loaded = ctypes.PyDLL(str(build("step.so", sources)))
+    loaded = ctypes.PyDLL(str(build(STEP)))
     for launch in (loaded.sf_host_step, loaded.sf_host_statistics, loaded.sf_host_project):
         launch.restype, launch.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]

@@ -1,15 +1,24 @@
-"""Compiles CUDA sources with g++ behind the shim, once per content of the sources."""
+"""Compiles CUDA sources with g++ behind the shim, once per content of the sources.
+
+`python -m host_cuda.build` compiles all that tests need and says what, as `make test` does before them: the first test
+that needs one of them would say nothing for a minute.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from paths import CSRC, ROOT
 
@@ -19,6 +28,38 @@ SHIM = HERE / "shim.h"
 FLOAT_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # -U: the fortified longjmp refuses to jump to another stack
 FLAGS = ("-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-fPIC", *FLOAT_FLAGS)
+
+
+class Program(NamedTuple):
+    """What is built of which sources: .cu files get the shim in front, .cpp files are compiled as they are."""
+
+    name: str
+    sources: tuple[Path, ...]
+    options: tuple[str, ...] = ("-O2", "-shared")
+
+
+CUDA, CPU = CSRC / "cuda", CSRC / "cpu"
+STEP = Program(
+    "step.so",
+    (
+        *(CUDA / name for name in ("step.cu", "low_precision.cu", "statistics.cu", "project.cu")),
+        *(HERE / name for name in ("entry.cpp", "fibers.cpp")),
+    ),
+)
+SELFTEST = Program("selftest.so", (HERE / "selftest.cu", HERE / "fibers.cpp"))
+_SANITIZED = ("selftest.cu", "fibers.cpp", "sanitized.cpp", "sanitized_low_precision.cpp")
+SANITIZED = Program(
+    "sanitized",
+    (
+        *(CUDA / name for name in ("step.cu", "low_precision.cu", "statistics.cu")),
+        CPU / "step.cpp",
+        *(HERE / name for name in _SANITIZED),
+    ),
+    (
+        *("-O1", "-g1", "-DSF_ISA=baseline"),
+        *("-fsanitize=address,undefined,alignment", "-fno-sanitize-recover=all"),
+    ),
+)
 
 
 def compiler() -> str:
@@ -35,28 +76,38 @@ def unavailable() -> str:
     return "" if compiler() else "no C++ compiler on PATH; install g++"
 
 
-def build(name: str, sources: Sequence[Path], options: Sequence[str] = ("-O2", "-shared")) -> Path:
+def build(program: Program, say: Callable[[str], None] = lambda line: None) -> Path:
     """Compile and link into one file, unless that was done before.
 
     Args:
-        sources: .cu files get the shim in front; .cpp files are compiled as they are.
+        say: told what has been compiled.
 
     Raises:
         RuntimeError: with the compiler's messages.
     """
     cxx = compiler()
-    flags = [*FLAGS, *options, f"-I{CSRC}", f"-I{HERE}"]
+    flags = [*FLAGS, *program.options, f"-I{CSRC}", f"-I{HERE}"]
     shim = {".cu": ["-include", str(SHIM)], ".cpp": []}
-    commands = [[cxx, *flags, *shim[s.suffix], "-c", "-x", "c++", str(s)] for s in sources]
-    target = _cache() / f"{name}-{_digest(commands)}"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            objects = []
-            for number, command in enumerate(commands):
-                objects.append(f"{folder}/{number}.o")
-                _run([*command, "-o", objects[-1]])
-            _run([cxx, *flags, *objects, "-o", f"{folder}/{name}"])
-            os.replace(f"{folder}/{name}", target)  # whole or not at all: tests may run in parallel
+    commands = [[cxx, *flags, *shim[s.suffix], "-c", "-x", "c++", str(s)] for s in program.sources]
+    target = _cache() / f"{program.name}-{_digest(commands)}"
+    if target.exists():
+        return target
+    # tests may run in several processes: one of them builds, the others wait for it
+    with _lock(target), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if target.exists():
+            return target
+        objects = [f"{folder}/{number}.o" for number in range(len(commands))]
+
+        def compiled(command: list[str], to: str) -> None:
+            start = time.monotonic()
+            _run([*command, "-o", to])
+            say(f"{program.name}: {Path(command[-1]).name}, {time.monotonic() - start:.0f} s")
+
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(compiled, commands, objects))
+        _run([cxx, *flags, *objects, "-o", f"{folder}/{program.name}"])
+        os.replace(f"{folder}/{program.name}", target)  # whole or not at all
     return target
 
 
@@ -64,6 +115,15 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    import fcntl  # not on Windows, where nothing is built
+
+    with open(target.parent / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(commands: list[list[str]]) -> str:
@@ -84,3 +144,21 @@ def _cache() -> Path:
         folder = Path(tempfile.gettempdir(), f"stackelberg_host_cuda_{os.getuid()}")
         folder.mkdir(exist_ok=True)
     return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="compile what tests need of the CUDA sources")
+    parser.add_argument("--quick", action="store_true", help="only what test-quick needs")
+    quick = parser.parse_args().quick
+    if unavailable():
+        print(f"the CUDA kernels are not run on the host: {unavailable()}")
+        return
+    for program in (STEP, SELFTEST) if quick else (STEP, SELFTEST, SANITIZED):
+        try:
+            build(program, lambda line: print(line, flush=True))
+        except RuntimeError as error:  # the tests that need it say so again, or skip
+            print(f"{program.name}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What make would do, asked without doing it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from paths import ROOT
+from patience import patience
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make on PATH")
+PAIR = ".venv-torch2.15.0-triton3.9.0"
+
+
+def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-n", *arguments, "VENV=none/.venv"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(1))
+
+
+def lines(*arguments: str) -> list[str]:
+    done = dry(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_targets_take_the_plain_environment() -> None:
+    for target in ("demo", "test", "test-quick", "lint", "bench"):
+        assert not any("torch==" in line for line in lines(target))
+        assert any("-r requirements/run.txt" in line for line in lines(target))
+    assert any(line.endswith("bin/mypy") for line in lines("lint"))
+    assert " --quick" in lines("test-quick")[-1]
+
+
+def test_another_pair_of_versions_gets_an_environment_of_its_own() -> None:
+    found = lines(
+        "test", "TORCH=2.15.0", "TRITON=3.9.0", "PIP_ARGS=--index-url https://example.org"
+    )
+    env = f"none/{PAIR}"
+    installs = [line for line in found if f"{env}/bin/python -m pip" in line]
+    assert all("--index-url https://example.org" in line for line in installs)
+    assert installs[0].endswith(" torch==2.15.0")
+    assert installs[1].endswith(" --no-deps triton==3.9.0")
+    assert all(f"--constraint {env}/versions.txt" in line for line in installs[2:])
+    # nothing is built in it, and what the plain environment is for is made with what is pinned
+    assert not any(" -e ." in line for line in installs)
+    plain = [line for line in found if "none/.venv/bin/python -m pip" in line]
+    assert any(" -e ." in line for line in plain)
+    assert not any("torch==" in line for line in plain)
+    assert f"none/.venv/bin/python -m venv {env}" in found
+    assert found[-1].startswith(f"{env}/bin/pytest ")
+
+
+@pytest.mark.parametrize("shift", ["", ".1"])
+def test_a_torch_that_was_replaced_is_an_error(shift: str) -> None:
+    wanted = [version(name).partition("+")[0] for name in ("torch", "numpy")]
+    found = "\n".join(lines("test", f"TORCH={wanted[0]}{shift}", f"TRITON={wanted[1]}"))
+    check = re.search(
+        r'^\S+ (-c "import sys; .*?") (torch==\S+) triton(==\S+)$', found, re.M | re.S
+    )
+    code = check[1].removeprefix('-c "').removesuffix('"').replace("\\\n", "")
+    command = [sys.executable, "-c", code, check[2], f"numpy{check[3]}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(1))
+    assert (done.returncode != 0) == bool(shift), done.stderr
+    if shift:
+        assert f"torch=={wanted[0]}.1 was wanted, {version('torch')} is installed" in done.stderr
+
+
+def test_one_version_alone_is_refused() -> None:
+    for argument in ("TORCH=2.15.0", "TRITON=3.9.0"):
+        assert "name both" in dry("test", argument).stderr
+
+
+def test_ci_takes_the_pinned_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "TORCH" not in (ROOT / ".ci" / "run").read_text()
+    monkeypatch.setenv("TORCH", "2.15.0")  # what the environment says is not asked
+    assert not any("2.15.0" in line for line in lines("test"))
