@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from quick_interpreter import patch_once_per_launch
+from quick_interpreter import patch_once_per_launch, refuse_integer_masks
 
 from stackelberg_fused.backends.triton import is_interpreting
 
@@ -22,6 +22,7 @@ hypothesis.settings.load_profile("stackelberg")
 
 if is_interpreting():
     patch_once_per_launch()
+    refuse_integer_masks()
 
 
 def _why_no_gpu() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import math
 import subprocess
@@ -283,7 +284,7 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert result["command"].startswith("python -m stackelberg_fused bench --quick")
     assert result["threads"] == 1
     assert result["hardware"]["cpu"]
-    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["torch"] == importlib.metadata.version("torch")
     kept, new, whole_step, fewer, gpt, mlp, around = result["rows"]
     for row in (kept, new, whole_step, fewer):
         name = "ours bf16 stochastic" if row is fewer else "ours cpu"
