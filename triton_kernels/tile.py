@@ -209,4 +209,4 @@ def update_with(
     # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
     for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
         if rule == UPDATE_RULES[k]:
-            update_tile(record, row, factor, unscale, offset, UPDATE_RULES[k] | MORE, MODE, TILE)
+            update_tile(record, row, factor, unscale, offset, MORE | UPDATE_RULES[k], MODE, TILE)
