@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from quick_interpreter import patch_once_per_launch
+from quick_interpreter import patch_once_per_launch, refuse_integer_masks
 from selection import quick, spread
 from still_running import StillRunning
 
@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("stackelberg")
 
 if is_interpreting():
     patch_once_per_launch()
+    refuse_integer_masks()
 
 
 def _why_no_gpu() -> str:

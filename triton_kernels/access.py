@@ -1,7 +1,31 @@
-"""Pointers to the elements of buffers whose addresses are in the tables."""
+"""Reads of the tables, and of the buffers whose addresses are in them."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def load_words(table, COUNT: tl.constexpr):
+    """The first words of a table's entry as a tuple; those that nobody uses are not loaded in the end."""
+    words = (tl.load(table),)
+    for k in tl.static_range(1, COUNT):
+        words = words + (tl.load(table + k),)
+    return words
+
+
+@triton.jit
+def replaced(words, WORD: tl.constexpr, value):
+    """The tuple with another value in one place."""
+    return words[:WORD] + (value,) + words[WORD + 1 :]
+
+
+@triton.jit
+def mask_where(mask, condition):
+    """`mask` if the scalar `condition` holds, else no element.
+
+    `mask & condition` is not enough: in the interpreter it consists of integers, which Triton 3.9 refuses as a mask.
+    """
+    return (mask & condition) != 0
 
 
 @triton.jit

@@ -7,7 +7,9 @@ Blocks of any shape; `random` are uint32, of 16 random bits each. Numbers of 16 
 import triton
 import triton.language as tl
 
-BLOCK: tl.constexpr = tl.constexpr(32)  # elements that share a scale
+from ..numerics import codec
+
+BLOCK: tl.constexpr = tl.constexpr(codec.BLOCK)  # elements that share a scale
 
 MAGNITUDE: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 INFINITY: tl.constexpr = tl.constexpr(0x7F800000)

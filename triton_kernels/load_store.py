@@ -4,9 +4,11 @@ FORMAT is a record's `format`. `at` says where, for blocks of elements [blocks, 
 an element, the places of their scales [blocks], and whether there is one; FULL: all are there.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+from ..groups.schemes import DTYPE_WORD, EIGHT_BITS, MASTER_WORD, STATE_WORD
 from .access import load, store
 from .codec import (
     compensated,
@@ -24,17 +26,17 @@ from .codec import (
     to_float16_by_chance,
 )
 
-# enum Dtype, StateKind and Master in csrc/tables.h
-FLOAT32: tl.constexpr = tl.constexpr(0)
-BFLOAT16: tl.constexpr = tl.constexpr(1)
-FLOAT16: tl.constexpr = tl.constexpr(2)
-STATE16: tl.constexpr = tl.constexpr(1)
-STATE8: tl.constexpr = tl.constexpr(2)
-STOCHASTIC: tl.constexpr = tl.constexpr(1)
-KAHAN: tl.constexpr = tl.constexpr(2)
-SPLIT16: tl.constexpr = tl.constexpr(3)
-SPLIT8: tl.constexpr = tl.constexpr(4)
-MASTER32: tl.constexpr = tl.constexpr(5)
+# what a FORMAT consists of: enum Dtype, StateKind and Master in csrc/tables.h
+FLOAT32: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float32])
+BFLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.bfloat16])
+FLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float16])
+STATE16: tl.constexpr = tl.constexpr(STATE_WORD[torch.bfloat16])
+STATE8: tl.constexpr = tl.constexpr(STATE_WORD[EIGHT_BITS])
+STOCHASTIC: tl.constexpr = tl.constexpr(MASTER_WORD["stochastic"])
+KAHAN: tl.constexpr = tl.constexpr(MASTER_WORD["kahan"])
+SPLIT16: tl.constexpr = tl.constexpr(MASTER_WORD["split16"])
+SPLIT8: tl.constexpr = tl.constexpr(MASTER_WORD["split8"])
+MASTER32: tl.constexpr = tl.constexpr(MASTER_WORD["fp32"])
 
 
 @triton.jit

@@ -7,7 +7,7 @@ that its table has. `rule` is a constexpr where all rows share one, else what th
 import triton
 import triton.language as tl
 
-from .access import load, store
+from .access import load, load_words, mask_where, store
 from .codec import (
     BLOCK,
     INFINITY,
@@ -30,6 +30,8 @@ from .load_store import (
 )
 from .random_bits import random_bits, tile_stream
 from .tables import (
+    AMSGRAD,
+    EMA,
     EMA_ADDRESS,
     EXP_AVG,
     EXP_AVG_SCALE,
@@ -37,25 +39,26 @@ from .tables import (
     EXP_AVG_SQ_SCALE,
     GRAD,
     GRAD_SUM,
+    HIGH,
     KEY,
+    L2,
+    LOW,
     MASTER,
     MAX_EXP_AVG_SQ,
     MAX_EXP_AVG_SQ_SCALE,
-    NUMEL,
-    PARAM,
-    TURNS,
-    ZERO_GRADS,
-)
-from .update_rule import (
-    AMSGRAD,
-    EMA,
-    HIGH,
-    L2,
-    LOW,
     MEAN_WEIGHT,
     MOMENTUM,
     NESTEROV,
+    NUM_UPDATE_RULES,
+    NUMEL,
+    PARAM,
+    RECORD_FIELDS,
     SGD,
+    TURNS,
+    UPDATE_RULES,
+    ZERO_GRADS,
+)
+from .update_rule import (
     adam_update,
     ema_update,
     mean_gradient,
@@ -93,33 +96,6 @@ def _rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
 
 
 @triton.jit
-def _load_record(record):
-    """The words of a record that an update reads, each at its place."""
-    return (
-        tl.load(record + PARAM),
-        tl.load(record + GRAD),
-        tl.load(record + EXP_AVG),
-        tl.load(record + EXP_AVG_SQ),
-        tl.load(record + MAX_EXP_AVG_SQ),
-        tl.load(record + NUMEL),
-        0,
-        tl.load(record + EMA_ADDRESS),
-        tl.load(record + GRAD_SUM),
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        tl.load(record + KEY),
-        tl.load(record + MASTER),
-        tl.load(record + EXP_AVG_SCALE),
-        tl.load(record + EXP_AVG_SQ_SCALE),
-        tl.load(record + MAX_EXP_AVG_SQ_SCALE),
-    )
-
-
-@triton.jit
 def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
     if SGD & RULE:
         param, exp_avg = sgd_update(row, param, grad, exp_avg, RULE)
@@ -129,29 +105,13 @@ def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
 
 
 @triton.jit
-def _apply_rule(rule, row, p, g, m, v, maximum):
-    """Every rule that exists, without what is beside it: SF_FOR_EACH_RULE_WITH in csrc/tables.h."""
-    if rule == 0:
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, 0)
-    elif rule == AMSGRAD:
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD)
-    elif rule == L2:
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, L2)
-    elif rule == (AMSGRAD | L2):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD | L2)
-    elif rule == SGD:
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD)
-    elif rule == (SGD | L2):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | L2)
-    elif rule == (SGD | MOMENTUM):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM)
-    elif rule == (SGD | MOMENTUM | L2):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | L2)
-    elif rule == (SGD | MOMENTUM | NESTEROV):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | NESTEROV)
-    elif rule == (SGD | MOMENTUM | NESTEROV | L2):
-        p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD | MOMENTUM | NESTEROV | L2)
-    return p, m, v, maximum
+def _apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
+    """By the rule of a row, without what is beside it."""
+    updated = param, exp_avg, exp_avg_sq, maximum
+    for k in tl.static_range(NUM_UPDATE_RULES):
+        if rule == UPDATE_RULES[k]:
+            updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, UPDATE_RULES[k])
+    return updated
 
 
 @triton.jit
@@ -199,7 +159,7 @@ def _update(
     if (TURNS & MODE) != 0:
         if not FULL:
             # absent where earlier gradients alone move the parameter
-            here = (at[0], at[1] & (grads != 0))
+            here = (at[0], mask_where(at[1], grads != 0))
     param = read_weights(words[PARAM], words[MASTER], at, FORMAT, FULL)
     grad = widen(grads, here, GRADS, FULL)
     if TURNS & MODE:
@@ -258,7 +218,7 @@ def update_low_precision_tile(
 ):
     """As `update_tile`; `step`: the count of the coming step, int32, by which random numbers go."""
     DTYPE: tl.constexpr = FORMAT & 3
-    words = _load_record(record)
+    words = load_words(record, RECORD_FIELDS)
     grad_sum = words[GRAD_SUM]
     count = words[NUMEL] - offset
     states = words[EXP_AVG] | words[EXP_AVG_SQ] | words[MAX_EXP_AVG_SQ] | words[EMA_ADDRESS]

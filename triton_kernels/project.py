@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .access import elements
+from .cache_key import constants_of
 from .summation import (
     LANES,
     fold,
@@ -18,6 +19,7 @@ from .summation import (
 from .tables import (
     BALL,
     EMA_ADDRESS,
+    EMA_WEIGHT,
     FIRST_TILE,
     JOINT_SET_WORDS,
     KIND,
@@ -38,7 +40,7 @@ from .tables import (
     TILE_WORDS,
 )
 from .tile import SCALAR_PASS
-from .update_rule import EMA_WEIGHT, interpolate
+from .update_rule import interpolate
 
 NUM_WARPS = 8
 
@@ -200,8 +202,12 @@ def project_kernel(
     found_inf,
     SKIPPABLE: tl.constexpr,
     TILE: tl.constexpr,
+    CONSTANTS: tl.constexpr,
 ):
-    """Project one piece; arguments as in struct ProjectArgs, `found_inf` read where SKIPPABLE."""
+    """Project one piece; arguments as in struct ProjectArgs, `found_inf` read where SKIPPABLE.
+
+    CONSTANTS: see `constants_of`.
+    """
     piece = pieces + (first_piece + tl.program_id(0)) * TILE_WORDS
     index = tl.load(piece)
     offset = tl.load(piece + 1)
@@ -256,6 +262,7 @@ def launch_project(
         rows if found_inf is None else found_inf,
         SKIPPABLE=found_inf is not None,
         TILE=TILE_ELEMENTS,
+        CONSTANTS=constants_of(project_kernel),
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )

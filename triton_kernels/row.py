@@ -3,46 +3,30 @@
 import triton
 import triton.language as tl
 
-# words of struct Row in csrc/tables.h that rules do not get
-TURN: tl.constexpr = tl.constexpr(15)
-STEP: tl.constexpr = tl.constexpr(16)
-
-# enum TurnFlag in csrc/tables.h
-WAITS: tl.constexpr = tl.constexpr(1)
-HAS_SUM: tl.constexpr = tl.constexpr(2)
-
-# words of struct GroupScalars in csrc/tables.h, 8 bytes each
-GROUP_WORDS: tl.constexpr = tl.constexpr(8)
-LR: tl.constexpr = tl.constexpr(0)
-BETA1: tl.constexpr = tl.constexpr(1)
-GROUP_BETA2: tl.constexpr = tl.constexpr(2)
-GROUP_EPS: tl.constexpr = tl.constexpr(3)
-DECAY: tl.constexpr = tl.constexpr(4)
-LR_ADDRESS: tl.constexpr = tl.constexpr(5)
-LR_IS_DOUBLE: tl.constexpr = tl.constexpr(6)
-UPDATE_EVERY: tl.constexpr = tl.constexpr(7)
+from .access import load_words, replaced
+from .tables import (
+    BETA1,
+    DECAY,
+    EPS,
+    GROUP_BETA2,
+    GROUP_EPS,
+    HAS_SUM,
+    LR,
+    LR_ADDRESS,
+    LR_IS_DOUBLE,
+    ONE_MINUS_DAMPENING,
+    PARAM_DECAY,
+    STEP_SIZE,
+    TURN,
+    UPDATE_EVERY,
+    WAITS,
+)
 
 
 @triton.jit
 def load_row(row):
-    """The scalars of a complete row, by word; word 0, the rule, is left out."""
-    return (
-        0.0,
-        tl.load(row + 1),
-        tl.load(row + 2),
-        tl.load(row + 3),
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        tl.load(row + 7),
-        tl.load(row + 8),
-        tl.load(row + 9),
-        tl.load(row + 10),
-        tl.load(row + 11),
-        tl.load(row + 12),
-        tl.load(row + 13),
-        tl.load(row + 14),
-    )
+    """The scalars of a complete row, by word: all that comes before the turn. The rule at word 0 is no scalar."""
+    return load_words(row, TURN)
 
 
 @triton.jit
@@ -81,23 +65,13 @@ def complete_row(row, group, count, ready):
     step = count.to(tl.int64) + 1
     bias_correction2_sqrt = tl.sqrt(1.0 - _integer_power(tl.load(group + GROUP_BETA2), step))
     factor = bias_correction2_sqrt / (1.0 - _integer_power(tl.load(group + BETA1), step))
-    return (
-        0.0,
-        tl.load(row + 1),
-        tl.load(row + 2),
-        (1.0 - lr * tl.load(group + DECAY)).to(tl.float32),
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        (lr * factor).to(tl.float32),
-        (tl.load(group + GROUP_EPS) * bias_correction2_sqrt).to(tl.float32),
-        tl.load(row + 9),
-        tl.where(ready != 0, tl.load(row + 10), 1.0),
-        tl.load(row + 11),
-        tl.load(row + 12),
-        tl.load(row + 13),
-        tl.load(row + 14),
-    )
+    scalars = load_row(row)
+    scalars = replaced(scalars, PARAM_DECAY, (1.0 - lr * tl.load(group + DECAY)).to(tl.float32))
+    scalars = replaced(scalars, STEP_SIZE, (lr * factor).to(tl.float32))
+    eps = tl.load(group + GROUP_EPS) * bias_correction2_sqrt
+    scalars = replaced(scalars, EPS, eps.to(tl.float32))
+    one_minus_dampening = tl.where(ready != 0, scalars[ONE_MINUS_DAMPENING], 1.0)
+    return replaced(scalars, ONE_MINUS_DAMPENING, one_minus_dampening)
 
 
 @triton.jit

@@ -7,43 +7,43 @@ import torch
 import triton
 import triton.language as tl
 
-from .access import load
+from .access import load, mask_where
+from .cache_key import constants_of
 from .load_store import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
     widen,
 )
-from .row import GROUP_WORDS, turn_of
+from .row import turn_of
 from .step import LaunchOptions
 from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
+    BLOCKS_DONE,
     COUNTED,
+    FACTOR,
     GRAD,
     GRAD_DTYPE,
     GRAD_SUM,
+    GROUP_WORDS,
     LOW_PRECISION,
+    MEAN_WEIGHT,
+    NORM,
     NUMEL,
     RECORD_WORDS,
     ROW,
     ROW_WORDS,
     SCALED,
+    SUM_SQ,
     TILE_ELEMENTS,
     TILE_WORDS,
+    TOTAL_NORM,
     TURNS,
 )
-from .update_rule import MEAN_WEIGHT
 
 NUM_WARPS = 8
 # of the step's modes, those in which its gradients' statistics differ
 STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | LOW_PRECISION.value
-
-# words of struct GradientStatistics in csrc/tables.h: float64, float32 and int32 ones
-SUM_SQ: tl.constexpr = tl.constexpr(0)
-NORM: tl.constexpr = tl.constexpr(2)
-TOTAL_NORM: tl.constexpr = tl.constexpr(4)
-FACTOR: tl.constexpr = tl.constexpr(10)
-BLOCKS_DONE: tl.constexpr = tl.constexpr(12)
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _parts(
     at = offset + within
     inside = within < count
     if SUMS:
-        x = unscale * widen(grad, (at, inside & (grad != 0)), DTYPE, False)
+        x = unscale * widen(grad, (at, mask_where(inside, grad != 0)), DTYPE, False)
         x = mean_weight * (load(grad_sum, (at, inside), False, tl.float32) + x)
     else:
         x = unscale * widen(grad, (at, inside), DTYPE, FULL)
@@ -136,6 +136,7 @@ def statistics_kernel(
     JOINT: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
+    CONSTANTS: tl.constexpr,
 ):
     """Sum up one tile.
 
@@ -147,6 +148,7 @@ def statistics_kernel(
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
         grad_scale: float32 pointer: of the loss, in MODE SCALED.
         rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
+        CONSTANTS: see `constants_of`.
     """
     t = first_tile + tl.program_id(0)
     index = tl.load(tiles + t * TILE_WORDS)
@@ -246,6 +248,7 @@ def launch_statistics(
         JOINT=joint,
         MODE=options.mode & STATISTICS_MODES,
         TILE=TILE_ELEMENTS,
+        CONSTANTS=constants_of(statistics_kernel),
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )

@@ -6,12 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .cache_key import constants_of
 from .load_store import BFLOAT16, FLOAT16, FLOAT32
 from .low_precision import LOW_PRECISION_WARPS, update_low_precision_tile, wait_low_precision_tile
 from .project import report_tile
 from .row import (
-    GROUP_WORDS,
-    STEP,
     arrive,
     complete_row,
     load_row,
@@ -21,11 +20,14 @@ from .row import (
 from .tables import (
     CLIPPED,
     COUNTED,
+    EMA,
     FORMAT,
     GRAD,
     GRAD_DTYPE,
+    GROUP_WORDS,
     JOINT_SETS,
     LOW_PRECISION,
+    MEAN_WEIGHT,
     MIXED_RULES,
     NUMEL,
     RECORD_WORDS,
@@ -34,6 +36,7 @@ from .tables import (
     SCALED,
     SET,
     SKIPPABLE,
+    STEP,
     TILE_ELEMENTS,
     TILE_WORDS,
     TURNS,
@@ -45,7 +48,6 @@ from .tile import (
     update_with,
     wait_tile,
 )
-from .update_rule import EMA, MEAN_WEIGHT
 
 
 @triton.jit
@@ -106,6 +108,7 @@ def step_kernel(
     MODE: tl.constexpr,
     FORMATS: tl.constexpr,
     TILE: tl.constexpr,
+    CONSTANTS: tl.constexpr,
 ):
     """Update one tile. RULE is one rule for all, or MIXED_RULES: then each program follows its row.
 
@@ -120,6 +123,7 @@ def step_kernel(
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
         sets, set_sums, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
         FORMATS: those that records have, each with its gradient's dtype above its first byte, in MODE LOW_PRECISION.
+        CONSTANTS: see `constants_of`.
     """
     t = first_tile + tl.program_id(0)
     tile = tiles + t * TILE_WORDS
@@ -292,6 +296,7 @@ def launch_step(
         MODE=options.mode,
         FORMATS=options.formats,
         TILE=TILE_ELEMENTS,
+        CONSTANTS=constants_of(step_kernel),
         num_warps=LOW_PRECISION_WARPS if options.mode & LOW_PRECISION.value else NUM_WARPS,
         enable_fp_fusion=False,
     )

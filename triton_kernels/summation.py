@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from ..numerics import summation
 from .access import elements
 
-LANE_BITS: tl.constexpr = tl.constexpr(8)
-LANES: tl.constexpr = tl.constexpr(256)
+LANES: tl.constexpr = tl.constexpr(summation.LANES)
+LANE_BITS: tl.constexpr = tl.constexpr(summation.LANES.bit_length() - 1)
 
 
 @triton.jit

@@ -3,29 +3,30 @@
 import triton
 import triton.language as tl
 
-from .access import elements
+from .access import elements, load_words, mask_where
 from .tables import (
+    AMSGRAD,
+    EMA,
     EMA_ADDRESS,
     EXP_AVG,
     EXP_AVG_SQ,
     GRAD,
     GRAD_SUM,
+    HIGH,
+    LOW,
     MAX_EXP_AVG_SQ,
+    MEAN_WEIGHT,
+    MOMENTUM,
+    NUM_UPDATE_RULES,
     NUMEL,
     PARAM,
+    RECORD_FIELDS,
+    SGD,
     TURNS,
+    UPDATE_RULES,
     ZERO_GRADS,
 )
 from .update_rule import (
-    AMSGRAD,
-    EMA,
-    HIGH,
-    L2,
-    LOW,
-    MEAN_WEIGHT,
-    MOMENTUM,
-    NESTEROV,
-    SGD,
     adam_update,
     ema_update,
     mean_gradient,
@@ -47,30 +48,34 @@ def _update(
     row,
     factor,
     unscale,
-    addresses,
+    record,
+    grad_sum,
     index,
     mask,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Update the elements `index` of one parameter; `addresses`: PARAM to GRAD_SUM.
+    """Update elements of one parameter.
 
     Args:
         factor: what the gradient is multiplied by.
         unscale: what gradients are multiplied by before they are summed up, in MODE TURNS.
+        record: its words.
+        grad_sum: the address of the sum of earlier gradients, 0 where there is none; in MODE TURNS.
+        index: of the elements; mask: which of them exist.
     """
-    params = elements(addresses[0], index, FULL)
+    params = elements(record[PARAM], index, FULL)
     param = tl.load(params, mask=mask)
-    grads = elements(addresses[1], index, FULL)
+    grads = elements(record[GRAD], index, FULL)
     if TURNS & MODE:
         if FULL:
             grad = tl.load(grads)
         else:
             # absent where earlier gradients alone move the parameter
-            grad = tl.load(grads, mask=mask & (addresses[1] != 0), other=0.0)
-        if addresses[6] != 0:
-            grad_sums = elements(addresses[6], index, FULL)
+            grad = tl.load(grads, mask=mask_where(mask, record[GRAD] != 0), other=0.0)
+        if grad_sum != 0:
+            grad_sums = elements(grad_sum, index, FULL)
             grad = mean_gradient(row, tl.load(grad_sums, mask=mask), unscale * grad)
             tl.store(grad_sums, tl.zeros_like(grad), mask=mask)
     else:
@@ -79,26 +84,26 @@ def _update(
         if FULL:
             tl.store(grads, tl.zeros_like(grad))
         else:
-            tl.store(grads, tl.zeros_like(grad), mask=mask & (addresses[1] != 0))
+            tl.store(grads, tl.zeros_like(grad), mask=mask_where(mask, record[GRAD] != 0))
     grad = factor * grad
     if EMA & RULE:
-        emas = elements(addresses[5], index, FULL)
+        emas = elements(record[EMA_ADDRESS], index, FULL)
         ema = tl.load(emas, mask=mask)
     if SGD & RULE:
         if MOMENTUM & RULE:
-            buffers = elements(addresses[2], index, FULL)
+            buffers = elements(record[EXP_AVG], index, FULL)
             momentum_buffer = tl.load(buffers, mask=mask)
             param, momentum_buffer = sgd_update(row, param, grad, momentum_buffer, RULE)
             tl.store(buffers, momentum_buffer, mask=mask)
         else:
             param, _ = sgd_update(row, param, grad, param, RULE)
     else:
-        exp_avgs = elements(addresses[2], index, FULL)
-        exp_avg_sqs = elements(addresses[3], index, FULL)
+        exp_avgs = elements(record[EXP_AVG], index, FULL)
+        exp_avg_sqs = elements(record[EXP_AVG_SQ], index, FULL)
         exp_avg = tl.load(exp_avgs, mask=mask)
         exp_avg_sq = tl.load(exp_avg_sqs, mask=mask)
         if AMSGRAD & RULE:
-            maxima = elements(addresses[4], index, FULL)
+            maxima = elements(record[MAX_EXP_AVG_SQ], index, FULL)
             maximum = tl.load(maxima, mask=mask)
             param, exp_avg, exp_avg_sq, maximum = adam_update(
                 row, param, grad, exp_avg, exp_avg_sq, maximum, RULE
@@ -159,36 +164,33 @@ def update_tile(
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    param = tl.load(record + PARAM)
-    grad = tl.load(record + GRAD)
-    exp_avg = tl.load(record + EXP_AVG)
-    exp_avg_sq = tl.load(record + EXP_AVG_SQ)
-    max_exp_avg_sq = tl.load(record + MAX_EXP_AVG_SQ)
-    ema = tl.load(record + EMA_ADDRESS)
-    grad_sum = tl.load(record + GRAD_SUM)
-    count = tl.load(record + NUMEL) - offset
+    words = load_words(record, RECORD_FIELDS)
+    grad_sum = words[GRAD_SUM]
+    count = words[NUMEL] - offset
     # vectors need every buffer that the rule touches on a 16-byte boundary; those it does not use are 0
-    every = param | grad | exp_avg | exp_avg_sq | max_exp_avg_sq | ema | grad_sum
+    states = words[EXP_AVG] | words[EXP_AVG_SQ] | words[MAX_EXP_AVG_SQ] | words[EMA_ADDRESS]
+    every = words[PARAM] | words[GRAD] | states | grad_sum
     full = (count >= TILE) & ((every & 15) == 0)
     if TURNS & MODE:
-        full = full & (grad != 0)
+        full = full & (words[GRAD] != 0)
         grad_sum = tl.where(row[MEAN_WEIGHT] != 0, grad_sum, 0)
-    addresses = (param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, grad_sum)
     if full:
         # no mask here: one would have to be known to be uniform over 16 bytes to keep wide accesses
         if (EMA | AMSGRAD) & RULE:
             for start in tl.static_range(0, TILE, CROWDED_PASS):
                 index = offset + (start + tl.arange(0, CROWDED_PASS))
-                _update(row, factor, unscale, addresses, index, None, RULE, MODE, True)
+                _update(row, factor, unscale, words, grad_sum, index, None, RULE, MODE, True)
         else:
             for start in tl.static_range(0, TILE, VECTOR_PASS):
                 index = offset + (start + tl.arange(0, VECTOR_PASS))
-                _update(row, factor, unscale, addresses, index, None, RULE, MODE, True)
+                _update(row, factor, unscale, words, grad_sum, index, None, RULE, MODE, True)
     else:
         for start in range(0, tl.minimum(count, TILE), SCALAR_PASS):
             index = start + tl.arange(0, SCALAR_PASS)
             inside = index < count
-            _update(row, factor, unscale, addresses, offset + index, inside, RULE, MODE, False)
+            _update(
+                row, factor, unscale, words, grad_sum, offset + index, inside, RULE, MODE, False
+            )
 
 
 @triton.jit
@@ -203,28 +205,8 @@ def update_with(
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Every rule that exists, with the flags MORE: SF_FOR_EACH_RULE_WITH in csrc/tables.h."""
-    if rule == 0:
-        update_tile(record, row, factor, unscale, offset, MORE, MODE, TILE)
-    elif rule == AMSGRAD:
-        update_tile(record, row, factor, unscale, offset, AMSGRAD | MORE, MODE, TILE)
-    elif rule == L2:
-        update_tile(record, row, factor, unscale, offset, L2 | MORE, MODE, TILE)
-    elif rule == (AMSGRAD | L2):
-        update_tile(record, row, factor, unscale, offset, AMSGRAD | L2 | MORE, MODE, TILE)
-    elif rule == SGD:
-        update_tile(record, row, factor, unscale, offset, SGD | MORE, MODE, TILE)
-    elif rule == (SGD | L2):
-        update_tile(record, row, factor, unscale, offset, SGD | L2 | MORE, MODE, TILE)
-    elif rule == (SGD | MOMENTUM):
-        update_tile(record, row, factor, unscale, offset, SGD | MOMENTUM | MORE, MODE, TILE)
-    elif rule == (SGD | MOMENTUM | L2):
-        update_tile(record, row, factor, unscale, offset, SGD | MOMENTUM | L2 | MORE, MODE, TILE)
-    elif rule == (SGD | MOMENTUM | NESTEROV):
-        update_tile(
-            record, row, factor, unscale, offset, SGD | MOMENTUM | NESTEROV | MORE, MODE, TILE
-        )
-    elif rule == (SGD | MOMENTUM | NESTEROV | L2):
-        update_tile(
-            record, row, factor, unscale, offset, SGD | MOMENTUM | NESTEROV | L2 | MORE, MODE, TILE
-        )
+    """By the rule of a row, with the flags MORE."""
+    # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
+    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
+        if rule == UPDATE_RULES[k]:
+            update_tile(record, row, factor, unscale, offset, MORE | UPDATE_RULES[k], MODE, TILE)

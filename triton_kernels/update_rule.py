@@ -7,30 +7,24 @@ gives the bits of the other native backends.
 import triton
 import triton.language as tl
 
-# enum Rule in csrc/tables.h; a flag stands left of `&` because interpreted kernels get rules as plain ints, to whose
-# right a constexpr cannot stand
-SGD: tl.constexpr = tl.constexpr(1)
-AMSGRAD: tl.constexpr = tl.constexpr(2)
-L2: tl.constexpr = tl.constexpr(4)
-MOMENTUM: tl.constexpr = tl.constexpr(8)
-NESTEROV: tl.constexpr = tl.constexpr(16)
-EMA: tl.constexpr = tl.constexpr(32)
-
-# words of struct Row in csrc/tables.h, and places in the tuple of its scalars that rules get
-GRAD_SIGN: tl.constexpr = tl.constexpr(1)
-WEIGHT_DECAY: tl.constexpr = tl.constexpr(2)
-PARAM_DECAY: tl.constexpr = tl.constexpr(3)
-LERP_WEIGHT: tl.constexpr = tl.constexpr(4)
-BETA2: tl.constexpr = tl.constexpr(5)
-ONE_MINUS_BETA2: tl.constexpr = tl.constexpr(6)
-STEP_SIZE: tl.constexpr = tl.constexpr(7)
-EPS: tl.constexpr = tl.constexpr(8)
-MOMENTUM_COEFFICIENT: tl.constexpr = tl.constexpr(9)
-ONE_MINUS_DAMPENING: tl.constexpr = tl.constexpr(10)
-EMA_WEIGHT: tl.constexpr = tl.constexpr(11)
-MEAN_WEIGHT: tl.constexpr = tl.constexpr(12)
-LOW: tl.constexpr = tl.constexpr(13)
-HIGH: tl.constexpr = tl.constexpr(14)
+from .tables import (
+    AMSGRAD,
+    BETA2,
+    EMA_WEIGHT,
+    EPS,
+    GRAD_SIGN,
+    L2,
+    LERP_WEIGHT,
+    MEAN_WEIGHT,
+    MOMENTUM,
+    MOMENTUM_COEFFICIENT,
+    NESTEROV,
+    ONE_MINUS_BETA2,
+    ONE_MINUS_DAMPENING,
+    PARAM_DECAY,
+    STEP_SIZE,
+    WEIGHT_DECAY,
+)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backends import by_backend, chosen
+from backends import AS_CPU, by_backend, chosen
 from cases import (
     MIXED,
     Options,
@@ -110,7 +110,7 @@ def test_near_the_reference(
     assert ours.launches == expected
 
 
-@pytest.mark.parametrize("backend", ["avx2", "baseline", "cuda-on-host"])
+@pytest.mark.parametrize("backend", AS_CPU)
 @by_set
 def test_native_backends_agree_to_the_bit(backend: str, constraint: Any) -> None:
     instance, _ = chosen(backend)

@@ -13,7 +13,6 @@ from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
 from stackelberg_fused.native import tables
 from stackelberg_fused.native.tables import (
     BALL,
-    GRADIENT_STATISTICS,
     GROUP,
     JOINT_SET,
     RECORD,
@@ -80,52 +79,46 @@ def test_everything_is_little_endian_and_whole_vectors() -> None:
     assert all(RECORD[name].base == np.dtype("<i8") for name in RECORD.names)
 
 
-def test_triton_records_and_tiles() -> None:
-    words = _triton("tables")
-    assert words.RECORD_WORDS.value * 8 == RECORD.itemsize
-    assert words.TILE_WORDS.value == 2
-    assert words.TILE_ELEMENTS == TILE_ELEMENTS
-    names = {name: name.upper() for name in RECORD.names if name != "reserved"}
-    names["ema"] = "EMA_ADDRESS"
-    for field, constant in names.items():
-        assert getattr(words, constant).value == _word(RECORD, field, 8), field
+# constants of triton_kernels/tables.py that are not called as their field, whose name another constant has
+RENAMED = {
+    ("RECORD", "ema"): "EMA_ADDRESS",
+    ("ROW", "momentum"): "MOMENTUM_COEFFICIENT",
+    ("GROUP", "beta2"): "GROUP_BETA2",
+    ("GROUP", "eps"): "GROUP_EPS",
+}
 
 
-def test_triton_rows_and_groups() -> None:
-    words, rule, row = (_triton(name) for name in ("tables", "update_rule", "row"))
-    assert words.ROW_WORDS.value * 4 == ROW.itemsize
+@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"])
+def test_triton_knows_every_field(name: str) -> None:
+    constants, dtype = _triton("tables"), getattr(tables, name)
+    # the rule, word 0 of a row, is read through a pointer to the row itself
+    for field in set(dtype.names) - {"reserved", *(("rule",) if name == "ROW" else ())}:
+        constant = getattr(constants, RENAMED.get((name, field), field.upper()))
+        size = dtype.fields[field][0].base.itemsize
+        assert constant.value == _word(dtype, field, size), field
     assert ROW.fields["rule"][1] == 0
-    names = {name: name.upper() for name in ROW.names if name not in ("rule", "reserved")}
-    names["momentum"] = "MOMENTUM_COEFFICIENT"
-    for field, constant in names.items():
-        holder = row if field in ("turn", "step") else rule
-        assert getattr(holder, constant).value == _word(ROW, field, 4), field
-    assert row.GROUP_WORDS.value * 8 == GROUP.itemsize
-    names = {name: name.upper() for name in GROUP.names if name != "reserved"}
-    names |= {name: f"GROUP_{name.upper()}" for name in ("beta2", "eps")}
-    for field, constant in names.items():
-        assert getattr(row, constant).value == _word(GROUP, field, 8), field
 
 
-def test_triton_joint_sets() -> None:
-    words = _triton("tables")
-    assert words.JOINT_SET_WORDS.value * 8 == JOINT_SET.itemsize
-    for field in JOINT_SET.names:
-        assert getattr(words, field.upper()).value == _word(JOINT_SET, field, 8), field
-    assert words.BALL.value == BALL
-
-
-def test_triton_gradient_statistics() -> None:
-    statistics = _triton("statistics")
-    words = {"sum_sq": 8, "norm": 8, "total_norm": 8, "factor": 4, "blocks_done": 4}
-    for field, word in words.items():
-        assert getattr(statistics, field.upper()).value == _word(
-            GRADIENT_STATISTICS, field, word
-        ), field
+def test_triton_knows_how_large_tables_are() -> None:
+    constants = _triton("tables")
+    assert constants.RECORD_WORDS.value * 8 == RECORD.itemsize
+    assert constants.TILE_WORDS.value == 2
+    assert constants.TILE_ELEMENTS == TILE_ELEMENTS
+    assert constants.ROW_WORDS.value * 4 == ROW.itemsize
+    assert constants.GROUP_WORDS.value * 8 == GROUP.itemsize
+    assert constants.JOINT_SET_WORDS.value * 8 == JOINT_SET.itemsize
+    assert constants.BALL.value == BALL
+    # what a launch reads at once: of a record all in use, of a row what comes before the turn
+    in_use = RECORD.names[: constants.RECORD_FIELDS.value]
+    assert in_use == tuple(name for name in RECORD.names if name != "reserved")
+    assert ROW.names[constants.TURN.value :] == ("turn", "step", "reserved")
 
 
 def test_triton_rules() -> None:
-    words, rule = _triton("tables"), _triton("update_rule")
+    constants = _triton("tables")
     for flag in Rule:
-        assert getattr(rule, flag.name).value == flag.value
-    assert words.MIXED_RULES.value == MIXED_RULES
+        assert getattr(constants, flag.name).value == flag.value
+    every = constants.UPDATE_RULES.value
+    assert sorted([*every, *(rule | Rule.EMA for rule in every)]) == sorted(RULES)
+    assert len(every) == constants.NUM_UPDATE_RULES.value
+    assert constants.MIXED_RULES.value == MIXED_RULES

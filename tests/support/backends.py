@@ -10,6 +10,19 @@ from host_cuda.backend import HostCudaBackend
 from stackelberg_fused.backends.cpu import CpuBackend
 from stackelberg_fused.backends.triton import is_interpreting
 
+
+def rounds_fma_twice() -> bool:
+    """Tell whether kernels run in a Triton interpreter that rounds `tl.fma` twice, as those before 3.9 do.
+
+    Every other kernel gives the bits of `cpu`.
+    """
+    if not is_interpreting():
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+
 HOST = ["reference", "cpu", "avx2", "baseline", "cuda-on-host"]
 by_host_backend = pytest.mark.parametrize("backend", HOST)
 by_native_host_backend = pytest.mark.parametrize("backend", HOST[1:])
@@ -19,6 +32,19 @@ by_backend = pytest.mark.parametrize("backend", ["triton"] if is_interpreting() 
 by_native_backend = pytest.mark.parametrize(
     "backend", ["triton"] if is_interpreting() else [*HOST[1:], *GPU]
 )
+
+
+# beside `cpu`, whose bits they have to give
+AS_CPU = ["avx2", "baseline", "cuda-on-host"]
+if is_interpreting():
+    AS_CPU = [
+        pytest.param(
+            "triton",
+            marks=pytest.mark.skipif(
+                rounds_fma_twice(), reason="Triton's interpreter before 3.9 rounds fma twice"
+            ),
+        )
+    ]
 
 
 def chosen(backend: str) -> tuple[Any, str]:

@@ -102,6 +102,9 @@ class CompileOnly:
         self._kernel = kernel
         self.compiled: list[Any] = []
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def compile_(*args: Any, **kwargs: Any) -> None:
             self.compiled.append(self._kernel.run(*args, grid=grid, warmup=True, **kwargs))
@@ -150,7 +153,11 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         write(rule, compiled)
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
-        "fp_fusion": compiled.metadata.enable_fp_fusion,
+        "fp_fusion": [
+            kernel.metadata.enable_fp_fusion
+            for launched in (step.step_kernel, statistics.statistics_kernel, project.project_kernel)
+            for kernel in launched.compiled
+        ],
         "low_precision": {
             "threads": 32 * low_precision.LOW_PRECISION_WARPS,
             "codes": low_precision.CODES_PASS.value,

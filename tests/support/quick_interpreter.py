@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter faster for our kernels.
+"""Makes Triton's interpreter faster for our kernels, and as strict in every version as in the newest.
 
 A launch patches Triton's language for the time that it takes, and then anew at each call of a function of the kernel's,
 which costs more than the function does: once for each module is enough.
@@ -7,6 +7,25 @@ which costs more than the function does: once for each module is enough.
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
+
+
+def refuse_integer_masks() -> None:
+    """Raise where a load or store is masked by integers, as the interpreter does from Triton 3.9 on."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(InterpreterBuilder, name, _checked(getattr(InterpreterBuilder, name), place))
+
+
+def _checked(access: Any, place: int) -> Any:
+    def masked(builder: Any, *args: Any, **kwargs: Any) -> Any:
+        if args[place].data.dtype != np.bool_:
+            raise ValueError(f"a mask of {args[place].data.dtype}, not of bool")
+        return access(builder, *args, **kwargs)
+
+    return masked
 
 
 def patch_once_per_launch() -> None:

@@ -50,7 +50,7 @@ STEP = {
     ),
 }
 
-# Interpreted Triton on the CPU only: it rounds `tl.fma` twice, so a moment carries an error relative to the terms that
+# Interpreted Triton before 3.9 only: it rounds `tl.fma` twice, so a moment carries an error relative to the terms that
 # cancelled in it, and the parameter that times the rate. On a GPU Triton is compared bit by bit.
 INTERPRETED_PARAM = Tolerance(
     8,

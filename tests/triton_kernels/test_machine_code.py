@@ -172,7 +172,12 @@ def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> Non
 
 
 @pytest.mark.parametrize("arch", COMPILED)
-def test_one_kernel_per_rule_whatever_the_first_tile(compiled: Path, arch: int) -> None:
+def test_one_kernel_per_rule_whatever_the_first_tile_and_none_that_contracts(
+    compiled: Path, arch: int
+) -> None:
     facts = json.loads((compiled / f"{arch}.json").read_text())
     assert facts["kernels_per_rule"] == 1
-    assert facts["fp_fusion"] is False
+    assert len(facts["fp_fusion"]) > len(COMPILED[arch])
+    assert not any(
+        facts["fp_fusion"]
+    )  # set on every launch: what it is unset changes in Triton 3.10
