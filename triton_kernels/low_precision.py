@@ -48,6 +48,7 @@ from .tables import (
 )
 from .update_rule import (
     AMSGRAD,
+    CAUTIOUS,
     EMA,
     HIGH,
     L2,
@@ -139,6 +140,10 @@ def _apply_rule(rule, row, p, g, m, v, maximum):
         p, m, v, maximum = _apply(row, p, g, m, v, maximum, L2)
     elif rule == (AMSGRAD | L2):
         p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD | L2)
+    elif rule == CAUTIOUS:
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, CAUTIOUS)
+    elif rule == (AMSGRAD | CAUTIOUS):
+        p, m, v, maximum = _apply(row, p, g, m, v, maximum, AMSGRAD | CAUTIOUS)
     elif rule == SGD:
         p, m, v, maximum = _apply(row, p, g, m, v, maximum, SGD)
     elif rule == (SGD | L2):
@@ -220,7 +225,7 @@ def _update(
         maximum = read_moments(
             words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, 31, STATE, FULL
         )
-    alone = (SGD | AMSGRAD | L2 | MOMENTUM | NESTEROV) & rule
+    alone = (SGD | AMSGRAD | L2 | MOMENTUM | NESTEROV | CAUTIOUS) & rule
     param, exp_avg, exp_avg_sq, maximum = _apply_rule(
         alone, row, param, grad, exp_avg, exp_avg_sq, maximum
     )

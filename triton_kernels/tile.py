@@ -18,6 +18,7 @@ from .tables import (
 )
 from .update_rule import (
     AMSGRAD,
+    CAUTIOUS,
     EMA,
     HIGH,
     L2,
@@ -212,6 +213,10 @@ def update_with(
         update_tile(record, row, factor, unscale, offset, L2 | MORE, MODE, TILE)
     elif rule == (AMSGRAD | L2):
         update_tile(record, row, factor, unscale, offset, AMSGRAD | L2 | MORE, MODE, TILE)
+    elif rule == CAUTIOUS:
+        update_tile(record, row, factor, unscale, offset, CAUTIOUS | MORE, MODE, TILE)
+    elif rule == (AMSGRAD | CAUTIOUS):
+        update_tile(record, row, factor, unscale, offset, AMSGRAD | CAUTIOUS | MORE, MODE, TILE)
     elif rule == SGD:
         update_tile(record, row, factor, unscale, offset, SGD | MORE, MODE, TILE)
     elif rule == (SGD | L2):
