@@ -65,7 +65,8 @@ struct Tile {
   FLAG(kL2, L2, 4)             /* adds decay to the gradient */ \
   FLAG(kMomentum, MOMENTUM, 8) /* SGD only */                   \
   FLAG(kNesterov, NESTEROV, 16)                                 \
-  FLAG(kEma, EMA, 32) /* any rule */
+  FLAG(kEma, EMA, 32)           /* any rule */                  \
+  FLAG(kCautious, CAUTIOUS, 64) /* AdamW only: a weight does not decay where the update makes it larger */
 
 #define SF_DECLARE_FLAG(enumerator, name, bit) enumerator = bit,
 enum Rule : int32_t { SF_RULE_FLAGS(SF_DECLARE_FLAG) };
@@ -81,6 +82,8 @@ constexpr int32_t kMixedRules = -1;
   X(kAmsgrad | more)                     \
   X(kL2 | more)                          \
   X(kAmsgrad | kL2 | more)               \
+  X(kCautious | more)                    \
+  X(kAmsgrad | kCautious | more)         \
   X(kSgd | more)                         \
   X(kSgd | kL2 | more)                   \
   X(kSgd | kMomentum | more)             \

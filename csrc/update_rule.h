@@ -53,7 +53,8 @@ SF_HOST_DEVICE Number interpolate(float weight, Number from, Number to) {
 }
 
 // Adam and AdamW (Kingma & Ba 2015, the efficient form at the end of section 2; Loshchilov & Hutter 2019; AMSGrad:
-// Reddi et al. 2018). Bias corrections are folded into step_size and eps, which saves a division per element.
+// Reddi et al. 2018; cautious weight decay: Chen et al. 2025, arXiv 2510.12402). Bias corrections are folded into
+// step_size and eps, which saves a division per element.
 template <int RULE, typename Arithmetic, typename Number>
 SF_HOST_DEVICE void adam_update(const Row& row, Number& param, Number grad, Number& exp_avg, Number& exp_avg_sq,
                                 Number& max_exp_avg_sq) {
@@ -73,7 +74,13 @@ SF_HOST_DEVICE void adam_update(const Row& row, Number& param, Number grad, Numb
   }
   // update, with decoupled weight decay
   const Number update = row.step_size * Arithmetic::ratio(exp_avg, second_moment, row.eps);
-  param = Arithmetic::multiply_add(row.param_decay, param, -update);
+  if constexpr (RULE & kCautious) {
+    // cautious: a weight decays unless it and the update have opposite signs; their product might underflow
+    const auto grows = ((update > 0) & (param < 0)) | ((update < 0) & (param > 0));
+    param = Arithmetic::multiply_add(grows ? 1.0f : row.param_decay, param, -update);
+  } else {
+    param = Arithmetic::multiply_add(row.param_decay, param, -update);
+  }
 }
 
 // SGD with momentum (Sutskever et al. 2013 as torch.optim.SGD defines it).

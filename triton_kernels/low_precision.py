@@ -41,20 +41,19 @@ from .tables import (
     GRAD_SUM,
     HIGH,
     KEY,
-    L2,
     LOW,
     MASTER,
     MAX_EXP_AVG_SQ,
     MAX_EXP_AVG_SQ_SCALE,
     MEAN_WEIGHT,
     MOMENTUM,
-    NESTEROV,
     NUM_UPDATE_RULES,
     NUMEL,
     PARAM,
     RECORD_FIELDS,
     SGD,
     TURNS,
+    UPDATE_FLAGS,
     UPDATE_RULES,
     ZERO_GRADS,
 )
@@ -180,7 +179,7 @@ def _update(
         maximum = read_moments(
             words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, 31, STATE, FULL
         )
-    alone = (SGD | AMSGRAD | L2 | MOMENTUM | NESTEROV) & rule
+    alone = UPDATE_FLAGS & rule
     param, exp_avg, exp_avg_sq, maximum = _apply_rule(
         alone, row, param, grad, exp_avg, exp_avg_sq, maximum
     )

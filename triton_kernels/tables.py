@@ -43,9 +43,12 @@ L2: tl.constexpr = tl.constexpr(Rule.L2.value)
 MOMENTUM: tl.constexpr = tl.constexpr(Rule.MOMENTUM.value)
 NESTEROV: tl.constexpr = tl.constexpr(Rule.NESTEROV.value)
 EMA: tl.constexpr = tl.constexpr(Rule.EMA.value)
+CAUTIOUS: tl.constexpr = tl.constexpr(Rule.CAUTIOUS.value)
 MIXED_RULES: tl.constexpr = tl.constexpr(rules.MIXED_RULES)
 # every rule that exists, without the average that may be beside it
 UPDATE_RULES: tl.constexpr = tl.constexpr(tuple(r for r in rules.RULES if not r & Rule.EMA))
+# the flags that tell these apart
+UPDATE_FLAGS: tl.constexpr = tl.constexpr(sum(f.value for f in Rule if f is not Rule.EMA))
 NUM_UPDATE_RULES: tl.constexpr = tl.constexpr(len(UPDATE_RULES.value))
 
 # a record: int64

@@ -10,6 +10,7 @@ import triton.language as tl
 from .tables import (
     AMSGRAD,
     BETA2,
+    CAUTIOUS,
     EMA_WEIGHT,
     EPS,
     GRAD_SIGN,
@@ -55,8 +56,13 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
     # update, with decoupled weight decay
     denom = tl.sqrt_rn(second_moment) + row[EPS]
     update = row[STEP_SIZE] * tl.div_rn(exp_avg, denom)
+    param_decay = row[PARAM_DECAY]
+    if CAUTIOUS & RULE:
+        # cautious: a weight decays unless it and the update have opposite signs; their product might underflow
+        grows = ((update > 0) & (param < 0)) | ((update < 0) & (param > 0))
+        param_decay = tl.where(grows, 1.0, param_decay)
     # times -1.0: Triton's unary minus is 0 - x, which loses the sign of zero
-    param = tl.fma(row[PARAM_DECAY], param, -1.0 * update)
+    param = tl.fma(param_decay, param, -1.0 * update)
     return param, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 

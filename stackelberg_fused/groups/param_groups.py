@@ -20,7 +20,7 @@ ROLES = ("body", "head")
 
 # What torch's namesake would assume where neither the group nor the constructor says anything.
 RULE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "cautious": False},
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
 }
 RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
@@ -65,6 +65,8 @@ def complete_group(
         known = ", ".join(map(repr, HYPERPARAMETERS))
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
     completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
+    if rule != "adamw" and "cautious" not in group and "cautious" in completed:
+        completed["cautious"] = False  # the constructor says it of its AdamW groups
     for name in BY_ROLE:
         if name not in group and isinstance(completed[name], dict):
             completed[name] = completed[name].get(role, BY_ROLE[name])
@@ -127,6 +129,7 @@ def check_hyperparameters(group: dict[str, Any], index: int) -> None:
     _check_average_and_turns(label, group)
     _check_constraint(label, group)
     check_scheme_names(label, group)
+    _check_cautious(label, group)
     if group["rule"] == "sgd":
         momentum = at_least_zero(label, "momentum", group["momentum"])
         dampening = _number(label, "dampening", group["dampening"])
@@ -151,6 +154,16 @@ def check_hyperparameters(group: dict[str, Any], index: int) -> None:
     for position, beta in enumerate(betas):
         if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
             raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+
+
+def _check_cautious(label: str, group: dict[str, Any]) -> None:
+    cautious = group.get("cautious", False)
+    if not isinstance(cautious, bool):
+        raise TypeError(f"{label}: cautious must be a bool, got {cautious!r}")
+    if cautious and group["rule"] != "adamw":
+        raise ValueError(
+            f"{label}: cautious goes with rule 'adamw' only, not with {group['rule']!r}"
+        )
 
 
 def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ class Rule(IntFlag):
     MOMENTUM = 8
     NESTEROV = 16
     EMA = 32
+    CAUTIOUS = 64
 
 
 MIXED_RULES = -1
@@ -31,7 +32,7 @@ RULES: tuple[int, ...] = tuple(
     int(rule | l2 | ema)
     for ema in (Rule(0), Rule.EMA)
     for rule in (_ADAM, Rule.AMSGRAD, Rule.SGD, _SGD_MOMENTUM, _SGD_MOMENTUM | Rule.NESTEROV)
-    for l2 in (Rule(0), Rule.L2)
+    for l2 in (Rule(0), Rule.L2, *(() if rule & Rule.SGD else (Rule.CAUTIOUS,)))
 )
 
 _COMMON = (
@@ -47,7 +48,7 @@ _COMMON = (
     "float32_state",
     "seed",
 )
-_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad")
+_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad", "cautious")
 _SGD_NAMES = (*_COMMON, "momentum", "dampening", "nesterov")
 HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "adam": _ADAM_NAMES,
@@ -83,8 +84,11 @@ def rule_of(group: dict[str, Any]) -> Rule:
                 rule |= Rule.NESTEROV
     else:
         rule = Rule.AMSGRAD if group["amsgrad"] else _ADAM
-    if group["rule"] != "adamw" and group["weight_decay"] != 0:
-        rule |= Rule.L2
+    if group["weight_decay"] != 0:
+        if group["rule"] != "adamw":
+            rule |= Rule.L2
+        elif group["cautious"]:
+            rule |= Rule.CAUTIOUS
     if group["ema_decay"] is not None:
         rule |= Rule.EMA
     return rule

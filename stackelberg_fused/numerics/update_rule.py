@@ -18,28 +18,31 @@ from .projection import project_box
 def adam_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], step: float | Tensor
 ) -> None:
-    """Apply Adam or AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019; AMSGrad: Reddi et al. 2018), in place.
+    """Apply Adam or AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), in place.
+
+    AMSGrad: Reddi et al. 2018. Cautious weight decay: Chen et al. 2025, arXiv 2510.12402.
 
     Args:
         param: any shape, any floating dtype.
         grad: same shape and dtype.
         state: `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, shaped as `param`.
-        group: lr, betas, eps, weight_decay, amsgrad, maximize, rule ("adam" or "adamw"), differentiable.
+        group: lr, betas, eps, weight_decay, amsgrad, maximize, rule ("adam" or "adamw"), cautious,
+            differentiable.
         step: the number of this step, from 1; a tensor if differentiable.
     """
     lr, weight_decay, eps = _scalar(group["lr"]), group["weight_decay"], group["eps"]
     beta1, beta2 = map(_scalar, group["betas"])
     differentiable = group.get("differentiable", False)
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    is_cautious = group["rule"] == "adamw" and weight_decay != 0 and group["cautious"]
     # maximize: ascend by negating the gradient
     grad = -grad if group["maximize"] else grad
-    if weight_decay != 0:
-        if group["rule"] == "adamw":
-            # decoupled weight decay
-            param.mul_(1 - lr * weight_decay)
-        else:
-            # l2 weight decay
-            grad = grad.add(param, alpha=weight_decay)
+    if weight_decay != 0 and group["rule"] != "adamw":
+        # l2 weight decay
+        grad = grad.add(param, alpha=weight_decay)
+    elif weight_decay != 0 and not is_cautious:
+        # decoupled weight decay
+        param.mul_(1 - lr * weight_decay)
     # first moment
     exp_avg.lerp_(grad, 1 - beta1)
     # second moment
@@ -54,7 +57,14 @@ def adam_update(
     bias_correction1 = 1 - beta1**step
     bias_correction2 = 1 - beta2**step
     step_size = lr / bias_correction1
-    if differentiable:
+    if is_cautious:
+        # cautious: a weight decays unless it and the update have opposite signs; their product might underflow
+        denom = (second_moment.sqrt() / bias_correction2**0.5).add_(eps)
+        update = step_size * ((exp_avg.clone() if differentiable else exp_avg) / denom)
+        grows = ((update > 0) & (param < 0)) | ((update < 0) & (param > 0))
+        decay = torch.where(grows, torch.ones_like(param), 1 - lr * weight_decay)
+        param.mul_(decay).sub_(update)
+    elif differentiable:
         # torch's form for this case: the scalars are tensors, and tensors that autograd saved must not change in place
         negative_step_size = step_size.neg()
         denom = second_moment.sqrt() / (bias_correction2.sqrt() * negative_step_size)

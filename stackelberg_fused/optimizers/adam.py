@@ -88,7 +88,13 @@ class StackelbergAdam(StackelbergOptimizer):
 class StackelbergAdamW(StackelbergAdam):
     """AdamW (Loshchilov & Hutter 2019) at any number of learning rates, one launch: a drop-in for `torch.optim.AdamW`.
 
-    Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise.
+    Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise. Beside them:
+
+    Args:
+        cautious: decay an element only where the update does not make it larger, that is where the number that is
+            subtracted from it and the element itself do not have opposite signs (cautious weight decay, Chen et al.
+            2025, arXiv 2510.12402). An element that is zero, or whose update is zero, decays. For groups with rule
+            "adamw"; also per group, in which case any of the three optimizers takes it.
     """
 
     @takes(AdamWOptions)

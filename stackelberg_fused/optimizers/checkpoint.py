@@ -28,7 +28,7 @@ _EXECUTION = (
     "state_dtype",
     "float32_state",
 )
-_OURS = (*BY_ROLE, "update_every_grads", "seed")
+_OURS = (*BY_ROLE, "update_every_grads", "seed", "cautious")
 
 
 @dataclass(frozen=True)

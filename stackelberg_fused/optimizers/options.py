@@ -73,6 +73,8 @@ class AdamGroupOptions(AdamFamilyGroupOptions, total=False):
 class AdamWGroupOptions(AdamFamilyGroupOptions, total=False):
     """What StackelbergAdamW alone takes."""
 
+    cautious: Annotated[bool, False]
+
 
 class AdamOptions(AdamGroupOptions, OptimizerOptions, total=False):
     """Of StackelbergAdam."""

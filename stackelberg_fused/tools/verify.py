@@ -38,6 +38,7 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "Adam maximize": (StackelbergAdam, {"maximize": True, "betas": (0.0, 0.9)}),
     "AdamW": (StackelbergAdamW, {}),
     "AdamW amsgrad": (StackelbergAdamW, {"amsgrad": True, "weight_decay": 0.1}),
+    "AdamW cautious": (StackelbergAdamW, {"cautious": True, "weight_decay": 0.1}),
     "SGD": (StackelbergSGD, {"lr": 0.1}),
     "SGD momentum L2": (
         StackelbergSGD,

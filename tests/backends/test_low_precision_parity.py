@@ -134,6 +134,7 @@ STEPS = [
     Options("adamw", {"weight_decay": 0.1}),
     Options("adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
     Options("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    Options("adamw", {"cautious": True, "weight_decay": 0.1}),
 ]
 
 

@@ -26,6 +26,7 @@ RULES = {
     "adam": (sf.StackelbergAdam, {"weight_decay": 0.1}),
     "amsgrad": (sf.StackelbergAdamW, {"amsgrad": True}),
     "averaged": (sf.StackelbergAdamW, {"ema_decay": 0.9}),
+    "cautious": (sf.StackelbergAdamW, {"cautious": True, "weight_decay": 0.1}),
     "momentum": (sf.StackelbergSGD, {"momentum": 0.9}),
     "boxed": (sf.StackelbergAdamW, {"constraint": sf.Box(-0.3, 0.7)}),
 }

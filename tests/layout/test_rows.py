@@ -177,6 +177,8 @@ def test_rows_of_groups_that_wait_for_their_turn() -> None:
         ("adamw", {"weight_decay": 0.1}, 0),
         ("adam", {"weight_decay": 0.1}, Rule.L2),
         ("adam", {"weight_decay": 0.0, "amsgrad": True}, Rule.AMSGRAD),
+        ("adamw", {"weight_decay": 0.1, "cautious": True}, Rule.CAUTIOUS),
+        ("adamw", {"weight_decay": 0.0, "cautious": True}, 0),
         ("sgd", {"weight_decay": 0.0, "nesterov": False}, Rule.SGD),
         ("sgd", {"weight_decay": 0.1, "momentum": 0.5}, Rule.SGD | Rule.L2 | Rule.MOMENTUM),
     ],

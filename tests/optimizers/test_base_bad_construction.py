@@ -86,6 +86,16 @@ ADAM: dict[str, tuple[dict[str, Any], str]] = {
     "beta of two": ({"betas": (torch.ones(2) / 2, torch.ones(2) / 2)}, "betas\\[0\\] must have one element"),
     "one beta": ({"betas": 0.9}, "betas must be a pair"),
 }
+CAUTIOUS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "number": ("adamw", {"cautious": 1}, "cautious must be a bool, got 1"),
+    "text": ("adamw", {"cautious": "yes"}, "cautious must be a bool, got 'yes'"),
+    "tensor": ("adamw", {"cautious": torch.tensor(True)}, "cautious must be a bool"),
+    "none in sgd": ("sgd", {"cautious": None}, "cautious must be a bool, got None"),
+    "adam": ("adam", {"cautious": True}, "cautious goes with rule 'adamw' only, not with 'adam'"),
+    "sgd": ("sgd", {"cautious": True}, "cautious goes with rule 'adamw' only, not with 'sgd'"),
+    "rule adam": ("adamw", {"cautious": True, "rule": "adam"}, "cautious .* not with 'adam'"),
+    "rule sgd": ("adamw", {"cautious": True, "rule": "sgd"}, "cautious .* not with 'sgd'"),
+}
 SGD: dict[str, tuple[dict[str, Any], str]] = {
     "momentum": ({"momentum": -0.9}, "invalid momentum"),
     "momentum nan": ({"momentum": math.nan}, "invalid momentum"),
@@ -142,6 +152,25 @@ def test_settings(rule: str, name: str, in_group: bool) -> None:
     with pytest.raises((ValueError, TypeError), match=f"{label}: {match}"):
         OURS[rule](groups, **arguments)
     untouched.check()
+
+
+@pytest.mark.parametrize("name", CAUTIOUS)
+def test_cautious_groups(name: str) -> None:
+    rule, settings, match = CAUTIOUS[name]
+    model = _model()
+    untouched = Untouched(model)
+    with pytest.raises((ValueError, TypeError), match=f"{HEAD}: {match}"):
+        OURS[rule](_two(model, **settings))
+    if "rule" not in settings and rule == "adamw":
+        with pytest.raises(TypeError, match=f"param group 0 \\(body\\): {match}"):
+            OURS[rule](_two(model), **settings)
+    untouched.check()
+    optimizer = OURS[rule]([{"params": [model["a"]]}])
+    before, given = Snapshot(optimizer), {"params": [model["b"]], "role": "head", **settings}
+    with pytest.raises((ValueError, TypeError), match=f"{HEAD}: {match}"):
+        optimizer.add_param_group(dict(given))
+    before.assert_unchanged()
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize("name", RATIOS)

@@ -131,6 +131,8 @@ EDITS: dict[str, tuple[Callable[[Any], Undo], type[Exception], str]] = {
     "dampening nan": (_setting(1, dampening=math.nan), ValueError, f"{SGD}: invalid dampening"),
     "nesterov with dampening": (_setting(1, nesterov=True), ValueError, f"{SGD}: nesterov requires"),
     "nesterov without momentum": (_setting(1, nesterov=True, dampening=0, momentum=0), ValueError, f"{SGD}: nesterov"),
+    "cautious sgd": (_setting(1, cautious=True), ValueError, f"{SGD}: cautious goes with rule 'adamw' only"),
+    "cautious a number": (_setting(0, cautious=1), TypeError, f"{BODY}: cautious must be a bool, got 1"),
     "unknown role": (_setting(1, role="tail"), ValueError, "param group 1 .*unknown role"),
     "unknown rule": (_setting(1, rule="lion"), ValueError, f"{SGD}: unknown rule 'lion'"),
     "missing setting": (_without(1, "momentum"), ValueError, f"{SGD}.*momentum"),

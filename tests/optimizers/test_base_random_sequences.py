@@ -35,6 +35,7 @@ ADAM = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "amsgrad": st.booleans(),
         "maximize": st.booleans(),
+        "cautious": st.booleans(),  # of AdamW, where torch is not the twin
     }
 )
 SGD = st.fixed_dictionaries(
@@ -52,7 +53,15 @@ GROUP = st.tuples(
     st.lists(st.tuples(SIZES, st.booleans()), min_size=1, max_size=3),  # size, frozen at first
 )
 EDIT = st.sampled_from(
-    [{"lr": 0.2}, {"lr": 0.0}, {"weight_decay": 0.0}, {"weight_decay": 0.2}, {"maximize": True}]
+    [
+        {"lr": 0.2},
+        {"lr": 0.0},
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.2},
+        {"maximize": True},
+        {"cautious": True},
+        {"cautious": False},
+    ]
 )
 NUMBER = st.integers(0, 20)
 ACTION = st.one_of(
@@ -77,6 +86,8 @@ class Life:
 
     def groups(self, group: tuple) -> dict[str, Any]:
         settings, role, sizes = group
+        if not self.may_be_cautious(settings):
+            settings = {k: v for k, v in settings.items() if k != "cautious"}
         params = []
         for size, frozen in sizes:
             self.clock += 1
@@ -91,6 +102,9 @@ class Life:
             )
             self.twins.append(cls([nn.Parameter(value.clone())], **own, **more))
         return {"params": params, "role": role, **settings}
+
+    def may_be_cautious(self, group: dict[str, Any]) -> bool:
+        return group["rule"] == "adamw" and self.backend != "reference"
 
     def rows(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, p) for group in self.optimizer.param_groups for p in group["params"]]
@@ -118,6 +132,8 @@ class Life:
             self.step(first, second)
         elif what == "edit":
             group = rows[number][0]
+            if "cautious" in second and not self.may_be_cautious(group):
+                return
             group.update(second)
             for (other, _), own in zip(rows, self.twins, strict=True):
                 if other is group:

@@ -57,7 +57,7 @@ EVERY_CLASS = {
 }
 KEYWORDS = {
     sf.StackelbergAdam: {**EVERY_CLASS, "capturable": False, "decoupled_weight_decay": False},
-    sf.StackelbergAdamW: {**EVERY_CLASS, "capturable": False},
+    sf.StackelbergAdamW: {**EVERY_CLASS, "capturable": False, "cautious": False},
     sf.StackelbergSGD: EVERY_CLASS,
 }
 by_class = pytest.mark.parametrize("cls", POSITIONAL)
@@ -103,6 +103,8 @@ def test_every_keyword_is_documented(cls: type) -> None:
         (sf.StackelbergAdam, "state_dtyp"),
         (sf.StackelbergAdamW, "decoupled_weight_decay"),
         (sf.StackelbergSGD, "capturable"),
+        (sf.StackelbergAdam, "cautious"),
+        (sf.StackelbergSGD, "cautious"),
     ],
 )
 def test_other_keywords_are_refused_by_name(cls: type, name: str) -> None:

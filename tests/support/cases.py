@@ -84,6 +84,10 @@ def kernel_options() -> list[Options]:
         Options("sgd", {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
         Options("sgd", {"momentum": 0.9, "nesterov": True}),
         Options("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        Options("adamw", {"cautious": True, "weight_decay": 0.1}),
+        Options(
+            "adamw", {"cautious": True, "amsgrad": True, "weight_decay": 0.1, "maximize": True}
+        ),
     ]
 
 

@@ -25,6 +25,7 @@ FILES = (
     "engine/test_flat_gradients.py",
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",
+    "backends/test_cautious.py",
 )
 
 
