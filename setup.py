@@ -232,12 +232,13 @@ class VisibleEditable(editable_wheel):
 
     Since folders are mapped into the package, setuptools installs an import hook, which mypy and pyright do not run:
     they read search paths. The checkout cannot be one, or its other folders could be imported by their bare names; so
-    one is added with nothing in it but a link to the package. The hook answers first: files keep their real paths.
+    one is added with nothing in it but a link to the package. Python itself is kept from looking there, so that the
+    hook answers and files have their real paths.
     """
 
-    HOOK_FIRST = (
-        "import sys; sys.meta_path.sort("
-        "key=lambda finder: 'stackelberg_fused' not in getattr(finder, '__module__', ''))"
+    UNSEEN = (
+        "import sys; sys.path_importer_cache[{!r}] = type('Unseen', (), {{"
+        "'find_spec': lambda self, name, target=None: None, 'invalidate_caches': lambda self: None}})()"
     )
 
     def run(self) -> None:
@@ -251,7 +252,7 @@ class VisibleEditable(editable_wheel):
             print(f"type checkers will not find the package: {error}", file=sys.stderr)
             return
         for wheel in Path(self.dist_dir).glob("*.whl"):
-            append_to_pth(wheel, f"\n{self.HOOK_FIRST}\n{link.parent}\n")
+            append_to_pth(wheel, f"\n{self.UNSEEN.format(str(link.parent))}\n{link.parent}\n")
 
 
 def append_to_pth(wheel: Path, lines: str) -> None:

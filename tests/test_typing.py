@@ -191,20 +191,23 @@ def test_the_search_path_holds_the_package_alone(environment: Path, installed: P
     (folder,) = map(Path, paths)
     assert [path.name for path in folder.iterdir()] == ["stackelberg_fused"]
     real = (folder / "stackelberg_fused").resolve()
-    # at run time the files are those of the checkout itself
+    # at run time the files are those of the checkout itself, or of another one that is asked for
     code = """
+import importlib; importlib.invalidate_caches()
 import stackelberg_fused as sf, stackelberg_fused.triton_kernels as mapped
 print(sf.__file__)
 print(mapped.__file__)
 """
     python = [str(installed / "bin" / "python"), "-c", code]
-    done = subprocess.run(
-        python, cwd=site, capture_output=True, text=True, check=True, timeout=patience(10)
-    )
+    how = {"cwd": site, "capture_output": True, "text": True, "timeout": patience(10)}
+    done = subprocess.run(python, check=True, **how)
     assert done.stdout.split() == [
         str(real / "__init__.py"),
         str(real.parent / "triton_kernels" / "__init__.py"),
     ]
+    elsewhere = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(python, check=True, env=elsewhere, **how)
+    assert done.stdout.split()[0] == str(ROOT / "stackelberg_fused" / "__init__.py")
 
 
 def test_console_script(installed: Path, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ STATE_DTYPES: dict[Any, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
     "8bit": EIGHT_BITS,
 }
-StateDtype = torch.dtype | str | None  # as users give it
 FLOAT32_STATE = ("vectors", "none")
 
 # beside a weight, by its master: the tensor's name in the state
