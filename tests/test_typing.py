@@ -45,9 +45,8 @@ from stackelberg_fused.optimizers.options import ParamGroup
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.lm_head = nn.Linear(2, 3), nn.Linear(3, 1)
-        self.head = self.lm_head
-        self.adapter, self.gate = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.adapter, self.gate, self.lm_head = nn.Linear(2, 3), nn.Linear(3, 1), self.head
 
 def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().mean()
@@ -181,7 +180,7 @@ def test_snippets_of_the_documents_have_no_errors(check: Callable[[str], dict[in
         next(where for end, where in place.items() if line <= end): text
         for line, text in check(code).items()
     }
-    assert found == {}
+    assert found == {}, "\n".join(f"{k}: {v}" for k, v in found.items())
 
 
 def test_the_search_path_holds_the_package_alone(environment: Path, installed: Path) -> None:
