@@ -58,15 +58,20 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
       write_floats<V>(kFloat32, record.grad_sum, i, zero);
     }
     if (block.options.zero_grads) clear<V>(record, i);
-    switch (rule) {
+    // without the average, which is beside the rule: half as many cases
+    switch (rule & ~kEma) {
 #define SF_CASE(rule)                                                              \
   case (rule): {                                                                   \
     _Pragma("unroll") for (int j = 0; j < V; ++j)                                  \
         update_element<(rule)>(block.row, p[j], g[j], m[j], v[j], v_max[j], e[j]); \
     break;                                                                         \
   }
-      SF_FOR_EACH_RULE(SF_CASE)
+      SF_FOR_EACH_RULE_WITH(SF_CASE, 0)
 #undef SF_CASE
+    }
+    if (has_ema) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) ema_update(block.row, p[j], e[j]);
     }
     if (uses_random_bits(format)) {
 #pragma unroll

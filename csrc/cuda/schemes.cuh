@@ -20,8 +20,8 @@
 
 namespace sf {
 
-// The schemes with a path of their own, for Adam and AdamW without AMSGrad and averages: dtype of parameter and
-// gradient, state, master. All others take the general path of low_precision.cu.
+// The schemes with a path of their own, for Adam and AdamW without AMSGrad, averages and cautious decay: dtype of
+// parameter and gradient, state, master. All others take the general path of low_precision.cu.
 #define SF_FOR_EACH_SCHEME(X)         \
   X(kFloat32, kState16, kNoMaster)    \
   X(kBfloat16, kState32, kStochastic) \

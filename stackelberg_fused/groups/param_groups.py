@@ -21,7 +21,7 @@ ROLES = ("body", "head")
 # What torch's namesake would assume where neither the group nor the constructor says anything.
 RULE_DEFAULTS: dict[str, dict[str, Any]] = {
     "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "cautious": False},
-    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "cautious": False},
 }
 RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
 # settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing

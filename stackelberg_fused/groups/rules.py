@@ -38,6 +38,7 @@ RULES: tuple[int, ...] = tuple(
 _COMMON = (
     "lr",
     "weight_decay",
+    "cautious",  # decoupled decay: true for AdamW alone
     "maximize",
     "ema_decay",
     "update_every",
@@ -48,7 +49,7 @@ _COMMON = (
     "float32_state",
     "seed",
 )
-_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad", "cautious")
+_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad")
 _SGD_NAMES = (*_COMMON, "momentum", "dampening", "nesterov")
 HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "adam": _ADAM_NAMES,

@@ -17,6 +17,7 @@ import torch
 from building import COMPILER, clean_environment
 from cases import normal
 from paths import SUPPORT
+from patience import patience
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -105,7 +106,7 @@ def build_fake(folder: Path, *flags: str) -> str:
         path,
         "-ldl",
     ]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=patience(15))
     return path
 
 
