@@ -1,12 +1,26 @@
-"""Reads of the tables, and of the buffers whose addresses are in them."""
+"""Reads of the tables, and reads and writes of the buffers whose addresses are in them."""
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 
+class Elements(NamedTuple):
+    """Some elements of a buffer.
+
+    Attributes:
+        index: block, their places, int64.
+        mask: block, which of them exist; not read where all do.
+    """
+
+    index: tl.tensor
+    mask: tl.tensor
+
+
 @triton.jit
 def load_words(table, COUNT: tl.constexpr):
-    """The first words of a table's entry as a tuple; those that nobody uses are not loaded in the end."""
+    """The first words of a table's entry as a tuple; compiled kernels load those that they use."""
     words = (tl.load(table),)
     for k in tl.static_range(1, COUNT):
         words = words + (tl.load(table + k),)
@@ -29,8 +43,8 @@ def mask_where(mask, condition):
 
 
 @triton.jit
-def elements(address, index, FULL: tl.constexpr, TYPE: tl.constexpr = tl.float32):
-    """Pointers to a buffer's elements; on the vector path the buffer is known to be aligned to 128 bits."""
+def pointers(address, index, FULL: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """Pointers to a buffer's elements. FULL: the buffer, and what is read of it, begin on a 128-bit boundary."""
     pointer = address.to(tl.pointer_type(TYPE))
     if FULL:
         # without the hint on the pointer after its cast Triton falls back to 32-bit accesses, and says nothing
@@ -39,18 +53,19 @@ def elements(address, index, FULL: tl.constexpr, TYPE: tl.constexpr = tl.float32
 
 
 @triton.jit
-def load(address, at, FULL: tl.constexpr, TYPE: tl.constexpr):
-    """A buffer's elements; `at`: their places, and whether there is one, else it is 0. FULL: all are there."""
+def load(address, elements, FULL: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """A buffer's elements, 0 where there is none. FULL: as in `pointers`, and all exist."""
     if FULL:
-        return tl.load(elements(address, at[0], FULL, TYPE))
+        # no mask: one would have to be known to be uniform over 128 bits to keep wide accesses
+        return tl.load(pointers(address, elements.index, FULL, TYPE))
     else:
-        return tl.load(elements(address, at[0], FULL, TYPE), mask=at[1], other=0)
+        return tl.load(pointers(address, elements.index, FULL, TYPE), mask=elements.mask, other=0)
 
 
 @triton.jit
-def store(address, at, x, FULL: tl.constexpr, TYPE: tl.constexpr):
+def store(address, elements, x, FULL: tl.constexpr, TYPE: tl.constexpr = tl.float32):
     """Write a buffer's elements; arguments as `load`."""
     if FULL:
-        tl.store(elements(address, at[0], FULL, TYPE), x)
+        tl.store(pointers(address, elements.index, FULL, TYPE), x)
     else:
-        tl.store(elements(address, at[0], FULL, TYPE), x, mask=at[1])
+        tl.store(pointers(address, elements.index, FULL, TYPE), x, mask=elements.mask)

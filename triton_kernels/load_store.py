@@ -1,15 +1,16 @@
 """From what is stored to float32, and back: csrc/cuda/load_store.cuh in Triton.
 
-FORMAT is a record's `format`. `at` says where, for blocks of elements [blocks, BLOCK]: their places, whether there is
-an element, the places of their scales [blocks], and whether there is one; FULL: all are there.
+FORMAT is a record's `format`; FULL: as in access.py.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ..groups.schemes import DTYPE_WORD, EIGHT_BITS, MASTER_WORD, STATE_WORD
-from .access import load, store
+from .access import Elements, load, store
 from .codec import (
     compensated,
     compensation,
@@ -39,15 +40,29 @@ SPLIT8: tl.constexpr = tl.constexpr(MASTER_WORD["split8"])
 MASTER32: tl.constexpr = tl.constexpr(MASTER_WORD["fp32"])
 
 
+class Blocks(NamedTuple):
+    """Blocks of a tile, each of BLOCK elements that share a scale.
+
+    Attributes:
+        elements: [blocks, BLOCK], of the parameter's buffers.
+        scales: [blocks], of the buffers of its scales.
+        within: int32 [blocks, BLOCK], places of the elements within the tile.
+    """
+
+    elements: Elements
+    scales: Elements
+    within: tl.tensor
+
+
 @triton.jit
-def widen(address, at, DTYPE: tl.constexpr, FULL: tl.constexpr):
+def widen(address, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
     """float32 of elements of a dtype."""
     if DTYPE == FLOAT32:
-        return load(address, at, FULL, tl.float32)
+        return load(address, elements, FULL, tl.float32)
     elif DTYPE == BFLOAT16:
-        return from_bfloat16(load(address, at, FULL, tl.uint16))
+        return from_bfloat16(load(address, elements, FULL, tl.uint16))
     else:
-        return from_float16(load(address, at, FULL, tl.uint16))
+        return from_float16(load(address, elements, FULL, tl.uint16))
 
 
 @triton.jit
@@ -62,94 +77,108 @@ def rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def narrow(address, at, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
+def narrow(address, elements, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
     """Store float32 as elements of a dtype, to nearest."""
     if DTYPE == FLOAT32:
-        store(address, at, x, FULL, tl.float32)
+        store(address, elements, x, FULL, tl.float32)
     else:
-        store(address, at, rounded(x, DTYPE), FULL, tl.uint16)
+        store(address, elements, rounded(x, DTYPE), FULL, tl.uint16)
 
 
 @triton.jit
-def read_weights(param, beside, at, FORMAT: tl.constexpr, FULL: tl.constexpr):
+def read_weights(param, beside, elements, FORMAT: tl.constexpr, FULL: tl.constexpr):
     """The weights that parameters, and what is stored `beside` them, stand for."""
     DTYPE: tl.constexpr = FORMAT & 3
     MASTER: tl.constexpr = (FORMAT >> 4) & 7
     if MASTER == SPLIT16:
-        parts = load(param, at, FULL, tl.uint16)
-        return join(parts, load(beside, at, FULL, tl.uint16), 16)
+        parts = load(param, elements, FULL, tl.uint16)
+        return join(parts, load(beside, elements, FULL, tl.uint16), 16)
     elif MASTER == SPLIT8:
-        parts = load(param, at, FULL, tl.uint16)
-        return join(parts, load(beside, at, FULL, tl.uint8), 8)
+        parts = load(param, elements, FULL, tl.uint16)
+        return join(parts, load(beside, elements, FULL, tl.uint8), 8)
     elif MASTER == KAHAN:
-        stored = widen(param, at, DTYPE, FULL)
-        lost = widen(beside, at, DTYPE, FULL)
+        stored = widen(param, elements, DTYPE, FULL)
+        lost = widen(beside, elements, DTYPE, FULL)
         return compensated(stored, lost, DTYPE == BFLOAT16)
     elif MASTER == MASTER32:
-        stored = load(param, at, FULL, tl.uint16)
-        master = load(beside, at, FULL, tl.float32)
+        stored = load(param, elements, FULL, tl.uint16)
+        master = load(beside, elements, FULL, tl.float32)
         # a parameter that somebody has changed since counts, not what it was
         if DTYPE == BFLOAT16:
             return tl.where(to_bfloat16(master) == stored, master, from_bfloat16(stored))
         else:
             return tl.where(to_float16(master) == stored, master, from_float16(stored))
     else:
-        return widen(param, at, DTYPE, FULL)
+        return widen(param, elements, DTYPE, FULL)
 
 
 @triton.jit
-def write_weights(param, beside, at, x, random, FORMAT: tl.constexpr, FULL: tl.constexpr):
+def write_weights(param, beside, elements, x, random, FORMAT: tl.constexpr, FULL: tl.constexpr):
     DTYPE: tl.constexpr = FORMAT & 3
     MASTER: tl.constexpr = (FORMAT >> 4) & 7
     if MASTER == STOCHASTIC:
         if DTYPE == BFLOAT16:
-            store(param, at, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
+            store(param, elements, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
         else:
-            store(param, at, to_float16_by_chance(x, random), FULL, tl.uint16)
+            store(param, elements, to_float16_by_chance(x, random), FULL, tl.uint16)
     elif MASTER == SPLIT16:
         parts, remainders = split(x, 16)
-        store(param, at, parts, FULL, tl.uint16)
-        store(beside, at, remainders, FULL, tl.uint16)
+        store(param, elements, parts, FULL, tl.uint16)
+        store(beside, elements, remainders, FULL, tl.uint16)
     elif MASTER == SPLIT8:
         parts, remainders = split(x, 8)
-        store(param, at, parts, FULL, tl.uint16)
-        store(beside, at, remainders, FULL, tl.uint8)
+        store(param, elements, parts, FULL, tl.uint16)
+        store(beside, elements, remainders, FULL, tl.uint8)
     else:
-        narrow(param, at, x, DTYPE, FULL)
+        narrow(param, elements, x, DTYPE, FULL)
         if MASTER == KAHAN:
             if DTYPE == BFLOAT16:
                 stored = from_bfloat16(to_bfloat16(x))
             else:
                 stored = from_float16(to_float16(x))
-            narrow(beside, at, compensation(x, stored), DTYPE, FULL)
+            narrow(beside, elements, compensation(x, stored), DTYPE, FULL)
         elif MASTER == MASTER32:
-            store(beside, at, x, FULL, tl.float32)
+            store(beside, elements, x, FULL, tl.float32)
 
 
 @triton.jit
-def read_moments(address, scales, at, ONE: tl.constexpr, KIND: tl.constexpr, FULL: tl.constexpr):
+def read_moments(
+    address,
+    scale_address,
+    blocks,
+    ONE: tl.constexpr,
+    KIND: tl.constexpr,
+    FULL: tl.constexpr,
+):
     """Moments as float32; ONE: as in codec.py."""
     if KIND == STATE8:
-        # a byte each, of which the buffer may begin anywhere
-        of_blocks = load(scales, (at[2], at[3]), False, tl.uint8).to(tl.uint32)
-        return decode(load(address, at, FULL, tl.uint8), of_blocks, ONE)
+        # of scales, a byte each, the buffer may begin anywhere
+        exponents = load(scale_address, blocks.scales, False, tl.uint8).to(tl.uint32)
+        return decode(load(address, blocks.elements, FULL, tl.uint8), exponents, ONE)
     elif KIND == STATE16:
-        return widen(address, at, BFLOAT16, FULL)
+        return widen(address, blocks.elements, BFLOAT16, FULL)
     else:
-        return load(address, at, FULL, tl.float32)
+        return load(address, blocks.elements, FULL, tl.float32)
 
 
 @triton.jit
 def write_moments(
-    address, scales, at, x, random, ONE: tl.constexpr, KIND: tl.constexpr, FULL: tl.constexpr
+    address,
+    scale_address,
+    blocks,
+    x,
+    random,
+    ONE: tl.constexpr,
+    KIND: tl.constexpr,
+    FULL: tl.constexpr,
 ):
     if KIND == STATE8:
         if not FULL:
-            x = tl.where(at[1], x, 0.0)
-        of_blocks = scales_of(x)
-        store(address, at, encode(x, of_blocks, random, ONE), FULL, tl.uint8)
-        store(scales, (at[2], at[3]), of_blocks.to(tl.uint8), False, tl.uint8)
+            x = tl.where(blocks.elements.mask, x, 0.0)
+        exponents = scales_of(x)
+        store(address, blocks.elements, encode(x, exponents, random, ONE), FULL, tl.uint8)
+        store(scale_address, blocks.scales, exponents.to(tl.uint8), False, tl.uint8)
     elif KIND == STATE16:
-        store(address, at, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
+        store(address, blocks.elements, to_bfloat16_by_chance(x, random), FULL, tl.uint16)
     else:
-        store(address, at, x, FULL, tl.float32)
+        store(address, blocks.elements, x, FULL, tl.float32)

@@ -7,7 +7,7 @@ that its table has. `rule` is a constexpr where all rows share one, else what th
 import triton
 import triton.language as tl
 
-from .access import load, load_words, mask_where, store
+from .access import Elements, load, load_words, mask_where, store
 from .codec import (
     BLOCK,
     INFINITY,
@@ -22,6 +22,7 @@ from .load_store import (
     FLOAT32,
     MASTER32,
     STATE8,
+    Blocks,
     read_moments,
     read_weights,
     widen,
@@ -114,20 +115,22 @@ def _apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
 
 
 @triton.jit
-def _places(offset, start, count, BLOCKS: tl.constexpr):
-    """`at` of stored.py, and after it the places within the tile: from `start` on, of `count` elements."""
-    first = start + BLOCK * tl.arange(0, BLOCKS)
+def _blocks(offset, start, count, PASS: tl.constexpr):
+    """Those of a tile from `start` on, where `count` elements are left from the tile's offset on."""
+    first = start + BLOCK * tl.arange(0, PASS // BLOCK)
     within = first[:, None] + tl.arange(0, BLOCK)[None, :]
-    blocks = offset // BLOCK + start // BLOCK + tl.arange(0, BLOCKS)
-    return offset + within, within < count, blocks, first < count, within
+    number = offset // BLOCK + start // BLOCK + tl.arange(0, PASS // BLOCK)
+    return Blocks(
+        Elements(offset + within, within < count), Elements(number, first < count), within
+    )
 
 
 @triton.jit
-def _clear(grad, at, DTYPE: tl.constexpr, FULL: tl.constexpr):
+def _clear(grad, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
     if DTYPE == FLOAT32:
-        store(grad, at, tl.zeros_like(at[0]).to(tl.float32), FULL, tl.float32)
+        store(grad, elements, tl.zeros_like(elements.index).to(tl.float32), FULL)
     else:
-        store(grad, at, tl.zeros_like(at[0]).to(tl.uint16), FULL, tl.uint16)
+        store(grad, elements, tl.zeros_like(elements.index).to(tl.uint16), FULL, tl.uint16)
 
 
 @triton.jit
@@ -140,7 +143,7 @@ def _update(
     unscale,
     grad_sum,
     stream,
-    at,
+    blocks,
     FORMAT: tl.constexpr,
     MODE: tl.constexpr,
     FULL: tl.constexpr,
@@ -154,30 +157,34 @@ def _update(
     STATE: tl.constexpr = (FORMAT >> 2) & 3
     GRADS: tl.constexpr = FORMAT >> 8
     grads = words[GRAD]
-    here = at
+    elements = blocks.elements
+    with_grad = elements
     if (TURNS & MODE) != 0:
         if not FULL:
             # absent where earlier gradients alone move the parameter
-            here = (at[0], mask_where(at[1], grads != 0))
-    param = read_weights(words[PARAM], words[MASTER], at, FORMAT, FULL)
-    grad = widen(grads, here, GRADS, FULL)
+            mask = mask_where(elements.mask, grads != 0)
+            with_grad = Elements(elements.index, mask)
+    param = read_weights(words[PARAM], words[MASTER], elements, FORMAT, FULL)
+    grad = widen(grads, with_grad, GRADS, FULL)
     if TURNS & MODE:
         if grad_sum != 0:
-            total = load(grad_sum, at, FULL, tl.float32)
+            total = load(grad_sum, elements, FULL)
             grad = mean_gradient(row, total, unscale * grad)
-            store(grad_sum, at, tl.zeros_like(grad), FULL, tl.float32)
+            store(grad_sum, elements, tl.zeros_like(grad), FULL)
     if ZERO_GRADS & MODE:
-        _clear(grads, here, GRADS, FULL)
+        _clear(grads, with_grad, GRADS, FULL)
     grad = factor * grad
     exp_avg, exp_avg_sq, maximum = tl.zeros_like(grad), tl.zeros_like(grad), tl.zeros_like(grad)
     # a momentum buffer where there is one, and a maximum where there is one
     if ((SGD | MOMENTUM) & rule) != SGD:
-        exp_avg = read_moments(words[EXP_AVG], words[EXP_AVG_SCALE], at, 15, STATE, FULL)
+        exp_avg = read_moments(words[EXP_AVG], words[EXP_AVG_SCALE], blocks, 15, STATE, FULL)
     if (SGD & rule) == 0:
-        exp_avg_sq = read_moments(words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], at, 31, STATE, FULL)
+        exp_avg_sq = read_moments(
+            words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], blocks, 31, STATE, FULL
+        )
     if ((SGD | AMSGRAD) & rule) == AMSGRAD:
         maximum = read_moments(
-            words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, 31, STATE, FULL
+            words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], blocks, 31, STATE, FULL
         )
     alone = UPDATE_FLAGS & rule
     param, exp_avg, exp_avg_sq, maximum = _apply_rule(
@@ -185,20 +192,30 @@ def _update(
     )
     param = project(bounds[0], bounds[1], param)
     if (EMA & rule) != 0:
-        ema = load(words[EMA_ADDRESS], at, FULL, tl.float32)
-        store(words[EMA_ADDRESS], at, ema_update(row, param, ema), FULL, tl.float32)
-    random = random_bits(stream, at[4].to(tl.uint32))
-    write_weights(words[PARAM], words[MASTER], at, param, random, FORMAT, FULL)
+        ema = load(words[EMA_ADDRESS], elements, FULL)
+        store(words[EMA_ADDRESS], elements, ema_update(row, param, ema), FULL)
+    random = random_bits(stream, blocks.within.to(tl.uint32))
+    # moments first: with weights before them ptxas keeps up to 70 registers more
     if ((SGD | MOMENTUM) & rule) != SGD:
-        write_moments(words[EXP_AVG], words[EXP_AVG_SCALE], at, exp_avg, random, 15, STATE, FULL)
+        write_moments(
+            words[EXP_AVG], words[EXP_AVG_SCALE], blocks, exp_avg, random, 15, STATE, FULL
+        )
     if (SGD & rule) == 0:
         write_moments(
-            words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], at, exp_avg_sq, random, 31, STATE, FULL
+            words[EXP_AVG_SQ], words[EXP_AVG_SQ_SCALE], blocks, exp_avg_sq, random, 31, STATE, FULL
         )
     if ((SGD | AMSGRAD) & rule) == AMSGRAD:
         write_moments(
-            words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], at, maximum, random, 31, STATE, FULL
+            words[MAX_EXP_AVG_SQ],
+            words[MAX_EXP_AVG_SQ_SCALE],
+            blocks,
+            maximum,
+            random,
+            31,
+            STATE,
+            FULL,
         )
+    write_weights(words[PARAM], words[MASTER], elements, param, random, FORMAT, FULL)
 
 
 @triton.jit
@@ -243,27 +260,51 @@ def update_low_precision_tile(
         PASS: tl.constexpr = (
             (CODES_PASS if CROWDED == 0 else HALVES_PASS) if IS_CODE else HALVES_PASS
         )
-        for first in range(0, TILE, PASS):
-            at = _places(offset, first, count, PASS // BLOCK)
+        for start in range(0, TILE, PASS):
+            blocks = _blocks(offset, start, count, PASS)
             _update(
-                words, row, rule, bounds, factor, unscale, grad_sum, stream, at, FORMAT, MODE, True
+                words,
+                row,
+                rule,
+                bounds,
+                factor,
+                unscale,
+                grad_sum,
+                stream,
+                blocks,
+                FORMAT,
+                MODE,
+                True,
             )
     else:
-        for start in range(0, tl.minimum(count, TILE), RAGGED_PASS):
-            at = _places(offset, start, count, RAGGED_PASS // BLOCK)
+        for start in range(0, tl.minimum(count, TILE).to(tl.int32), RAGGED_PASS):
+            blocks = _blocks(offset, start, count, RAGGED_PASS)
             _update(
-                words, row, rule, bounds, factor, unscale, grad_sum, stream, at, FORMAT, MODE, False
+                words,
+                row,
+                rule,
+                bounds,
+                factor,
+                unscale,
+                grad_sum,
+                stream,
+                blocks,
+                FORMAT,
+                MODE,
+                False,
             )
 
 
 @triton.jit
-def _wait(unscale, grad, grad_sum, at, DTYPE: tl.constexpr, MODE: tl.constexpr, FULL: tl.constexpr):
+def _wait(
+    unscale, grad, grad_sum, elements, DTYPE: tl.constexpr, MODE: tl.constexpr, FULL: tl.constexpr
+):
     if TURNS & MODE:
         if grad_sum != 0:
-            total = load(grad_sum, at, FULL, tl.float32) + unscale * widen(grad, at, DTYPE, FULL)
-            store(grad_sum, at, total, FULL, tl.float32)
+            total = load(grad_sum, elements, FULL) + unscale * widen(grad, elements, DTYPE, FULL)
+            store(grad_sum, elements, total, FULL)
     if ZERO_GRADS & MODE:
-        _clear(grad, at, DTYPE, FULL)
+        _clear(grad, elements, DTYPE, FULL)
 
 
 @triton.jit
@@ -278,10 +319,10 @@ def wait_low_precision_tile(
     if TURNS & MODE:
         grad_sum = tl.where(adds, grad_sum, 0)
     if (count >= TILE) & aligned:
-        for first in range(0, TILE, HALVES_PASS):
-            at = _places(offset, first, count, HALVES_PASS // BLOCK)
-            _wait(unscale, grad, grad_sum, at, DTYPE, MODE, True)
+        for start in range(0, TILE, HALVES_PASS):
+            elements = _blocks(offset, start, count, HALVES_PASS).elements
+            _wait(unscale, grad, grad_sum, elements, DTYPE, MODE, True)
     else:
-        for start in range(0, tl.minimum(count, TILE), RAGGED_PASS):
-            at = _places(offset, start, count, RAGGED_PASS // BLOCK)
-            _wait(unscale, grad, grad_sum, at, DTYPE, MODE, False)
+        for start in range(0, tl.minimum(count, TILE).to(tl.int32), RAGGED_PASS):
+            elements = _blocks(offset, start, count, RAGGED_PASS).elements
+            _wait(unscale, grad, grad_sum, elements, DTYPE, MODE, False)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .access import elements
+from .access import pointers
 from .cache_key import constants_of
 from .summation import (
     LANES,
@@ -107,7 +107,7 @@ def _average(record, rows, index, mask, param):
     ema = tl.load(record + EMA_ADDRESS)
     if ema != 0:
         weight = tl.load(rows + tl.load(record + ROW) * ROW_WORDS + EMA_WEIGHT)
-        emas = elements(ema, index, False)
+        emas = pointers(ema, index, False)
         tl.store(emas, interpolate(weight, tl.load(emas, mask=mask), param), mask=mask)
 
 
@@ -117,7 +117,7 @@ def _project_tile(record, rows, factor, has_moved, offset, TILE: tl.constexpr):
     for start in range(0, count, SCALAR_PASS):
         within = start + tl.arange(0, SCALAR_PASS)
         mask = within < count
-        params = elements(tl.load(record + PARAM), offset + within, False)
+        params = pointers(tl.load(record + PARAM), offset + within, False)
         param = tl.load(params, mask=mask)
         if factor != 1.0:
             param = _toward_zero(param.to(tl.float64) * factor)
@@ -128,7 +128,7 @@ def _project_tile(record, rows, factor, has_moved, offset, TILE: tl.constexpr):
 
 @triton.jit
 def _elements_of_row(record, start, j, stride):
-    return elements(tl.load(record + PARAM), start + j * stride, False)
+    return pointers(tl.load(record + PARAM), start + j * stride, False)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .access import load, mask_where
+from .access import Elements, load, mask_where
 from .cache_key import constants_of
 from .load_store import (
     BFLOAT16,
@@ -59,13 +59,13 @@ def _parts(
     """Squares of the 4 * LANES elements from `start` on, float64; DTYPE: of gradients."""
     grad, grad_sum, unscale, mean_weight = effective
     within = start + tl.arange(0, 4 * LANES)
-    at = offset + within
-    inside = within < count
+    elements = Elements(offset + within, within < count)
     if SUMS:
-        x = unscale * widen(grad, (at, mask_where(inside, grad != 0)), DTYPE, False)
-        x = mean_weight * (load(grad_sum, (at, inside), False, tl.float32) + x)
+        with_grad = Elements(elements.index, mask_where(elements.mask, grad != 0))
+        x = unscale * widen(grad, with_grad, DTYPE, False)
+        x = mean_weight * (load(grad_sum, elements, False) + x)
     else:
-        x = unscale * widen(grad, (at, inside), DTYPE, FULL)
+        x = unscale * widen(grad, elements, DTYPE, FULL)
     wide = x.to(tl.float64)
     return wide * wide
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..numerics import summation
-from .access import elements
+from .access import pointers
 
 LANES: tl.constexpr = tl.constexpr(summation.LANES)
 LANE_BITS: tl.constexpr = tl.constexpr(summation.LANES.bit_length() - 1)
@@ -28,7 +28,7 @@ def fold_parts(parts):
 @triton.jit
 def _squares(address, offset, count, start):
     within = start + tl.arange(0, 4 * LANES)
-    x = tl.load(elements(address, offset + within, False), mask=within < count, other=0.0)
+    x = tl.load(pointers(address, offset + within, False), mask=within < count, other=0.0)
     wide = x.to(tl.float64)
     return wide * wide
 

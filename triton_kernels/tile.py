@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .access import elements, load_words, mask_where
+from .access import load_words, mask_where, pointers
 from .tables import (
     AMSGRAD,
     EMA,
@@ -48,7 +48,7 @@ def _update(
     row,
     factor,
     unscale,
-    record,
+    words,
     grad_sum,
     index,
     mask,
@@ -61,21 +61,21 @@ def _update(
     Args:
         factor: what the gradient is multiplied by.
         unscale: what gradients are multiplied by before they are summed up, in MODE TURNS.
-        record: its words.
+        words: of the parameter's record.
         grad_sum: the address of the sum of earlier gradients, 0 where there is none; in MODE TURNS.
         index: of the elements; mask: which of them exist.
     """
-    params = elements(record[PARAM], index, FULL)
+    params = pointers(words[PARAM], index, FULL)
     param = tl.load(params, mask=mask)
-    grads = elements(record[GRAD], index, FULL)
+    grads = pointers(words[GRAD], index, FULL)
     if TURNS & MODE:
         if FULL:
             grad = tl.load(grads)
         else:
             # absent where earlier gradients alone move the parameter
-            grad = tl.load(grads, mask=mask_where(mask, record[GRAD] != 0), other=0.0)
+            grad = tl.load(grads, mask=mask_where(mask, words[GRAD] != 0), other=0.0)
         if grad_sum != 0:
-            grad_sums = elements(grad_sum, index, FULL)
+            grad_sums = pointers(grad_sum, index, FULL)
             grad = mean_gradient(row, tl.load(grad_sums, mask=mask), unscale * grad)
             tl.store(grad_sums, tl.zeros_like(grad), mask=mask)
     else:
@@ -84,26 +84,26 @@ def _update(
         if FULL:
             tl.store(grads, tl.zeros_like(grad))
         else:
-            tl.store(grads, tl.zeros_like(grad), mask=mask_where(mask, record[GRAD] != 0))
+            tl.store(grads, tl.zeros_like(grad), mask=mask_where(mask, words[GRAD] != 0))
     grad = factor * grad
     if EMA & RULE:
-        emas = elements(record[EMA_ADDRESS], index, FULL)
+        emas = pointers(words[EMA_ADDRESS], index, FULL)
         ema = tl.load(emas, mask=mask)
     if SGD & RULE:
         if MOMENTUM & RULE:
-            buffers = elements(record[EXP_AVG], index, FULL)
+            buffers = pointers(words[EXP_AVG], index, FULL)
             momentum_buffer = tl.load(buffers, mask=mask)
             param, momentum_buffer = sgd_update(row, param, grad, momentum_buffer, RULE)
             tl.store(buffers, momentum_buffer, mask=mask)
         else:
             param, _ = sgd_update(row, param, grad, param, RULE)
     else:
-        exp_avgs = elements(record[EXP_AVG], index, FULL)
-        exp_avg_sqs = elements(record[EXP_AVG_SQ], index, FULL)
+        exp_avgs = pointers(words[EXP_AVG], index, FULL)
+        exp_avg_sqs = pointers(words[EXP_AVG_SQ], index, FULL)
         exp_avg = tl.load(exp_avgs, mask=mask)
         exp_avg_sq = tl.load(exp_avg_sqs, mask=mask)
         if AMSGRAD & RULE:
-            maxima = elements(record[MAX_EXP_AVG_SQ], index, FULL)
+            maxima = pointers(words[MAX_EXP_AVG_SQ], index, FULL)
             maximum = tl.load(maxima, mask=mask)
             param, exp_avg, exp_avg_sq, maximum = adam_update(
                 row, param, grad, exp_avg, exp_avg_sq, maximum, RULE
@@ -124,10 +124,10 @@ def _update(
 @triton.jit
 def _wait(unscale, grad, grad_sum, index, mask, MODE: tl.constexpr, FULL: tl.constexpr):
     """Add elements of a gradient to the sum, where there is one, and clear them."""
-    grads = elements(grad, index, FULL)
+    grads = pointers(grad, index, FULL)
     if TURNS & MODE:
         if grad_sum != 0:
-            grad_sums = elements(grad_sum, index, FULL)
+            grad_sums = pointers(grad_sum, index, FULL)
             total = tl.load(grad_sums, mask=mask) + unscale * tl.load(grads, mask=mask)
             tl.store(grad_sums, total, mask=mask)
     if ZERO_GRADS & MODE:
