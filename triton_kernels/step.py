@@ -207,9 +207,12 @@ def step_kernel(
             else:
                 wait_tile(record, unscale, adds, offset, MODE, TILE)
     if JOINT_SETS & MODE:
+        # read again what would take registers until here
+        index = tl.load(tile)
+        record = records + index * RECORD_WORDS
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
-            reports = reports & taken
+            reports = reports & (tl.load(found_inf) == 0)
         if reports:
             joint = (sets, set_sums, set_factors, set_tiles_done, moved)
             report_tile(record, index, t, offset, moves, tiles, joint, TILE)
