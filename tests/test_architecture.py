@@ -1,4 +1,4 @@
-"""The packages of the library in the order of the data flow: each imports only from those after it.
+"""The packages of the library in the order of their imports: each imports only from those after it.
 
 A module right below `stackelberg_fused/` that several packages share stands at the end; so do the native modules.
 """
