@@ -58,14 +58,8 @@ class StackelbergOptimizer(EngineHolder):
     def __init__(
         self, params: Params, rule: dict[str, Any], options: Mapping[str, Any], known: type
     ) -> None:
-        """Build an optimizer.
-
-        Args:
-            params: tensors, (name, tensor) pairs, or group dicts.
-            rule: "rule", and its settings that the class takes by position.
-            options: the keyword arguments.
-            known: the TypedDict of those that the class takes, see `options.py`.
-        """
+        # params: tensors, (name, tensor) pairs, or group dicts; rule: "rule", and its settings that a class takes by
+        # position; options: the keyword arguments; known: the TypedDict of those that the class takes, see options.py
         whole, of_groups = sorted_out(type(self).__name__, options, known)
         defaults = copy_by_role({**rule, **of_groups})
         grads, mode, backend = whole["grads"], whole["mode"], whole["backend"]
