@@ -45,10 +45,23 @@ def sources(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
+def absolute_imports(node: ast.AST) -> list[str]:
+    """Modules of the package that a node imports by their full names: `import a.b`, `import_module("a.b")`."""
+    names = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        names = [node.args[0].value] if called in ("import_module", "__import__") else []
+    return [n for n in names if str(n).partition(".")[0] == "stackelberg_fused"]
+
+
 def imported(name: str, path: Path) -> Iterator[tuple[int, str]]:
     """Line and top-level place inside the package of each import that runs when the module is used."""
     package = name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
+        for absolute in absolute_imports(node):
+            yield node.lineno, ([*absolute.split("."), "__init__"])[1]
         if not isinstance(node, ast.ImportFrom):
             continue
         if node.level:
@@ -85,6 +98,9 @@ def test_packages_import_only_downward() -> None:
         "from ..engine.engine import Engine",
         "from stackelberg_fused.optimizers import base",
         "from .. import engine",
+        "import stackelberg_fused.engine.engine",
+        "import stackelberg_fused as sf",
+        "importlib.import_module('stackelberg_fused.optimizers.base')",
     ],
 )
 def test_a_planted_upward_import_is_found(line: str, tmp_path: Path) -> None:

@@ -139,7 +139,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 @cache
 def files() -> frozenset[str]:
     """Every file of the checkout, and every folder, from its root."""
-    own = [path for path in ROOT.iterdir() if path.name not in (".git", ".venv", "build", "runs")]
+    own = [
+        path
+        for path in ROOT.iterdir()
+        if path.name not in (".git", "build", "runs") and not (path / "pyvenv.cfg").exists()
+    ]
     inner = [path for folder in own if folder.is_dir() for path in folder.rglob("*")]
     return frozenset(path.relative_to(ROOT).as_posix() for path in (*own, *inner))
 

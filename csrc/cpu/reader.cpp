@@ -92,7 +92,7 @@ py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
   auto gradients = std::make_unique<TensorAbi::Kept>(abi_);
   gradients->reserve(last - first);
-  py::list moved, odd;
+  py::list moved, mismatched;
   for (int64_t i = first; i < last; ++i) {
     if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
     if (i + 8 < last) {
@@ -114,14 +114,14 @@ py::tuple Reader::read(int64_t first, int64_t last) {
       switched_ = true;
     }
     if (!fits) {
-      odd.append(i);
+      mismatched.append(i);
     } else if (address != record.grad || (present && record.grad_dtype != slot.grad_dtype)) {
       record.grad = address;
       record.grad_dtype = slot.grad_dtype;
       changed_ = true;
     }
   }
-  return py::make_tuple(std::move(moved), std::move(odd), std::exchange(changed_, false),
+  return py::make_tuple(std::move(moved), std::move(mismatched), std::exchange(changed_, false),
                         std::exchange(switched_, false), std::move(gradients));
 }
 

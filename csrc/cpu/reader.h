@@ -23,12 +23,12 @@ class Reader {
          std::shared_ptr<const TensorAbi> abi);
 
   // Brings the slots [first, last) up to date. Returns a tuple of
-  //   moved:     the slots whose parameter has another address than the record says, or another layout than before;
-  //              their records do not change;
-  //   odd:       the slots whose gradient does not have exactly the parameter's layout; likewise;
-  //   changed:   true if a record changed;
-  //   switched:  true if a gradient appeared or disappeared;
-  //   gradients: an object that keeps the gradients alive; the caller drops it when the launch is over.
+  //   moved:      the slots whose parameter has another address than the record says, or another layout than before;
+  //               their records do not change;
+  //   mismatched: the slots whose gradient does not have exactly the parameter's layout; likewise;
+  //   changed:    true if a record changed;
+  //   switched:   true if a gradient appeared or disappeared;
+  //   gradients:  an object that keeps the gradients alive; the caller drops it when the launch is over.
   pybind11::tuple read(int64_t first, int64_t last);
 
   int traverse(visitproc visit, void* arg) const;
@@ -40,7 +40,7 @@ class Reader {
     PyObject* local;
     int64_t numel;
     int64_t ndim;
-    bool readable;       // if not, the slot is always both moved and odd, and the caller reads it
+    bool readable;       // if not, the slot is always both moved and mismatched, and the caller reads it
     int32_t dtype;       // libtorch's number for the parameter's dtype
     int64_t grad_dtype;  // Dtype of a gradient that fits
     size_t dims;         // index of its first dimension in shapes_ and strides_

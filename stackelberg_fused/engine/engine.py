@@ -299,7 +299,10 @@ class Engine:
             unit.refuse_edits_in_capture(changed)
             _check_capturable(unit.table.slots, self.groups, unit.backend)
         if any(joint_set(self.groups[index]) is not None for index in changed):
-            check_joint_sets(collect_slots(self.groups), self.groups)
+            slots = collect_slots(self.groups)
+            check_joint_sets(slots, self.groups)
+            if not self._can_update(slots):
+                raise RebuildNeeded("a constraint needs another backend")
         # from Adam to SGD or back with the state of the other
         for index in self.hyperparameters.changed_families(changed):
             group = self.groups[index]
@@ -309,6 +312,15 @@ class Engine:
                         f"{param_label(index, group, position)}: its state is not that of rule {group['rule']!r}; "
                         "for a change between Adam and SGD, remove it from the optimizer's state first"
                     )
+
+    def _can_update(self, slots: dict[Kind, list[Slot]]) -> bool:
+        """Tell whether the backend of each parameter's table can update it as its group is now."""
+        kinds = {id(slot.param): kind for kind, of_kind in slots.items() for slot in of_kind}
+        return not any(
+            unit.backend.refusal(kinds[id(slot.param)])
+            for unit in self.units
+            for slot in unit.table.slots
+        )
 
     def _look_at_rates(self, changed: list[int]) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""

@@ -100,7 +100,10 @@ class StepPlanner:
         key = span, counted, stage
         if key not in self._plans:
             self._plans[key] = self._make(span, counted)
-        return self._plans[key]
+        plan = self._plans[key]
+        if plan is not None and plan.lacks_state:  # another plan may have allocated it since
+            plan.lacks_state = [i for i in plan.lacks_state if not self._has_state[i]]
+        return plan
 
     def _make(self, span: Span, counted: bool) -> StepPlan | None:
         table = self._table

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..groups.param_groups import ROLES
 from ..optimizers.base import StackelbergOptimizer
-from ..torch_compat import pytree
+from ..torch_compat import pytree, version_of
 
 # the last check that passed, by optimizer: weak references to body and head, and a hash of each param group
 _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[int, ...]]] = (
@@ -168,7 +168,7 @@ def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, features: l
 def body_gradients(optimizer: StackelbergOptimizer) -> list[tuple[Tensor, Any, int]]:
     """Return the body's parameters, each with its `.grad` and the version counter of that (-1 for None)."""
     params = (p for g in optimizer.param_groups if g["role"] == "body" for p in g["params"])
-    return [(p, p.grad, -1 if p.grad is None else p.grad._version) for p in params]
+    return [(p, p.grad, -1 if p.grad is None else version_of(p.grad)) for p in params]
 
 
 def refuse_shared_parameters(
@@ -182,7 +182,7 @@ def refuse_shared_parameters(
     """
     for param, grad, version in before:
         now = param.grad
-        if now is not grad or (now is not None and now._version != version):
+        if now is not grad or (now is not None and version_of(now) != version):
             names = {id(p): n for g in optimizer.param_groups for n, p in _parameter_labels(g)}
             raise RuntimeError(
                 f"{names[id(param)]} of the body is used by the head or the loss too: take mode='alternating', which "

@@ -169,7 +169,10 @@ class Table:
     def write(self, field: str, slots: int | slice, value: Any) -> None:
         """Set a field of records and count the change, where there is one."""
         column = self.records[field]
-        if np.any(column[slots] != value):
+        now = column[slots]
+        # NumPy takes longer over one number than all else that is done for a gradient of another layout
+        is_same = now == value if isinstance(slots, int) else np.array_equal(now, value)
+        if not is_same:
             column[slots] = value
             self.version += 1
 

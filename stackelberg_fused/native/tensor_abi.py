@@ -112,7 +112,10 @@ def _open() -> tuple[Any, str]:
     reason = "the tests have run this minor version of torch"
     if not is_tested(version):
         reason = f"the tests have not run torch {version}"
-        verdict = tensor_abi_verdict.verdict(library)
+        try:
+            verdict = tensor_abi_verdict.verdict(library)
+        except Exception as error:
+            raise _NotNatively(f"{reason}, and {type(error).__name__}: {error}") from error
         if not verdict.works:
             raise _NotNatively(f"{reason}, and {verdict.reason}")
         reason += ", but a probe in a child process found nothing wrong"

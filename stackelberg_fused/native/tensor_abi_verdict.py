@@ -38,7 +38,9 @@ CACHE_DIR = "STACKELBERG_CACHE_DIR"
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE", "SIGTRAP", "SIGSYS")
 _MARK = "stackelberg_fused's verdict: "
 _CHILD = """
-import json, sys
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]  # not the current folder: it may hold a json.py
+import json
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -73,7 +75,7 @@ def subject(library: str) -> dict[str, Any]:
     """
     return {
         "torch": str(torch.__version__),
-        "git": torch.version.git_version,
+        "git": getattr(torch.version, "git_version", None),
         "stackelberg_fused": __version__,
         "python": sys.version,
         "files": [_fingerprint(library), _fingerprint(_cpu.__file__)],

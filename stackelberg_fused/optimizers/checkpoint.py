@@ -129,6 +129,8 @@ def _merged(
         if "role" in new:
             own.pop("role")
         group = complete_group({**new, **own}, defaults, 1.0, index)
+        if "cautious" in own and group["rule"] != "adamw":
+            group["cautious"] = False  # the dict made it a group of another rule
         check_hyperparameters(group, index)
         group["constraint"] = as_constraint(group["constraint"])
         merged.append(group)
