@@ -48,7 +48,7 @@ _COMMON = (
     "float32_state",
     "seed",
 )
-_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad", "cautious")
+_ADAM_NAMES = (*_COMMON, "betas", "eps", "amsgrad")
 _SGD_NAMES = (*_COMMON, "momentum", "dampening", "nesterov")
 HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "adam": _ADAM_NAMES,
@@ -87,7 +87,7 @@ def rule_of(group: dict[str, Any]) -> Rule:
     if group["weight_decay"] != 0:
         if group["rule"] != "adamw":
             rule |= Rule.L2
-        elif group["cautious"]:
+        elif group.get("cautious"):  # optional: a group that was of another rule may lack it
             rule |= Rule.CAUTIOUS
     if group["ema_decay"] is not None:
         rule |= Rule.EMA
