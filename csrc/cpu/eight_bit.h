@@ -213,14 +213,20 @@ inline bool takes_eight_bit_path(const Record& record, int32_t rule) {
   const Format format = format_of(record.format);
   const bool has_master_path = format.master == kNoMaster || format.master == kStochastic || format.master == kSplit8;
   return (format.param == kBfloat16 ? has_master_path : format.param == kFloat32) &&
-         record.grad_dtype == format.param && format.state == kState8 && (rule == 0 || rule == kL2);
+         record.grad_dtype == format.param && format.state == kState8 &&
+         (rule == 0 || rule == kL2 || rule == kCautious);
 }
 
 template <typename Weights, typename Fallback>
 void update_eight_bit_of(const EightBitTile& tile, const Row& row, const Fallback& fallback) {
-  const auto update =
-      row.rule == kL2 ? update_eight_bit_by<kL2, Weights, Fallback> : update_eight_bit_by<0, Weights, Fallback>;
-  update(tile, row, fallback);
+  switch (row.rule) {
+    case kL2:
+      return update_eight_bit_by<kL2, Weights>(tile, row, fallback);
+    case kCautious:
+      return update_eight_bit_by<kCautious, Weights>(tile, row, fallback);
+    default:
+      return update_eight_bit_by<0, Weights>(tile, row, fallback);
+  }
 }
 
 // Updates a tile's whole chunks. It calls fallback(begin, end) for each chunk that is out of range, of which nothing

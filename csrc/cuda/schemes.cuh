@@ -20,8 +20,8 @@
 
 namespace sf {
 
-// The schemes with a path of their own, for Adam and AdamW without AMSGrad, averages and cautious decay: dtype of
-// parameter and gradient, state, master. All others take the general path of low_precision.cu.
+// The schemes with a path of their own, for Adam and AdamW without AMSGrad and averages: dtype of parameter and
+// gradient, state, master. All others take the general path of low_precision.cu.
 #define SF_FOR_EACH_SCHEME(X)         \
   X(kFloat32, kState16, kNoMaster)    \
   X(kBfloat16, kState32, kStochastic) \
@@ -138,6 +138,8 @@ __device__ __forceinline__ bool update_full_tile(const BlockState& block) {
       return update_passes<S, 0>(block, first, loaded);
     case kL2:
       return update_passes<S, kL2>(block, first, loaded);
+    case kCautious:
+      return update_passes<S, kCautious>(block, first, loaded);
     default:
       return false;
   }

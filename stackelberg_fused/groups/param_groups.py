@@ -20,10 +20,10 @@ ROLES = ("body", "head")
 
 # What torch's namesake would assume where neither the group nor the constructor says anything.
 RULE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "cautious": False},
-    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "cautious": False},
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
 }
-RULE_DEFAULTS["adamw"] = RULE_DEFAULTS["adam"]
+RULE_DEFAULTS["adamw"] = {**RULE_DEFAULTS["adam"], "cautious": False}
 # settings that the constructor takes as one value or as a dict by role, and what they are where that says nothing
 BY_ROLE = {
     "update_every": 1,

@@ -38,7 +38,6 @@ RULES: tuple[int, ...] = tuple(
 _COMMON = (
     "lr",
     "weight_decay",
-    "cautious",  # decoupled decay: true for AdamW alone
     "maximize",
     "ema_decay",
     "update_every",
@@ -88,7 +87,7 @@ def rule_of(group: dict[str, Any]) -> Rule:
     if group["weight_decay"] != 0:
         if group["rule"] != "adamw":
             rule |= Rule.L2
-        elif group["cautious"]:
+        elif group.get("cautious"):  # optional: a group that was of another rule may lack it
             rule |= Rule.CAUTIOUS
     if group["ema_decay"] is not None:
         rule |= Rule.EMA

@@ -34,7 +34,7 @@ def adam_update(
     beta1, beta2 = map(_scalar, group["betas"])
     differentiable = group.get("differentiable", False)
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    is_cautious = group["rule"] == "adamw" and weight_decay != 0 and group["cautious"]
+    is_cautious = group["rule"] == "adamw" and weight_decay != 0 and group.get("cautious")
     # maximize: ascend by negating the gradient
     grad = -grad if group["maximize"] else grad
     if weight_decay != 0 and group["rule"] != "adamw":
