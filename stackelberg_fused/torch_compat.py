@@ -81,7 +81,7 @@ class Pytree:
 
 
 def _opened(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
-    """What a container holds and how one like it is made of other contents; None where it is a leaf."""
+    """Return what a container holds and what makes one like it of other contents, None for a leaf."""
     kind = type(tree)
     if kind in (dict, OrderedDict):
         keys = list(tree)

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def without(module: Any, name: str) -> types.ModuleType:
-    """What stands in for a module whose own functions still find a global that others do not."""
+    """Return a stand-in for a module whose own functions still find a global that others do not."""
     stub = types.ModuleType(module.__name__)
     stub.__dict__.update({k: v for k, v in vars(module).items() if k != name})
     assert hasattr(module, name)
@@ -80,7 +80,7 @@ WITHOUT_HOOKS = ("profile_hook_step",)  # whatever calls them then, it is torch
 
 
 def steps_seen(sf: Any, backend: str) -> list[str]:
-    """What hooks saw of two steps, which do what they should."""
+    """Return what hooks saw of two steps, which do what they should."""
     param = torch.nn.Parameter(torch.zeros(3))
     optimizer = sf.StackelbergSGD([param], lr=1.0, backend=backend)
     seen: list[str] = []

@@ -1,0 +1,214 @@
+"""An unknown torch ends a child at most, and one child is enough."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from building import clean_environment
+
+from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
+from stackelberg_fused.native.tensor_abi_probe import TensorAbi
+from stackelberg_fused.native.tensor_abi_verdict import Verdict
+
+needs_native = pytest.mark.skipif(
+    TensorAbi is None or tensor_abi.tensor_abi() is None,
+    reason="needs the extension, and a torch that it can read tensors of",
+)
+
+
+CHILDREN = {
+    # what it does, whether another would come to the same end, what is said of it
+    "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died of SIGKILL"),
+    "failed": ("import sys; sys.exit('no torch')", "status 1: no torch"),
+    "silent": ("", "status 0: it wrote nothing"),
+    "slow": ("import time; time.sleep(600)", "did not answer in 1 seconds"),
+    "another torch": (
+        'print("\\nstackelberg_fused\'s verdict: {\\"works\\": true, \\"reason\\": \\"\\", \\"about\\": {}}")',
+        "another torch",
+    ),
+    "nonsense": ('print("\\nstackelberg_fused\'s verdict: {")', "status 0"),
+}
+
+
+@pytest.mark.parametrize("kind", CHILDREN)
+def test_what_says_nothing_about_torch_is_not_kept(kind: str) -> None:
+    code, reason = CHILDREN[kind]
+    found = tensor_abi_verdict._ask(
+        [sys.executable, "-c", code], {"torch": "1"}, limit=1 + 99 * (kind != "slow")
+    )
+    assert (found.works, found.lasts) == (False, False)
+    assert reason in found.reason
+
+
+def test_a_process_that_does_not_start_is_no_error() -> None:
+    found = tensor_abi_verdict._ask(["/nonexistent/python"], {})
+    assert (found.works, found.lasts) == (False, False)
+    assert "could be started" in found.reason
+
+
+@needs_native
+def test_a_child_sees_no_gpu_and_has_no_child(unknown: Path) -> None:
+    code = f"""
+import json, os
+names = ("CUDA_VISIBLE_DEVICES", "STACKELBERG_TENSOR_ABI")
+from stackelberg_fused.native import tensor_abi
+said = [os.environ[name] for name in names] + [tensor_abi.reading().reason]
+print("\\n" + {tensor_abi_verdict._MARK!r} + json.dumps({{"works": False, "reason": str(said), "about": {{}}}}))
+"""
+    found = tensor_abi_verdict._ask([sys.executable, "-c", code], {})
+    assert found.reason == "['', '0', 'STACKELBERG_TENSOR_ABI=0']"
+
+
+@needs_native
+@pytest.mark.slow
+def test_an_unknown_torch_is_tried_in_a_real_child(unknown: Path, capfd: Any) -> None:
+    found = tensor_abi.reading()
+    assert found.abi is not None, found.reason
+    assert len(list(unknown.iterdir())) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_native
+@pytest.mark.parametrize("executable", [None, "", "/opt/studio/studio", "frozen"])
+def test_an_application_around_python_is_not_started_twice(
+    executable: str | None, unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if executable == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(tensor_abi_verdict, "_ask", None)
+    found = tensor_abi.reading()
+    assert found.abi is None
+    assert "not known to be Python" in found.reason
+    assert not unknown.exists()
+
+
+def test_a_child_has_no_child(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("""
+import multiprocessing, sys
+from stackelberg_fused.native.tensor_abi_verdict import _why_no_child
+if __name__ == "__main__":
+    print(repr(_why_no_child()))
+    for method in sys.argv[1:]:
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.apply(_why_no_child))
+""")
+    command = [sys.executable, "-W", "ignore", str(script), "spawn", "fork"]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "''"
+    assert [line.partition(";")[0] for line in said[1:]] == ["this is a child itself"] * 2
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"works": "yes"}',
+        b"[" * 100_000,
+        b'{"works": true, "reason": ""}',
+    ],
+)
+def test_a_corrupt_file_is_ignored_and_replaced(
+    content: bytes, unknown: Path, children: list[Verdict]
+) -> None:
+    unknown.mkdir()
+    path = tensor_abi_verdict.cache_path(tensor_abi_verdict.subject("lib"))
+    path.write_bytes(content)
+    children[:] = [Verdict(False, "sorry")]
+    for _ in range(2):
+        assert tensor_abi_verdict.verdict("lib") == Verdict(False, "sorry")
+    assert list(unknown.iterdir()) == [path]
+
+
+@needs_native
+def test_a_file_about_something_else_is_ignored(unknown: Path, children: list[Verdict]) -> None:
+    children[:] = [Verdict(False, "second"), Verdict(True)]
+    assert tensor_abi_verdict.verdict("lib").works
+    mine, other = (
+        tensor_abi_verdict.cache_path(tensor_abi_verdict.subject(name)) for name in ("lib", "lib2")
+    )
+    assert mine != other
+    other.write_bytes(mine.read_bytes())
+    assert tensor_abi_verdict.verdict("lib2").reason == "second"
+
+
+@needs_native
+def test_a_verdict_is_about_the_very_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "libtorch_cpu.so"
+    library.write_bytes(b"1")
+    before = tensor_abi_verdict.subject(str(library))
+    assert tensor_abi_verdict.subject(str(library)) == before
+    os.utime(library, (1, 1))
+    assert tensor_abi_verdict.subject(str(library)) != before
+    for where, name in ((torch, "__version__"), (torch.version, "git_version")):
+        with monkeypatch.context() as patch:
+            before = tensor_abi_verdict.subject(str(library))
+            patch.setattr(where, name, "9.9")
+            assert tensor_abi_verdict.subject(str(library)) != before
+
+
+@needs_native
+def test_without_a_place_to_write_a_verdict_is_for_this_process(
+    unknown: Path, children: list[Verdict]
+) -> None:
+    unknown.write_text("a file, not a folder")
+    children[:] = [Verdict(True), Verdict(True)]
+    for left in (1, 0):
+        assert tensor_abi_verdict.verdict("lib").works
+        assert len(children) == left
+
+
+@needs_native
+def test_what_does_not_last_is_not_written(unknown: Path, children: list[Verdict]) -> None:
+    children[:] = [Verdict(True), Verdict(False, "killed", lasts=False)]
+    assert not tensor_abi_verdict.verdict("lib").works
+    assert not unknown.exists()
+    assert tensor_abi_verdict.verdict("lib").works
+
+
+def test_many_write_and_read_at_once(tmp_path: Path) -> None:
+    path, about = tmp_path / "deep" / "verdict.json", {"torch": "1" * 100_000}
+
+    def rank(_: int) -> Verdict | None:
+        tensor_abi_verdict._write(path, about, Verdict(True))
+        return tensor_abi_verdict._read(path, about)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(rank, range(64))) == [Verdict(True)] * 64
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "env, folder",
+    [
+        ({"STACKELBERG_CACHE_DIR": "/mine", "XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/mine"),
+        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/xdg/stackelberg_fused"),
+        ({"XDG_CACHE_HOME": "xdg", "HOME": "/home/me"}, "/home/me/.cache/stackelberg_fused"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/stackelberg_fused"),
+        ({"HOME": "me"}, None),
+    ],
+)
+def test_the_folder_is_that_of_the_user(
+    env: dict[str, str], folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STACKELBERG_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    path = tensor_abi_verdict.cache_path({})
+    assert (path and str(path.parent)) == folder
