@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .access import Elements, load, mask_where
 from .cache_key import constants_of
+from .ieee import divide
 from .load_store import (
     BFLOAT16,
     FLOAT16,
@@ -159,7 +160,7 @@ def statistics_kernel(
     moves = grad != 0
     unscale = 1.0
     if SCALED & MODE:
-        unscale = tl.div_rn(1.0, tl.load(grad_scale))
+        unscale = divide(1.0, tl.load(grad_scale))
     effective = (grad, grad, unscale, 1.0)
     sums = False
     if TURNS & MODE:

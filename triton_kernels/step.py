@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .cache_key import constants_of
+from .ieee import divide
 from .load_store import BFLOAT16, FLOAT16, FLOAT32
 from .low_precision import LOW_PRECISION_WARPS, update_low_precision_tile, wait_low_precision_tile
 from .project import report_tile
@@ -154,7 +155,7 @@ def step_kernel(
         adds = adds & taken
     unscale = 1.0
     if SCALED & MODE:
-        unscale = tl.div_rn(1.0, tl.load(grad_scale))
+        unscale = divide(1.0, tl.load(grad_scale))
     if TURNS & MODE:
         if COUNTED & MODE:
             if steps_on & (moves == 0):

@@ -1,12 +1,13 @@
 """The update rule in Triton: step for step csrc/update_rule.h, rounded the same way.
 
-`tl.fma`, `tl.div_rn` and `tl.sqrt_rn` are explicit, and every launch passes `enable_fp_fusion=False`, so that a GPU
-gives the bits of the other native backends.
+`tl.fma`, division and square root are explicit, and every launch passes `enable_fp_fusion=False`, so that a GPU gives
+the bits of the other native backends.
 """
 
 import triton
 import triton.language as tl
 
+from .ieee import divide, square_root
 from .tables import (
     AMSGRAD,
     BETA2,
@@ -54,8 +55,8 @@ def adam_update(row, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, RULE: tl.
         max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
         second_moment = max_exp_avg_sq
     # update, with decoupled weight decay
-    denom = tl.sqrt_rn(second_moment) + row[EPS]
-    update = row[STEP_SIZE] * tl.div_rn(exp_avg, denom)
+    denom = square_root(second_moment) + row[EPS]
+    update = row[STEP_SIZE] * divide(exp_avg, denom)
     param_decay = row[PARAM_DECAY]
     if CAUTIOUS & RULE:
         # cautious: a weight decays unless it and the update have opposite signs; their product might underflow

@@ -17,7 +17,10 @@ from typing import NamedTuple
 _TRITON = importlib.util.find_spec("triton")
 BIN = Path(_TRITON.origin).parent / "backends" / "nvidia" / "bin" if _TRITON else Path()
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+# nvdisasm 12.8 adds of what an instruction of sm_120 waits for, as in "BSYNC B0  &req={1} ?trans5;"
+_INSTRUCTION = re.compile(
+    r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*(?:[&?]\w[^;]*)?;"
+)
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\.text\.\S+):\s*$")
 _TARGET = re.compile(r"\.L_x_\d+")
 _POINTER_ACCESSES = ("LD", "LDG", "ST", "STG")
