@@ -39,6 +39,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
+from stackelberg_fused.engine.launch_unit import LaunchUnit
 
 
 @pytest.mark.parametrize("options", [*kernel_options(), MIXED], ids=str)
@@ -288,3 +289,29 @@ def test_bad_roles_and_differentiable_steps() -> None:
         sf.StackelbergAdamW(groups_of([[3], [4]]), update_every={"tail": 2})
     with pytest.raises(ValueError, match=r"param group 0 \(body\): differentiable"):
         sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], differentiable=True, update_every=2)
+
+
+def test_a_plan_that_was_refused_looks_again_at_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A capture is refused for a state that is not there yet, and made once another step has allocated it."""
+    capturing = False
+
+    def refuse(self: Any, what: str) -> None:
+        if capturing:
+            raise RuntimeError(f"{what} is not on the device yet")
+
+    monkeypatch.setattr(LaunchUnit, "_refuse_in_capture", refuse)
+    body, head = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    groups = [{"params": [body]}, {"params": [head], "role": "head"}]
+    ours = sf.StackelbergAdamW(groups, backend="cpu")
+    body.grad, head.grad = torch.ones(3), torch.ones(3)
+    ours.step(role="body")
+    capturing = True
+    with pytest.raises(RuntimeError, match="state of parameter 0 of param group 1"):
+        ours.step()
+    capturing = False
+    ours.step(role="head")
+    capturing = True
+    ours.step()
+    assert [float(ours.state[p]["step"]) for p in (body, head)] == [2, 2]

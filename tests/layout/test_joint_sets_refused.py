@@ -90,3 +90,37 @@ def test_an_edit_that_is_refused_changes_nothing() -> None:
     with pytest.raises(ValueError, match="one device and dtype"):
         ours.step()
     assert all(p.eq(0).all() for p in params)
+
+
+@pytest.mark.parametrize("scheme", [{"master": "stochastic"}, {"state_dtype": "bfloat16"}])
+@pytest.mark.parametrize("backend", ["cpu", "cuda-on-host"])
+def test_an_edit_to_a_set_that_the_backend_does_not_know_is_refused(
+    backend: str, scheme: dict[str, Any]
+) -> None:
+    """As at construction: the kernel would read numbers of another format past the end of the parameter."""
+    dtype = torch.bfloat16 if "master" in scheme else torch.float32
+    p = nn.Parameter(torch.linspace(1, 2, 5).to(dtype))
+    how = {"backend": chosen(backend)[0], "float32_state": "none", **scheme}
+    ours = sf.StackelbergAdamW([p], lr=0.1, **how)
+    p.grad = torch.ones_like(p)
+    ours.step()
+    ours.param_groups[0]["constraint"] = sf.L2Ball(0.5)
+    before = p.detach().clone()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"parameter 0 of param group 0.*joint sets"):
+            ours.step()
+        assert_same_bits(p.detach(), before)
+    ours.param_groups[0]["constraint"] = None
+    ours.step()
+
+
+def test_an_edit_to_such_a_set_takes_another_backend_where_any_may_be_taken() -> None:
+    p = nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+    ours = sf.StackelbergAdamW([p], lr=0.1)
+    p.grad = torch.ones_like(p)
+    ours.step()
+    ours.param_groups[0]["constraint"] = sf.L2Ball(0.5)
+    with pytest.warns(UserWarning, match="stepped by the reference backend"):
+        ours.step()
+    assert ours.backend == "reference"
+    assert float(p.detach().float().norm()) <= 0.5

@@ -145,3 +145,15 @@ def test_versions_are_incremented_but_in_inference_mode() -> None:
 def test_the_native_reader_is_used_where_it_may_be() -> None:
     optimizer = sf.StackelbergAdamW([nn.Parameter(torch.zeros(3))], backend="cpu")
     assert type(optimizer._engine.units[0].gradients._reader) is NativeReader
+
+
+@needs_native
+def test_whatever_goes_wrong_with_a_verdict_python_takes_over(
+    unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(library: str) -> Verdict:
+        raise AttributeError("git_version")
+
+    monkeypatch.setattr(tensor_abi_verdict, "verdict", broken)
+    assert tensor_abi.tensor_abi() is None
+    assert "git_version" in tensor_abi.reading().reason
