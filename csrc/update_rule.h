@@ -5,6 +5,7 @@
 // and division and square root are IEEE's, so host and device produce the same bits.
 #pragma once
 
+#include "codec.h"
 #include "host_device.h"
 #include "tables.h"
 #if defined(__CUDA_ARCH__)
@@ -37,6 +38,10 @@ struct Ieee {
   SF_HOST_DEVICE_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {
     const float denom = square_root(second_moment) + eps;
     return exp_avg / denom;
+  }
+  // x, negated where the sign bit of `of` is set
+  SF_HOST_DEVICE_MEMBER static float times_sign(float x, float of) {
+    return float_of(bits_of(x) ^ (bits_of(of) & ~kMagnitude));
   }
 };
 
@@ -76,7 +81,7 @@ SF_HOST_DEVICE void adam_update(const Row& row, Number& param, Number grad, Numb
   const Number update = row.step_size * Arithmetic::ratio(exp_avg, second_moment, row.eps);
   if constexpr (RULE & kCautious) {
     // cautious: a weight decays unless it and the update have opposite signs; their product might underflow
-    const auto grows = ((update > 0) & (param < 0)) | ((update < 0) & (param > 0));
+    const auto grows = (Arithmetic::times_sign(update, param) < 0) & (param != 0);
     param = Arithmetic::multiply_add(grows ? 1.0f : row.param_decay, param, -update);
   } else {
     param = Arithmetic::multiply_add(row.param_decay, param, -update);

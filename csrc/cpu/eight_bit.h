@@ -68,6 +68,9 @@ struct Avx512Arithmetic {
     const Numbers denom = square_root(second_moment) + eps;
     return exp_avg / denom;
   }
+  SF_HOST_DEVICE_MEMBER static Numbers times_sign(Numbers x, Numbers of) {
+    return as_numbers(as_bits(x) ^ (as_bits(of) & broadcast<~kMagnitude>()));
+  }
 };
 
 // Updates block B of a pair, 0 or 1; `codes` are the first moments of the pair, as float16.
