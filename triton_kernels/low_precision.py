@@ -108,7 +108,8 @@ def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
 def _apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
     """By the rule of a row, without what is beside it."""
     updated = param, exp_avg, exp_avg_sq, maximum
-    for k in tl.static_range(NUM_UPDATE_RULES):
+    # the last rule first, as in tile.py: in the other order a launch that mixes rules spills
+    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
         if rule == UPDATE_RULES[k]:
             updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, UPDATE_RULES[k])
     return updated
