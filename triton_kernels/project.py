@@ -224,9 +224,11 @@ def project_kernel(
             _project_tile(record, rows, tl.load(set_factors + at), has_moved, offset, TILE)
         elif has_moved:
             length = tl.load(record + ROW_LENGTH)
-            stride = tl.load(record + ROW_STRIDE)
-            last = tl.minimum(offset + tl.maximum(TILE // length, 1), tl.load(record + ROW_COUNT))
+            count = tl.maximum(TILE // length, 1)
+            last = tl.minimum(offset + count, tl.load(record + ROW_COUNT))
             for row in range(offset, last):
+                # read for each row: kept from row to row, it would take registers
+                stride = tl.load(record + ROW_STRIDE)
                 start = row + row // stride * stride * (length - 1)
                 _project_row(record, words, start, length, stride)
                 # its elements may have been stored by other threads

@@ -176,7 +176,7 @@ class _Point:
             retain_graph=True,
             materialize_grads=True,
         )
-        return _flat(found)
+        return _flat([g.detach() for g in found])  # zeros of torch 2.8 require a gradient
 
     def body(self, vector: Tensor) -> Tensor:
         """The block f_tt: like `vector`, [body parameters]."""
