@@ -12,10 +12,14 @@ import triton.language as tl
 from ..groups.schemes import DTYPE_WORD, EIGHT_BITS, MASTER_WORD, STATE_WORD
 from .access import Elements, load, store
 from .codec import (
+    INFINITY,
+    MAGNITUDE,
+    bits_of,
     compensated,
     compensation,
     decode,
     encode,
+    float_of,
     from_bfloat16,
     from_float16,
     join,
@@ -83,6 +87,28 @@ def narrow(address, elements, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
         store(address, elements, x, FULL, tl.float32)
     else:
         store(address, elements, rounded(x, DTYPE), FULL, tl.uint16)
+
+
+@triton.jit
+def rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
+    """The end of an interval as the nearest number of a dtype that is inside of it: csrc/format.h.
+
+    UP: it is the lower end.
+    """
+    magnitude = bits_of(bound) & MAGNITUDE
+    sign = bits_of(bound) & 0x80000000
+    outward = (bound > 0) == UP  # away from zero
+    if DTYPE == BFLOAT16:
+        toward = float_of(bits_of(bound) & 0xFFFF0000)
+        away = (bits_of(toward) & MAGNITUDE) + 0x10000
+    else:
+        inside = tl.where(outward, bound, tl.clamp(bound, -65504.0, 65504.0))
+        toward = from_float16(to_float16_by_chance(inside, sign & 0))
+        size = bits_of(toward) & MAGNITUDE
+        subnormal = bits_of(float_of(size) + 5.9604644775390625e-08)
+        away = tl.where(size < 0x38800000, subnormal, size + 0x2000)
+    nearest = tl.where(outward & (toward != bound), float_of(away | sign), toward)
+    return tl.where((magnitude >= INFINITY) | (bound == 0), bound, nearest)
 
 
 @triton.jit

@@ -22,9 +22,10 @@ from .base import (
 from .device_tables import tables_on_device
 
 try:
+    from ..triton_kernels.launch_options import JOINT_ARGUMENTS, LaunchOptions
     from ..triton_kernels.project import launch_project
     from ..triton_kernels.statistics import launch_statistics
-    from ..triton_kernels.step import JOINT_ARGUMENTS, LaunchOptions, launch_step
+    from ..triton_kernels.step import launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:
@@ -34,7 +35,7 @@ except ImportError as error:
 
 
 def is_interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter: read when they are decorated, so it cannot change later."""
+    """Tell whether kernels run in Triton's interpreter: read when they are decorated, so it cannot change later."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
