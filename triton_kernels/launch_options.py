@@ -1,4 +1,4 @@
-"""What a launch does beside the update, and the tensors that it takes for it."""
+"""The options of a launch: tasks beside the update, and the tensors that they need."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ JOINT_ARGUMENTS = ("sets", "set_sums", "set_factors", "set_tiles_done", "moved")
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What a launch takes beside its tables; all on their device, None where there is none.
+    """The arguments of a launch beside its tables; tensors are on their device, None where there is none.
 
     Attributes:
         factors: float32 [2]: what clips the gradients of body and head.
@@ -63,7 +63,7 @@ class LaunchOptions:
         return sum(flag.value for flag, is_set in flags if is_set)
 
     def pointers(self, unused: torch.Tensor) -> dict[str, torch.Tensor]:
-        """By the kernel's argument; one that the mode does not read may be any."""
+        """Return the tensors by the kernel's argument; for one that the mode does not read, any will do."""
         names = ("factors", "grad_scale", "found_inf", "groups", "steps", "waited", "arrived")
         given = {name: getattr(self, name) for name in names} | {"readiness": self.ready}
         given |= dict.fromkeys(JOINT_ARGUMENTS) | self.joint

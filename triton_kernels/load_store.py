@@ -1,4 +1,4 @@
-"""From what is stored to float32, and back: csrc/cuda/load_store.cuh in Triton.
+"""Loads of stored numbers as float32, and stores of float32: csrc/cuda/load_store.cuh in Triton.
 
 FORMAT is a record's `format`; FULL: as in access.py.
 """
@@ -31,7 +31,7 @@ from .codec import (
     to_float16_by_chance,
 )
 
-# what a FORMAT consists of: enum Dtype, StateKind and Master in csrc/tables.h
+# the fields of a FORMAT: enum Dtype, StateKind and Master in csrc/tables.h
 FLOAT32: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float32])
 BFLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.bfloat16])
 FLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float16])
@@ -60,7 +60,7 @@ class Blocks(NamedTuple):
 
 @triton.jit
 def widen(address, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
-    """float32 of elements of a dtype."""
+    """Load elements of a dtype as float32."""
     if DTYPE == FLOAT32:
         return load(address, elements, FULL, tl.float32)
     elif DTYPE == BFLOAT16:
@@ -71,7 +71,7 @@ def widen(address, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr):
-    """As elements of a dtype are stored, to nearest."""
+    """Round float32 to nearest, to the bits that elements of a dtype are stored as."""
     if DTYPE == FLOAT32:
         return x
     elif DTYPE == BFLOAT16:
@@ -113,7 +113,7 @@ def rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
 
 @triton.jit
 def read_weights(param, beside, elements, FORMAT: tl.constexpr, FULL: tl.constexpr):
-    """The weights that parameters, and what is stored `beside` them, stand for."""
+    """Load the float32 weights that parameters and the tensor beside them, the master, stand for."""
     DTYPE: tl.constexpr = FORMAT & 3
     MASTER: tl.constexpr = (FORMAT >> 4) & 7
     if MASTER == SPLIT16:
@@ -176,7 +176,7 @@ def read_moments(
     KIND: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Moments as float32; ONE: as in codec.py."""
+    """Load moments as float32; ONE: as in codec.py."""
     if KIND == STATE8:
         # of scales, a byte each, the buffer may begin anywhere
         exponents = load(scale_address, blocks.scales, False, tl.uint8).to(tl.uint32)

@@ -56,10 +56,9 @@ from .update_rule import (
     project,
 )
 
-# What 4 warps take at a time, so that accesses to numbers of 16 bits, or of 8, are 128 bits wide: 8 or 16 elements of a
-# thread. The latter take so many registers that two such blocks fit on a multiprocessor, where 8 warps of as many would
-# be one block alone; with more buffers than Adam's, or numbers of more than 16 bits, they would not fit, and codes are
-# read by 8.
+# Elements that 4 warps update at a time. A thread takes 8, or 16 where moments are codes of 8 bits, so that accesses to
+# numbers of so few bits are 128 bits wide too. 16 elements may take so many registers that only two blocks of 4 warps
+# fit on a multiprocessor; with more buffers than Adam's, or numbers of more than 16 bits, a thread takes 8 codes.
 LOW_PRECISION_WARPS = 4
 HALVES_PASS: tl.constexpr = tl.constexpr(1024)
 CODES_PASS: tl.constexpr = tl.constexpr(2048)
@@ -68,7 +67,7 @@ RAGGED_PASS: tl.constexpr = tl.constexpr(512)
 
 @triton.jit
 def _blocks(offset, start, count, PASS: tl.constexpr):
-    """Those of a tile from `start` on, where `count` elements are left from the tile's offset on."""
+    """Return the blocks of a tile from `start` on; `count`: how many elements are left from the tile's offset on."""
     first = start + BLOCK * tl.arange(0, PASS // BLOCK)
     within = first[:, None] + tl.arange(0, BLOCK)[None, :]
     number = offset // BLOCK + start // BLOCK + tl.arange(0, PASS // BLOCK)

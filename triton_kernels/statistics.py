@@ -50,7 +50,7 @@ STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | LOW_PRECISION.va
 
 
 class Gradient(NamedTuple):
-    """What a parameter moves by.
+    """The gradient that a parameter moves by.
 
     Attributes:
         address, sum_address: of its gradient and of the sum of earlier ones.

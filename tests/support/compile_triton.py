@@ -81,7 +81,7 @@ STATISTICS = {
 
 
 class Driver:
-    """What Triton asks about the GPU before a launch."""
+    """The answers to what Triton asks about the GPU before a launch."""
 
     def __init__(self, arch: int) -> None:
         self._target = GPUTarget("cuda", arch, 32)
