@@ -1,7 +1,7 @@
-"""What Triton before 3.5 leaves out of the names under which it keeps compiled kernels on disk.
+"""A key of the constants that a kernel reads, for Triton before 3.5.
 
-Those versions go by a kernel's source text and arguments, not by the constants that it reads: after an update of this
-library whose tables differ they would launch what they had compiled for the tables before. See
+Those versions look compiled kernels up on disk by source text and arguments alone. After an update of this library that
+changed a table, they would launch kernels that were compiled for the table before it. See
 https://github.com/triton-lang/triton/issues/7322.
 """
 
@@ -14,9 +14,9 @@ import triton.language as tl
 
 @functools.cache
 def constants_of(kernel: Any) -> str:
-    """All constants that a kernel and the functions it calls read, as an argument that tells compiled kernels apart.
+    """Return a digest of all constants that a kernel and the functions it calls read, to be an argument of the kernel.
 
-    Empty for an interpreted kernel, which is not compiled.
+    It is empty for an interpreted kernel, which is not compiled.
     """
     if not hasattr(kernel, "cache_key"):
         return ""

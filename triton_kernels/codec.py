@@ -1,4 +1,4 @@
-"""How numbers of fewer bits are stored, in Triton: csrc/codec.h, bit for bit.
+"""Codes of numbers that are stored in fewer bits, in Triton: csrc/codec.h, bit for bit.
 
 Blocks of any shape; `random` are uint32, of 16 random bits each. Numbers of 16 bits are uint16, codes and remainders of
 8 bits uint8, as they lie in memory.
@@ -105,7 +105,7 @@ def join(part, remainder, BITS: tl.constexpr):
 
 @triton.jit
 def half_step(stored, IS_BFLOAT16: tl.constexpr):
-    """The most that rounding takes from a weight: half a step of what is stored."""
+    """The most that rounding takes from a weight: half a step of its stored number."""
     exponent = bits_of(stored) & INFINITY
     if IS_BFLOAT16:
         return float_of(tl.where(exponent > 0x00800000, exponent, 0x00800000)) * 0.00390625
@@ -115,9 +115,9 @@ def half_step(stored, IS_BFLOAT16: tl.constexpr):
 
 @triton.jit
 def compensated(stored, lost, IS_BFLOAT16: tl.constexpr):
-    """The weight that a rounded one and what it lacks stand for.
+    """The weight before rounding: the stored one and what it lost.
 
-    More than rounding takes is of another weight, which somebody has replaced since.
+    A loss larger than rounding can cause belongs to an earlier weight, which somebody has replaced since.
     """
     magnitude = float_of(bits_of(lost) & MAGNITUDE)
     return stored + tl.where(magnitude <= half_step(stored, IS_BFLOAT16), lost, 0.0)
@@ -125,7 +125,7 @@ def compensated(stored, lost, IS_BFLOAT16: tl.constexpr):
 
 @triton.jit
 def compensation(weight, stored):
-    """What a rounded weight lacks; nothing where it is not finite."""
+    """The part of a weight that rounding took; 0 where it is not finite."""
     lost = weight - stored
     return tl.where((bits_of(lost) & MAGNITUDE) < INFINITY, lost, 0.0)
 

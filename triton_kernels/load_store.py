@@ -1,4 +1,4 @@
-"""From what is stored to float32, and back: csrc/cuda/load_store.cuh in Triton.
+"""Loads of stored numbers as float32, and stores of float32: csrc/cuda/load_store.cuh in Triton.
 
 FORMAT is a record's `format`; FULL: as in access.py.
 """
@@ -12,10 +12,14 @@ import triton.language as tl
 from ..groups.schemes import DTYPE_WORD, EIGHT_BITS, MASTER_WORD, STATE_WORD
 from .access import Elements, load, store
 from .codec import (
+    INFINITY,
+    MAGNITUDE,
+    bits_of,
     compensated,
     compensation,
     decode,
     encode,
+    float_of,
     from_bfloat16,
     from_float16,
     join,
@@ -27,7 +31,7 @@ from .codec import (
     to_float16_by_chance,
 )
 
-# what a FORMAT consists of: enum Dtype, StateKind and Master in csrc/tables.h
+# the fields of a FORMAT: enum Dtype, StateKind and Master in csrc/tables.h
 FLOAT32: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float32])
 BFLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.bfloat16])
 FLOAT16: tl.constexpr = tl.constexpr(DTYPE_WORD[torch.float16])
@@ -56,7 +60,7 @@ class Blocks(NamedTuple):
 
 @triton.jit
 def widen(address, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
-    """float32 of elements of a dtype."""
+    """Load elements of a dtype as float32."""
     if DTYPE == FLOAT32:
         return load(address, elements, FULL, tl.float32)
     elif DTYPE == BFLOAT16:
@@ -67,7 +71,7 @@ def widen(address, elements, DTYPE: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr):
-    """As elements of a dtype are stored, to nearest."""
+    """Round float32 to nearest, to the bits that elements of a dtype are stored as."""
     if DTYPE == FLOAT32:
         return x
     elif DTYPE == BFLOAT16:
@@ -86,8 +90,30 @@ def narrow(address, elements, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
+def rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
+    """The end of an interval as the nearest number of a dtype that is inside of it: csrc/format.h.
+
+    UP: it is the lower end.
+    """
+    magnitude = bits_of(bound) & MAGNITUDE
+    sign = bits_of(bound) & 0x80000000
+    outward = (bound > 0) == UP  # away from zero
+    if DTYPE == BFLOAT16:
+        toward = float_of(bits_of(bound) & 0xFFFF0000)
+        away = (bits_of(toward) & MAGNITUDE) + 0x10000
+    else:
+        inside = tl.where(outward, bound, tl.clamp(bound, -65504.0, 65504.0))
+        toward = from_float16(to_float16_by_chance(inside, sign & 0))
+        size = bits_of(toward) & MAGNITUDE
+        subnormal = bits_of(float_of(size) + 5.9604644775390625e-08)
+        away = tl.where(size < 0x38800000, subnormal, size + 0x2000)
+    nearest = tl.where(outward & (toward != bound), float_of(away | sign), toward)
+    return tl.where((magnitude >= INFINITY) | (bound == 0), bound, nearest)
+
+
+@triton.jit
 def read_weights(param, beside, elements, FORMAT: tl.constexpr, FULL: tl.constexpr):
-    """The weights that parameters, and what is stored `beside` them, stand for."""
+    """Load the float32 weights that parameters and the tensor beside them, the master, stand for."""
     DTYPE: tl.constexpr = FORMAT & 3
     MASTER: tl.constexpr = (FORMAT >> 4) & 7
     if MASTER == SPLIT16:
@@ -150,7 +176,7 @@ def read_moments(
     KIND: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Moments as float32; ONE: as in codec.py."""
+    """Load moments as float32; ONE: as in codec.py."""
     if KIND == STATE8:
         # of scales, a byte each, the buffer may begin anywhere
         exponents = load(scale_address, blocks.scales, False, tl.uint8).to(tl.uint32)

@@ -8,23 +8,15 @@ import triton
 import triton.language as tl
 
 from .access import Elements, load, load_words, mask_where, store
-from .codec import (
-    BLOCK,
-    INFINITY,
-    MAGNITUDE,
-    bits_of,
-    float_of,
-    from_float16,
-    to_float16_by_chance,
-)
+from .codec import BLOCK
 from .load_store import (
-    BFLOAT16,
     FLOAT32,
     MASTER32,
     STATE8,
     Blocks,
     read_moments,
     read_weights,
+    rounded_inside,
     widen,
     write_moments,
     write_weights,
@@ -48,28 +40,24 @@ from .tables import (
     MAX_EXP_AVG_SQ_SCALE,
     MEAN_WEIGHT,
     MOMENTUM,
-    NUM_UPDATE_RULES,
     NUMEL,
     PARAM,
     RECORD_FIELDS,
     SGD,
     TURNS,
     UPDATE_FLAGS,
-    UPDATE_RULES,
     ZERO_GRADS,
 )
 from .update_rule import (
-    adam_update,
+    apply_rule,
     ema_update,
     mean_gradient,
     project,
-    sgd_update,
 )
 
-# What 4 warps take at a time, so that accesses to numbers of 16 bits, or of 8, are 128 bits wide: 8 or 16 elements of a
-# thread. The latter take so many registers that two such blocks fit on a multiprocessor, where 8 warps of as many would
-# be one block alone; with more buffers than Adam's, or numbers of more than 16 bits, they would not fit, and codes are
-# read by 8.
+# Elements that 4 warps update at a time. A thread takes 8, or 16 where moments are codes of 8 bits, so that accesses to
+# numbers of so few bits are 128 bits wide too. 16 elements may take so many registers that only two blocks of 4 warps
+# fit on a multiprocessor; with more buffers than Adam's, or numbers of more than 16 bits, a thread takes 8 codes.
 LOW_PRECISION_WARPS = 4
 HALVES_PASS: tl.constexpr = tl.constexpr(1024)
 CODES_PASS: tl.constexpr = tl.constexpr(2048)
@@ -77,47 +65,8 @@ RAGGED_PASS: tl.constexpr = tl.constexpr(512)
 
 
 @triton.jit
-def _rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
-    """The end of an interval as a number of the dtype that is inside of it: csrc/format.h."""
-    magnitude = bits_of(bound) & MAGNITUDE
-    sign = bits_of(bound) & 0x80000000
-    outward = (bound > 0) == UP  # away from zero
-    if DTYPE == BFLOAT16:
-        toward = float_of(bits_of(bound) & 0xFFFF0000)
-        next = (bits_of(toward) & MAGNITUDE) + 0x10000
-    else:
-        inside = tl.where(outward, bound, tl.clamp(bound, -65504.0, 65504.0))
-        toward = from_float16(to_float16_by_chance(inside, sign & 0))
-        size = bits_of(toward) & MAGNITUDE
-        subnormal = bits_of(float_of(size) + 5.9604644775390625e-08)
-        next = tl.where(size < 0x38800000, subnormal, size + 0x2000)
-    rounded = tl.where(outward & (toward != bound), float_of(next | sign), toward)
-    return tl.where((magnitude >= INFINITY) | (bound == 0), bound, rounded)
-
-
-@triton.jit
-def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
-    if SGD & RULE:
-        param, exp_avg = sgd_update(row, param, grad, exp_avg, RULE)
-        return param, exp_avg, exp_avg_sq, maximum
-    else:
-        return adam_update(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE)
-
-
-@triton.jit
-def _apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
-    """By the rule of a row, without what is beside it."""
-    updated = param, exp_avg, exp_avg_sq, maximum
-    # the last rule first, as in tile.py: in the other order a launch that mixes rules spills
-    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
-        if rule == UPDATE_RULES[k]:
-            updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, UPDATE_RULES[k])
-    return updated
-
-
-@triton.jit
 def _blocks(offset, start, count, PASS: tl.constexpr):
-    """Those of a tile from `start` on, where `count` elements are left from the tile's offset on."""
+    """Return the blocks of a tile from `start` on; `count`: how many elements are left from the tile's offset on."""
     first = start + BLOCK * tl.arange(0, PASS // BLOCK)
     within = first[:, None] + tl.arange(0, BLOCK)[None, :]
     number = offset // BLOCK + start // BLOCK + tl.arange(0, PASS // BLOCK)
@@ -188,7 +137,7 @@ def _update(
             words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], blocks, 31, STATE, FULL
         )
     alone = UPDATE_FLAGS & rule
-    param, exp_avg, exp_avg_sq, maximum = _apply_rule(
+    param, exp_avg, exp_avg_sq, maximum = apply_rule(
         alone, row, param, grad, exp_avg, exp_avg_sq, maximum
     )
     param = project(bounds[0], bounds[1], param)
@@ -246,7 +195,7 @@ def update_low_precision_tile(
         grad_sum = tl.where(row[MEAN_WEIGHT] != 0, grad_sum, 0)
     low, high = row[LOW], row[HIGH]
     if DTYPE != FLOAT32:
-        low, high = _rounded_inside(low, DTYPE, True), _rounded_inside(high, DTYPE, False)
+        low, high = rounded_inside(low, DTYPE, True), rounded_inside(high, DTYPE, False)
     bounds = low, high
     stream = tile_stream(words[KEY], step, offset // TILE)
     if full:

@@ -46,7 +46,7 @@ NUM_WARPS = 8
 
 
 @triton.jit
-def _number(words, WORD: tl.constexpr):
+def _float64(words, WORD: tl.constexpr):
     """A float64 of a joint set."""
     return tl.load((words + WORD).to(tl.pointer_type(tl.float64)))
 
@@ -56,46 +56,48 @@ def _tiles_moved(tiles, moved, begin, end):
     lane = tl.arange(0, LANES)
     lanes = tl.zeros((LANES,), tl.float64)
     for start in range(begin, end, LANES):
-        at = start + lane
-        index = tl.load(tiles + at * TILE_WORDS, mask=at < end, other=0)
-        found = tl.load(moved + index, mask=at < end, other=0, cache_modifier=".cg")
-        lanes += found.to(tl.float64)
+        tile = start + lane
+        index = tl.load(tiles + tile * TILE_WORDS, mask=tile < end, other=0)
+        has_moved = tl.load(moved + index, mask=tile < end, other=0, cache_modifier=".cg")
+        lanes += has_moved.to(tl.float64)
     return fold(lanes)
 
 
 @triton.jit
-def report_tile(record, index, t, offset, has_moved, tiles, joint, TILE: tl.constexpr):
-    """What projecting needs to know of a tile. The program that is done last with a ball concludes its factor.
+def report_tile(record, index, tile_index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
+    """Write down what projecting needs to know of a tile; the last program of a ball computes its factor.
 
     Args:
-        record: of the tile; index: its place among the records; t: the tile's.
+        record: of the tile; index: its place among the records; tile_index: the tile's among the tiles.
         has_moved: whether this launch moved it.
         joint: pointers: sets, set_sums, set_factors, set_tiles_done, moved of struct StepArgs.
     """
     sets, set_sums, set_factors, set_tiles_done, moved = joint
     tl.store(moved + index, has_moved.to(tl.int32))
-    at = tl.load(record + SET) - 1
-    words = sets + at * JOINT_SET_WORDS
+    set_index = tl.load(record + SET) - 1
+    words = sets + set_index * JOINT_SET_WORDS
     if tl.load(words + KIND) == BALL:
         # the program's stores before its loads
         tl.debug_barrier()
         count = tl.load(record + NUMEL) - offset
-        tl.store(set_sums + t, sum_of_squares(tl.load(record + PARAM), offset, count, TILE))
+        tl.store(
+            set_sums + tile_index, sum_of_squares(tl.load(record + PARAM), offset, count, TILE)
+        )
         # the sum, and whether it moved, before the count
         tl.debug_barrier()
         num_tiles = tl.load(words + NUM_TILES)
-        if tl.atomic_add(set_tiles_done + at, 1, sem="acq_rel") == num_tiles - 1:
+        if tl.atomic_add(set_tiles_done + set_index, 1, sem="acq_rel") == num_tiles - 1:
             begin = tl.load(words + FIRST_TILE)
             norm = tl.sqrt(sum_of_sums(set_sums, begin, begin + num_tiles))
-            stays = (norm <= _number(words, LARGEST)) | ((norm < float("inf")) == 0)
+            stays = (norm <= _float64(words, LARGEST)) | ((norm < float("inf")) == 0)
             stays = stays | (_tiles_moved(tiles, moved, begin, begin + num_tiles) == 0)
-            tl.store(set_factors + at, tl.where(stays, 1.0, _number(words, SIZE) / norm))
-            tl.store(set_tiles_done + at, 0)
+            tl.store(set_factors + set_index, tl.where(stays, 1.0, _float64(words, SIZE) / norm))
+            tl.store(set_tiles_done + set_index, 0)
 
 
 @triton.jit
 def _toward_zero(x):
-    """float64 to float32."""
+    """float64 rounded to the float32 that is nearer to zero."""
     near = x.to(tl.float32)
     # sign and magnitude: one less is one nearer to zero
     nearer = (near.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
@@ -133,53 +135,53 @@ def _elements_of_row(record, start, j, stride):
 
 @triton.jit
 def _project_row(record, words, start, length, stride):
-    total = _number(words, SIZE)
+    total = _float64(words, SIZE)
     lane = tl.arange(0, LANES)
     lowest = tl.full((LANES,), float("inf"), tl.float64)
     highest = tl.full((LANES,), float("-inf"), tl.float64)
     sums = tl.zeros((LANES,), tl.float64)
     for first in range(0, length, LANES):
         mask = first + lane < length
-        at = _elements_of_row(record, start, first + lane, stride)
-        x = tl.load(at, mask=mask, other=0.0).to(tl.float64)
+        params = _elements_of_row(record, start, first + lane, stride)
+        x = tl.load(params, mask=mask, other=0.0).to(tl.float64)
         lowest = tl.where(mask & (x < lowest), x, lowest)
         highest = tl.where(mask & (x > highest), x, highest)
         sums += x
     row_sum, smallest, largest = fold(sums), tl.min(lowest, 0), tl.max(highest, 0)
-    inside = (_number(words, SMALLEST) <= row_sum) & (row_sum <= _number(words, LARGEST))
+    inside = (_float64(words, SMALLEST) <= row_sum) & (row_sum <= _float64(words, LARGEST))
     stays = (inside & (smallest >= 0)) | (row_sum - row_sum != 0)
     if stays == 0:
         # Michelot 1986: see struct Threshold
         threshold = -total
-        kept = length.to(tl.float64) + 1.0
+        last_count = length.to(tl.float64) + 1.0
         narrows = length > 0
         while narrows:
             counts = tl.zeros((LANES,), tl.float64)
             sums = tl.zeros((LANES,), tl.float64)
             for first in range(0, length, LANES):
                 mask = first + lane < length
-                at = _elements_of_row(record, start, first + lane, stride)
-                x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
+                params = _elements_of_row(record, start, first + lane, stride)
+                x = tl.load(params, mask=mask, other=0.0).to(tl.float64) - largest
                 above = mask & (x > threshold)
                 counts += tl.where(above, 1.0, 0.0)
                 sums += tl.where(above, x, 0.0)
             count = fold(counts)
-            narrows = count < kept
+            narrows = count < last_count
             threshold = tl.where(narrows, (fold(sums) - total) / count, threshold)
-            kept = count
+            last_count = count
         sums = tl.zeros((LANES,), tl.float64)
         for first in range(0, length, LANES):
             mask = first + lane < length
-            at = _elements_of_row(record, start, first + lane, stride)
-            x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
+            params = _elements_of_row(record, start, first + lane, stride)
+            x = tl.load(params, mask=mask, other=0.0).to(tl.float64) - largest
             sums += tl.where(mask & (x > threshold), x - threshold, 0.0)
         scale = total / fold(sums)
         for first in range(0, length, LANES):
             mask = first + lane < length
-            at = _elements_of_row(record, start, first + lane, stride)
-            x = tl.load(at, mask=mask, other=0.0).to(tl.float64) - largest
-            found = _toward_zero(tl.where(x > threshold, x - threshold, 0.0) * scale)
-            tl.store(at, found, mask=mask)
+            params = _elements_of_row(record, start, first + lane, stride)
+            x = tl.load(params, mask=mask, other=0.0).to(tl.float64) - largest
+            projected = _toward_zero(tl.where(x > threshold, x - threshold, 0.0) * scale)
+            tl.store(params, projected, mask=mask)
 
 
 @triton.jit
@@ -212,8 +214,8 @@ def project_kernel(
     index = tl.load(piece)
     offset = tl.load(piece + 1)
     record = records + index * RECORD_WORDS
-    at = tl.load(record + SET) - 1
-    words = sets + at * JOINT_SET_WORDS
+    set_index = tl.load(record + SET) - 1
+    words = sets + set_index * JOINT_SET_WORDS
     has_moved = tl.load(moved + index) != 0
     is_ball = tl.load(words + KIND) == BALL
     taken = True
@@ -221,12 +223,14 @@ def project_kernel(
         taken = tl.load(found_inf) == 0
     if taken:
         if is_ball:
-            _project_tile(record, rows, tl.load(set_factors + at), has_moved, offset, TILE)
+            _project_tile(record, rows, tl.load(set_factors + set_index), has_moved, offset, TILE)
         elif has_moved:
             length = tl.load(record + ROW_LENGTH)
-            stride = tl.load(record + ROW_STRIDE)
-            last = tl.minimum(offset + tl.maximum(TILE // length, 1), tl.load(record + ROW_COUNT))
+            count = tl.maximum(TILE // length, 1)
+            last = tl.minimum(offset + count, tl.load(record + ROW_COUNT))
             for row in range(offset, last):
+                # read for each row: kept from row to row, it would take registers
+                stride = tl.load(record + ROW_STRIDE)
                 start = row + row // stride * stride * (length - 1)
                 _project_row(record, words, start, length, stride)
                 # its elements may have been stored by other threads

@@ -14,7 +14,7 @@ def _scrambled(word):
 
 @triton.jit
 def tile_stream(key, step, tile):
-    """What all elements of a tile share: two uint32.
+    """The state that all elements of a tile share: two uint32.
 
     Args:
         key, tile: int64, step: int32; scalars.

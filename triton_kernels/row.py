@@ -25,7 +25,7 @@ from .tables import (
 
 @triton.jit
 def load_row(row):
-    """The scalars of a complete row, by word: all that comes before the turn. The rule at word 0 is no scalar."""
+    """Load the scalars of a complete row, by word: all that comes before the turn. Word 0, the rule, is no scalar."""
     return load_words(row, TURN)
 
 
@@ -54,7 +54,7 @@ def _rate(group):
 
 @triton.jit
 def complete_row(row, group, count, ready):
-    """The scalars of a step from the row and the doubles of its group, by word.
+    """Compute the scalars of a step, by word, from the row and the doubles of its group.
 
     Args:
         row: float32 pointer, group: float64 pointer.
@@ -76,7 +76,7 @@ def complete_row(row, group, count, ready):
 
 @triton.jit
 def turn_of(row, group, waited, COUNTED: tl.constexpr):
-    """Whether a parameter waits for its turn, and whether there is a sum of its earlier gradients (csrc/turn.h).
+    """Tell whether a parameter waits for its turn, and whether there is a sum of its earlier gradients (csrc/turn.h).
 
     Args:
         row: float32 pointer.
@@ -101,7 +101,7 @@ def waited_after(waited, waits, has_sum):
 
 @triton.jit
 def arrive(arrived, index, tiles):
-    """Count a program of a parameter in; returns whether it is the last, which takes the step."""
+    """Count a program of a parameter in; return whether it is the last one, which takes the step."""
     tl.debug_barrier()  # every thread has read the counts
     is_last = tl.atomic_add(arrived + index, 1, sem="acq_rel") == tiles - 1
     if is_last:

@@ -3,6 +3,8 @@
 Program i sums up tile first_tile + i; the one that is done last adds up the tiles.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -10,6 +12,7 @@ import triton.language as tl
 from .access import Elements, load, mask_where
 from .cache_key import constants_of
 from .ieee import divide
+from .launch_options import LaunchOptions
 from .load_store import (
     BFLOAT16,
     FLOAT16,
@@ -17,7 +20,6 @@ from .load_store import (
     widen,
 )
 from .row import turn_of
-from .step import LaunchOptions
 from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     BLOCKS_DONE,
@@ -47,9 +49,23 @@ NUM_WARPS = 8
 STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | LOW_PRECISION.value
 
 
+class Gradient(NamedTuple):
+    """The gradient that a parameter moves by.
+
+    Attributes:
+        address, sum_address: of its gradient and of the sum of earlier ones.
+        unscale: what the former is multiplied by before the sum of both is by mean_weight.
+    """
+
+    address: tl.tensor
+    sum_address: tl.tensor
+    unscale: tl.tensor
+    mean_weight: tl.tensor
+
+
 @triton.jit
 def _parts(
-    effective,
+    gradient,
     offset,
     count,
     start,
@@ -58,22 +74,21 @@ def _parts(
     DTYPE: tl.constexpr,
 ):
     """Squares of the 4 * LANES elements from `start` on, float64; DTYPE: of gradients."""
-    grad, grad_sum, unscale, mean_weight = effective
     within = start + tl.arange(0, 4 * LANES)
     elements = Elements(offset + within, within < count)
     if SUMS:
-        with_grad = Elements(elements.index, mask_where(elements.mask, grad != 0))
-        x = unscale * widen(grad, with_grad, DTYPE, False)
-        x = mean_weight * (load(grad_sum, elements, False) + x)
+        with_grad = Elements(elements.index, mask_where(elements.mask, gradient.address != 0))
+        x = gradient.unscale * widen(gradient.address, with_grad, DTYPE, False)
+        x = gradient.mean_weight * (load(gradient.sum_address, elements, False) + x)
     else:
-        x = unscale * widen(grad, elements, DTYPE, FULL)
+        x = gradient.unscale * widen(gradient.address, elements, DTYPE, FULL)
     wide = x.to(tl.float64)
     return wide * wide
 
 
 @triton.jit
 def _sum_up(
-    effective,
+    gradient,
     offset,
     count,
     FULL: tl.constexpr,
@@ -81,35 +96,34 @@ def _sum_up(
     DTYPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    parts = _parts(effective, offset, count, 0, FULL, SUMS, DTYPE)
+    parts = _parts(gradient, offset, count, 0, FULL, SUMS, DTYPE)
     for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
-        parts += _parts(effective, offset, count, start, FULL, SUMS, DTYPE)
+        parts += _parts(gradient, offset, count, start, FULL, SUMS, DTYPE)
     return fold_parts(parts)
 
 
 @triton.jit
 def _sum_tile(
-    effective, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
+    gradient, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
     """The sum of squares of a tile's gradient.
 
     Args:
-        effective: addresses of a gradient and of the sum of earlier ones, and what they are multiplied by.
         sums: whether there may be a sum of earlier ones.
     """
-    full = (count >= TILE) & ((effective[0] & 15) == 0)
+    full = (count >= TILE) & ((gradient.address & 15) == 0)
     if TURNS & MODE:
         if sums:
-            total = _sum_up(effective, offset, count, False, True, DTYPE, TILE)
+            total = _sum_up(gradient, offset, count, False, True, DTYPE, TILE)
         elif full:
-            total = _sum_up(effective, offset, count, True, False, DTYPE, TILE)
+            total = _sum_up(gradient, offset, count, True, False, DTYPE, TILE)
         else:
-            total = _sum_up(effective, offset, count, False, False, DTYPE, TILE)
+            total = _sum_up(gradient, offset, count, False, False, DTYPE, TILE)
     else:
         if full:
-            total = _sum_up(effective, offset, count, True, False, DTYPE, TILE)
+            total = _sum_up(gradient, offset, count, True, False, DTYPE, TILE)
         else:
-            total = _sum_up(effective, offset, count, False, False, DTYPE, TILE)
+            total = _sum_up(gradient, offset, count, False, False, DTYPE, TILE)
     return total
 
 
@@ -151,44 +165,47 @@ def statistics_kernel(
         rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
         CONSTANTS: see `constants_of`.
     """
-    t = first_tile + tl.program_id(0)
-    index = tl.load(tiles + t * TILE_WORDS)
+    tile_index = first_tile + tl.program_id(0)
+    tile = tiles + tile_index * TILE_WORDS
+    index = tl.load(tile)
     record = records + index * RECORD_WORDS
-    offset = tl.multiple_of(tl.load(tiles + t * TILE_WORDS + 1), 16)
+    offset = tl.multiple_of(tl.load(tile + 1), 16)
     grad = tl.load(record + GRAD)
     count = tl.load(record + NUMEL) - offset
     moves = grad != 0
     unscale = 1.0
     if SCALED & MODE:
         unscale = divide(1.0, tl.load(grad_scale))
-    effective = (grad, grad, unscale, 1.0)
+    gradient = Gradient(grad, grad, unscale, 1.0)
     sums = False
     if TURNS & MODE:
-        at = tl.load(record + ROW)
-        words = rows + at * ROW_WORDS
-        old = 0.0
+        row_index = tl.load(record + ROW)
+        row_words = rows + row_index * ROW_WORDS
+        waited_before = 0.0
         if COUNTED & MODE:
-            old = tl.load(waited + index)
-        of_group = (groups + at * GROUP_WORDS).to(tl.pointer_type(tl.int64))
-        waits, has_sum = turn_of(words, of_group, old, COUNTED & MODE)
-        mean_weight = tl.load(words + MEAN_WEIGHT)
+            waited_before = tl.load(waited + index)
+        group = (groups + row_index * GROUP_WORDS).to(tl.pointer_type(tl.int64))
+        waits, has_sum = turn_of(row_words, group, waited_before, COUNTED & MODE)
+        mean_weight = tl.load(row_words + MEAN_WEIGHT)
         sums = mean_weight != 0
         moves = (moves | (sums & has_sum)) & (waits == 0)
-        effective = (grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
+        gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     if moves == 0:
         # adds nothing, and its program still counts as done
-        tl.store(tile_sums + t, 0.0)
+        tl.store(tile_sums + tile_index, 0.0)
     elif LOW_PRECISION & MODE:
         dtype = tl.load(record + GRAD_DTYPE)
         if dtype == FLOAT32:
-            total = _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE)
+            total = _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
         elif dtype == BFLOAT16:
-            total = _sum_tile(effective, sums, offset, count, BFLOAT16, MODE, TILE)
+            total = _sum_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
         else:
-            total = _sum_tile(effective, sums, offset, count, FLOAT16, MODE, TILE)
-        tl.store(tile_sums + t, total)
+            total = _sum_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
+        tl.store(tile_sums + tile_index, total)
     else:
-        tl.store(tile_sums + t, _sum_tile(effective, sums, offset, count, FLOAT32, MODE, TILE))
+        tl.store(
+            tile_sums + tile_index, _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+        )
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE

@@ -1,13 +1,12 @@
 """One launch for any number of groups: program i updates tile first_tile + i, whatever parameter it belongs to."""
 
-from dataclasses import dataclass, field
-
 import torch
 import triton
 import triton.language as tl
 
 from .cache_key import constants_of
 from .ieee import divide
+from .launch_options import LaunchOptions
 from .load_store import BFLOAT16, FLOAT16, FLOAT32
 from .low_precision import LOW_PRECISION_WARPS, update_low_precision_tile, wait_low_precision_tile
 from .project import report_tile
@@ -126,46 +125,46 @@ def step_kernel(
         FORMATS: those that records have, each with its gradient's dtype above its first byte, in MODE LOW_PRECISION.
         CONSTANTS: see `constants_of`.
     """
-    t = first_tile + tl.program_id(0)
-    tile = tiles + t * TILE_WORDS
+    tile_index = first_tile + tl.program_id(0)
+    tile = tiles + tile_index * TILE_WORDS
     index = tl.load(tile)
     record = records + index * RECORD_WORDS
     # the hint belongs here: on the argument of a function that is inlined later it would be lost
     offset = tl.multiple_of(tl.load(tile + 1), 16)
-    at = tl.load(record + ROW)
-    words = rows + at * ROW_WORDS
+    row_index = tl.load(record + ROW)
+    row_words = rows + row_index * ROW_WORDS
     has_grad = tl.load(record + GRAD) != 0
     moves = has_grad
-    steps_on = has_grad  # whether counts go on, if only that of waiting
+    counts_on = has_grad  # if only how long it has waited
     adds = False
     if TURNS & MODE:
-        steps_on = tl.load(record + NUMEL) > 0
-        old = 0.0
+        counts_on = tl.load(record + NUMEL) > 0
+        waited_before = 0.0
         if COUNTED & MODE:
-            old = tl.load(waited + index)
-        of_group = (groups + at * GROUP_WORDS).to(tl.pointer_type(tl.int64))
-        waits, has_sum = turn_of(words, of_group, old, COUNTED & MODE)
-        sums = tl.load(words + MEAN_WEIGHT) != 0
+            waited_before = tl.load(waited + index)
+        group = (groups + row_index * GROUP_WORDS).to(tl.pointer_type(tl.int64))
+        waits, has_sum = turn_of(row_words, group, waited_before, COUNTED & MODE)
+        sums = tl.load(row_words + MEAN_WEIGHT) != 0
         moves = (has_grad | (sums & has_sum)) & (waits == 0)
         adds = has_grad & sums & waits
     if SKIPPABLE & MODE:
         taken = tl.load(found_inf) == 0
         moves = moves & taken
-        steps_on = steps_on & taken
+        counts_on = counts_on & taken
         adds = adds & taken
     unscale = 1.0
     if SCALED & MODE:
         unscale = divide(1.0, tl.load(grad_scale))
     if TURNS & MODE:
         if COUNTED & MODE:
-            if steps_on & (moves == 0):
+            if counts_on & (moves == 0):
                 if arrive(arrived, index, (tl.load(record + NUMEL) + TILE - 1) // TILE):
-                    tl.store(waited + index, waited_after(old, waits, has_sum | adds))
+                    tl.store(waited + index, waited_after(waited_before, waits, has_sum | adds))
     if moves:
         if COUNTED & MODE:
             count = tl.load(steps + index)
             ready = tl.load(readiness + index)
-            row = complete_row(words, groups + at * GROUP_WORDS, count, ready)
+            row = complete_row(row_words, groups + row_index * GROUP_WORDS, count, ready)
             step = count.to(tl.int32) + 1
             if arrive(arrived, index, (tl.load(record + NUMEL) + TILE - 1) // TILE):
                 tl.store(steps + index, count + 1.0)
@@ -173,11 +172,11 @@ def step_kernel(
                 if TURNS & MODE:
                     tl.store(waited + index, 0.0)
         else:
-            row = load_row(words)
-            step = tl.load(words.to(tl.pointer_type(tl.int32)) + STEP)
+            row = load_row(row_words)
+            step = tl.load(row_words.to(tl.pointer_type(tl.int32)) + STEP)
         factor = 1.0
         if CLIPPED & MODE:
-            factor = tl.load(factors + (t >= first_head_tile).to(tl.int32))
+            factor = tl.load(factors + (tile_index >= first_head_tile).to(tl.int32))
         if SCALED & MODE:
             if TURNS & MODE:
                 factor = factor * tl.where(row[MEAN_WEIGHT] != 0, 1.0, unscale)
@@ -185,7 +184,7 @@ def step_kernel(
                 factor = factor * unscale
         if LOW_PRECISION & MODE:
             if RULE == MIXED_RULES:
-                rule = tl.load(words.to(tl.pointer_type(tl.int32)))
+                rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
                 _update_low_precision(
                     record, row, rule, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
@@ -194,7 +193,7 @@ def step_kernel(
                     record, row, RULE, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
                 )
         elif RULE == MIXED_RULES:
-            rule = tl.load(words.to(tl.pointer_type(tl.int32)))
+            rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
             if (rule & EMA) != 0:
                 update_with(record, row, factor, unscale, offset, rule ^ EMA, EMA, MODE, TILE)
             else:
@@ -216,62 +215,7 @@ def step_kernel(
             reports = reports & (tl.load(found_inf) == 0)
         if reports:
             joint = (sets, set_sums, set_factors, set_tiles_done, moved)
-            report_tile(record, index, t, offset, moves, tiles, joint, TILE)
-
-
-JOINT_ARGUMENTS = ("sets", "set_sums", "set_factors", "set_tiles_done", "moved")
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """What a launch takes beside its tables; all on their device, None where there is none.
-
-    Attributes:
-        factors: float32 [2]: what clips the gradients of body and head.
-        grad_scale: float32 [1]: what they are divided by.
-        found_inf: float32 [1]: where it is not 0 nothing moves.
-        groups: float64 [groups * 8], of a table that counts steps on its device; then `rows` holds one row per group.
-        steps, ready, waited, arrived: float32, int32, float32, int32 [parameters], likewise.
-        takes_turns: whether some group does not move on every step.
-        zero_grads: whether gradients are zero afterwards.
-        joint: by the kernel's argument: sets int64 [sets * 6], set_sums float64 [tiles], set_factors float64 [sets],
-            set_tiles_done int32 [sets], moved int32 [parameters]; empty where there are no joint sets.
-        formats: those that records have, see `step_kernel`.
-    """
-
-    factors: torch.Tensor | None = None
-    grad_scale: torch.Tensor | None = None
-    found_inf: torch.Tensor | None = None
-    groups: torch.Tensor | None = None
-    steps: torch.Tensor | None = None
-    ready: torch.Tensor | None = None
-    waited: torch.Tensor | None = None
-    arrived: torch.Tensor | None = None
-    takes_turns: bool = False
-    zero_grads: bool = False
-    joint: dict[str, torch.Tensor] = field(default_factory=dict)
-    formats: tuple[int, ...] = (0,)
-
-    @property
-    def mode(self) -> int:
-        flags = (
-            (CLIPPED, self.factors is not None),
-            (SCALED, self.grad_scale is not None),
-            (SKIPPABLE, self.found_inf is not None),
-            (COUNTED, self.groups is not None),
-            (TURNS, self.takes_turns),
-            (ZERO_GRADS, self.zero_grads),
-            (JOINT_SETS, bool(self.joint)),
-            (LOW_PRECISION, self.formats != (0,)),
-        )
-        return sum(flag.value for flag, is_set in flags if is_set)
-
-    def pointers(self, unused: torch.Tensor) -> dict[str, torch.Tensor]:
-        """By the kernel's argument; one that the mode does not read may be any."""
-        names = ("factors", "grad_scale", "found_inf", "groups", "steps", "waited", "arrived")
-        given = {name: getattr(self, name) for name in names} | {"readiness": self.ready}
-        given |= dict.fromkeys(JOINT_ARGUMENTS) | self.joint
-        return {name: unused if tensor is None else tensor for name, tensor in given.items()}
+            report_tile(record, index, tile_index, offset, moves, tiles, joint, TILE)
 
 
 def launch_step(
@@ -282,7 +226,7 @@ def launch_step(
     num_tiles: int,
     first_head_tile: int,
     rule: int,
-    options: LaunchOptions = LaunchOptions(),
+    options: LaunchOptions,
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 

@@ -12,7 +12,7 @@ LANE_BITS: tl.constexpr = tl.constexpr(summation.LANES.bit_length() - 1)
 
 @triton.jit
 def fold(lanes):
-    """The upper half of the lanes onto the lower, until one is left: a sum of two has no order of its own."""
+    """Add the upper half of the lanes onto the lower until one is left: a sum of two has no order of its own."""
     for bit in tl.static_range(1, LANE_BITS + 1):
         lanes = tl.sum(tl.reshape(lanes, (2, LANES >> bit)), 0)
     return tl.sum(lanes, 0)
@@ -35,7 +35,7 @@ def _squares(address, offset, count, start):
 
 @triton.jit
 def sum_of_squares(address, offset, count, TILE: tl.constexpr):
-    """Of the elements of a tile; `count`: how many are left from its offset on."""
+    """Sum the squares of a tile's elements; `count`: how many are left from its offset on."""
     parts = _squares(address, offset, count, 0)
     for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
         parts += _squares(address, offset, count, start)
@@ -44,11 +44,11 @@ def sum_of_squares(address, offset, count, TILE: tl.constexpr):
 
 @triton.jit
 def sum_of_sums(sums, begin, end):
-    """Of the entries [begin, end), which other programs wrote."""
+    """Add up the entries [begin, end), which other programs wrote."""
     lane = tl.arange(0, LANES)
     lanes = tl.zeros((LANES,), tl.float64)
     for start in range(begin, end, LANES):
-        # past the first-level cache, which other programs' stores do not reach
-        at = start + lane
-        lanes += tl.load(sums + at, mask=at < end, other=0.0, cache_modifier=".cg")
+        entry = start + lane
+        # not from the first-level cache, which other programs' stores do not reach
+        lanes += tl.load(sums + entry, mask=entry < end, other=0.0, cache_modifier=".cg")
     return fold(lanes)

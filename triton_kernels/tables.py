@@ -1,4 +1,4 @@
-"""The tables of csrc/tables.h as kernels read them: by word, and what a launch is told to do with them.
+"""The tables of csrc/tables.h as kernels read them, by word, and the flags of a launch.
 
 The numbers come from the NumPy dtypes of stackelberg_fused/native/tables.py and from the rules of
 stackelberg_fused/groups/rules.py. Here they are constants, because kernels may read no other global variables.
@@ -15,17 +15,17 @@ TILE_ELEMENTS = tables.TILE_ELEMENTS
 
 
 def word(table: np.dtype, field: str) -> tl.constexpr:
-    """Where a field begins: what to add to a pointer to numbers of the field's size."""
+    """Return the place of a field: the number to add to a pointer to numbers of the field's size."""
     dtype, offset = table.fields[field][:2]
     return tl.constexpr(offset // dtype.base.itemsize)
 
 
 def words(table: np.dtype, size: int) -> tl.constexpr:
-    """How far apart entries of a table are: what to multiply an index with, for a pointer to numbers of this size."""
+    """Return the distance of a table's entries, in numbers of this size."""
     return tl.constexpr(table.itemsize // size)
 
 
-# what a launch does beside the update
+# flags of a launch: tasks beside the update
 CLIPPED: tl.constexpr = tl.constexpr(1)
 SCALED: tl.constexpr = tl.constexpr(2)
 SKIPPABLE: tl.constexpr = tl.constexpr(4)
@@ -99,7 +99,7 @@ STEP: tl.constexpr = word(tables.ROW, "step")
 WAITS: tl.constexpr = tl.constexpr(tables.WAITS)
 HAS_SUM: tl.constexpr = tl.constexpr(tables.HAS_SUM)
 
-# what a group's scalars are computed from on the device: float64, the last three int64
+# a group, from whose numbers the device computes scalars: float64, the last three int64
 GROUP_WORDS: tl.constexpr = words(tables.GROUP, 8)
 LR: tl.constexpr = word(tables.GROUP, "lr")
 BETA1: tl.constexpr = word(tables.GROUP, "beta1")

@@ -1,4 +1,4 @@
-"""What one program of a step does to its tile: `csrc/cuda/step.cu` in Triton."""
+"""The update of one tile, which one program of a launch does: `csrc/cuda/step.cu` in Triton."""
 
 import triton
 import triton.language as tl
@@ -34,9 +34,9 @@ from .update_rule import (
     sgd_update,
 )
 
-# What 8 warps take at a time, chosen by registers: with 8 elements per thread on the vector path Adam fits four blocks
-# on a multiprocessor and a launch that mixes rules three, each thread with 128 bytes in flight. One buffer more, and
-# it would be fewer: rules with a maximum or an average take half as much.
+# Elements that 8 warps update at a time, chosen by registers: with 8 elements per thread on the vector path four blocks
+# of Adam fit on a multiprocessor, and at least three of a launch that mixes rules, each thread with 128 bytes in
+# flight. With one more buffer fewer would fit: rules with a maximum or an average take half as many elements.
 NUM_WARPS = 8
 VECTOR_PASS: tl.constexpr = tl.constexpr(2048)
 CROWDED_PASS: tl.constexpr = tl.constexpr(1024)
@@ -205,7 +205,7 @@ def update_with(
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """By the rule of a row, with the flags MORE."""
+    """Update a tile by the rule of its row, with the flags MORE."""
     # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
     for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
         if rule == UPDATE_RULES[k]:

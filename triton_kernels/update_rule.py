@@ -21,10 +21,13 @@ from .tables import (
     MOMENTUM,
     MOMENTUM_COEFFICIENT,
     NESTEROV,
+    NUM_UPDATE_RULES,
     ONE_MINUS_BETA2,
     ONE_MINUS_DAMPENING,
     PARAM_DECAY,
+    SGD,
     STEP_SIZE,
+    UPDATE_RULES,
     WEIGHT_DECAY,
 )
 
@@ -87,6 +90,29 @@ def sgd_update(row, param, grad, momentum_buffer, RULE: tl.constexpr):
     # update
     param = tl.fma(-1.0 * row[STEP_SIZE], grad, param)
     return param, momentum_buffer
+
+
+@triton.jit
+def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
+    if SGD & RULE:
+        param, exp_avg = sgd_update(row, param, grad, exp_avg, RULE)
+        return param, exp_avg, exp_avg_sq, maximum
+    else:
+        return adam_update(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE)
+
+
+@triton.jit
+def apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
+    """Update a block by a rule that may be known only when the kernel runs, without average.
+
+    Returns (param, exp_avg, exp_avg_sq, maximum); those that the rule does not have as they were.
+    """
+    updated = param, exp_avg, exp_avg_sq, maximum
+    # the last rule first, as in tile.py: in the other order a launch that mixes rules spills
+    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
+        if rule == UPDATE_RULES[k]:
+            updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, UPDATE_RULES[k])
+    return updated
 
 
 @triton.jit

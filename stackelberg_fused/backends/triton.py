@@ -22,9 +22,10 @@ from .base import (
 from .device_tables import tables_on_device
 
 try:
+    from ..triton_kernels.launch_options import JOINT_ARGUMENTS, LaunchOptions
     from ..triton_kernels.project import launch_project
     from ..triton_kernels.statistics import launch_statistics
-    from ..triton_kernels.step import JOINT_ARGUMENTS, LaunchOptions, launch_step
+    from ..triton_kernels.step import launch_step
 
     _IMPORT_ERROR = ""
 except ImportError as error:

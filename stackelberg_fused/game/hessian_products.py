@@ -52,7 +52,7 @@ class HessianProducts:
             retain_graph=True,
             materialize_grads=True,
         )
-        return _flat(products)
+        return _flat([p.detach() for p in products])  # zeros of torch 2.8 require a gradient
 
     def body(self, vector: Tensor) -> Tensor:
         """Multiply by the block f_tt: [body parameters] to the same."""

@@ -53,7 +53,8 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
         stream = torch.cuda.current_stream()
         _cuda.step(args, stream.device_index, stream.cuda_stream)
     else:
-        from stackelberg_fused.triton_kernels.step import LaunchOptions, launch_step
+        from stackelberg_fused.triton_kernels.launch_options import LaunchOptions
+        from stackelberg_fused.triton_kernels.step import launch_step
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
         more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}

@@ -54,12 +54,15 @@ def pair(
 ) -> list[Any]:
     """Two optimizers over the same parameters."""
     dtype, grad, master = weight
+    if grad != dtype and not hasattr(Tensor, "grad_dtype"):
+        pytest.skip("in this torch a gradient has the dtype of its parameter")
     found = []
     for name in (backend, other):
         params = []
         for i, size in enumerate(SIZES):
             p = nn.Parameter(values(size, i).to(chosen(name)[1], DTYPES[dtype]))
-            p.grad_dtype = None if grad != dtype else p.grad_dtype
+            if grad != dtype:
+                p.grad_dtype = None
             params.append(p)
         groups = [
             {"params": params[:-1]},

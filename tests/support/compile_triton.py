@@ -24,6 +24,7 @@ from stackelberg_fused.triton_kernels import (
     step,
     tile,
 )
+from stackelberg_fused.triton_kernels.launch_options import LaunchOptions
 from triton.backends.compiler import GPUTarget
 
 from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
@@ -49,7 +50,7 @@ JOINT = {
     }
 }
 SCALED = {"grad_scale": FLOATS, "found_inf": FLOATS}
-# arguments of step.LaunchOptions
+# arguments of LaunchOptions
 EXTRAS = {
     "guarded": {"factors": FLOATS, **SCALED},
     "counted": COUNTS,
@@ -80,7 +81,7 @@ STATISTICS = {
 
 
 class Driver:
-    """What Triton asks about the GPU before a launch."""
+    """The answers to what Triton asks about the GPU before a launch."""
 
     def __init__(self, arch: int) -> None:
         self._target = GPUTarget("cuda", arch, 32)
@@ -116,15 +117,13 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
     triton.runtime.driver.set_active(Driver(arch))
 
     def compile_rule(rule: int, first_tile: int = 0, **options: Any) -> Any:
-        step.launch_step(
-            WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, step.LaunchOptions(**options)
-        )
+        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, LaunchOptions(**options))
         return step.step_kernel.compiled[-1]
 
     def compile_statistics(**options: Any) -> Any:
         sums = DOUBLES, DOUBLES, DOUBLES
         statistics.launch_statistics(
-            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, step.LaunchOptions(**options)
+            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, LaunchOptions(**options)
         )
         return statistics.statistics_kernel.compiled[-1]
 

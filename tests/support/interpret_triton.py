@@ -10,7 +10,8 @@ import torch
 from backends import rounds_fma_twice
 from kernel_problem import FIELDS, TURNS, Problem
 from quick_interpreter import refuse_integer_masks
-from stackelberg_fused.triton_kernels.step import LaunchOptions, launch_step
+from stackelberg_fused.triton_kernels.launch_options import LaunchOptions
+from stackelberg_fused.triton_kernels.step import launch_step
 
 from stackelberg_fused.groups.rules import RULES
 

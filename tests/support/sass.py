@@ -17,10 +17,9 @@ from typing import NamedTuple
 _TRITON = importlib.util.find_spec("triton")
 BIN = Path(_TRITON.origin).parent / "backends" / "nvidia" / "bin" if _TRITON else Path()
 
-# nvdisasm 12.8 adds of what an instruction of sm_120 waits for, as in "BSYNC B0  &req={1} ?trans5;"
-_INSTRUCTION = re.compile(
-    r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*(?:[&?]\w[^;]*)?;"
-)
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+# what nvdisasm 12.8 adds to instructions of sm_120, as in "BSYNC B0  &req={1}  ?trans5;"
+_SCHEDULING = re.compile(r"\s+[&?]\w[\w={},]*")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\.text\.\S+):\s*$")
 _TARGET = re.compile(r"\.L_x_\d+")
 _POINTER_ACCESSES = ("LD", "LDG", "ST", "STG")
@@ -270,7 +269,7 @@ def parse(text: str) -> dict[str, Kernel]:
             kernel = kernels[name] = Kernel(name)
         elif label:
             kernel.labels[label[1]] = len(kernel.instructions)
-        elif found := _INSTRUCTION.search(line):
+        elif found := _INSTRUCTION.search(_SCHEDULING.sub("", line)):
             kernel.instructions.append(Instruction(found[1] or "", found[2], found[3]))
     return kernels
 

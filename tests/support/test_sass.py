@@ -38,6 +38,24 @@ def test_paths_of_a_vector_and_a_scalar_branch() -> None:
     assert kernel.wide_in_loops() == []
 
 
+def test_what_is_added_about_scheduling_is_left_out() -> None:
+    kernel = _kernel(
+        "@P0 LDG.E.128 R8, desc[UR4][R4.64]  &req={1,0} &wr=0x2  ?trans1",
+        'BRX R4 -0x3d0    ?WAIT13_END_GROUP  (*"BRANCH_TARGETS .L_x_1,.L_x_2"*)',
+        ".L_x_1:",
+        "BSYNC.RECONVERGENT B0  &rd=0x0  ?trans5",
+        ".L_x_2:",
+        "EXIT  ?trans5",
+    )
+    assert [i.operands for i in kernel.instructions] == [
+        "R8, desc[UR4][R4.64]",
+        'R4 -0x3d0  (*"BRANCH_TARGETS .L_x_1,.L_x_2"*)',
+        "B0",
+        "",
+    ]
+    assert kernel.successors(1) == [2, 3]
+
+
 def test_duplicated_code_counts_once_per_path() -> None:
     kernel = _kernel(
         "LDG.E.128 R8, desc[UR4][R4.64]",

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernel, for every architecture the CUDA one is built for; needs no GPU."""
+"""The machine code of the Triton kernels, for every architecture that CUDA kernels are built for; needs no GPU."""
 
 from __future__ import annotations
 
