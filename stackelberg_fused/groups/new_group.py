@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from .param_groups import (
     check_hyperparameters,
-    check_new_group,
     check_params,
     complete_group,
+    group_label,
+    param_label,
 )
+
+
+class Members:
+    """What an optimizer's groups hold, by identity: a new group is compared with them in time of its own size."""
+
+    def __init__(self) -> None:
+        # objects are kept, so that no other one is found under the id of one that is gone
+        self._params: dict[int, tuple[Tensor, int]] = {}
+        self._rates: dict[int, Tensor] = {}
+        self._known = 0
+
+    def follow(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Know the groups that were appended since last asked."""
+        for index in range(self._known, len(groups)):
+            for param in groups[index]["params"]:
+                self._params.setdefault(id(param), (param, index))
+            lr = groups[index].get("lr")
+            if isinstance(lr, Tensor):
+                self._rates[id(lr)] = lr
+        self._known = len(groups)
+
+    def group_of(self, param: Tensor, groups: Sequence[dict[str, Any]]) -> int | None:
+        """The index of the group that holds a parameter."""
+        known = self._params.get(id(param))
+        if known is None or known[1] >= len(groups):
+            return None
+        # somebody may have taken it out of its group
+        return known[1] if any(param is held for held in groups[known[1]]["params"]) else None
+
+    def hold_rate(self, lr: Any) -> bool:
+        """Tell whether a rate is the very tensor that is some group's."""
+        return id(lr) in self._rates
 
 
 def completed_group(
     given: dict[str, Any],
     groups: list[dict[str, Any]],
+    members: Members,
     defaults: dict[str, Any],
     head_lr_ratio: float,
 ) -> dict[str, Any]:
@@ -25,6 +60,7 @@ def completed_group(
     Args:
         given: the user's dict; read only.
         groups: the optimizer's so far.
+        members: of these groups, or of some of them.
 
     Raises:
         ValueError, TypeError: names the group or parameter.
@@ -34,15 +70,28 @@ def completed_group(
     completed.update(split_names(completed["params"], index))
     check_hyperparameters(completed, index)
     check_params(completed, index)
-    check_new_group(completed, index, groups)
+    members.follow(groups)
+    _check_beside_others(completed, index, groups, members)
     lr = completed["lr"]
-    if (
-        isinstance(lr, Tensor)
-        and any(lr is group["lr"] for group in groups)
-        and not lr.requires_grad
-    ):
+    if isinstance(lr, Tensor) and members.hold_rate(lr) and not lr.requires_grad:
         completed["lr"] = lr.clone()  # schedulers fill it in place
     return completed
+
+
+def _check_beside_others(
+    group: dict[str, Any], index: int, groups: Sequence[dict[str, Any]], members: Members
+) -> None:
+    """Raise ValueError for a group that does not go with the ones before it."""
+    if groups and ("param_names" in group) != ("param_names" in groups[0]):
+        raise ValueError(
+            f"{group_label(index, group)}: its parameters should be with names if those of the other groups are, "
+            "and without if not"
+        )
+    for position, param in enumerate(group["params"]):
+        other = members.group_of(param, groups)
+        if other is not None:
+            label = param_label(index, group, position)
+            raise ValueError(f"{label}: it is already in {group_label(other, groups[other])}")
 
 
 def fill_in(given: dict[str, Any], completed: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -248,17 +247,3 @@ def check_params(group: dict[str, Any], index: int) -> None:
             raise ValueError(
                 f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it"
             )
-
-
-def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError for a group that does not go with the ones before it."""
-    if groups and ("param_names" in group) != ("param_names" in groups[0]):
-        raise ValueError(
-            f"{group_label(index, group)}: its parameters should be with names if those of the other groups are, "
-            "and without if not"
-        )
-    known = {id(param): i for i, other in enumerate(groups) for param in other["params"]}
-    for position, param in enumerate(group["params"]):
-        if id(param) in known:
-            other = group_label(known[id(param)], groups[known[id(param)]])
-            raise ValueError(f"{param_label(index, group, position)}: it is already in {other}")

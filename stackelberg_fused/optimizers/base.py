@@ -14,7 +14,7 @@ from torch import Tensor
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
-from ..groups.new_group import completed_group, fill_in
+from ..groups.new_group import Members, completed_group, fill_in
 from ..groups.option_types import Role
 from ..groups.param_groups import (
     ROLES,
@@ -89,7 +89,9 @@ class StackelbergOptimizer(EngineHolder):
         self.launches = 0
         self._met_scaler = False
         self._reset_transients()
+        self._members = Members()
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
+        self._members = None  # from now on groups may be edited
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
         log.info("%s: backend %s", type(self).__name__, self.backend)
@@ -230,17 +232,32 @@ class StackelbergOptimizer(EngineHolder):
         given = cast("dict[str, Any]", param_group)
         if isinstance(given, dict) and "params" in given:
             ratio = self._options["head_lr_ratio"]
-            completed = completed_group(given, self.param_groups, self.defaults, ratio)
+            members = self._members or Members()
+            completed = completed_group(given, self.param_groups, members, self.defaults, ratio)
             if self._engine is not None:
                 check_overlap(self._labelled([*self.param_groups, completed]))
             fill_in(given, completed)
-        super().add_param_group(given)
+        self._append(given)
         if self._engine is not None:
             try:
                 self._build_again()
             except Exception:
                 self.param_groups.pop()
                 raise
+
+    def _append(self, group: dict[str, Any]) -> None:
+        """Have torch check a group, fill in its defaults and append it."""
+        if self._members is None:
+            super().add_param_group(group)
+            return
+        # torch would compare it with all groups before, as was done by `_members` already, in time that does not grow
+        groups, self.param_groups = self.param_groups, []
+        try:
+            super().add_param_group(group)
+            added = self.param_groups
+        finally:
+            self.param_groups = groups
+        groups.extend(added)
 
     def step(
         self,

@@ -65,7 +65,8 @@ def complete_state(
 def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
     """A state dict of which torch casts nothing that we know: a state may have more bits than its parameter, or codes.
 
-    Counts become numbers, tensors of one entry per element are wrapped until `complete_state`.
+    Counts of steps waited become numbers; other tensors are wrapped until `complete_state`. Of a "step" torch would
+    leave the value as it is, but it looks through all groups for each.
     """
     state = loaded.get("state", {})
     found = {k: e["waited"] for k, e in state.items() if isinstance(e, dict) and "waited" in e}
@@ -77,7 +78,8 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
     def exact(key: Any, name: str, value: Any) -> Any:
         if name == "waited" and key in counts:
             return counts[key]
-        return _Exact(value) if name in STATE_FIELD and isinstance(value, Tensor) else value
+        is_ours = name == "step" or name in STATE_FIELD
+        return _Exact(value) if is_ours and isinstance(value, Tensor) else value
 
     entries = {
         key: {n: exact(key, n, v) for n, v in entry.items()} if isinstance(entry, dict) else entry

@@ -12,6 +12,7 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state import check_loaded
 from ..groups.hyperparameters import turn_of
+from ..groups.new_group import Members
 from ..groups.param_groups import check_hyperparameters, check_params, param_label
 from ..layout.statistics import ClipLimits, Statistics
 from ..memory.overlap import check_overlap
@@ -35,6 +36,9 @@ class EngineHolder(Optimizer):
     def _reset_transients(self) -> None:
         """Set what neither pickles nor copies keep."""
         self._engine: Engine | None = None
+        self._members: Members | None = (
+            None  # of the groups so far, while the constructor adds them
+        )
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._is_swapped = False  # parameters hold their averages
         self._players: dict[str, Player] = {}
