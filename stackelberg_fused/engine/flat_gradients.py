@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..layout.slot import Slot, Span
 from ..layout.table import Table
-from ..memory.arena import place_in
+from ..memory.arena import one_buffer, view_of
 from ..memory.sharding import is_sharded
 from ..native.tensor_abi import increment_versions
 
 
+@dataclass(frozen=True)
+class _Place:
+    """The place of one gradient: at an offset of a buffer, in elements; `like`, which has no memory, has its layout."""
+
+    buffer: Tensor
+    offset: int
+    like: Tensor
+
+    def address(self) -> int:
+        inside = self.offset * self.buffer.element_size()
+        return self.buffer.data_ptr() + inside if self.like.numel() else 0
+
+    def view(self) -> Tensor:
+        return view_of(self.buffer, self.offset, self.like)
+
+
 class FlatGradients:
     """The buffers of one table, and the view of them that each parameter has as its gradient.
+
+    A buffer and its views have one storage, so that its memory can be exchanged (`share_memory_`), that of all together.
 
     Args:
         table: parameters that are frozen now get no place; their gradients are read where they are.
@@ -28,22 +48,35 @@ class FlatGradients:
 
     def __init__(self, table: Table) -> None:
         self.key = self.key_of(table)
-        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-        self._views: dict[int, torch.Tensor] = {}
-        self._addresses = np.zeros(len(table.slots), np.int64)
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._places: dict[int, _Place] = {}
         self._has_place = np.zeros(len(table.slots), bool)
         self._params = [slot.param for slot in table.slots]
         self._trained = [slot.param.requires_grad for slot in table.slots]
-        places: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
+        kinds: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
         for i, slot in enumerate(table.slots):
             if slot.param.requires_grad:
-                places[slot.role, slot.local.dtype].append(i)
-        for kind, slots in places.items():
-            self.buffers[kind], views = place_in([table.slots[i].dense_like() for i in slots])
-            self._views.update(zip(slots, views, strict=True))
-        for i, view in self._views.items():
-            self._addresses[i] = view.data_ptr()
-            self._has_place[i] = True
+                kinds[slot.role, slot.local.dtype].append(i)
+        for kind, slots in kinds.items():
+            likes = [table.slots[i].dense_like() for i in slots]
+            buffer, offsets = one_buffer(likes)
+            self.buffers[kind] = buffer
+            for i, offset, like in zip(slots, offsets, likes, strict=True):
+                meta = torch.empty_strided(like.shape, like.stride(), device="meta")
+                self._places[i] = _Place(buffer, offset, meta)
+            self._has_place[slots] = True
+        self._views = {i: place.view() for i, place in self._places.items()}
+        self._addresses = np.zeros(len(table.slots), np.int64)
+        self._bases: list[int] = []  # where the buffers were when addresses were noted
+        self._note_addresses()
+
+    def _note_addresses(self) -> None:
+        """Follow buffers whose memory was exchanged in where gradients have to lie."""
+        bases = [buffer.data_ptr() for buffer in self.buffers.values()]
+        if bases != self._bases:
+            self._bases = bases
+            for i, place in self._places.items():
+                self._addresses[i] = place.address()
 
     @staticmethod
     def key_of(table: Table) -> tuple[object, ...]:
@@ -60,9 +93,9 @@ class FlatGradients:
         )
         return table.device, slots
 
-    def by_dtype(self) -> list[dict[str, torch.Tensor]]:
+    def by_dtype(self) -> list[dict[str, Tensor]]:
         """The buffers of each dtype by role."""
-        found: dict[torch.dtype, dict[str, torch.Tensor]] = defaultdict(dict)
+        found: dict[torch.dtype, dict[str, Tensor]] = defaultdict(dict)
         for (role, dtype), buffer in self.buffers.items():
             found[dtype][role] = buffer
         return list(found.values())
@@ -74,10 +107,15 @@ class FlatGradients:
         Args:
             keep: the values of gradients that they have; else the views are zero then.
         """
+        self._note_addresses()
         for i in range(span.first_slot, span.last_slot):
             view, param = self._views.get(i), table.slots[i].param
             grad = param.grad
-            if view is None or grad is view:
+            if view is None:
+                continue
+            if view.data_ptr() != self._addresses[i]:  # as after `grad.data = ...`
+                view = self._views[i] = self._places[i].view()
+            if grad is view:
                 continue
             if keep and grad is not None:
                 view.copy_(grad)
@@ -129,9 +167,14 @@ class FlatGradients:
             active: bool [n]: slots that have a gradient.
             mismatched: slots whose gradient is not where the records say.
         """
+        self._note_addresses()
         wrong = self._has_place & (~active | (table.records["grad"] != self._addresses))
         for i in mismatched:
-            wrong[i] = i in self._views and table.slots[i].param.grad is not self._views[i]
+            view = self._views.get(i)
+            grad = table.slots[i].param.grad
+            wrong[i] = view is not None and not (
+                grad is view and view.data_ptr() == self._addresses[i]
+            )
         found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
         return table.slots[span.first_slot + int(found[0])].name if len(found) else None
 

@@ -14,6 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
+from ..memory.presence import has_memory, is_wrapper
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
 
@@ -215,6 +216,10 @@ class Gradients:
             raise RebuildNeeded(slot.name)
         # a ball scales also who has no gradient
         is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
-        if self._reads_memory and is_written and local.numel() and not local.data_ptr():
-            raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
+        # operations of a wrapper find its elements wherever they are
+        by_address = self._reads_memory or not is_wrapper(local)
+        if is_written and by_address and not has_memory(local):
+            raise TypeError(
+                f"{slot.name}: a {type(local).__name__} has no memory to update, or less than it needs"
+            )
         table.write("param", i, local.data_ptr())

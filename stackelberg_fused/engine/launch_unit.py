@@ -17,7 +17,7 @@ from ..groups.schemes import has_moment
 from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
-from ..layout.table import COUNTS, Table
+from ..layout.table import Table
 from ..memory.sharding import local_tensor
 from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
@@ -87,13 +87,8 @@ class LaunchUnit:
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
         self.has_new_state = False
-        # one that counts alone stand for is looked at by these
-        entries = [
-            [t for name, t in tensors.items() if name not in COUNTS] or list(tensors.values())
-            for tensors in self.table.state_tensors
-        ]
         self.state_addresses = make_address_snapshot(
-            [local_tensor(t) for tensors in entries for t in tensors]
+            [local_tensor(t) for tensors in self.table.state_tensors for t in tensors.values()]
         )
 
     def refuse_rates(self, changed: list[int]) -> None:

@@ -24,6 +24,7 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
+from ..memory.presence import has_memory, is_wrapper
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
 from .state_conversion import as_stored
@@ -72,8 +73,9 @@ def _set(
     param = table.slots[i].param
     is_scale = name.endswith("_scale")  # of a shape of its own
     entry = place if is_scale else shard_like(place, param)
-    state[param][name] = table.state_tensors[i][name] = entry
+    # first: after an interrupt whoever finds a tensor in the state expects that the record knows where it lies
     table.set_state_address(i, name, place.data_ptr())
+    state[param][name] = table.state_tensors[i][name] = entry
 
 
 # settings with which a group has every kind of state that its rule may have
@@ -131,6 +133,8 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
+        if not (is_wrapper(value) or has_memory(value)):
+            raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:
             raise ValueError(f"{label}: state dict has {name} without its scales")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory.arena import with_fixed_storage
 from ..numerics import turns
 from .slot import Span
 
@@ -35,8 +36,9 @@ class DeviceCounts:
         empty: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.steps = steps.to(device, copy=True)
-        self.waited = waited.to(device, copy=True)
+        # one element is one parameter's: whoever resizes the storage of its count would lose all others
+        self.steps = with_fixed_storage(steps.to(device, copy=True))
+        self.waited = with_fixed_storage(waited.to(device, copy=True))
         self.ready = torch.from_numpy(ready.astype(np.int32)).to(device)
         self.arrived = torch.zeros_like(self.ready)
         self._empty = torch.tensor(empty, dtype=torch.int64, device=device)

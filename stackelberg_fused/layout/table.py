@@ -80,12 +80,13 @@ class Table:
         self.note_formats()
         self._own_formats = self.formats
         self.tiles = build_tiles(numel)
-        # float32 as in torch: exact up to 2**24 steps
-        self.steps = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
-        self.step_counts = self.steps.numpy()
+        # float32 as in torch: exact up to 2**24 steps. The arrays own the memory, so that it stays where it is when
+        # somebody exchanges that of a tensor which shows a count (`share_memory_`, a multiprocessing queue)
+        self.step_counts = np.zeros(len(slots), np.float32)
+        self.steps = torch.from_numpy(self.step_counts)
         self.momentum_ready = np.zeros(len(slots), bool)
-        self.waited = torch.zeros_like(self.steps)  # see turns.py
-        self.waited_counts = self.waited.numpy()
+        self.waited_counts = np.zeros(len(slots), np.float32)  # see turns.py
+        self.waited = torch.from_numpy(self.waited_counts)
         # keep alive the memory that addresses point at, whatever becomes of the optimizer's state
         self.state_tensors: list[dict[str, Tensor]] = [{} for _ in slots]
         slot_group = np.array([slot.group for slot in slots], np.int64)

@@ -65,6 +65,11 @@ def _alias(arena: Tensor, offset: int, like: Tensor) -> Tensor:
     return from_dlpack(to_dlpack(torch.as_strided(arena, like.shape, strides, offset)))
 
 
+def with_fixed_storage(tensor: Tensor) -> Tensor:
+    """Return a dense tensor with the same memory, whose storage refuses to be resized: several tensors lie in it."""
+    return _alias(tensor, 0, tensor)
+
+
 def _offsets(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
     """Return the offset of each tensor in an arena, and the size of the arena, in elements."""
     offsets, end = [], 0
@@ -102,18 +107,36 @@ def zeros_like_in_arenas(
         tensors: dense, all of one dtype.
         device: of the arenas; by default that of the tensors.
     """
-    return [zeros for bucket in buckets(tensors) for zeros in place_in(bucket, device)[1]]
+    return [zeros for bucket in buckets(tensors) for zeros in _place_in(bucket, device)]
 
 
-def place_in(
-    tensors: Sequence[Tensor], device: torch.device | None = None
-) -> tuple[Tensor, list[Tensor]]:
-    """Return one new arena of zeros, and one tensor in it for each of `tensors`, as `zeros_like_in_arenas`."""
-    offsets, end = _offsets(tensors)
-    device = tensors[0].device if device is None else device
-    arena = torch.zeros(end, dtype=tensors[0].dtype, device=device)
-    zeros = [
+def _place_in(tensors: Sequence[Tensor], device: torch.device | None = None) -> list[Tensor]:
+    """Return one tensor for each of `tensors` in one new arena, as `zeros_like_in_arenas`."""
+    offsets, arena = _arena_of(tensors, device)
+    return [
         _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor, device=device)
         for tensor, offset in zip(tensors, offsets, strict=True)
     ]
-    return arena, zeros
+
+
+def _arena_of(tensors: Sequence[Tensor], device: torch.device | None) -> tuple[list[int], Tensor]:
+    """Return the offset of each tensor in a new arena of zeros, and the arena."""
+    offsets, end = _offsets(tensors)
+    device = tensors[0].device if device is None else device
+    return offsets, torch.zeros(end, dtype=tensors[0].dtype, device=device)
+
+
+def one_buffer(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Return a new arena of zeros for all of `tensors`, and the offset of each; see `view_of`."""
+    offsets, arena = _arena_of(tensors, None)
+    return arena, offsets
+
+
+def view_of(arena: Tensor, offset: int, like: Tensor) -> Tensor:
+    """Return a tensor of the shape and strides of `like` at an offset of an arena, in the arena's own storage.
+
+    So whoever exchanges the memory of one (`share_memory_`) exchanges that of all. It is no view in autograd's eyes:
+    the tensors of one arena have separate versions.
+    """
+    storage, start = arena.untyped_storage(), arena.storage_offset()
+    return arena.new_empty(0).set_(storage, start + offset, like.shape, like.stride())
