@@ -206,7 +206,6 @@ def attach_state(
                 place.copy_(local)
                 local = place
             _set(table, i, name, local, state)
-    _wait_with_their_group(table)
 
 
 _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))
@@ -247,17 +246,3 @@ def numbers(counts: dict[Any, Any]) -> dict[Any, float]:
         stacked = torch.stack([counts[key].detach().view(()).double() for key in keys])
         found.update(zip(keys, stacked.tolist(), strict=True))
     return found
-
-
-def _wait_with_their_group(table: Table) -> None:
-    """Have parameters of which no gradient was seen yet wait as long as others of their group."""
-    known = {
-        slot.group: count // 2 * 2
-        for slot, count, tensors in zip(
-            table.slots, table.waited_counts.tolist(), table.state_tensors, strict=True
-        )
-        if "waited" in tensors
-    }
-    for i, slot in enumerate(table.slots):
-        if slot.group in known and "waited" not in table.state_tensors[i]:
-            table.waited_counts[i] = known[slot.group]
