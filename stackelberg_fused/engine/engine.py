@@ -35,6 +35,7 @@ from .placement import (
     misfit,
 )
 from .state import attach_state
+from .state_requests import StateRequests
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -93,6 +94,7 @@ class Engine:
             # every parameter is stepped, and tools that look for state find it only here
             unit.allocate_trained()
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
+        self.requests = StateRequests(groups, state)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
 
@@ -213,6 +215,11 @@ class Engine:
         if changed:
             self._refuse(changed)
         pending = self._prepare(role, limits is not None)
+        if scaling is None and not zero_grad and self.requests.is_one(role):
+            for unit, read in zip(self.units, pending, strict=True):
+                unit.make_state(read)
+            self._edits.note_state()
+            return 0, None
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)
@@ -239,7 +246,7 @@ class Engine:
         for param in self._frozen[None]:
             if param.grad is not None:
                 raise RebuildNeeded("a parameter that was frozen has a gradient")
-        if any(param.requires_grad for param in self._sleeping):
+        if self._sleeping and any(param.requires_grad for param in self._sleeping):
             raise RebuildNeeded("a parameter that was frozen waits with its group")
         if clipped:
             for unit in self.units:

@@ -86,6 +86,12 @@ class LaunchUnit:
         """As `StepPlanner.allocate_trained`."""
         self._planner.allocate_trained()
 
+    def make_state(self, pending: Pending) -> None:
+        """Give the parameters that have a gradient the state of their first step, without taking it."""
+        span, active = pending.span, self.gradients.active
+        here = np.flatnonzero(active[span.first_slot : span.last_slot]) + span.first_slot
+        self._planner.allocate_early(here.tolist())
+
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
         self.has_new_state = False

@@ -28,6 +28,8 @@ from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
 from .state_conversion import as_stored
 
+_BEGIN_WITH_WEIGHTS = ("ema", "master")
+
 
 @torch.no_grad()
 def allocate_state(
@@ -48,9 +50,18 @@ def allocate_state(
     for (name, _), slots in missing.items():
         likes = [table.slots[i].state_like(name) for i in slots]
         for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
-            if name in ("ema", "master"):
-                place.copy_(table.slots[i].local)  # these begin with the weights
+            if name in _BEGIN_WITH_WEIGHTS:
+                place.copy_(table.slots[i].local)
             _set(table, i, name, place, state)
+
+
+@torch.no_grad()
+def begin_with_weights(table: Table, indices: Sequence[int]) -> None:
+    """Have the state of the slots `indices` that begins with their weights begin with those of now."""
+    for i in indices:
+        for name in _BEGIN_WITH_WEIGHTS:
+            if name in table.state_tensors[i]:
+                local_tensor(table.state_tensors[i][name]).copy_(table.slots[i].local)
 
 
 def drop_averages(

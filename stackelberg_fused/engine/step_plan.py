@@ -14,7 +14,7 @@ from ..layout.table import Table
 from ..numerics import turns
 from .gradients import Gradients
 from .group_turns import GroupTurns
-from .state import allocate_state
+from .state import allocate_state, begin_with_weights
 
 MAX_PLANS = 256  # remembered: of each span, one for every stage of waiting that its groups are at
 
@@ -65,6 +65,9 @@ class StepPlanner:
         self._turns_of_groups = turns_of_groups
         self._uncounted: list[int] | None = None  # slots that take turns and have no count yet
         self._has_state = np.zeros(len(table.slots), bool)
+        self._is_early = np.zeros(
+            len(table.slots), bool
+        )  # its state was made before its first step
         self._plans: dict[tuple[Span, bool, bytes], StepPlan | None] = {}
         self._version = -1
 
@@ -76,12 +79,21 @@ class StepPlanner:
 
     def allocate_trained(self) -> None:
         """Give every parameter that is trained its state before its first step."""
-        trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
-        self._allocate(trained)
+        slots = enumerate(self._table.slots)
+        self.allocate_early([i for i, slot in slots if slot.param.requires_grad])
+
+    def allocate_early(self, slots: list[int]) -> None:
+        """Give slots their state before the step that needs it."""
+        without = [i for i in slots if not self._table.state_tensors[i]]
+        self._allocate(slots)
+        self._is_early[without] = True
 
     def allocate(self, plan: StepPlan) -> None:
         """Give the slots of a plan the state that they lack."""
         self._allocate(plan.lacks_state)
+        early = [i for i in plan.lacks_state if self._is_early[i]]
+        begin_with_weights(self._table, early)  # somebody may have set them meanwhile
+        self._is_early[early] = False
         self._has_state[plan.lacks_state] = True
         plan.lacks_state = []
 

@@ -23,6 +23,7 @@ FILES = (
     "engine/test_step_plan.py",
     "engine/test_step_plan_continued.py",
     "engine/test_group_turns.py",
+    "engine/test_state_requests.py",
     "engine/test_flat_gradients.py",
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",
