@@ -10,7 +10,7 @@ from .cuda import CudaBackend
 from .reference import ReferenceBackend
 from .triton import TritonBackend
 
-__all__ = ["Backend", "BackendStatus", "Launch", "backends", "resolve_backend"]
+__all__ = ["Backend", "BackendStatus", "Launch", "backends", "can_update", "resolve_backend"]
 
 BACKENDS: dict[str, type[Backend]] = {
     cls.name: cls for cls in (ReferenceBackend, CpuBackend, TritonBackend, CudaBackend)
@@ -21,6 +21,15 @@ PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 def backends() -> list[BackendStatus]:
     """Every backend, whether it can run on this machine, and if not why and what to do."""
     return [cls.status() for cls in BACKENDS.values()]
+
+
+def can_update(choice: str | Backend, kind: Kind) -> bool:
+    """Tell whether a backend, by name or "auto", knows parameters of a kind; one that is not here knows none."""
+    if isinstance(choice, str) and choice in BACKENDS:
+        if not BACKENDS[choice].status().available:
+            return False
+        choice = BACKENDS[choice]()
+    return choice == "auto" or (isinstance(choice, Backend) and not choice.refusal(kind))
 
 
 def resolve_backend(

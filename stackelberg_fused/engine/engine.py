@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backends import Backend, resolve_backend
+from ..backends import Backend, can_update, resolve_backend
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import ROLES, param_label
@@ -25,6 +25,7 @@ from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_shards
+from .group_turns import GroupTurns
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -34,6 +35,7 @@ from .placement import (
     misfit,
 )
 from .state import attach_state
+from .state_requests import StateRequests
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -73,7 +75,7 @@ class Engine:
         self.groups = groups
         self.state = state
         self.is_broken = False  # accepted hyperparameters that not all of its units follow
-        slots = self._trained_kinds(collect_slots(groups))
+        slots = self._updated_kinds(collect_slots(groups), choice)
         backends = self._choose_backends(slots, choice, across_rebuilds)
         if flat_grads:
             refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
@@ -81,24 +83,42 @@ class Engine:
         for of_kind in slots.values():
             self._placement.place(of_kind)
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
-        self.units = self._make_units(slots, backends)
+        turns_of_groups = GroupTurns(len(groups))
+        self.units = self._make_units(slots, backends, turns_of_groups)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         for unit in self.units:
             attach_state(unit.table, state, previous)
-            if flat_grads:
-                # every parameter is stepped, and tools that look for state find it only here
-                unit.allocate_trained()
+        turns_of_groups.connect(unit.table for unit in self.units)
+        for unit in self.units if flat_grads else ():
+            # every parameter is stepped, and tools that look for state find it only here
+            unit.allocate_trained()
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
+        self.requests = StateRequests(groups, state)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
 
-    def _trained_kinds(self, slots: dict[Kind, list[Slot]]) -> dict[Kind, list[Slot]]:
+    def _updated_kinds(
+        self, slots: dict[Kind, list[Slot]], choice: str | Backend
+    ) -> dict[Kind, list[Slot]]:
         """The kinds of parameters to be updated; remembers parameters that cannot be until they are trained."""
         check_joint_sets(slots, self.groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
-        updated = [kind for kind in slots if any(map(is_trained, slots[kind]))] or list(slots)
+        updated = [
+            kind
+            for kind, of_kind in slots.items()
+            if any(map(is_trained, of_kind))
+            # what was frozen while its group waits goes on to wait with it
+            or (any(map(self._has_waited, of_kind)) and can_update(choice, kind))
+        ] or list(slots)
         frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
+        self._may_wait = [
+            slot
+            for kind in slots
+            if kind not in updated and can_update(choice, kind)
+            for slot in slots[kind]
+        ]
+        self._note_sleeping()
         self._frozen = {
             role: [slot.param for slot in frozen if role in (None, slot.role)]
             for role in (None, *ROLES)
@@ -110,6 +130,14 @@ class Engine:
             if not is_trained(slot) and misfit(slot, self.groups)
         ]
         return {kind: slots[kind] for kind in updated}
+
+    def _note_sleeping(self) -> None:
+        """Note the parameters that belong to no unit, but to groups that count the steps on which they wait."""
+        every = self.groups
+        self._sleeping = [s.param for s in self._may_wait if every[s.group]["update_every"] > 1]
+
+    def _has_waited(self, slot: Slot) -> bool:
+        return "waited" in (self.state.get(slot.param) or {})
 
     def _choose_backends(
         self,
@@ -126,7 +154,10 @@ class Engine:
         return backends
 
     def _make_units(
-        self, slots: dict[Kind, list[Slot]], backends: dict[Kind, Backend]
+        self,
+        slots: dict[Kind, list[Slot]],
+        backends: dict[Kind, Backend],
+        turns_of_groups: GroupTurns,
     ) -> list[LaunchUnit]:
         tables: dict[Any, list[Kind]] = defaultdict(list)
         for kind, backend in backends.items():
@@ -137,6 +168,7 @@ class Engine:
                 self.hyperparameters,
                 backends[kinds[0]],
                 self.state,
+                turns_of_groups,
             )
             for kinds in tables.values()
         ]
@@ -183,6 +215,11 @@ class Engine:
         if changed:
             self._refuse(changed)
         pending = self._prepare(role, limits is not None)
+        if scaling is None and not zero_grad and self.requests.is_one(role):
+            for unit, read in zip(self.units, pending, strict=True):
+                unit.make_state(read)
+            self._edits.note_state()
+            return 0, None
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)
@@ -209,6 +246,8 @@ class Engine:
         for param in self._frozen[None]:
             if param.grad is not None:
                 raise RebuildNeeded("a parameter that was frozen has a gradient")
+        if self._sleeping and any(param.requires_grad for param in self._sleeping):
+            raise RebuildNeeded("a parameter that was frozen waits with its group")
         if clipped:
             for unit in self.units:
                 unit.refuse_shards()
@@ -223,6 +262,7 @@ class Engine:
         self.is_broken = True  # should memory run out: then it is built again
         for unit in self.units:
             unit.follow(accepted)
+        self._note_sleeping()
         self.is_broken = False
 
     def _stage(

@@ -24,6 +24,7 @@ from ..native.tensor_abi import increment_versions
 from ..warning import warn_caller
 from .flat_gradients import FlatGradients
 from .gradients import Gathered, Gradients
+from .group_turns import GroupTurns
 from .state import drop_averages
 from .step_plan import StepPlan, StepPlanner
 
@@ -63,6 +64,7 @@ class LaunchUnit:
         hyperparameters: Hyperparameters,
         backend: Backend,
         state: Mapping[Tensor, dict],
+        turns_of_groups: GroupTurns,
     ) -> None:
         self.table = table = Table(slots, hyperparameters)
         self.hyperparameters = hyperparameters
@@ -71,7 +73,7 @@ class LaunchUnit:
         self.gradients = Gradients(table, backend.reads_memory, backend.mixes_dtypes)
         self.flat: FlatGradients | None = None
         self._warned_of_flat = False
-        self._planner = StepPlanner(table, self.gradients, state)
+        self._planner = StepPlanner(table, self.gradients, state, turns_of_groups)
         self.has_new_state = False
         self._groups = {slot.group for slot in slots}
         self.skipped = False  # the last step, by a scaler that the host asked
@@ -83,6 +85,12 @@ class LaunchUnit:
     def allocate_trained(self) -> None:
         """As `StepPlanner.allocate_trained`."""
         self._planner.allocate_trained()
+
+    def make_state(self, pending: Pending) -> None:
+        """Give the parameters that have a gradient the state of their first step, without taking it."""
+        span, active = pending.span, self.gradients.active
+        here = np.flatnonzero(active[span.first_slot : span.last_slot]) + span.first_slot
+        self._planner.allocate_early(here.tolist())
 
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""

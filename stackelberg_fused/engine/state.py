@@ -29,6 +29,8 @@ from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
 from .state_conversion import as_stored
 
+_BEGIN_WITH_WEIGHTS = ("ema", "master")
+
 
 @torch.no_grad()
 def allocate_state(
@@ -49,9 +51,18 @@ def allocate_state(
     for (name, _), slots in missing.items():
         likes = [table.slots[i].state_like(name) for i in slots]
         for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
-            if name in ("ema", "master"):
-                place.copy_(table.slots[i].local)  # these begin with the weights
+            if name in _BEGIN_WITH_WEIGHTS:
+                place.copy_(table.slots[i].local)
             _set(table, i, name, place, state)
+
+
+@torch.no_grad()
+def begin_with_weights(table: Table, indices: Sequence[int]) -> None:
+    """Have the state of the slots `indices` that begins with their weights begin with those of now."""
+    for i in indices:
+        for name in _BEGIN_WITH_WEIGHTS:
+            if name in table.state_tensors[i]:
+                local_tensor(table.state_tensors[i][name]).copy_(table.slots[i].local)
 
 
 def drop_averages(
@@ -210,7 +221,6 @@ def attach_state(
                 place.copy_(local)
                 local = place
             _set(table, i, name, local, state)
-    _wait_with_their_group(table)
 
 
 _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))
@@ -251,17 +261,3 @@ def numbers(counts: dict[Any, Any]) -> dict[Any, float]:
         stacked = torch.stack([counts[key].detach().view(()).double() for key in keys])
         found.update(zip(keys, stacked.tolist(), strict=True))
     return found
-
-
-def _wait_with_their_group(table: Table) -> None:
-    """Have parameters of which no gradient was seen yet wait as long as others of their group."""
-    known = {
-        slot.group: count // 2 * 2
-        for slot, count, tensors in zip(
-            table.slots, table.waited_counts.tolist(), table.state_tensors, strict=True
-        )
-        if "waited" in tensors
-    }
-    for i, slot in enumerate(table.slots):
-        if slot.group in known and "waited" not in table.state_tensors[i]:
-            table.waited_counts[i] = known[slot.group]

@@ -13,7 +13,8 @@ from ..layout.slot import Span
 from ..layout.table import Table
 from ..numerics import turns
 from .gradients import Gradients
-from .state import allocate_state
+from .group_turns import GroupTurns
+from .state import allocate_state, begin_with_weights
 
 MAX_PLANS = 256  # remembered: of each span, one for every stage of waiting that its groups are at
 
@@ -50,13 +51,23 @@ class StepPlanner:
         table: the parameters.
         gradients: of the table.
         state: the optimizer's state, by parameter.
+        turns_of_groups: shared by all tables.
     """
 
     def __init__(
-        self, table: Table, gradients: Gradients, state: Mapping[Tensor, dict[str, Any]]
+        self,
+        table: Table,
+        gradients: Gradients,
+        state: Mapping[Tensor, dict[str, Any]],
+        turns_of_groups: GroupTurns,
     ) -> None:
         self._table, self._gradients, self._state = table, gradients, state
+        self._turns_of_groups = turns_of_groups
+        self._uncounted: list[int] | None = None  # slots that take turns and have no count yet
         self._has_state = np.zeros(len(table.slots), bool)
+        self._is_early = np.zeros(
+            len(table.slots), bool
+        )  # its state was made before its first step
         self._plans: dict[tuple[Span, bool, bytes], StepPlan | None] = {}
         self._version = -1
 
@@ -64,23 +75,43 @@ class StepPlanner:
         """Look again which state these slots (bool [n]) need."""
         self._plans.clear()
         self._has_state[slots] = False
+        self._uncounted = None
 
     def allocate_trained(self) -> None:
         """Give every parameter that is trained its state before its first step."""
-        trained = [i for i, slot in enumerate(self._table.slots) if slot.param.requires_grad]
-        allocate_state(self._table, trained, self._state)
+        slots = enumerate(self._table.slots)
+        self.allocate_early([i for i, slot in slots if slot.param.requires_grad])
+
+    def allocate_early(self, slots: list[int]) -> None:
+        """Give slots their state before the step that needs it."""
+        without = [i for i in slots if not self._table.state_tensors[i]]
+        self._allocate(slots)
+        self._is_early[without] = True
 
     def allocate(self, plan: StepPlan) -> None:
         """Give the slots of a plan the state that they lack."""
-        allocate_state(self._table, plan.lacks_state, self._state)
+        self._allocate(plan.lacks_state)
+        early = [i for i in plan.lacks_state if self._is_early[i]]
+        begin_with_weights(self._table, early)  # somebody may have set them meanwhile
+        self._is_early[early] = False
         self._has_state[plan.lacks_state] = True
         plan.lacks_state = []
+
+    def _allocate(self, slots: list[int]) -> None:
+        table = self._table
+        allocate_state(table, slots, self._state)
+        self._turns_of_groups.begin(
+            table.slots[i].group for i in slots if "waited" in table.state_tensors[i]
+        )
+        self._uncounted = None
 
     def advance_waiting(self, span: Span, plan: StepPlan) -> None:
         """Count the step for groups that take turns."""
         table, here = self._table, slice(span.first_slot, span.last_slot)
         now, every = table.waited_counts[here], table.update_every[here]
-        now[:] = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
+        after = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
+        takes_part = self._turns_of_groups.begun[table.rows.slot_group[here]]
+        now[:] = np.where(takes_part, after, now)
 
     def plan(self, span: Span, counted: bool) -> StepPlan | None:
         """Plan a step of a span; None where it does nothing.
@@ -89,7 +120,7 @@ class StepPlanner:
             counted: the step has a gradient in some table, so that groups that wait do so one step less.
         """
         table, version = self._table, self._gradients.active_version
-        if version != self._version or len(self._plans) > MAX_PLANS:
+        if version != self._version or len(self._plans) > MAX_PLANS or self._has_woken(span):
             self._plans.clear()
             self._version = version
         # where the device counts, the host's counts are out of date
@@ -104,6 +135,23 @@ class StepPlanner:
         if plan is not None and plan.lacks_state:  # another plan may have allocated it since
             plan.lacks_state = [i for i in plan.lacks_state if not self._has_state[i]]
         return plan
+
+    def _has_woken(self, span: Span) -> bool:
+        """Tell whether a parameter that takes turns was unfrozen, and so waits from now on, with a gradient or not."""
+        table = self._table
+        if not table.takes_turns:
+            return False
+        if self._uncounted is None:
+            self._uncounted = [
+                i
+                for i in np.flatnonzero(table.update_every > 1).tolist()
+                if "waited" not in table.state_tensors[i]
+            ]
+        return any(
+            table.slots[i].param.requires_grad
+            for i in self._uncounted
+            if span.first_slot <= i < span.last_slot
+        )
 
     def _make(self, span: Span, counted: bool) -> StepPlan | None:
         table = self._table

@@ -324,7 +324,11 @@ class StackelbergOptimizer(EngineHolder):
                 self._refuse_averages("step()")
             if role is not None:
                 self._check_role(role)
-            if self._options["mode"] == "alternating" and role is None:
+            if (
+                self._options["mode"] == "alternating"
+                and role is None
+                and not (closure is None and self._ready().requests.is_one(None))
+            ):
                 return alternate(self, closure, zero_grad)
             loss = None
             if closure is not None:

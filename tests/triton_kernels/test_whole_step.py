@@ -22,6 +22,8 @@ FILES = (
     "optimizers/test_ema_decay_continued.py",
     "engine/test_step_plan.py",
     "engine/test_step_plan_continued.py",
+    "engine/test_group_turns.py",
+    "engine/test_state_requests.py",
     "engine/test_flat_gradients.py",
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",

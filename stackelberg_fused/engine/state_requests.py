@@ -1,0 +1,60 @@
+"""Steps that only ask for state: tools that save checkpoints take them to learn which state an optimizer has.
+
+torch's `get_optimizer_state_dict` gives an optimizer without state gradients of zeros, sets its rates to 0, and has it
+take a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..groups.param_groups import ROLES
+from ..groups.rules import as_number
+from ..memory.sharding import local_tensor
+
+
+class StateRequests:
+    """Recognises such steps; costs nothing once the parameters have state.
+
+    Args:
+        groups: the optimizer's param groups.
+        state: the optimizer's state.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+    ) -> None:
+        self._groups, self._state = groups, state
+        self._without_state = set(ROLES)
+
+    def is_one(self, role: str | None) -> bool:
+        """Tell whether a step of a role, or of all, can have no other purpose.
+
+        No parameter has state yet, every rate is 0, and every trained parameter has a gradient, all of zeros.
+        """
+        if not self._without_state:
+            return False
+        roles = ROLES if role is None else (role,)
+        if not self._without_state.issuperset(roles):
+            return False
+        groups = [group for group in self._groups if group["role"] in roles]
+        params = [param for group in groups for param in group["params"]]
+        if any(self._state.get(param) for param in params):
+            self._without_state.difference_update(roles)
+            return False
+        return all(_is_zero_rate(group["lr"]) for group in groups) and _have_zero_gradients(params)
+
+
+def _is_zero_rate(lr: Any) -> bool:
+    """Tell whether a rate is 0; of one on a device, which would have to be waited for, the answer is no."""
+    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and as_number(lr) == 0
+
+
+def _have_zero_gradients(params: list[Tensor]) -> bool:
+    grads = [param.grad for param in params if param.requires_grad or param.grad is not None]
+    if not grads or any(grad is None for grad in grads):
+        return False
+    return not any(bool(local_tensor(grad).detach().any()) for grad in grads)
