@@ -67,6 +67,8 @@ opt = sf.StackelbergAdamW(groups)
 ACCEPTED = """
 sf.StackelbergAdam(model.parameters(), 1e-3, (0.9, 0.99), state_dtype=torch.bfloat16)
 sf.StackelbergSGD(model.named_parameters(), momentum=0.9, backend="reference")
+sf.StackelbergSGD(params, weight_decay=torch.tensor(0.1))
+by_tensor: list[ParamGroup] = [{"params": params, "weight_decay": torch.tensor(0.1), "ema_decay": 0.9}]
 sf.StackelbergAdamW([{"params": params, "mine": 1}, {"params": head.weight, "role": "head"}])
 typed: list[ParamGroup] = [{"params": params, "rule": "sgd", "master": "kahan"}]
 sf.StackelbergAdamW(typed, master={"head": None}, constraint={"head": sf.Box(0.0)})
@@ -91,6 +93,12 @@ sf.StackelbergAdamW(params, decoupled_weight_decay=True)
 sf.StackelbergSGD(params, capturable=True)
 sf.StackelbergAdamW(model)
 typed: list[ParamGroup] = [{"params": params, "rule": "sdg"}]
+average: list[ParamGroup] = [{"params": params, "ema_decay": {"body": 0.9}}]
+every: list[ParamGroup] = [{"params": params, "update_every": {"body": 2}}]
+master: list[ParamGroup] = [{"params": params, "master": {"head": None}}]
+state: list[ParamGroup] = [{"params": params, "state_dtype": {"head": "8bit"}}]
+vectors: list[ParamGroup] = [{"params": params, "float32_state": {"head": "none"}}]
+inside: list[ParamGroup] = [{"params": params, "constraint": {"head": sf.Box(0.0)}}]
 opt.step(role="haed")
 opt.zero_grad(role="haed")
 opt.player("haed")

@@ -134,7 +134,7 @@ class DeviceTables:
             self._captured.provide(table)
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
-            self._move_to(stream)
+            self._move_between(self._stream, stream)
         self._stream = stream
         if table.joint_sets is not None:
             table.joint_sets.used_on(stream)
@@ -156,12 +156,12 @@ class DeviceTables:
             copy.version = version
         return copy.tensor
 
-    def _move_to(self, stream: torch.cuda.Stream) -> None:
+    def _move_between(self, before: torch.cuda.Stream, stream: torch.cuda.Stream) -> None:
         """Nothing may overwrite the copies, or take over their memory, while another stream still works with them.
 
         Steps that share parameters have to be ordered by the caller anyway; those of two roles need not be.
         """
-        stream.wait_stream(self._stream)
+        stream.wait_stream(before)
         for copy in self._copies.values():
             copy.tensor.record_stream(stream)
 

@@ -267,7 +267,7 @@ class Engine:
             return 0, statistics
         running = [(unit, ready) for unit, ready in zip(self.units, staged, strict=True) if ready]
         launches = sum(unit.measure(ready, limits) for unit, ready in running)
-        parts = [ready.launch.statistics for _, ready in running]
+        parts = [ready.launch.needed_statistics for _, ready in running]
         if not parts:
             table = self.units[0].table
             parts = [table.statistics_of(table.spans[role])]

@@ -190,7 +190,7 @@ def _tensor_reading() -> Row:
     what = "tensor reading"
     try:
         module = importlib.import_module("stackelberg_fused.native.tensor_abi")
-        found = module.reading()
+        found = module.reading(again=True)
     except Exception as error:
         return Row(what, False, _one_line(error), "see the lines above")
     if found.abi is not None:

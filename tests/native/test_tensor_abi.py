@@ -17,8 +17,8 @@ from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native.change_detection import PythonAddressSnapshot, make_address_snapshot
 from stackelberg_fused.native.reader import NativeReader, PythonReader
 from stackelberg_fused.native.tensor_abi import increment_versions
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
 
 needs_native = pytest.mark.skipif(
     TensorAbi is None or tensor_abi.tensor_abi() is None,

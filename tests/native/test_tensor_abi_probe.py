@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native.tensor_abi import find_libtorch
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi, make_samples, open_abi
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
 
 needs_native = pytest.mark.skipif(
     TensorAbi is None or tensor_abi.tensor_abi() is None,

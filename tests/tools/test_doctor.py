@@ -127,7 +127,7 @@ def test_native_reading_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_broken_torch_is_no_error_of_tensor_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Reading:
+    def broken(again: bool) -> Reading:
         raise OSError("libtorch: undefined symbol\nsecond line")
 
     monkeypatch.setattr(tensor_abi, "reading", broken)
