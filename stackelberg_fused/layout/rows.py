@@ -93,9 +93,7 @@ class HyperparameterRows:
             return False
         group = self._hyperparameters.scalars[self._row_group]
         inputs = group["beta1"].tolist(), group["beta2"].tolist(), counts.tolist()
-        keys = [
-            (beta1, beta2, int(count) + 1) for beta1, beta2, count in zip(*inputs, strict=True)
-        ]
+        keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in zip(*inputs, strict=True)]
         known = {key: bias_corrections(*key) for key in set(keys)}
         factor, bias_correction2_sqrt = np.array([known[key] for key in keys]).T
         self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]

@@ -127,7 +127,9 @@ def _temporary_folder() -> Path | None:
 
     A file in it can say that a torch is fit to be read natively, which ends the process where it is not.
     """
-    if not hasattr(os, "getuid"):  # Windows, whose temporary folder is the user's own like the other
+    if not hasattr(
+        os, "getuid"
+    ):  # Windows, whose temporary folder is the user's own like the other
         return None
     try:
         folder = Path(tempfile.gettempdir()) / f"stackelberg_fused-{os.getuid()}"

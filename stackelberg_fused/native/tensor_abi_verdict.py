@@ -34,7 +34,9 @@ _cpu: Any = native_module
 
 log = logging.getLogger("stackelberg_fused")
 
-TIME_LIMIT = 30.0  # seconds; a child imports torch in some five, from files that this process has just read
+TIME_LIMIT = (
+    30.0  # seconds; a child imports torch in some five, from files that this process has just read
+)
 # what an unfit function ends in; other signals are somebody's wish
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE", "SIGTRAP", "SIGSYS")
 _MARK = "stackelberg_fused's verdict: "

@@ -151,7 +151,7 @@ def test_the_native_reader_is_used_where_it_may_be() -> None:
 def test_whatever_goes_wrong_with_a_verdict_python_takes_over(
     unknown: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(library: str) -> Verdict:
+    def broken(library: str, again: bool) -> Verdict:
         raise AttributeError("git_version")
 
     monkeypatch.setattr(tensor_abi_verdict, "verdict", broken)
