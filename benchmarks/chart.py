@@ -48,7 +48,8 @@ def _ratio(bar: dict[str, Any]) -> str:
     if ratio is None or bar.get("name") == "torch fused":
         return ""
     if ratio < 1:
-        return f"   {ratio:.2g}x"  # one decimal would make nothing of a thirtieth
+        # one decimal would make nothing of a thirtieth
+        return f"   {ratio:.2f}x" if ratio >= 0.01 else f"   {ratio:.1g}x"
     return f"   {ratio:.1f}x" if ratio < 10 else f"   {ratio:.0f}x"
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import math
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,12 +78,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "stackelberg") -> int:
 def _is_stdout_closed() -> bool:
     """Tell whether the reader of the output, as `head`, is gone; if so nothing is written to it any more."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # it is no file
+        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not poll.poll(0):
+            return False
+    # Python flushes once more when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _run(argv: list[str], prog: str) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import stackelberg_fused as sf
 from stackelberg_fused.cli import COMMANDS, main
+
+PRECISION = ROOT / "benchmarks" / "results" / "experiments" / "precision.json"
 
 
 def test_without_a_command_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,14 +108,24 @@ def test_a_module_of_our_own_that_is_missing_is_an_error(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends no program so")
-@pytest.mark.parametrize("arguments", [["doctor", "--json"], ["train", "--help"], []])
-def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments, status",
+    [
+        (["doctor", "--json"], 141),
+        (["experiment", "precision", "--redraw", str(PRECISION), "--out", "{out}"], 1),
+        # argparse takes no notice
+        (["train", "--help"], 0),
+        ([], 2),
+    ],
+)
+def test_a_reader_who_leaves_is_no_error(arguments: list[str], status: int, tmp_path: Path) -> None:
+    arguments = [argument.format(out=tmp_path) for argument in arguments]
     command = [sys.executable, "-m", "stackelberg_fused", *arguments]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,9 @@ def verdict(records: list[Record]) -> list[str]:
     control, *ratio_runs = records
     last_step = control["validation"][-1][0]
     if last_step < FEWEST_STEPS:
-        return [f"{last_step} steps show that it runs: too few to compare anything."]
+        lines = [f"{last_step} steps show that it runs: too few to compare anything."]
+        diverged = [record["name"] for record in records if math.isinf(final_loss(record))]
+        return lines + [f"Diverged: {', '.join(diverged)}."] * bool(diverged)
     rivals = [r for r in ratio_runs if not is_control_again(r, control)]
     helped = [r for r in rivals if gap(r, control) < 0]
     best = min([control, *helped], key=final_loss)
