@@ -49,7 +49,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def stand_ins() -> dict[str, Any]:
-    """The names that the pages take for granted."""
+    """Return the names that the pages take for granted."""
     inputs, targets = torch.randint(CLASSES, (2, 4, 5)).unbind()
     return {
         "torch": torch,
@@ -110,7 +110,7 @@ def test_every_page_says_head_alike() -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
     return re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
 
@@ -169,7 +169,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 
 def remarks(name: str) -> str:
-    """The comments and docstrings of a source file."""
+    """Return the comments and docstrings of a source file."""
     text = (ROOT / name).read_text(errors="replace")
     if name.endswith(".sh"):
         return "\n".join(re.findall(r"(?:^|\s)#(.*)", text))
@@ -201,7 +201,7 @@ def test_files_that_comments_name_exist() -> None:
 
 
 def _starts(name: str) -> list[int]:
-    """Where the parts of a path begin."""
+    """Return where the parts of a path begin."""
     return [0, *(match.end() for match in re.finditer("/", name))]
 
 

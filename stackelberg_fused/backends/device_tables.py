@@ -58,7 +58,7 @@ class CapturedUploads:
     provided before a capture begins, in which it could not be allocated.
     """
 
-    _kept: ClassVar[list[Any]] = []
+    _held_for_replays: ClassVar[list[Any]] = []
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -88,7 +88,7 @@ class CapturedUploads:
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
         read = [*table.statistics.values(), *state, *table.hyperparameters.tensors()]
-        self._kept.append((pinned, copy, table.counts, table.joint_sets, read))
+        self._held_for_replays.append((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)

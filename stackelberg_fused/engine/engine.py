@@ -53,7 +53,7 @@ class Engine:
     Args:
         groups: checked param groups.
         state: the optimizer's state.
-        choice: backend by name, "auto", or a backend.
+        requested: backend by name, "auto", or a backend.
         flatten: move parameters into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
@@ -64,7 +64,7 @@ class Engine:
         self,
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
-        choice: str | Backend,
+        requested: str | Backend,
         flatten: bool,
         flat_grads: bool,
         across_rebuilds: AcrossRebuilds,
@@ -74,7 +74,7 @@ class Engine:
         self.state = state
         self.is_broken = False  # accepted hyperparameters that not all of its units follow
         slots = self._trained_kinds(collect_slots(groups))
-        backends = self._choose_backends(slots, choice, across_rebuilds)
+        backends = self._choose_backends(slots, requested, across_rebuilds)
         if flat_grads:
             refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
         self._placement = Placement(flatten, across_rebuilds.placed)
@@ -114,11 +114,11 @@ class Engine:
     def _choose_backends(
         self,
         slots: dict[Kind, list[Slot]],
-        choice: str | Backend,
+        requested: str | Backend,
         across_rebuilds: AcrossRebuilds,
     ) -> dict[Kind, Backend]:
         backends = {
-            kind: resolve_backend(choice, kind, of_kind[0].name, across_rebuilds.reported)
+            kind: resolve_backend(requested, kind, of_kind[0].name, across_rebuilds.reported)
             for kind, of_kind in slots.items()
         }
         for kind, backend in backends.items():

@@ -46,7 +46,7 @@ TESTED = ("2.13",)  # minor versions of torch that all tests have run
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How tensors are read.
+    """The way in which tensors are read.
 
     Attributes:
         abi: the native `TensorAbi`, or None where Python reads them.

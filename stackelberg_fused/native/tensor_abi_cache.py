@@ -35,7 +35,7 @@ _POLL = 0.05  # seconds between two looks at a lock
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out about a torch.
+    """A finding about a torch.
 
     Attributes:
         works: it can be read natively.

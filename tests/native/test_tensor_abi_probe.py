@@ -86,7 +86,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def wrong(fake: Any) -> Iterator[Any]:
-    """The name of the function in it that is wrong."""
+    """Yield the name of the function in it that is wrong."""
     name = (ctypes.c_char * 64).in_dll(fake, "wrong")
     yield name
     name.value = b""
