@@ -25,10 +25,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-quick lint bench wheel clean
+.PHONY: help build demo test test-quick lint bench wheel clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make build       the environment .venv with an editable install of the library in it"
 	@echo "make demo        train a small model with the fused optimizer and with torch's"
 	@echo "make test-quick  a sample of the tests, of every package: before each commit"
 	@echo "make test        run all tests, in two processes"
@@ -40,6 +41,8 @@ help:
 	@echo "make test TORCH=2.15.0 TRITON=3.9.0   the same tests with these versions, in .venv-torch2.15.0-triton3.9.0:"
 	@echo "                 some gigabytes, not for CI. A pip that is held to other versions has to be told otherwise,"
 	@echo "                 e.g. by PIP_CONSTRAINT= or PIP_ARGS=\"--index-url ...\". The native modules are those of .venv."
+
+build: $(VENV)/.built
 
 demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused train $(DEMO_ARGS)

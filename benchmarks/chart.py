@@ -47,6 +47,9 @@ def _ratio(bar: dict[str, Any]) -> str:
     ratio = bar.get("times_torch_fused")
     if ratio is None or bar.get("name") == "torch fused":
         return ""
+    if ratio < 1:
+        # one decimal would make nothing of a thirtieth
+        return f"   {ratio:.2f}x" if ratio >= 0.01 else f"   {ratio:.1g}x"
     return f"   {ratio:.1f}x" if ratio < 10 else f"   {ratio:.0f}x"
 
 
@@ -65,6 +68,17 @@ def _verdicts(targets: list[dict[str, Any]]) -> str:
     )
 
 
+def mark_cut(axes: Any, y: float, end: float) -> None:
+    """Break a bar that is cut at `end` by two slanted white lines, so that it looks cut."""
+    for place in (0.955, 0.972):
+        axes.plot(
+            [place * end - 0.006 * end, place * end + 0.006 * end],
+            [y + 0.42, y - 0.42],
+            color="white",
+            linewidth=2,
+        )
+
+
 def _panel(axes: Any, row: dict[str, Any]) -> None:
     bars = _bars(row)
     fused = next((b["p50_ns"] for b in bars if b.get("name") == "torch fused"), bars[0]["p50_ns"])
@@ -74,6 +88,8 @@ def _panel(axes: Any, row: dict[str, Any]) -> None:
         shown = min(median, longest)
         ours = bar["colour"] == OURS
         axes.barh(y, shown, color=bar["colour"], height=0.66)
+        if median > longest:
+            mark_cut(axes, y, longest)
         if median <= longest:
             spread = [[median - bar["p20_ns"]], [min(bar["p80_ns"], longest) - median]]
             axes.errorbar(median, y, xerr=spread, fmt="none", ecolor=FAINT, elinewidth=1, capsize=2)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .chart import COLOURS, CUT, FAINT, INK, OURS
+from .chart import COLOURS, CUT, FAINT, INK, OURS, mark_cut
 from .report import heading
 
 ROW = "465 groups x 1000, new gradients"
@@ -22,6 +22,12 @@ LABELS = {
     "DeepSpeed": "DeepSpeed CPU Adam",
 }
 
+FAMILIES = {
+    "ours": "one launch for all groups",
+    "torch": "torch.optim",
+    "peer": "other libraries",
+}
+
 
 def draw(result: dict[str, Any], path: Path, row_name: str = ROW) -> None:
     """Write the chart of one row to `path`; needs matplotlib.
@@ -30,6 +36,7 @@ def draw(result: dict[str, Any], path: Path, row_name: str = ROW) -> None:
         ValueError: the result has no such row, or nothing in it was timed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     rows = [row for row in result["rows"] if row["name"] == row_name]
     timed = [e for row in rows for e in row.get("entries", []) if "p50_ns" in e]
@@ -48,6 +55,8 @@ def draw(result: dict[str, Any], path: Path, row_name: str = ROW) -> None:
     for place, (bar, value) in enumerate(zip(bars, milliseconds, strict=True)):
         is_ours = bar["family"] == "ours"
         axes.barh(place, min(value, end), color=COLOURS[bar["family"]], height=0.68)
+        if value > end:
+            mark_cut(axes, place, end)
         text = f"{value:#.3g} ms" if value < 100 else f"{value:.0f} ms"
         axes.text(
             min(value, end) + 0.012 * end,
@@ -64,6 +73,18 @@ def draw(result: dict[str, Any], path: Path, row_name: str = ROW) -> None:
     for tick, bar in zip(axes.get_yticklabels(), bars, strict=True):
         tick.set_color(OURS if bar["family"] == "ours" else INK)
         tick.set_fontweight("bold" if bar["family"] == "ours" else "normal")
+    families = {bar["family"] for bar in bars}
+    axes.legend(
+        handles=[
+            Patch(color=COLOURS[family], label=FAMILIES[family])
+            for family in FAMILIES
+            if family in families
+        ],
+        loc="upper right",
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18 * end)
     axes.set_xticks([])

@@ -1,6 +1,8 @@
 """Any number of learning rates, one launch: fused two-time-scale and multi-rate optimizers for PyTorch."""
 
+from inspect import get_annotations as _get_annotations
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import get_type_hints as _get_type_hints
 
 from ._version import __version__
 
@@ -36,6 +38,20 @@ __all__ = [
     "stackelberg_value",
 ]
 
+
+def _publish(name: str) -> None:
+    """Make this package the module of what it exports."""
+    found = globals()[name]
+    if isinstance(found, type):
+        # annotations are strings, which are looked up in the module of their class
+        hints = _get_type_hints(found, include_extras=True)
+        own = {key: hints[key] for key in _get_annotations(found)}
+        if own:
+            found.__annotations__ = own
+    if callable(found):
+        found.__module__ = __name__
+
+
 if _no_torch is None:
     from .backends import BackendStatus, backends
     from .game.alternating import AlternatingStep, alternating_step
@@ -53,6 +69,10 @@ if _no_torch is None:
     from .groups.split import split_body_head
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
     from .optimizers.sgd import StackelbergSGD
+
+    # pickles name a class by its module: those of today are to load when it has moved inside of the package
+    for _name in __all__:
+        _publish(_name)
 elif not _TYPE_CHECKING:  # or a checker would take it that any name is there
 
     def __getattr__(name: str) -> object:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._version import __version__
 
+SIGPIPE = (
+    13  # what ends other programs whose output nobody reads any more; Windows has no such signal
+)
 COMMANDS = {
     "doctor": (
         "stackelberg_fused.tools.doctor",
@@ -25,7 +30,7 @@ COMMANDS = {
         "throughput against torch and other fused optimizers",
     ),
     "train": (
-        "stackelberg_fused.demo.train",
+        "stackelberg_fused.demo.command",
         "the demo: a small GPT, or digits, at several head/body ratios",
     ),
     "experiment": (
@@ -56,9 +61,37 @@ def main(argv: Sequence[str] | None = None, prog: str = "stackelberg") -> int:
         prog: how usage lines call the program.
 
     Returns:
-        The exit status.
+        The exit status: of the command, 2 where it misses something, 141 where nobody reads its output any more.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv), prog)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        return 128 + SIGPIPE
+
+
+def _is_stdout_closed() -> bool:
+    """Tell whether the reader of the output, as `head`, is gone; if so nothing is written to it any more."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # it is no file
+        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not poll.poll(0):
+            return False
+    # Python flushes once more when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
+
+
+def _run(argv: list[str], prog: str) -> int:
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -68,19 +101,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "stackelberg") -> int:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:
-                missing = error.name or str(error)
-                package = {"sklearn": "scikit-learn"}.get(missing, missing)
-                print(
-                    f"error: {name} needs {missing}, which is not installed for {sys.executable}: "
-                    f"pip install {package}",
-                    file=sys.stderr,
-                )
-                return 2
+                return _missing(name, error)
             implementation.add_arguments(sub)
             sub.set_defaults(run=implementation.run)
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
         return 2
-    status: int = args.run(args)
+    try:
+        status: int = args.run(args)
+    except ModuleNotFoundError as error:
+        return _missing(args.command, error)
     return status
+
+
+def _missing(command: str, error: ModuleNotFoundError) -> int:
+    """Say what a command needs; raises where that is a module of this package, which nobody can install."""
+    name = (error.name or str(error)).partition(".")[0]
+    if name == __package__:
+        raise error
+    package = {"sklearn": "scikit-learn"}.get(name, name)
+    print(
+        f"error: {command} needs {name}, which is not installed for {sys.executable}: pip install {package}",
+        file=sys.stderr,
+    )
+    return 2

@@ -43,7 +43,7 @@ disable_dynamo: Callable[[Function], Function] = getattr(
 
 
 class Pytree:
-    """The part of `torch.utils._pytree` that is used, for the containers of the standard library alone.
+    """Stands in for the used part of `torch.utils._pytree`, for the containers of the standard library alone.
 
     Raises:
         TypeError: a container is of another class, which torch would perhaps know how to take apart.

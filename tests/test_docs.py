@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -46,7 +49,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def stand_ins() -> dict[str, Any]:
-    """The names that the pages take for granted."""
+    """Return the names that the pages take for granted."""
     inputs, targets = torch.randint(CLASSES, (2, 4, 5)).unbind()
     return {
         "torch": torch,
@@ -107,7 +110,7 @@ def test_every_page_says_head_alike() -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
     return re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
 
@@ -165,12 +168,50 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
             assert any(name.endswith(f"/{quoted}") for name in files()), f"{page.name}: `{quoted}`"
 
 
-def test_pages_that_sources_name_exist() -> None:
-    """Comments and docstrings point at pages by their path."""
-    for name in files():
-        if name.endswith((".py", ".h", ".cpp", ".cu", ".cuh", ".sh")):
-            for page in re.findall(r"\bdocs/\w+\.md\b", (ROOT / name).read_text(errors="replace")):
-                assert page in files(), f"{name}: {page}"
+def remarks(name: str) -> str:
+    """Return the comments and docstrings of a source file."""
+    text = (ROOT / name).read_text(errors="replace")
+    if name.endswith(".sh"):
+        return "\n".join(re.findall(r"(?:^|\s)#(.*)", text))
+    if not name.endswith(".py"):
+        return "\n".join(re.findall(r"//(.*)", text))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    return "\n".join([*found, *(ast.get_docstring(node) or "" for node in nodes)])
+
+
+SOURCES = (".py", ".h", ".cpp", ".cu", ".cuh", ".sh")
+A_FILE = re.compile(r"(?<![\w./-])(?:[\w-]+/)*[\w-]+\.(?:py|h|cpp|cu|cuh|md|sh)\b")
+OTHERS = ("torch/", "Python.h")  # not of this repository
+
+
+def test_files_that_comments_name_exist() -> None:
+    """Also pages: a file that was moved is to be found under its new name."""
+    ends = {name[at:] for name in files() for at in _starts(name)}
+    stale = [
+        f"{name}: {found}"
+        for name in sorted(files())
+        if name.endswith(SOURCES) and not name.startswith(("findings/", ".venv"))
+        for found in A_FILE.findall(remarks(name))
+        if found not in ends and not found.startswith(OTHERS)
+    ]
+    assert stale == []
+
+
+def _starts(name: str) -> list[int]:
+    """Return where the parts of a path begin."""
+    return [0, *(match.end() for match in re.finditer("/", name))]
+
+
+def test_remarks_are_comments_and_docstrings(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "one.py").write_text('"""Like two.py."""\nx = "three.py"  # as four.py\n')
+    (tmp_path / "one.h").write_text('#include "two.h"\nint x;  // as in three.h\n')
+    (tmp_path / "one.sh").write_text("run two.sh # as three.sh\n")
+    found = [A_FILE.findall(remarks(f"one.{end}")) for end in ("py", "h", "sh")]
+    assert found == [["four.py", "two.py"], ["three.h"], ["three.sh"]]
 
 
 def test_the_readme_is_short() -> None:

@@ -32,7 +32,7 @@ def lines(*arguments: str) -> list[str]:
 
 
 def test_targets_take_the_plain_environment() -> None:
-    for target in ("demo", "test", "test-quick", "lint", "bench"):
+    for target in ("build", "demo", "test", "test-quick", "lint", "bench"):
         assert not any("torch==" in line for line in lines(target))
         assert any("-r requirements/run.txt" in line for line in lines(target))
     assert any(line.endswith("bin/mypy") for line in lines("lint"))

@@ -92,7 +92,7 @@ def split(weight, BITS: tl.constexpr):
 
 @triton.jit
 def join(part, remainder, BITS: tl.constexpr):
-    """The weight of `split`."""
+    """Return the weight of `split`."""
     if BITS == 8:
         signed = remainder.to(tl.int8, bitcast=True).to(tl.int32)
     else:
@@ -105,7 +105,7 @@ def join(part, remainder, BITS: tl.constexpr):
 
 @triton.jit
 def half_step(stored, IS_BFLOAT16: tl.constexpr):
-    """The most that rounding takes from a weight: half a step of its stored number."""
+    """Return the most that rounding takes from a weight: half a step of its stored number."""
     exponent = bits_of(stored) & INFINITY
     if IS_BFLOAT16:
         return float_of(tl.where(exponent > 0x00800000, exponent, 0x00800000)) * 0.00390625
@@ -125,14 +125,14 @@ def compensated(stored, lost, IS_BFLOAT16: tl.constexpr):
 
 @triton.jit
 def compensation(weight, stored):
-    """The part of a weight that rounding took; 0 where it is not finite."""
+    """Return the part of a weight that rounding took; 0 where it is not finite."""
     lost = weight - stored
     return tl.where((bits_of(lost) & MAGNITUDE) < INFINITY, lost, 0.0)
 
 
 @triton.jit
 def scales_of(x):
-    """The scales of float32 [blocks, BLOCK], uint32 [blocks]; where there is no element x is 0."""
+    """Return the scales of float32 [blocks, BLOCK], uint32 [blocks]; where there is no element x is 0."""
     magnitude = bits_of(x) & MAGNITUDE
     finite = tl.where(magnitude < INFINITY, magnitude, 0).to(tl.int32, bitcast=True)
     scale = (tl.max(finite, axis=1) + 0x7FFFFF) >> 23

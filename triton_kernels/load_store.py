@@ -91,7 +91,7 @@ def narrow(address, elements, x, DTYPE: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def rounded_inside(bound, DTYPE: tl.constexpr, UP: tl.constexpr):
-    """The end of an interval as the nearest number of a dtype that is inside of it: csrc/format.h.
+    """Return the end of an interval as the nearest number of a dtype that is inside of it: csrc/format.h.
 
     UP: it is the lower end.
     """

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def _scrambled(word):
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB
     return word ^ (word >> 31)
@@ -14,7 +14,7 @@ def _scrambled(word):
 
 @triton.jit
 def tile_stream(key, step, tile):
-    """The state that all elements of a tile share: two uint32.
+    """Return the state that all elements of a tile share: two uint32.
 
     Args:
         key, tile: int64, step: int32; scalars.

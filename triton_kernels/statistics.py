@@ -50,7 +50,7 @@ STATISTICS_MODES = SCALED.value | TURNS.value | COUNTED.value | LOW_PRECISION.va
 
 
 class Gradient(NamedTuple):
-    """The gradient that a parameter moves by.
+    """Return the gradient that a parameter moves by.
 
     Attributes:
         address, sum_address: of its gradient and of the sum of earlier ones.
@@ -106,7 +106,7 @@ def _sum_up(
 def _sum_tile(
     gradient, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
-    """The sum of squares of a tile's gradient.
+    """Return the sum of squares of a tile's gradient.
 
     Args:
         sums: whether there may be a sum of earlier ones.

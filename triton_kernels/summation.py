@@ -20,7 +20,7 @@ def fold(lanes):
 
 @triton.jit
 def fold_parts(parts):
-    """The sum of 4 * LANES parts: of a lane's four as (0 + 2) + (1 + 3)."""
+    """Return the sum of 4 * LANES parts: of a lane's four as (0 + 2) + (1 + 3)."""
     pairs = tl.sum(tl.reshape(parts, (LANES, 2, 2)), 1)
     return fold(tl.sum(pairs, 1))
 

@@ -129,5 +129,5 @@ def ema_update(row, param, ema):
 
 @triton.jit
 def mean_gradient(row, grad_sum, grad):
-    """The gradient of a group that moves now, after others of its gradients were summed up."""
+    """Return the gradient of a group that moves now, after others of its gradients were summed up."""
     return row[MEAN_WEIGHT] * (grad_sum + grad)

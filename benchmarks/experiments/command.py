@@ -6,12 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-import torch
-from rich.console import Console
-
 from ...cli import positive
-from . import runner
-from .experiment import require
 
 EXPERIMENTS = {
     "quadratic": ("quadratic", "Quadratic", "stronger structure: steps to a solution by ratio"),
@@ -33,18 +28,32 @@ EXPERIMENTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    listing = "; ".join(f"{name}: {text}" for name, (_, _, text) in EXPERIMENTS.items())
-    add("name", choices=EXPERIMENTS, metavar="NAME", help=listing)
+    width = max(map(len, EXPERIMENTS))
+    listing = "\n".join(f"  {name:{width}}  {text}" for name, (_, _, text) in EXPERIMENTS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"{parser.description}\n\nNAME is one of:\n{listing}"
+    add("name", choices=EXPERIMENTS, metavar="NAME", help="the experiment, see above")
     add(
         "--quick",
         action="store_true",
         help="a few seconds: shows whether everything works, not what comes out",
     )
-    add("--out", type=Path, help="folder for NAME.json and NAME.png (default runs/experiments)")
-    add("--threads", type=positive(int), help="torch.set_num_threads (default: as torch chooses)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for NAME.json and NAME.png (default runs/experiments)",
+    )
+    add(
+        "--threads",
+        type=positive(int),
+        metavar="N",
+        help="torch.set_num_threads (default: as torch chooses)",
+    )
     add(
         "--jobs",
         type=positive(int),
+        metavar="N",
         default=1,
         help="number of runs at a time, each in a process with one thread (default 1)",
     )
@@ -53,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run an experiment, or continue it; return 1 if it contradicts known results."""
+    # `--help` must need none of these
+    import torch
+    from rich.console import Console
+
+    from . import runner
+    from .experiment import require
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     console = Console()

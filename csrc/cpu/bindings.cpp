@@ -134,7 +134,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "find_libtorch", [] { return sf::TorchFunctions("").path; },
       "Where libtorch lies whose functions TensorAbi calls; RuntimeError where it lacks one of them.");
-  pybind11::class_<sf::TensorAbi::Kept>(m, "Kept", "Tensors that stay alive as long as this does.");
+  pybind11::class_<sf::TensorAbi::HeldTensors>(m, "HeldTensors", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
                                "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")
       .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),

@@ -48,7 +48,7 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   }
 }
 
-bool Reader::read_gradient(Slot& slot, TensorAbi::Kept* gradients, int64_t* address, bool* fits) const {
+bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const {
   TensorView tensor;
   // other types may define `.grad` themselves, and of a single element only Python can tell whether it is negated
   if (slot.readable && slot.numel != 1 && abi_->is_common(slot.owner)) {
@@ -90,7 +90,7 @@ bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
 
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
-  auto gradients = std::make_unique<TensorAbi::Kept>(abi_);
+  auto gradients = std::make_unique<TensorAbi::HeldTensors>(abi_);
   gradients->reserve(last - first);
   py::list moved, mismatched;
   for (int64_t i = first; i < last; ++i) {

@@ -49,7 +49,7 @@ class Reader {
 
   // Returns true if the slot has a gradient, and adds it to `gradients`. `fits` becomes true if the gradient can be
   // read in the parameter's layout.
-  bool read_gradient(Slot& slot, TensorAbi::Kept* gradients, int64_t* address, bool* fits) const;
+  bool read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const;
   // Returns true if a tensor has the layout that the slot had at construction, and memory of its own.
   bool fits(const Slot& slot, const TensorView& tensor) const;
 

@@ -140,7 +140,7 @@ const void* TensorAbi::grad(PyObject* object) const {
   return *static_cast<const void* const*>(found) == undefined_ ? nullptr : found;
 }
 
-void TensorAbi::Kept::add(const void* tensor) {
+void TensorAbi::HeldTensors::add(const void* tensor) {
   void* handle;
   if (!abi_->spare_.empty()) {
     handle = abi_->spare_.back();
@@ -152,7 +152,7 @@ void TensorAbi::Kept::add(const void* tensor) {
   handles_.push_back(handle);
 }
 
-TensorAbi::Kept::~Kept() {
+TensorAbi::HeldTensors::~HeldTensors() {
   for (void* handle : handles_) abi_->torch_.assign(&abi_->undefined_, handle);
   abi_->spare_.insert(abi_->spare_.end(), handles_.begin(), handles_.end());
 }
@@ -188,9 +188,9 @@ py::object TensorAbi::describe_gradient(py::handle tensor) const {
   return py::make_tuple(reinterpret_cast<int64_t>(implementation), is_strided);
 }
 
-std::unique_ptr<TensorAbi::Kept> TensorAbi::keep_gradients(std::shared_ptr<const TensorAbi> abi,
-                                                           const py::list& tensors) {
-  auto kept = std::make_unique<Kept>(abi);
+std::unique_ptr<TensorAbi::HeldTensors> TensorAbi::keep_gradients(std::shared_ptr<const TensorAbi> abi,
+                                                                  const py::list& tensors) {
+  auto kept = std::make_unique<HeldTensors>(abi);
   for (py::handle tensor : tensors) {
     const void* found = abi->grad(tensor.ptr());
     if (!found) throw py::value_error("a tensor has no gradient to keep");

@@ -85,12 +85,12 @@ class TensorAbi {
   const void* grad(PyObject* object) const;
 
   // Tensors that stay alive as long as this does.
-  class Kept {
+  class HeldTensors {
    public:
-    explicit Kept(std::shared_ptr<const TensorAbi> abi) : abi_(std::move(abi)) {}
-    ~Kept();
-    Kept(const Kept&) = delete;
-    Kept& operator=(const Kept&) = delete;
+    explicit HeldTensors(std::shared_ptr<const TensorAbi> abi) : abi_(std::move(abi)) {}
+    ~HeldTensors();
+    HeldTensors(const HeldTensors&) = delete;
+    HeldTensors& operator=(const HeldTensors&) = delete;
     void reserve(std::size_t count) { handles_.reserve(count); }
     void add(const void* tensor);
     void add(pybind11::object object) { objects_.push_back(std::move(object)); }
@@ -135,7 +135,8 @@ class TensorAbi {
   // whether it is strided.
   pybind11::object describe_gradient(pybind11::handle tensor) const;
   // Of tensors that have one each.
-  static std::unique_ptr<Kept> keep_gradients(std::shared_ptr<const TensorAbi> abi, const pybind11::list& tensors);
+  static std::unique_ptr<HeldTensors> keep_gradients(std::shared_ptr<const TensorAbi> abi,
+                                                     const pybind11::list& tensors);
 
  private:
   void* const* implementation(PyObject* object) const { return *static_cast<void***>(handle(object)); }

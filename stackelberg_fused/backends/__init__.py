@@ -19,7 +19,7 @@ PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 
 
 def backends() -> list[BackendStatus]:
-    """Every backend, whether it can run on this machine, and if not why and what to do."""
+    """Return every backend, whether it can run on this machine, and if not why and what to do."""
     return [cls.status() for cls in BACKENDS.values()]
 
 
@@ -33,16 +33,16 @@ def can_update(choice: str | Backend, kind: Kind) -> bool:
 
 
 def resolve_backend(
-    choice: str | Backend,
+    requested: str | Backend,
     kind: Kind,
     label: str,
     warned: set[Kind],
 ) -> Backend:
-    """The backend for parameters of one kind.
+    """Return the backend for parameters of one kind.
 
     Args:
-        choice: "auto" (cuda, then triton, on a GPU; cpu on the host; reference, with a warning, for what these cannot
-            update), a backend's name, or a backend.
+        requested: "auto" (cuda, then triton, on a GPU; cpu on the host; reference, with a warning, for what these
+            cannot update), a backend's name, or a backend.
         label: how errors call a parameter of this kind.
         warned: kinds of which the warning was given; this one is added.
 
@@ -50,7 +50,7 @@ def resolve_backend(
         ValueError: the name is unknown, or an explicit choice cannot update such parameters.
         RuntimeError: an explicit choice cannot run on this machine.
     """
-    if choice == "auto":
+    if requested == "auto":
         reasons = []
         for name in PREFERENCE.get(kind.device.type, ()):
             status = BACKENDS[name].status()
@@ -70,15 +70,15 @@ def resolve_backend(
                 "where that is meant, pass backend='reference'"
             )
         return ReferenceBackend()
-    if isinstance(choice, str):
-        if choice not in BACKENDS:
+    if isinstance(requested, str):
+        if requested not in BACKENDS:
             known = ", ".join(map(repr, ["auto", *BACKENDS]))
-            raise ValueError(f"unknown backend {choice!r}, expected {known}")
-        status = BACKENDS[choice].status()
+            raise ValueError(f"unknown backend {requested!r}, expected {known}")
+        status = BACKENDS[requested].status()
         if not status.available:
-            raise RuntimeError(f"backend {choice!r} is not available: {status.reason}")
-        choice = BACKENDS[choice]()
-    refusal = choice.refusal(kind)
+            raise RuntimeError(f"backend {requested!r} is not available: {status.reason}")
+        requested = BACKENDS[requested]()
+    refusal = requested.refusal(kind)
     if refusal:
         raise ValueError(f"{label}: {refusal}; backend='reference' does")
-    return choice
+    return requested

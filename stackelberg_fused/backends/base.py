@@ -55,6 +55,18 @@ class Launch:
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
 
+    @property
+    def needed_statistics(self) -> Statistics:
+        """`statistics` of a launch whose gradients are clipped."""
+        assert self.statistics is not None
+        return self.statistics
+
+    @property
+    def needed_joint_sets(self) -> JointSets:
+        """`joint_sets` of a launch that is followed by a projection onto them."""
+        assert self.joint_sets is not None
+        return self.joint_sets
+
 
 def refusal_of_kernel(name: str, device_type: str, kind: Kind) -> str:
     """Why a kernel that takes any mix of at most 32 bits cannot update parameters of a kind; empty when it can."""

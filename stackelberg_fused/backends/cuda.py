@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..build_info import build_info, covers, driver_runs
@@ -17,12 +19,13 @@ from .device_tables import addresses, tables_on_device
 from .launch_args import project_args, statistics_args, step_args
 
 try:
-    from .. import _cuda
+    from .. import _cuda as native_module
 
     _IMPORT_ERROR = ""
 except ImportError as error:
-    _cuda = None
+    native_module = None
     _IMPORT_ERROR = str(error)
+_cuda: Any = native_module
 
 
 class CudaBackend(Backend):

@@ -58,7 +58,7 @@ class CapturedUploads:
     provided before a capture begins, in which it could not be allocated.
     """
 
-    _kept: ClassVar[list[Any]] = []
+    _held_for_replays: ClassVar[list[Any]] = []
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -88,7 +88,7 @@ class CapturedUploads:
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
         read = [*table.statistics.values(), *state, *table.hyperparameters.tensors()]
-        self._kept.append((pinned, copy, table.counts, table.joint_sets, read))
+        self._held_for_replays.append((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
             pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
@@ -134,7 +134,7 @@ class DeviceTables:
             self._captured.provide(table)
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
-            self._move_to(stream)
+            self._move_between(self._stream, stream)
         self._stream = stream
         if table.joint_sets is not None:
             table.joint_sets.used_on(stream)
@@ -156,12 +156,12 @@ class DeviceTables:
             copy.version = version
         return copy.tensor
 
-    def _move_to(self, stream: torch.cuda.Stream) -> None:
+    def _move_between(self, before: torch.cuda.Stream, stream: torch.cuda.Stream) -> None:
         """Nothing may overwrite the copies, or take over their memory, while another stream still works with them.
 
         Steps that share parameters have to be ordered by the caller anyway; those of two roles need not be.
         """
-        stream.wait_stream(self._stream)
+        stream.wait_stream(before)
         for copy in self._copies.values():
             copy.tensor.record_stream(stream)
 

@@ -57,9 +57,10 @@ def project_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
     """`struct ProjectArgs`; tables as in `step_args`."""
     span = launch.span
     addresses = [tables[name] for name in ("records", "rows", "sets", "pieces")]
-    pieces = launch.joint_sets.piece_range(span.first_slot, span.last_slot)
-    sums, factors, _, moved = map(_address, _results(launch.joint_sets))
-    found_inf = _address(launch.scaling and launch.scaling.found_inf)
+    joint = launch.needed_joint_sets
+    pieces = joint.piece_range(span.first_slot, span.last_slot)
+    sums, factors, _, moved = map(_address, _results(joint))
+    found_inf = 0 if launch.scaling is None else _address(launch.scaling.found_inf)
     return _PROJECT.pack(*addresses, *pieces, sums, factors, moved, found_inf)
 
 
@@ -69,20 +70,20 @@ def _results(joint: JointSets) -> tuple[Tensor, ...]:
 
 def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
     """`struct StatisticsArgs`; tables as in `step_args`."""
-    table, span = launch.table, launch.span
+    table, span, statistics = launch.table, launch.span, launch.needed_statistics
     values = (
         tables["records"],
         tables["tiles"],
         span.first_tile,
         span.last_tile - span.first_tile,
         table.first_head_tile,
-        launch.statistics.tile_sums.data_ptr(),
-        launch.statistics.buffer.data_ptr(),
+        statistics.tile_sums.data_ptr(),
+        statistics.buffer.data_ptr(),
         limits.body,
         limits.head,
         limits.joint,
         table.turns_in(span),
-        _address(launch.scaling and launch.scaling.grad_scale),
+        0 if launch.scaling is None else _address(launch.scaling.grad_scale),
         tables["rows"],
         tables.get("groups", 0),
         0 if table.counts is None else table.counts.waited.data_ptr(),

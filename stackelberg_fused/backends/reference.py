@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class ReferenceBackend(Backend):
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         table, span = launch.table, launch.span
-        sums = launch.statistics.tile_sums
+        sums = launch.needed_statistics.tile_sums
         sums.zero_()
         at = span.first_tile
         for i in range(span.first_slot, span.last_slot):
@@ -62,7 +63,7 @@ class ReferenceBackend(Backend):
             at += tiles
         split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
         body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        launch.statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
+        launch.needed_statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
         return 0
 
     def step(self, launch: Launch) -> int:
@@ -87,14 +88,16 @@ class ReferenceBackend(Backend):
 
     @torch.no_grad()
     def _project(self, launch: Launch) -> None:
-        table, span = launch.table, launch.span
+        table, span, moves = launch.table, launch.span, launch.moves
+        assert moves is not None
+        joint_sets = launch.needed_joint_sets
         members: dict[int, list[int]] = defaultdict(list)
         for i in range(span.first_slot, span.last_slot):
-            if launch.joint_sets.slots[i]:
+            if joint_sets.slots[i]:
                 members[table.slots[i].group].append(i)
         for index, indices in members.items():
             group = table.groups[index]
-            moving = [i for i in indices if launch.moves[i] and table.slots[i].local.numel()]
+            moving = [i for i in indices if moves[i] and table.slots[i].local.numel()]
             constraint = joint_set(group)
             if isinstance(constraint, L2Ball) and moving:
                 _project_onto_ball(launch, indices, constraint)
@@ -216,7 +219,7 @@ def _keep_sum(launch: Launch, i: int, grad_sum: Tensor) -> None:
 
 def _in_memory_order(grad: Tensor, slot: Slot) -> Tensor:
     """The elements of a gradient in the order in which the native kernels find them: that of the parameter's memory."""
-    dims = range(grad.dim())
+    dims: Sequence[int] = range(grad.dim())
     if slot.dense:
         dims = sorted(dims, key=slot.local.stride().__getitem__, reverse=True)
     return grad.permute(*dims).reshape(-1) if grad.dim() else grad.reshape(1)

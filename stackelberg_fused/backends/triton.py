@@ -64,7 +64,7 @@ class TritonBackend(Backend):
         return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        table, span = launch.table, launch.span
+        table, span, statistics = launch.table, launch.span, launch.needed_statistics
         with self._on_device(table):
             tables = tables_on_device(table)
             launch_statistics(
@@ -73,9 +73,9 @@ class TritonBackend(Backend):
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                launch.statistics.tile_sums,
-                launch.statistics.buffer.view(torch.float64),
-                launch.statistics.limits_on_device(limits),
+                statistics.tile_sums,
+                statistics.buffer.view(torch.float64),
+                statistics.limits_on_device(limits),
                 limits.joint,
                 tables["rows"].view(torch.float32),
                 _options(launch, tables),

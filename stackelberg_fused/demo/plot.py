@@ -61,7 +61,7 @@ def draw(path: Path, records: list[dict[str, Any]], loss_unit: str, title: str) 
         curves.set_title("Validation loss", loc="left")
         curves.set_ylabel(loss_unit)
         curves.legend(frameon=False, title="run: final loss", alignment="left")
-        gaps.set_title("Against one rate (below 0 is better)", loc="left")
+        gaps.set_title("Against torch AdamW (below 0 is better)", loc="left")
         gaps.yaxis.set_major_formatter(lambda x, _: f"{x:+g} %" if x else "0 %")
         for axes in (curves, gaps):
             axes.set_xlabel("step")

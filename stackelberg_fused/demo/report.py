@@ -43,6 +43,12 @@ def gap(record: Record, control: Record) -> float:
     return final_loss(record) / final_loss(control) - 1
 
 
+def percent(share: float, spec: str = ".1f") -> str:
+    """Return a share in per cent; one that rounds to zero has no minus sign, which would say that it is below."""
+    text = f"{100 * share:{spec}}%"
+    return text.replace("-", "+" if "+" in spec else "") if not text.strip("-0.%") else text
+
+
 def timing(record: Record) -> dict[str, float]:
     """Return the median times of step() and of a training iteration, and the 20th and 80th percentile of step().
 
@@ -82,34 +88,36 @@ FEWEST_STEPS = 100  # a shorter run is a trial and compares nothing
 
 
 def verdict(records: list[Record]) -> list[str]:
-    """Return the sentences that the losses of one seed support."""
+    """Return the sentences that the losses of one seed support; of a trial run they support none."""
     control, *ratio_runs = records
+    last_step = control["validation"][-1][0]
+    if last_step < FEWEST_STEPS:
+        lines = [f"{last_step} steps show that it runs: too few to compare anything."]
+        diverged = [record["name"] for record in records if math.isinf(final_loss(record))]
+        return lines + [f"Diverged: {', '.join(diverged)}."] * bool(diverged)
     rivals = [r for r in ratio_runs if not is_control_again(r, control)]
     helped = [r for r in rivals if gap(r, control) < 0]
     best = min([control, *helped], key=final_loss)
     first = f"Lowest final validation loss: {best['name']}, {final_loss(best):.4f}"
     if best is not control:
-        first += f", {-gap(best, control):.1%} below one rate"
+        first += f", {percent(-gap(best, control))} below {control['name']}"
     lines = [f"{first}. One seed: how much of any gap is luck is unknown."]
     failed = [_shortfall(r, control) for r in rivals if r not in helped]
     if failed:
         lines.append(f"{'Did not help' if helped else 'No ratio helped'}: {', '.join(failed)}.")
     lines.extend(
-        f"{r['name'].capitalize()} is the control's own algorithm: rounding alone made "
-        f"{gap(r, control):+.2%} of difference, so gaps of that size say nothing."
+        f"{r['name'].capitalize()} is {control['name']}'s own algorithm: rounding alone made "
+        f"{percent(gap(r, control), '+.2f')} of difference, so gaps of that size say nothing."
         for r in ratio_runs
         if is_control_again(r, control)
     )
-    last_step = control["validation"][-1][0]
-    if last_step < FEWEST_STEPS:
-        lines.append(f"{last_step} steps show that it runs: too few to compare anything.")
     return lines
 
 
 def _shortfall(record: Record, control: Record) -> str:
     led = led_until(record, control)
     early = f" after leading up to step {led}" if led else ""
-    return f"{record['name']} ({gap(record, control):+.1%}{early})"
+    return f"{record['name']} ({percent(gap(record, control), '+.1f')}{early})"
 
 
 def print_report(console: Console, records: list[Record], loss_unit: str) -> None:
@@ -124,13 +132,13 @@ def print_report(console: Console, records: list[Record], loss_unit: str) -> Non
         step, _ = loss_at(control, fraction)
         losses.add_column(f"{fraction:.0%}\n{step}", justify="right")
         best[fraction] = min(loss_at(record, fraction)[1] for record in records)
-    losses.add_column("vs one\nrate", justify="right")
+    losses.add_column("vs\ntorch", justify="right")
     for record in records:
         row = [record["name"], f"{record['body_lr']:g}", f"{record['head_lr']:g}"]
         for fraction in FRACTIONS:
             loss = loss_at(record, fraction)[1]
             row.append(f"[bold green]{loss:.4f}[/]" if loss == best[fraction] else f"{loss:.4f}")
-        row.append("" if record is control else f"{gap(record, control):+.1%}")
+        row.append("" if record is control else percent(gap(record, control), "+.1f"))
         losses.add_row(*row)
     console.print(losses)
 

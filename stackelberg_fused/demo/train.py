@@ -1,4 +1,4 @@
-"""`python -m stackelberg_fused train`: one learning rate against a slow body and a fast head.
+"""What `python -m stackelberg_fused train` does: one learning rate against a slow body and a fast head.
 
 Trains a small model with torch's AdamW at one rate (the control), and with StackelbergAdamW at several
 head/body ratios, all from the same weights and on the same batches. `settings.py` has the rates; the
@@ -19,54 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..cli import positive
 from . import checkpoint
 from .plot import draw
 from .report import final_loss, print_report, write_result
 from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
 from .tasks import TASKS
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options. None has a default here, because `--resume` must know which ones were given."""
-    add = parser.add_argument
-    add("--task", choices=TASKS, help="training task (default: language)")
-    add("--steps", type=positive(int), help="steps of each run (default: language 800, digits 400)")
-    add(
-        "--ratios",
-        type=positive(float),
-        nargs="+",
-        metavar="R",
-        help="head/body ratios (default: 3 10 30)",
-    )
-    add(
-        "--lr",
-        type=positive(float),
-        help="peak rate of the control; without --body-lr, of all runs (default: tuned)",
-    )
-    add(
-        "--body-lr",
-        type=positive(float),
-        help="peak rate of the body in the runs with a ratio (default: tuned)",
-    )
-    add("--head-scale", type=_number, metavar="S", help="factor on the initial head (default: 1)")
-    add("--seed", type=int, help="seed of weights and batches (default: 0)")
-    add("--out", type=Path, metavar="DIR", help="output directory (default: runs/TASK)")
-    add("--resume", action="store_true", help="resume exactly from DIR/checkpoint.pt")
-    add("--backend", help="backend of StackelbergAdamW (default: auto)")
-    add("--device", help="cpu or cuda (default: cuda if available)")
-    add(
-        "--threads",
-        type=positive(int),
-        help="threads of torch (default: 1; 2 are faster on idle cores)",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        default=None,
-        help="a tiny model and few steps; takes seconds",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,10 +152,3 @@ def _report(demo: Demo, out: Path, console: Console) -> None:
     except ImportError:
         console.print("loss.png needs matplotlib: pip install it, then --resume draws the picture.")
     console.print(f"In {out}: {', '.join(files)}", highlight=False)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
-    return value

@@ -23,8 +23,8 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
         for slot in table.slots[span.first_slot : span.last_slot]:
             slot.param.grad = None
         return
-    grads = [slot.param.grad for slot in table.slots[span.first_slot : span.last_slot]]
-    grads = [grad for grad in grads if grad is not None]
+    params = (slot.param for slot in table.slots[span.first_slot : span.last_slot])
+    grads = [grad for param in params if (grad := param.grad) is not None]
     if staged is not None and staged.launch.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
         _zero(pending.gathered.copied)

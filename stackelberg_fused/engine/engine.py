@@ -55,7 +55,7 @@ class Engine:
     Args:
         groups: checked param groups.
         state: the optimizer's state.
-        choice: backend by name, "auto", or a backend.
+        requested: backend by name, "auto", or a backend.
         flatten: move parameters into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
@@ -66,7 +66,7 @@ class Engine:
         self,
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
-        choice: str | Backend,
+        requested: str | Backend,
         flatten: bool,
         flat_grads: bool,
         across_rebuilds: AcrossRebuilds,
@@ -75,8 +75,8 @@ class Engine:
         self.groups = groups
         self.state = state
         self.is_broken = False  # accepted hyperparameters that not all of its units follow
-        slots = self._updated_kinds(collect_slots(groups), choice)
-        backends = self._choose_backends(slots, choice, across_rebuilds)
+        slots = self._updated_kinds(collect_slots(groups), requested)
+        backends = self._choose_backends(slots, requested, across_rebuilds)
         if flat_grads:
             refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
         self._placement = Placement(flatten, across_rebuilds.placed)
@@ -99,7 +99,7 @@ class Engine:
         self._look_at_rates(list(range(len(groups))))
 
     def _updated_kinds(
-        self, slots: dict[Kind, list[Slot]], choice: str | Backend
+        self, slots: dict[Kind, list[Slot]], requested: str | Backend
     ) -> dict[Kind, list[Slot]]:
         """The kinds of parameters to be updated; remembers parameters that cannot be until they are trained."""
         check_joint_sets(slots, self.groups)
@@ -109,13 +109,13 @@ class Engine:
             for kind, of_kind in slots.items()
             if any(map(is_trained, of_kind))
             # what was frozen while its group waits goes on to wait with it
-            or (any(map(self._has_waited, of_kind)) and can_update(choice, kind))
+            or (any(map(self._has_waited, of_kind)) and can_update(requested, kind))
         ] or list(slots)
         frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
         self._may_wait = [
             slot
             for kind in slots
-            if kind not in updated and can_update(choice, kind)
+            if kind not in updated and can_update(requested, kind)
             for slot in slots[kind]
         ]
         self._note_sleeping()
@@ -142,11 +142,11 @@ class Engine:
     def _choose_backends(
         self,
         slots: dict[Kind, list[Slot]],
-        choice: str | Backend,
+        requested: str | Backend,
         across_rebuilds: AcrossRebuilds,
     ) -> dict[Kind, Backend]:
         backends = {
-            kind: resolve_backend(choice, kind, of_kind[0].name, across_rebuilds.reported)
+            kind: resolve_backend(requested, kind, of_kind[0].name, across_rebuilds.reported)
             for kind, of_kind in slots.items()
         }
         for kind, backend in backends.items():
@@ -307,7 +307,7 @@ class Engine:
             return 0, statistics
         running = [(unit, ready) for unit, ready in zip(self.units, staged, strict=True) if ready]
         launches = sum(unit.measure(ready, limits) for unit, ready in running)
-        parts = [ready.launch.statistics for _, ready in running]
+        parts = [ready.launch.needed_statistics for _, ready in running]
         if not parts:
             table = self.units[0].table
             parts = [table.statistics_of(table.spans[role])]

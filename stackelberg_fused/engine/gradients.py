@@ -87,6 +87,7 @@ class Gradients:
             self._follow(i)
         for i in mismatched:
             grad = self.gradient(i)
+            assert grad is not None  # one without is no mismatch
             gathered.copies.append(grad)
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class LaunchUnit:
         slots: list[Slot],
         hyperparameters: Hyperparameters,
         backend: Backend,
-        state: Mapping[Tensor, dict],
+        state: Mapping[Tensor, dict[str, Any]],
         turns_of_groups: GroupTurns,
     ) -> None:
         self.table = table = Table(slots, hyperparameters)
@@ -213,7 +214,7 @@ class LaunchUnit:
         span = staged.launch.span
         if span.last_tile > span.first_tile:
             return self.backend.statistics(staged.launch, limits)
-        staged.launch.statistics.nothing(limits)
+        staged.launch.needed_statistics.nothing(limits)
         return 0
 
     def launch(self, staged: Staged) -> int:
@@ -230,7 +231,7 @@ class LaunchUnit:
                 param.copy_(copy)
         if table.counts is not None:
             scaling = staged.launch.scaling
-            found_inf = scaling and scaling.found_inf
+            found_inf = None if scaling is None else scaling.found_inf
             every, sums = table.update_every, table.sums
             table.counts.advance_empty(span, plan.has_grad, every, sums, found_inf)
         else:

@@ -120,8 +120,8 @@ class Hyperparameters:
         return [
             index
             for index in changed
-            if self._rules[index] is not None
-            and bool(self._rules[index] & Rule.SGD) != (self.groups[index]["rule"] == "sgd")
+            if (accepted := self._rules[index]) is not None
+            and bool(accepted & Rule.SGD) != (self.groups[index]["rule"] == "sgd")
         ]
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -205,9 +205,11 @@ class Hyperparameters:
         """Tell whether a rate is in a tensor on this device, and the device is not the host."""
         return device.type != "cpu" and any(lr.device == device for lr in self._tensors.values())
 
-    def rule(self, index: int) -> int | None:
+    def rule(self, index: int) -> int:
         """The rule flags of a group that was accepted."""
-        return self._rules[index]
+        rule = self._rules[index]
+        assert rule is not None
+        return rule
 
 
 def row_constants(group: dict[str, Any]) -> dict[str, float]:

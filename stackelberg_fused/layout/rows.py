@@ -92,8 +92,8 @@ class HyperparameterRows:
         if not np.array_equal(waited[slot_row], self._waited):
             return False
         group = self._hyperparameters.scalars[self._row_group]
-        keys = zip(group["beta1"].tolist(), group["beta2"].tolist(), counts.tolist(), strict=True)
-        keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in keys]
+        inputs = group["beta1"].tolist(), group["beta2"].tolist(), counts.tolist()
+        keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in zip(*inputs, strict=True)]
         known = {key: bias_corrections(*key) for key in set(keys)}
         factor, bias_correction2_sqrt = np.array([known[key] for key in keys]).T
         self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]

@@ -15,7 +15,9 @@ from ..groups.param_groups import ROLES, at_least_zero
 from ..native.tables import GRADIENT_STATISTICS
 from .scaling import move
 
-_FACTOR = GRADIENT_STATISTICS.fields["factor"][1] // 4  # in words of float32
+_FIELDS = GRADIENT_STATISTICS.fields
+assert _FIELDS is not None
+_FACTOR = _FIELDS["factor"][1] // 4  # in words of float32
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def _objects(container: dict[Any, Any] | list[Any]) -> list[Any]:
 
 
 class PythonContainerSnapshot:
-    """What dicts and lists hold, noted at construction and compared later.
+    """Notes what dicts and lists hold, at construction, and compares later.
 
     Args:
         containers: dicts and lists.
@@ -52,7 +52,7 @@ class PythonContainerSnapshot:
         self._took_over = False
 
     def changed(self) -> list[int]:
-        """The containers that hold other objects than were noted, or in another order; dicts also other keys.
+        """Return the containers that hold other objects than were noted, or in another order; dicts also other keys.
 
         New rates are taken over on the way.
         """
@@ -63,7 +63,7 @@ class PythonContainerSnapshot:
         self._noted[index] = _objects(self._containers[index])
 
     def took_over(self) -> bool:
-        """Whether a rate was written since this was last asked."""
+        """Tell whether a rate was written since this was last asked."""
         took_over, self._took_over = self._took_over, False
         return took_over
 
@@ -95,14 +95,14 @@ def make_container_snapshot(containers: list[Any], rates: np.ndarray | None = No
 
 
 class PythonAddressSnapshot:
-    """Where tensors lay at construction: notices one whose memory was exchanged (`state.data = ...`)."""
+    """Notes where tensors lie at construction, and notices one whose memory was exchanged (`state.data = ...`)."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = tensors
         self._addresses = [tensor.data_ptr() for tensor in tensors]
 
     def moved(self) -> bool:
-        """Whether any of them lies elsewhere now."""
+        """Tell whether any of them lies elsewhere now."""
         return [tensor.data_ptr() for tensor in self._tensors] != self._addresses
 
 

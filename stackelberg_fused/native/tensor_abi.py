@@ -9,8 +9,8 @@ the first optimizer is built:
 1. `STACKELBERG_TENSOR_ABI=0` in the environment turns native reading off.
 2. A torch without one of the functions is not read natively. Looking for them calls none.
 3. Where the tests have not run this minor version of torch (`TESTED`), or it is a pre-release, a child process tries
-   first. Its verdict is kept in a file (`tensor_abi_verdict.py`). Children of `multiprocessing` start none, but read
-   the file; `doctor` writes it too.
+   first, one for all processes that begin at once. A file keeps its verdict (`tensor_abi_verdict.py`,
+   `tensor_abi_cache.py`); where it had none to give, `doctor` tries again.
 4. In any case all that native code reads has to be what Python says (`tensor_abi_probe.py`).
 
 Where one of these fails Python reads tensors one by one, with the same results.
@@ -46,7 +46,7 @@ TESTED = ("2.13", "2.15")  # minor versions of torch that all tests have run
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How tensors are read.
+    """The way in which tensors are read.
 
     Attributes:
         abi: the native `TensorAbi`, or None where Python reads them.
@@ -62,11 +62,15 @@ class Reading:
 _reading: Reading | None = None
 
 
-def reading() -> Reading:
-    """Return how tensors are read; finds out when it is first called."""
+def reading(again: bool = False) -> Reading:
+    """Return how tensors are read; finds out when it is first called.
+
+    Args:
+        again: try where an earlier process could not find out, however short a time ago.
+    """
     global _reading
     if _reading is None:
-        _reading = _find_out()
+        _reading = _find_out(again)
     return _reading
 
 
@@ -86,9 +90,9 @@ def is_tested(version: str) -> bool:
     return release is not None and release[1] in TESTED
 
 
-def _find_out() -> Reading:
+def _find_out(again: bool) -> Reading:
     try:
-        abi, reason = _open()
+        abi, reason = _open(again)
     except _NotNatively as error:
         log.info("tensors are read by Python, one by one: %s", error)
         return Reading(None, str(error), increment_version)
@@ -99,7 +103,7 @@ class _NotNatively(Exception):
     """Says why not."""
 
 
-def _open() -> tuple[Any, str]:
+def _open(again: bool) -> tuple[Any, str]:
     if os.environ.get(SWITCH) == "0":
         raise _NotNatively(f"{SWITCH}=0")
     if find_libtorch is None:
@@ -113,7 +117,7 @@ def _open() -> tuple[Any, str]:
     if not is_tested(version):
         reason = f"the tests have not run torch {version}"
         try:
-            verdict = tensor_abi_verdict.verdict(library)
+            verdict = tensor_abi_verdict.verdict(library, again)
         except Exception as error:
             raise _NotNatively(f"{reason}, and {type(error).__name__}: {error}") from error
         if not verdict.works:

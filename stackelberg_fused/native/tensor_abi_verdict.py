@@ -2,26 +2,28 @@
 
 The probe calls functions that may be others under the same names, so it may end its process. A child's end hurts
 nobody: it has a time limit and no GPU, and is started only where it is known that another Python will start.
+
+However many processes begin at once, one child is started for all: the others wait for its verdict. A child that does
+not answer costs each of them no more than `TIME_LIMIT` together, and the next day's none (`tensor_abi_cache.py`).
+Where nothing can be remembered no child is started at all: each process would start its own, at each start.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._version import __version__
+from . import tensor_abi_cache as cache
+from .tensor_abi_cache import Verdict
 from .tensor_abi_probe import open_abi
 
 try:
@@ -32,8 +34,9 @@ _cpu: Any = native_module
 
 log = logging.getLogger("stackelberg_fused")
 
-TIME_LIMIT = 120.0  # seconds, of which importing torch from a cold disk is most
-CACHE_DIR = "STACKELBERG_CACHE_DIR"
+TIME_LIMIT = (
+    30.0  # seconds; a child imports torch in some five, from files that this process has just read
+)
 # what an unfit function ends in; other signals are somebody's wish
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE", "SIGTRAP", "SIGSYS")
 _MARK = "stackelberg_fused's verdict: "
@@ -52,21 +55,6 @@ answer()
 """
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found out about a torch.
-
-    Attributes:
-        works: it can be read natively.
-        reason: in words, where it cannot.
-        lasts: another child would come to the same end.
-    """
-
-    works: bool
-    reason: str = ""
-    lasts: bool = True
-
-
 def subject(library: str) -> dict[str, Any]:
     """Return what a verdict is about: all that decides what a probe finds.
 
@@ -82,43 +70,39 @@ def subject(library: str) -> dict[str, Any]:
     }
 
 
-def verdict(library: str) -> Verdict:
+def verdict(library: str, again: bool = False) -> Verdict:
     """Return the verdict on the torch in this process, from the cache or else from a child process.
 
     Args:
         library: path of libtorch.
+        again: ask a child in spite of a verdict that does not last.
     """
     about = subject(library)
-    path = cache_path(about)
-    found = _read(path, about)
+    found = _remembered(about, again)
     if found is not None:
         return found
     why_not = _why_no_child()
     if why_not:
         return Verdict(False, f"no process could be started to try: {why_not}", lasts=False)
-    found = _ask([sys.executable, "-c", _CHILD], about)
-    if found.lasts and path is not None:
-        _write(path, about, found)
-    return found
+    with cache.one_at_a_time(about, TIME_LIMIT + 5) as is_my_turn:
+        found = _remembered(about, again)  # another process may have found out meanwhile
+        if found is not None:
+            return found
+        if not is_my_turn:
+            return Verdict(
+                False,
+                "another process still tries, or no folder can be written to remember what is found: set "
+                f"{cache.CACHE_DIR} to one that can",
+                lasts=False,
+            )
+        found = _ask([sys.executable, "-c", _CHILD], about)
+        cache.write(about, found)
+        return found
 
 
-def cache_path(about: dict[str, Any]) -> Path | None:
-    """Return the file that holds a verdict; None where the user has no folder for caches.
-
-    The folder is `$STACKELBERG_CACHE_DIR`, or `stackelberg_fused` in that of the XDG base directory specification.
-    """
-    named = os.environ.get(CACHE_DIR)
-    if named:
-        folder = Path(named)
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not base.is_absolute():  # unset, or to be ignored
-            base = Path(os.path.expanduser("~/.cache"))
-        if not base.is_absolute():
-            return None
-        folder = base / "stackelberg_fused"
-    digest = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return folder / f"tensor-abi-{digest[:16]}.json"
+def _remembered(about: dict[str, Any], again: bool) -> Verdict | None:
+    found = cache.read(about)
+    return None if found is not None and again and not found.lasts else found
 
 
 def answer(library: str = "") -> None:
@@ -146,8 +130,6 @@ def _fingerprint(file: str) -> list[Any]:
 
 def _why_no_child() -> str:
     """Return why no child may be started here; empty if it may."""
-    if multiprocessing.parent_process() is not None:
-        return "this is a child itself; `python -m stackelberg_fused doctor` tries and remembers"
     # an application that embeds Python would start a second time
     if getattr(sys, "frozen", False) or "python" not in Path(sys.executable or "").name.lower():
         return f"sys.executable is {sys.executable!r}, which is not known to be Python"
@@ -183,7 +165,7 @@ def _ask(command: list[str], about: dict[str, Any], limit: float = TIME_LIMIT) -
         name = _signal_name(-done.returncode)
         return Verdict(False, f"a child process that tried died of {name}", name in CRASHES)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    said = _parse(lines[-1].removeprefix(_MARK)) if lines else None
+    said = cache.parse(lines[-1].removeprefix(_MARK)) if lines else None
     if done.returncode or said is None:
         last = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
         ended = f"a child process that tried ended with status {done.returncode}"
@@ -198,42 +180,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-    """Return what is known and about what; None for anything else."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict) or not isinstance(said.get("about"), dict):
-        return None
-    fits = isinstance(said.get("works"), bool) and isinstance(said.get("reason"), str)
-    return said if fits else None
-
-
-def _read(path: Path | None, about: dict[str, Any]) -> Verdict | None:
-    try:
-        said = None if path is None else _parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if said is None or said["about"] != about:
-        return None
-    return Verdict(said["works"], said["reason"])
-
-
-def _write(path: Path, about: dict[str, Any], found: Verdict) -> None:
-    """Write a whole file or none: others may read and write it at the same time."""
-    said = {"works": found.works, "reason": found.reason, "about": about}
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(said, file)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        log.debug("the verdict on this torch is not remembered: %s", error)

@@ -1,4 +1,4 @@
-"""Adam's bias corrections in float64; csrc/cpu/row.h has the same operations in the same order."""
+"""Adam's bias corrections in float64; csrc/row.h has the same operations in the same order."""
 
 from __future__ import annotations
 

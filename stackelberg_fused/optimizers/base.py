@@ -60,9 +60,9 @@ class StackelbergOptimizer(EngineHolder):
     ) -> None:
         # params: tensors, (name, tensor) pairs, or group dicts; rule: "rule", and its settings that a class takes by
         # position; options: the keyword arguments; known: the TypedDict of those that the class takes, see options.py
-        whole, of_groups = sorted_out(type(self).__name__, options, known)
+        of_optimizer, of_groups = sorted_out(type(self).__name__, options, known)
         defaults = copy_by_role({**rule, **of_groups})
-        grads, mode, backend = whole["grads"], whole["mode"], whole["backend"]
+        grads, mode, backend = of_optimizer["grads"], of_optimizer["mode"], of_optimizer["backend"]
         if grads not in ("gather", "flat"):
             raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
         if mode not in ("simultaneous", "alternating"):
@@ -72,12 +72,12 @@ class StackelbergOptimizer(EngineHolder):
         self._options: dict[str, Any] = {
             "grads": grads,
             "mode": mode,
-            "head_lr_ratio": check_ratio(whole["head_lr_ratio"]),
+            "head_lr_ratio": check_ratio(of_optimizer["head_lr_ratio"]),
             "backend": backend,
-            "flatten": bool(whole["flatten"]) and not defaults["differentiable"],
+            "flatten": bool(of_optimizer["flatten"]) and not defaults["differentiable"],
             "differentiable": bool(defaults["differentiable"]),
         }
-        self.max_grad_norm = whole["max_grad_norm"]
+        self.max_grad_norm = of_optimizer["max_grad_norm"]
         if defaults["differentiable"]:
             if backend not in ("auto", "reference"):
                 raise ValueError("differentiable=True needs backend='reference'")
@@ -122,7 +122,7 @@ class StackelbergOptimizer(EngineHolder):
 
     @property
     def last_step(self) -> LastStep:
-        """The report of the last step; nothing waits for the device until one of its tensors is read."""
+        """Return the report of the last step; nothing waits for the device until one of its tensors is read."""
         return LastStep.of(*self._last, self._found_inf)
 
     @property
@@ -197,7 +197,7 @@ class StackelbergOptimizer(EngineHolder):
             clear_as_torch(self.player(role).param_groups, set_to_none)
 
     def player(self, role: Role) -> Player:
-        """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
+        """Return the groups of a role as an optimizer, always the same one, for schedulers and gradient scalers.
 
         A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
         body's, then one `scaler.update()`.

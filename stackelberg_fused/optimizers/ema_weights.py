@@ -31,24 +31,24 @@ def swapped(
     Args:
         note: told whether parameters may hold averages; still True where they could not be exchanged back.
     """
-    kept: dict[int, Tensor] = {}
+    displaced: dict[int, Tensor] = {}
     averaged = {id(p): p for g in groups if g["ema_decay"] is not None for p in g["params"]}
     entries = [(param, state.get(param) or {}) for param in averaged.values()]
     pairs = [(param, entry["ema"]) for param, entry in entries if "ema" in entry]
     note(True)
     try:
-        _exchange(pairs, kept)
+        _exchange(pairs, displaced)
     except BaseException:
         note(False)
         raise
     try:
         yield
     finally:
-        _exchange(pairs, kept)
+        _exchange(pairs, displaced)
         note(False)
 
 
-def _exchange(pairs: list[tuple[Tensor, Tensor]], kept: dict[int, Tensor]) -> None:
+def _exchange(pairs: list[tuple[Tensor, Tensor]], displaced: dict[int, Tensor]) -> None:
     """All of them, or none where one fails: memory runs out, or a parameter has another shape now."""
     for param, ema in pairs:
         if param.shape != ema.shape:
@@ -58,24 +58,24 @@ def _exchange(pairs: list[tuple[Tensor, Tensor]], kept: dict[int, Tensor]) -> No
     done = []
     try:
         for param, ema in pairs:
-            _exchange_one(param, ema, kept)
+            _exchange_one(param, ema, displaced)
             done.append((param, ema))
     except BaseException:  # an interrupt too
         for param, ema in done:
-            _exchange_one(param, ema, kept)
+            _exchange_one(param, ema, displaced)
         raise
 
 
 @torch.no_grad()
-def _exchange_one(param: Tensor, ema: Tensor, kept: dict[int, Tensor]) -> None:
-    """There or back; `kept` holds the weights of parameters that have too few bits for their averages meanwhile."""
+def _exchange_one(param: Tensor, ema: Tensor, displaced: dict[int, Tensor]) -> None:
+    """Go there or back; `displaced` holds weights meanwhile that have too few bits for their averages."""
     here, there = local_tensor(param), local_tensor(ema)
     if here.dtype is there.dtype:
         weights = here.clone()
         param.copy_(ema)  # not `here`: autograd counts what happens to the parameter
         there.copy_(weights)
-    elif id(param) in kept:
-        param.copy_(kept.pop(id(param)))
+    elif id(param) in displaced:
+        param.copy_(displaced.pop(id(param)))
     else:
-        kept[id(param)] = param.detach().clone()
+        displaced[id(param)] = param.detach().clone()
         param.copy_(ema)

@@ -42,20 +42,25 @@ class OptimizerOptions(TypedDict, total=False):
 
 
 class GroupOptions(TypedDict, total=False):
-    """Of any group; where the type is a dict as well, the constructor takes them by role."""
+    """Of any group."""
 
     maximize: Annotated[bool, False]
     foreach: Annotated[bool | None, None]
     differentiable: Annotated[bool, False]
     fused: Annotated[bool | None, None]
+    update_every_grads: Annotated[UpdateEveryGrads, "latest"]
+    seed: Annotated[int, 0]
+
+
+class ByRoleOptions(TypedDict, total=False):
+    """Of any group; the constructor takes them by role too, which a group dict does not: see `ParamGroup`."""
+
     ema_decay: Annotated[float | dict[Role, float] | None, None]
     update_every: Annotated[int | dict[Role, int], 1]
-    update_every_grads: Annotated[UpdateEveryGrads, "latest"]
     constraint: Annotated[Constraint | dict[Role, Constraint] | None, None]
     master: Annotated[Master | dict[Role, Master], None]
     state_dtype: Annotated[StateDtype | dict[Role, StateDtype], None]
     float32_state: Annotated[Float32State | dict[Role, Float32State], "vectors"]
-    seed: Annotated[int, 0]
 
 
 class AdamFamilyGroupOptions(GroupOptions, total=False):
@@ -65,26 +70,26 @@ class AdamFamilyGroupOptions(GroupOptions, total=False):
 
 
 class AdamGroupOptions(AdamFamilyGroupOptions, total=False):
-    """What StackelbergAdam alone takes."""
+    """Of groups that StackelbergAdam alone makes."""
 
     decoupled_weight_decay: Annotated[bool, False]
 
 
 class AdamWGroupOptions(AdamFamilyGroupOptions, total=False):
-    """What StackelbergAdamW alone takes."""
+    """Of groups that StackelbergAdamW alone makes."""
 
     cautious: Annotated[bool, False]
 
 
-class AdamOptions(AdamGroupOptions, OptimizerOptions, total=False):
+class AdamOptions(AdamGroupOptions, ByRoleOptions, OptimizerOptions, total=False):
     """Of StackelbergAdam."""
 
 
-class AdamWOptions(AdamWGroupOptions, OptimizerOptions, total=False):
+class AdamWOptions(AdamWGroupOptions, ByRoleOptions, OptimizerOptions, total=False):
     """Of StackelbergAdamW."""
 
 
-class SGDOptions(GroupOptions, OptimizerOptions, total=False):
+class SGDOptions(GroupOptions, ByRoleOptions, OptimizerOptions, total=False):
     """Of StackelbergSGD."""
 
 
@@ -95,13 +100,19 @@ class ParamGroup(AdamGroupOptions, AdamWGroupOptions, total=False):
     role: Role
     rule: RuleName
     lr: float | Tensor
-    weight_decay: float
+    weight_decay: float | Tensor
     betas: tuple[float | Tensor, float | Tensor]
     eps: float
     amsgrad: bool
     momentum: float
     dampening: float
     nesterov: bool
+    ema_decay: float | None
+    update_every: int
+    constraint: Constraint | None
+    master: Master
+    state_dtype: StateDtype
+    float32_state: Float32State
 
 
 # tensors, (name, tensor) pairs, or group dicts; Any, since of a list of dicts with unlike values mypy knows no more
@@ -134,7 +145,7 @@ def takes(options: type) -> Callable[[Init], Init]:
 def sorted_out(
     owner: str, given: Mapping[str, Any], options: type
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword arguments, completed with defaults: those of the whole optimizer, and those of groups.
+    """Complete keyword arguments with defaults; return those of the optimizer, and those of groups.
 
     Args:
         owner: the class that was called.
@@ -149,15 +160,15 @@ def sorted_out(
         if name not in known:
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
     complete = {name: given.get(name, default) for name, (_, default) in known.items()}
-    whole = OptimizerOptions.__annotations__
+    of_optimizer = OptimizerOptions.__annotations__
     return (
-        {name: value for name, value in complete.items() if name in whole},
-        {name: value for name, value in complete.items() if name not in whole},
+        {name: value for name, value in complete.items() if name in of_optimizer},
+        {name: value for name, value in complete.items() if name not in of_optimizer},
     )
 
 
 @cache
 def _spelled(options: type) -> dict[str, tuple[Any, Any]]:
-    """Type and default by name."""
+    """Return type and default by name."""
     hints = get_type_hints(options, include_extras=True)
     return {name: (hint.__origin__, hint.__metadata__[0]) for name, hint in hints.items()}

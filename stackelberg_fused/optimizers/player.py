@@ -42,7 +42,7 @@ class Player(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the owner that have this role now."""
+        """Return those of the owner that have this role now."""
         return [group for group in self._owner.param_groups if group["role"] == self.role]
 
     @param_groups.setter

@@ -30,7 +30,7 @@ class StackelbergSGD(StackelbergOptimizer):
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
-        weight_decay: float = 0,
+        weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         **options: Unpack[SGDOptions],
     ) -> None:

@@ -28,6 +28,7 @@ WIDTH = 100
 AGAIN = (
     "install again: pip install --no-build-isolation --no-deps -e . (after make: make clean first)"
 )
+NOTHING = "nothing to do"
 CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE = 0, 100
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -50,7 +51,7 @@ class Gpu:
 
 
 def driver_version() -> int:
-    """CUDA version of the installed driver as 1000 * major + 10 * minor, or 0 without a driver."""
+    """Return the CUDA version of the installed driver as 1000 * major + 10 * minor, or 0 without a driver."""
     version = ctypes.c_int(0)
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -60,7 +61,7 @@ def driver_version() -> int:
 
 
 def gpus() -> tuple[list[Gpu], str]:
-    """Visible GPUs asked of the driver itself (torch may be a CPU build), and why there is none."""
+    """Return the visible GPUs and why there is none; asks the driver itself, since torch may be a CPU build."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -87,7 +88,7 @@ def gpus() -> tuple[list[Gpu], str]:
 
 
 def rows() -> Iterator[Row]:
-    """Every line of the table, cheapest first."""
+    """Yield every line of the table, cheapest first."""
     info = build_info()
     yield Row("Python", True, f"{platform.python_version()}, {platform.system()}")
     yield _library("torch", "pip install 'torch>=2.8'")
@@ -155,7 +156,7 @@ def _device_rows(info: dict[str, Any]) -> Iterator[Row]:
     found, why_none = gpus()
     archs = info.get("archs", [])
     if not found:
-        yield Row("GPU", False, why_none, "nothing to do, unless this machine should have one")
+        yield Row("GPU", False, why_none, f"{NOTHING}, unless this machine should have one")
     for gpu in found:
         major, minor = gpu.capability
         detail = f"{gpu.name}, sm_{major}{minor}, {gpu.memory / 2**30:.0f} GiB"
@@ -186,16 +187,16 @@ def _backend_rows() -> Iterator[Row]:
 
 
 def _tensor_reading() -> Row:
-    """How tensors are read; of an unknown torch it is found out here, and remembered."""
+    """Say how tensors are read; of an unknown torch this finds out and remembers it."""
     what = "tensor reading"
     try:
         module = importlib.import_module("stackelberg_fused.native.tensor_abi")
-        found = module.reading()
+        found = module.reading(again=True)
     except Exception as error:
         return Row(what, False, _one_line(error), "see the lines above")
     if found.abi is not None:
         return Row(what, True, f"natively: {found.reason}")
-    todo = "nothing to do: results are the same, but a step takes the host more time per parameter"
+    todo = f"{NOTHING}: results are the same, but a step takes the host more time per parameter"
     if found.reason.startswith(module.SWITCH):
         todo = f"unset {module.SWITCH}: results are the same, but a step takes the host less time per parameter"
     return Row(what, False, f"by Python: {found.reason}", todo)
@@ -209,7 +210,7 @@ def _try_import(name: str) -> ModuleType | Exception:
 
 
 def _first_line(program: str, *arguments: str, containing: str = "") -> str:
-    """First line of a program's output that contains a word; empty if the program is not there."""
+    """Return the first line of a program's output that contains a word; empty if the program is not there."""
     if not shutil.which(program.split()[0]):
         return ""
     command = [*program.split(), *arguments]
@@ -229,7 +230,7 @@ def _dotted(version: int) -> str:
 
 
 def render(table: list[Row]) -> str:
-    """The table as plain text, at most ``WIDTH`` columns."""
+    """Return the table as plain text, at most ``WIDTH`` columns, with a conclusion."""
     names = max(len(row.what) for row in table)
     lines = [f"stackelberg_fused {__version__}", ""]
     for row in table:
@@ -242,7 +243,25 @@ def render(table: list[Row]) -> str:
             lines.append(
                 textwrap.fill(row.todo, WIDTH, initial_indent=first, subsequent_indent=rest)
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", textwrap.fill(conclusion(table), WIDTH)])
+
+
+def conclusion(table: list[Row]) -> str:
+    """Return in a sentence or two what runs here, and whether something is left to do."""
+    prefix = "backend "
+    usable = [
+        row.what.removeprefix(prefix) for row in table if row.ok and row.what.startswith(prefix)
+    ]
+    if not usable:
+        return "No optimizer runs here yet: do what the lines with -> say, from the top."
+    on_cpu = "cpu" if "cpu" in usable else "reference"
+    takes = f'backend="auto" takes {on_cpu} for parameters on the CPU'
+    on_gpu = [name for name in ("cuda", "triton") if name in usable]
+    if on_gpu and any(row.ok for row in table if row.what == "GPU"):
+        takes += f", {on_gpu[0]} for parameters on the GPU"
+    open_rows = [row.what for row in table if row.todo and not row.todo.startswith(NOTHING)]
+    left = f"; the lines with -> say what to do about: {', '.join(open_rows)}" if open_rows else ""
+    return f"Optimizers run here: {takes}{left}."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,10 +269,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table and returns 0: a missing part is a finding, not a failure."""
+    """Print the table and return 0: a missing part is a finding, not a failure."""
     table = list(rows())
     if args.json:
-        report = {"version": __version__, "build": build_info(), "rows": [asdict(r) for r in table]}
+        report = {
+            "version": __version__,
+            "build": build_info(),
+            "rows": [asdict(row) for row in table],
+            "conclusion": conclusion(table),
+        }
         print(json.dumps(report, indent=2))
     else:
         print(render(table))

@@ -8,6 +8,7 @@ bits as each other.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..backends import Backend, BackendStatus, backends
 from ..backends.cpu import CpuBackend
+from ..cli import positive
 from ..groups.constraints import L2Ball, Simplex
 from ..groups.schemes import scheme_of
 from ..layout.table import COUNTS
@@ -73,6 +75,12 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "bfloat16, split16": (StackelbergAdamW, {**_BFLOAT16, "master": "split16"}),
 }
 BOUNDS = {**ULP_BOUNDS, **STEP_BOUNDS}
+WIDTH = 80
+HEADING = """\
+The largest difference from the reference in one step, and (its bound): of each
+case the quantity that comes nearest to its bound. In ulp; of low-precision
+storage in steps of the stored format, and the percentage of elements that are
+rounded differently."""
 
 
 @dataclass
@@ -182,38 +190,67 @@ def contestants(statuses: list[BackendStatus]) -> Iterator[tuple[str, str | Back
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no options: verify checks every backend that is available."""
+    """Add the options of the command."""
+    parser.add_argument(
+        "--threads",
+        type=positive(int),
+        metavar="N",
+        default=1,
+        help="threads of torch (default 1: more wait for each other while other programs are busy)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line per backend and case; return 1 if any is out of bounds or bits differ between backends, else 0."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        return _run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run() -> int:
     statuses = backends()
-    print(
-        "largest difference from the reference per step, and (bound): in ulp; for low-precision storage\n"
-        "in steps of the stored format, and the percentage of elements that are rounded differently\n"
-    )
+    print(HEADING)
     failed = False
     first: dict[str, Verdict] = {}
     for label, backend, device in contestants(statuses):
+        print(f"\n{label}", flush=True)
         for case in CASES:
             verdict = check(label, backend, device, case)
             peer = first.setdefault(case, verdict)
-            bits = all(torch.equal(a, b) for a, b in zip(peer.final, verdict.final, strict=True))
-            native = (
-                ""
-                if peer is verdict
-                else f"  same bits as {peer.backend}: {'yes' if bits else 'NO'}"
-            )
-            figures = "  ".join(
-                f"{n} {v:.{2 if '%' in n else 1}f} ({BOUNDS[n]:g})"
-                for n, v in verdict.worst.items()
-            )
-            print(
-                f"{'ok  ' if verdict.passed else 'FAIL'} {label:14s} {case:17s} {figures}{native}"
-            )
-            failed |= not verdict.passed or not bits
+            has_same_bits = all(map(torch.equal, peer.final, verdict.final))
+            print(_line(verdict, None if peer is verdict else peer, has_same_bits), flush=True)
+            failed |= not verdict.passed or not has_same_bits
+    print()
     for status in statuses:
         if not status.available:
-            print(f"--   {status.name:14s} not available: {status.reason}")
+            print(_wrapped(f"{status.name} is not available: {status.reason}"))
     print("\nFAILED" if failed else "\nall available backends agree with the reference")
     return int(failed)
+
+
+def _line(verdict: Verdict, peer: Verdict | None, has_same_bits: bool) -> str:
+    """Return the line of a case; all figures of one that failed."""
+
+    def figure(name: str) -> str:
+        value = f"{verdict.worst[name]:.{2 if '%' in name else 1}f}"
+        return f"{name} {value} ({BOUNDS[name]:g})"
+
+    nearest = max(verdict.worst, key=lambda name: verdict.worst[name] / BOUNDS[name])
+    status = "ok" if verdict.passed and has_same_bits else "FAIL"
+    line = f"  {status:4s} {verdict.case:18s} {figure(nearest):24s}"
+    if peer is not None:
+        line += f" {'same' if has_same_bits else 'OTHER'} bits as {peer.backend}"
+    lines = [line.rstrip()]
+    if not verdict.passed:
+        lines.append(_wrapped("; ".join(map(figure, verdict.worst)), indent=7))
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    margin = " " * indent
+    return textwrap.fill(
+        text, WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+    )

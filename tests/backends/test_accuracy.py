@@ -1,4 +1,4 @@
-"""How far float32 is from exact: against a float64 oracle, no worse than torch's fused kernel on the same inputs."""
+"""Float32 is near to exact: against a float64 oracle, no worse than torch's fused kernel on the same inputs."""
 
 from __future__ import annotations
 

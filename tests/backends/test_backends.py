@@ -1,4 +1,4 @@
-"""Which backend runs, and that it is said."""
+"""The backend that runs is the one that is said."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stackelberg_fused.backends import device_tables as mirror_module
+from stackelberg_fused.backends import device_tables
 from stackelberg_fused.backends.device_tables import DeviceTables, tables_on_device
 from stackelberg_fused.native.tables import GROUP, RECORD, ROW
 
@@ -25,7 +25,7 @@ class Stream:
 
 
 class Gpu:
-    """What the mirror asks of torch.cuda. Copies end when `finish` is called."""
+    """Stand-in for what the tables ask of torch.cuda. Copies end when `finish` is called."""
 
     def __init__(self) -> None:
         self.stream = Stream()
@@ -64,7 +64,7 @@ class Gpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
-    monkeypatch.setattr(mirror_module, "torch", gpu)
+    monkeypatch.setattr(device_tables, "torch", gpu)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     return gpu
 
@@ -88,7 +88,7 @@ def _table(rows: int = 2) -> SimpleNamespace:
             scalars_for=lambda device: np.ones(rows, GROUP),
         ),
         device=torch.device("cpu"),
-        mirror=None,
+        device_tables=None,
     )
 
 
@@ -98,59 +98,60 @@ def _same(copies: tuple[torch.Tensor, ...], table: SimpleNamespace) -> bool:
 
 
 def test_only_what_changed_is_uploaded(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
-    assert _same(mirror.upload(table, TABLES), table)
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
+    assert _same(on_device.upload(table, TABLES), table)
     assert gpu.recorded == 3
-    mirror.upload(table, TABLES)
+    on_device.upload(table, TABLES)
     assert gpu.recorded == 3  # by the launch of statistics already
     table.rows.rows["step_size"] = 2
     table.rows.version += 1
-    assert _same(mirror.upload(table, TABLES), table)
+    assert _same(on_device.upload(table, TABLES), table)
     assert gpu.recorded == 4
     table.records["grad"] = 48
     table.version += 1
-    assert _same(mirror.upload(table, TABLES), table)
+    assert _same(on_device.upload(table, TABLES), table)
     assert gpu.recorded == 5
 
 
 def test_rows_by_group_are_not_taken_for_rows_by_step_count(gpu: Gpu) -> None:
     """Once step counts live on the device they are another table, whose versions count from anywhere."""
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
-    mirror.upload(table, TABLES)
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
+    on_device.upload(table, TABLES)
     table.hyperparameters.static["momentum"] = 3
     table.counts = object()
     assert (
-        mirror.upload(table, TABLES)[2].numpy().tobytes() == table.hyperparameters.static.tobytes()
+        on_device.upload(table, TABLES)[2].numpy().tobytes()
+        == table.hyperparameters.static.tobytes()
     )
 
 
 def test_tables_that_grow(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
-    mirror.upload(table, TABLES)
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
+    on_device.upload(table, TABLES)
     table.rows.rows = np.ones(9, ROW)
-    assert _same(mirror.upload(table, TABLES), table)
+    assert _same(on_device.upload(table, TABLES), table)
 
 
 def test_a_block_is_written_again_only_when_its_copy_is_over(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
     for _ in range(4):
         table.rows.version += 1
-        mirror.upload(table, TABLES)
+        on_device.upload(table, TABLES)
     assert gpu.blocks == 2 + 4  # records, tiles; rows for each step in flight
     gpu.finish()
     for _ in range(4):
         table.rows.version += 1
-        mirror.upload(table, TABLES)
+        on_device.upload(table, TABLES)
         gpu.finish()
     assert gpu.blocks == 2 + 4
 
 
 def test_another_stream_waits_for_the_last_one(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
-    mirror.upload(table, TABLES)
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
+    on_device.upload(table, TABLES)
     first, gpu.stream = gpu.stream, Stream()
-    mirror.upload(table, TABLES)
-    mirror.upload(table, TABLES)
+    on_device.upload(table, TABLES)
+    on_device.upload(table, TABLES)
     assert gpu.stream.waited_for == [first]
     assert first.waited_for == []
 
@@ -162,20 +163,20 @@ def test_capture_is_refused_before_anything_is_uploaded(gpu: Gpu) -> None:
     assert gpu.recorded == 0
 
 
-def _captured(gpu: Gpu, mirror: DeviceTables, table: SimpleNamespace) -> list[bytes]:
+def _captured(gpu: Gpu, on_device: DeviceTables, table: SimpleNamespace) -> list[bytes]:
     """Contents of the copies that a capture made."""
     gpu.is_capturing = True
-    copies = mirror.upload(table, (*TABLES, "groups"))
+    copies = on_device.upload(table, (*TABLES, "groups"))
     gpu.is_capturing = False
     return [copy.numpy().tobytes() for copy in copies]
 
 
 def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
     table.counts, table.may_be_captured = object(), True
-    mirror.upload(table, TABLES)
+    on_device.upload(table, TABLES)
     provided = gpu.blocks
-    seen = _captured(gpu, mirror, table)
+    seen = _captured(gpu, on_device, table)
     assert gpu.blocks == provided  # nothing is allocated while a stream is captured
     host = (
         table.records,
@@ -184,29 +185,29 @@ def test_a_capture_owns_its_blocks(gpu: Gpu) -> None:
         table.hyperparameters.scalars_for(None),
     )
     assert seen == [part.tobytes() for part in host]
-    pinned, copy, *_ = mirror._captured._kept[-1]
+    pinned, copy, *_ = on_device._captured._held_for_replays[-1]
     before = pinned.clone()
     for number in range(100):
         table.records["grad"] = number
         table.version += 1
-        mirror.upload(table, TABLES)
+        on_device.upload(table, TABLES)
         gpu.finish()
     assert torch.equal(pinned, before)
     assert torch.equal(copy, before)  # nobody but a replay writes there
     table.records["grad"] = 0
-    assert _captured(gpu, mirror, table) == seen
-    assert len({block.data_ptr() for block, *_ in mirror._captured._kept[-2:]}) == 2
+    assert _captured(gpu, on_device, table) == seen
+    assert len({block.data_ptr() for block, *_ in on_device._captured._held_for_replays[-2:]}) == 2
 
 
 def test_a_capture_of_a_larger_table_gets_larger_blocks(gpu: Gpu) -> None:
-    table, mirror = _table(), DeviceTables(torch.device("cpu"))
+    table, on_device = _table(), DeviceTables(torch.device("cpu"))
     table.counts, table.may_be_captured = object(), True
-    mirror.upload(table, TABLES)
+    on_device.upload(table, TABLES)
     table.records = np.zeros(900, RECORD)
     table.version += 1
-    mirror.upload(table, TABLES)
+    on_device.upload(table, TABLES)
     provided = gpu.blocks
-    assert _captured(gpu, mirror, table)[0] == table.records.tobytes()
+    assert _captured(gpu, on_device, table)[0] == table.records.tobytes()
     assert gpu.blocks == provided
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: bits of the real kernels, streams, launches, no synchronisation, uploads in flight.
+"""Shows what only a GPU can: bits of the real kernels, streams, launches, no synchronisation, uploads in flight.
 
 The parity matrix on a GPU is part of tests/backends/test_parity.py.
 """

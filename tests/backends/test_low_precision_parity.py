@@ -142,7 +142,7 @@ STEPS = [
 
 
 def opened(optimizer: Any) -> dict[str, Tensor]:
-    """What is stored, as float32."""
+    """Return what is stored, as float32."""
     found = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -208,7 +208,7 @@ CHUNKS = {
 @pytest.mark.parametrize("extras", ["plain", "boxed"])
 @pytest.mark.parametrize("master", ["stochastic", "split8", None, "float32"])
 def test_chunks_that_are_unusual_among_others(master: str | None, extras: str, where: str) -> None:
-    """Those of 512 elements with infinity or NaN, which processors may take in another way than the rest."""
+    """Return those of 512 elements with infinity or NaN, which processors may take in another way than the rest."""
     elements = 17 * 512 + 300
     dtype = torch.float32 if master == "float32" else torch.bfloat16
     optimizers = []

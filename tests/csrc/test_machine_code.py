@@ -95,7 +95,7 @@ def test_full_tiles_move_each_element_once_in_128_bit_accesses(
             threads, blocks = (
                 _constant(f"{prefix}{name}") for name in ("Threads", "BlocksPerMultiprocessor")
             )
-            audit(kernel, rules, threads, blocks, has_extras=has_options)
+            audit(kernel, rules, threads, blocks, sums_or_clears=has_options)
 
 
 def test_full_tiles_of_schemes_move_each_element_once_in_128_bit_accesses(

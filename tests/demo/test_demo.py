@@ -9,7 +9,7 @@ import torch
 
 from stackelberg_fused.demo import data
 from stackelberg_fused.demo.gpt import GPT, GPTConfig
-from stackelberg_fused.demo.report import verdict
+from stackelberg_fused.demo.report import percent, verdict
 from stackelberg_fused.demo.tasks import TASKS
 from stackelberg_fused.demo.trainer import Trainer
 
@@ -155,7 +155,7 @@ def test_verdict_claims_no_more_than_one_seed_shows():
     control = _record("torch AdamW", None, 2.0, 1.0)
     better, worse = _record("ratio 3", 3.0, 2.5, 0.9), _record("ratio 10", 10.0, 1.5, 1.2)
     first, second = verdict([control, better, worse])
-    assert "ratio 3, 0.9000, 10.0% below one rate. One seed" in first
+    assert "ratio 3, 0.9000, 10.0% below torch AdamW. One seed" in first
     assert second == "Did not help: ratio 10 (+20.0% after leading up to step 50)."
 
     first, second = verdict([control, worse])
@@ -173,4 +173,19 @@ def test_a_trial_run_draws_no_conclusion():
     records = [_record("torch AdamW", None, 2.0, 1.0), _record("ratio 3", 3.0, 2.5, 0.9)]
     for record in records:
         record["validation"] = [(step // 5, *rest) for step, *rest in record["validation"]]
-    assert verdict(records)[-1] == "20 steps show that it runs: too few to compare anything."
+    assert verdict(records) == ["20 steps show that it runs: too few to compare anything."]
+
+
+@pytest.mark.parametrize(
+    ("share", "spec", "text"),
+    [
+        (-0.0004, "+.1f", "+0.0%"),
+        (0.0004, "+.1f", "+0.0%"),
+        (-0.0004, ".1f", "0.0%"),
+        (-0.0006, "+.1f", "-0.1%"),
+        (-0.0004, "+.2f", "-0.04%"),
+        (math.inf, "+.1f", "+inf%"),
+    ],
+)
+def test_a_share_that_rounds_to_zero_has_no_minus(share, spec, text):
+    assert percent(share, spec) == text

@@ -14,6 +14,7 @@ from patience import patience
 
 from stackelberg_fused.cli import main
 from stackelberg_fused.demo import checkpoint
+from stackelberg_fused.demo.report import FEWEST_STEPS
 from stackelberg_fused.demo.tasks import TASKS
 from stackelberg_fused.demo.trainer import Trainer
 
@@ -60,7 +61,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 def test_quick_run_writes_everything(task, tmp_path, capsys):
     assert train(tmp_path, "--quick", "--task", task, "--ratios", 1, 10) == 0
     printed = capsys.readouterr().out
-    for word in ("Validation loss", "step() µs", "share", "backend", "torch fused", "One seed"):
+    for word in ("Validation loss", "step() µs", "share", "backend", "torch fused", "too few to"):
         assert word in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -89,8 +90,12 @@ def test_quick_run_writes_everything(task, tmp_path, capsys):
 
 @pytest.mark.parametrize("lr", [1e-3, 1e30])
 def test_a_diverged_run_is_reported_not_hidden(lr, tmp_path, capsys):
-    assert train(tmp_path, "--quick", "--lr", lr, "--body-lr", 1e30, "--ratios", 10) == 0
+    options = ("--lr", lr, "--body-lr", 1e30, "--ratios", 10)
+    assert train(tmp_path, "--quick", "--steps", FEWEST_STEPS, *options) == 0
     assert "No ratio helped: ratio 10" in " ".join(capsys.readouterr().out.split())
+    assert train(tmp_path, "--quick", *options) == 0
+    diverged = "torch AdamW, ratio 10" if lr > 1 else "ratio 10"
+    assert f"compare anything. Diverged: {diverged}." in " ".join(capsys.readouterr().out.split())
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["runs"][1]["validation"][-1]["loss"] is None
     assert (tmp_path / "loss.png").exists()

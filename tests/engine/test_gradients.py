@@ -55,7 +55,7 @@ def test_misaligned_parameters(offset: int, backend: Any) -> None:
 
 
 def test_bucket_views() -> None:
-    """What DDP's gradient_as_bucket_view gives: consecutive views of one buffer, the same at every step."""
+    """Return gradients as of DDP's gradient_as_bucket_view: consecutive views of one buffer, the same at every step."""
     sizes = (3, 7, 4096, 1, 5, 4097)
     bucket = torch.zeros(sum(sizes))
     views = list(bucket.split(list(sizes)))
@@ -163,7 +163,7 @@ def test_the_negative_bit_of_a_view_is_resolved() -> None:
 
 
 def test_the_records_count_their_changes() -> None:
-    """What a GPU holds is uploaded again when this number changes."""
+    """The copy on a GPU is uploaded again when this number changes."""
     param = nn.Parameter(normal(5, 1))
     optimizer = ADAM.ours([param], backend="cpu")
     versions = []

@@ -1,4 +1,4 @@
-"""What joint sets refuse, before anything is modified."""
+"""Joint sets refuse what they cannot hold, before anything is modified."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 
 
 @pytest.fixture
@@ -22,6 +23,8 @@ def unknown(undecided: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """A torch that the tests have not run; the folder of the cache."""
     monkeypatch.setattr(tensor_abi, "TESTED", ("0.1",))
     monkeypatch.setenv("STACKELBERG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     return tmp_path / "cache"
 
 

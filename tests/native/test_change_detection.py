@@ -1,4 +1,4 @@
-"""Whether dicts and lists still hold the objects they held: by identity, in C++ and in Python alike."""
+"""Dicts and lists that hold other objects than they held are noticed: by identity, in C++ and in Python alike."""
 
 from __future__ import annotations
 

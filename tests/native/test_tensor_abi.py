@@ -17,8 +17,8 @@ from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native.change_detection import PythonAddressSnapshot, make_address_snapshot
 from stackelberg_fused.native.reader import NativeReader, PythonReader
 from stackelberg_fused.native.tensor_abi import increment_versions
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
 
 needs_native = pytest.mark.skipif(
     TensorAbi is None or tensor_abi.tensor_abi() is None,
@@ -151,7 +151,7 @@ def test_the_native_reader_is_used_where_it_may_be() -> None:
 def test_whatever_goes_wrong_with_a_verdict_python_takes_over(
     unknown: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(library: str) -> Verdict:
+    def broken(library: str, again: bool) -> Verdict:
         raise AttributeError("git_version")
 
     monkeypatch.setattr(tensor_abi_verdict, "verdict", broken)

@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native.tensor_abi import find_libtorch
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi, make_samples, open_abi
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
 
 needs_native = pytest.mark.skipif(
     TensorAbi is None or tensor_abi.tensor_abi() is None,
@@ -86,7 +86,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def wrong(fake: Any) -> Iterator[Any]:
-    """The name of the function in it that is wrong."""
+    """Yield the name of the function in it that is wrong."""
     name = (ctypes.c_char * 64).in_dll(fake, "wrong")
     yield name
     name.value = b""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from building import clean_environment
 
 from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
+from stackelberg_fused.native import tensor_abi_cache as cache
+from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi
-from stackelberg_fused.native.tensor_abi_verdict import Verdict
 
 needs_native = pytest.mark.skipif(
     TensorAbi is None or tensor_abi.tensor_abi() is None,
@@ -71,7 +71,7 @@ print("\\n" + {tensor_abi_verdict._MARK!r} + json.dumps({{"works": False, "reaso
 def test_an_unknown_torch_is_tried_in_a_real_child(unknown: Path, capfd: Any) -> None:
     found = tensor_abi.reading()
     assert found.abi is not None, found.reason
-    assert len(list(unknown.iterdir())) == 1
+    assert len(list(unknown.glob("*.json"))) == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -91,23 +91,43 @@ def test_an_application_around_python_is_not_started_twice(
     assert not unknown.exists()
 
 
-def test_a_child_has_no_child(tmp_path: Path) -> None:
+@needs_native
+def test_processes_that_begin_at_once_share_one_child(tmp_path: Path) -> None:
+    """Also children of `multiprocessing`, as ranks are that `torch.multiprocessing.spawn` starts."""
     script = tmp_path / "script.py"
     script.write_text("""
-import multiprocessing, sys
-from stackelberg_fused.native.tensor_abi_verdict import _why_no_child
+import os, sys, time, multiprocessing
+from stackelberg_fused.native import tensor_abi_verdict
+from stackelberg_fused.native.tensor_abi_cache import Verdict
+
+def ask(command, about):
+    with open(sys.argv[1], "a") as file:
+        file.write("asked\\n")
+    time.sleep(1)
+    return Verdict(False, "in doubt", lasts=False)
+
+def rank(barrier):
+    tensor_abi_verdict._ask = ask
+    barrier.wait()
+    assert tensor_abi_verdict.verdict("lib").reason == "in doubt"
+
 if __name__ == "__main__":
-    print(repr(_why_no_child()))
-    for method in sys.argv[1:]:
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            print(pool.apply(_why_no_child))
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    ranks = [context.Process(target=rank, args=(barrier,)) for _ in range(3)]
+    for process in ranks: process.start()
+    for process in ranks: process.join()
+    sys.exit(max(process.exitcode for process in ranks))
 """)
-    command = [sys.executable, "-W", "ignore", str(script), "spawn", "fork"]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    asked = tmp_path / "asked"
+    done = subprocess.run(
+        [sys.executable, str(script), str(asked)],
+        env=clean_environment(STACKELBERG_CACHE_DIR=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert said[0] == "''"
-    assert [line.partition(";")[0] for line in said[1:]] == ["this is a child itself"] * 2
+    assert asked.read_text() == "asked\n"
 
 
 @needs_native
@@ -127,12 +147,12 @@ def test_a_corrupt_file_is_ignored_and_replaced(
     content: bytes, unknown: Path, children: list[Verdict]
 ) -> None:
     unknown.mkdir()
-    path = tensor_abi_verdict.cache_path(tensor_abi_verdict.subject("lib"))
+    path = unknown / cache._name(tensor_abi_verdict.subject("lib"))
     path.write_bytes(content)
     children[:] = [Verdict(False, "sorry")]
     for _ in range(2):
         assert tensor_abi_verdict.verdict("lib") == Verdict(False, "sorry")
-    assert list(unknown.iterdir()) == [path]
+    assert list(unknown.glob("*.json")) == [path]
 
 
 @needs_native
@@ -140,7 +160,7 @@ def test_a_file_about_something_else_is_ignored(unknown: Path, children: list[Ve
     children[:] = [Verdict(False, "second"), Verdict(True)]
     assert tensor_abi_verdict.verdict("lib").works
     mine, other = (
-        tensor_abi_verdict.cache_path(tensor_abi_verdict.subject(name)) for name in ("lib", "lib2")
+        unknown / cache._name(tensor_abi_verdict.subject(name)) for name in ("lib", "lib2")
     )
     assert mine != other
     other.write_bytes(mine.read_bytes())
@@ -163,52 +183,39 @@ def test_a_verdict_is_about_the_very_files(tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_native
-def test_without_a_place_to_write_a_verdict_is_for_this_process(
+def test_a_folder_that_cannot_be_written_has_a_second_one(
     unknown: Path, children: list[Verdict]
 ) -> None:
     unknown.write_text("a file, not a folder")
-    children[:] = [Verdict(True), Verdict(True)]
-    for left in (1, 0):
+    children[:] = [Verdict(True)]
+    for _ in range(2):
         assert tensor_abi_verdict.verdict("lib").works
-        assert len(children) == left
+    assert not children
 
 
 @needs_native
-def test_what_does_not_last_is_not_written(unknown: Path, children: list[Verdict]) -> None:
-    children[:] = [Verdict(True), Verdict(False, "killed", lasts=False)]
-    assert not tensor_abi_verdict.verdict("lib").works
-    assert not unknown.exists()
-    assert tensor_abi_verdict.verdict("lib").works
-
-
-def test_many_write_and_read_at_once(tmp_path: Path) -> None:
-    path, about = tmp_path / "deep" / "verdict.json", {"torch": "1" * 100_000}
-
-    def rank(_: int) -> Verdict | None:
-        tensor_abi_verdict._write(path, about, Verdict(True))
-        return tensor_abi_verdict._read(path, about)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(rank, range(64))) == [Verdict(True)] * 64
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "env, folder",
-    [
-        ({"STACKELBERG_CACHE_DIR": "/mine", "XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/mine"),
-        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/xdg/stackelberg_fused"),
-        ({"XDG_CACHE_HOME": "xdg", "HOME": "/home/me"}, "/home/me/.cache/stackelberg_fused"),
-        ({"HOME": "/home/me"}, "/home/me/.cache/stackelberg_fused"),
-        ({"HOME": "me"}, None),
-    ],
-)
-def test_the_folder_is_that_of_the_user(
-    env: dict[str, str], folder: str | None, monkeypatch: pytest.MonkeyPatch
+def test_without_a_place_to_write_no_child_is_started(
+    unknown: Path, children: list[Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("STACKELBERG_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    path = tensor_abi_verdict.cache_path({})
-    assert (path and str(path.parent)) == folder
+    unknown.write_text("a file, not a folder")
+    monkeypatch.setattr(cache, "_temporary_folder", lambda: None)
+    found = tensor_abi_verdict.verdict("lib")
+    assert (found.works, found.lasts) == (False, False)
+    assert "STACKELBERG_CACHE_DIR" in found.reason
+
+
+@needs_native
+def test_what_does_not_last_is_not_tried_again_at_once(
+    unknown: Path, children: list[Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Verdict(False, "killed", lasts=False)
+    children[:] = [Verdict(True), killed, killed]
+    assert [tensor_abi_verdict.verdict("lib") for _ in range(3)] == [killed] * 3
+    assert len(children) == 2
+    now = cache.time.time()
+    monkeypatch.setattr(cache.time, "time", lambda: now + cache.RETRY_AFTER + 1)
+    assert tensor_abi_verdict.verdict("lib") == killed
+    assert not tensor_abi_verdict.verdict("lib").works
+    assert tensor_abi_verdict.verdict("lib", again=True).works  # as doctor asks
+    assert tensor_abi_verdict.verdict("lib").works
+    assert not children

@@ -1,7 +1,7 @@
 """Refusals while training: the error names the parameter or group, and nothing at all has happened.
 
 "Nothing" is strict: parameters, state and step counts to the bit, and once the cause is gone the optimizer goes on
-exactly as one that never met it. Refusals at construction are in test_bad_construction.py.
+exactly as one that never met it. Refusals at construction are in test_base_bad_construction.py.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def test_numbers_of_another_kind_are_refused(name: str) -> None:
 
 
 def test_scales_are_not_shards() -> None:
-    """What a state dict calls things, for those who read it."""
+    """A state dict names what it holds, for those who read it."""
     model = nn.Linear(64, 32, bias=False).bfloat16()
     ours = sf.StackelbergAdamW(model.parameters(), master="split8", state_dtype="8bit")
     model(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()

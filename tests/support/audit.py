@@ -1,4 +1,4 @@
-"""What compiled kernels are held to (design: bytes per parameter, 128-bit accesses, no spills, exact arithmetic)."""
+"""Checks of compiled kernels (design: bytes per parameter, 128-bit accesses, no spills, exact arithmetic)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def buffers_moved(rule: int) -> tuple[int, int]:
 
 
 def buffers_used(rule: int) -> tuple[str, ...]:
-    """The fields of a record whose memory a rule reads, and, but for the gradient, writes."""
+    """Return the fields of a record whose memory a rule reads, and, but for the gradient, writes."""
     fields = ["param", "grad"]
     if not rule & Rule.SGD or rule & Rule.MOMENTUM:
         fields.append("exp_avg")
@@ -69,7 +69,7 @@ def audit(
     threads: int,
     blocks: int,
     passes: int = 1,
-    has_extras: bool = False,
+    sums_or_clears: bool = False,
 ) -> None:
     """Assert that a kernel's full-tile path moves every element once, 16 bytes at a time, and keeps all in registers.
 
@@ -78,14 +78,14 @@ def audit(
         threads: of a block, which updates one tile.
         blocks: that have to fit on a multiprocessor.
         passes: in how many goes a tile is updated; scalars may be read in each.
-        has_extras: whether it may also sum gradients up and clear them, which paths cannot tell apart: the bytes are
+        sums_or_clears: it may also sum gradients up and clear them, which paths cannot tell apart: the bytes are
             then counted by the host-run kernel.
     """
     name = kernel.name
     assert_kept_in_registers(kernel, threads, blocks)
 
     wide = kernel.wide_accesses()
-    if not has_extras:
+    if not sums_or_clears:
         assert all(not access.guard for access in wide), f"{name}: predicated 128-bit accesses"
     assert kernel.wide_in_loops() == []
     assert sum(i.access_bytes == 16 for i in kernel.reachable()) == len(wide), (
@@ -97,7 +97,7 @@ def audit(
         for path in paths
     }
     floors = {(4.0 * reads, 4.0 * writes) for reads, writes in map(buffers_moved, rules)}
-    if has_extras:
+    if sums_or_clears:
         assert max(per_parameter)[0] <= max(floors)[0] + 4.0, name
         return
     assert per_parameter == floors, name
@@ -152,7 +152,7 @@ class Issued(NamedTuple):
 
 
 def instructions_per_parameter(kernel: sass.Kernel, threads: int) -> dict[str, Issued]:
-    """What the threads of a block execute per element of a full tile, by the schemes in `NAMED`.
+    """Return what the threads of a block execute per element of a full tile, by the schemes in `NAMED`.
 
     Of rules and schemes that move the same bytes it is the dearest; without a box, squares of zero and what is called.
     """

@@ -50,7 +50,7 @@ def values(optimizer: Any) -> list[Tensor]:
 
 
 def without(optimizer: Any, *names: str) -> Any:
-    """What is left to compare with an optimizer that does not have these."""
+    """Return what is left to compare with an optimizer that does not have these."""
     state = {
         p: {k: v for k, v in entry.items() if k not in names}
         for p, entry in optimizer.state.items()

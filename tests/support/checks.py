@@ -61,7 +61,7 @@ def assert_agree(ours: Any, torchs: Any) -> None:
 
 
 def assert_same_state(actual: dict[str, Any], expected: dict[str, Any], what: str = "") -> None:
-    """What a step depends on; torch keeps no step count for SGD."""
+    """Return what a step depends on; torch keeps no step count for SGD."""
     names = {n for s in (actual, expected) for n, v in s.items() if v is not None and n != "step"}
     for name in sorted(names):
         assert_same_bits(actual[name], expected[name], f"{what} {name}")

@@ -132,7 +132,7 @@ class Problem:
         return rows
 
     def _fields(self, i: int) -> tuple[str, ...]:
-        """The fields of a record that hold addresses."""
+        """Return the fields of a record that hold addresses."""
         # a sum also where gradients are not summed up (any more)
         return (*buffers_used(self.rules[i]), *(("grad_sum",) if self.more["takes_turns"] else ()))
 
@@ -155,7 +155,7 @@ class Problem:
         return struct.pack("<" + "".join(STEP_ARGS.values()), *values.values())
 
     def floats(self, i: int) -> int:
-        """What the launch has to move of each element of a record, in float32."""
+        """Return what the launch has to move of each element of a record, in float32."""
         has_grad = bool(self.records["grad"][i])
         mean_weight, waits, has_sum = TURNS[self.turns[i]]
         moved = int(has_grad and bool(self.more.get("zero_grads")))
@@ -172,12 +172,12 @@ class Problem:
         return sum(4 * self.floats(i) * int(n) for i, n in enumerate(self.numel))
 
     def bytes_in_full_tiles(self, aligned: np.ndarray | bool = True) -> int:
-        """Those to be moved 16 at a time; without a gradient a kernel may take single elements."""
+        """Return those to be moved 16 at a time; without a gradient a kernel may take single elements."""
         full = self.numel // TILE_ELEMENTS * TILE_ELEMENTS * (self.records["grad"] != 0) * aligned
         return sum(4 * self.floats(i) * int(n) for i, n in enumerate(full))
 
     def updated_by_cpu(self) -> np.ndarray:
-        """What the CPU kernel makes of the memory, which itself stays as it is."""
+        """Return what the CPU kernel makes of the memory, which itself stays as it is."""
         before = self.memory.copy()
         _cpu.step(self.args(), 1)
         updated = self.memory.copy()

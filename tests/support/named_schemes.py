@@ -32,7 +32,7 @@ class Named(NamedTuple):
 
     @property
     def has_codes(self) -> bool:
-        """Whether its two moments have scales."""
+        """Tell whether its two moments have scales."""
         return self.scheme.state is EIGHT_BITS
 
     @property

@@ -73,7 +73,7 @@ class Before:
         old_state: dict[str, Tensor],
         expected: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The magnitude that the rounding errors of each quantity are relative to."""
+        """Return the magnitude that the rounding errors of each quantity are relative to."""
         grad = grad.abs()
         if group["rule"] != "adamw":  # as the rule sees it: both terms of the sum are rounded
             grad = grad + group["weight_decay"] * old.abs()
@@ -95,7 +95,7 @@ class Before:
 def _update_without_cancellation(
     group: dict[str, Any], grad: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]
 ) -> Tensor:
-    """What the update would be if the terms of the first moment did not cancel."""
+    """Return what the update would be if the terms of the first moment did not cancel."""
     if group["rule"] == "sgd":
         momentum = before.get("momentum_buffer", torch.zeros_like(grad)).abs() * group["momentum"]
         return group["lr"] * torch.maximum(grad, momentum)

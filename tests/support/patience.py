@@ -1,4 +1,4 @@
-"""How long tests wait for a process: a limit ends one that hangs, and says nothing of how fast a machine is."""
+"""Time limits of processes: one ends a process that hangs, and says nothing of how fast a machine is."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Instruction:
 
     @property
     def access_bytes(self) -> int:
-        """What one thread moves by pointer, else 0."""
+        """Return what one thread moves by pointer, else 0."""
         if self.name not in _POINTER_ACCESSES:
             return 0
         width = re.search(r"\.[US]?(8|16|64|128|256)\b", self.opcode)
@@ -78,7 +78,7 @@ class Instruction:
 
 
 class Accesses(NamedTuple):
-    """What one thread moves by pointer on one path from a kernel's entry to its exit."""
+    """The traffic by pointer of one thread on one path from a kernel's entry to its exit."""
 
     load_bytes: int = 0  # by 128-bit loads
     store_bytes: int = 0  # by 128-bit stores
@@ -102,7 +102,7 @@ class Kernel:
         return sum(instruction.name in names for instruction in self.instructions)
 
     def successors(self, i: int) -> list[int]:
-        """Where execution can go after instruction i. A call returns: subroutines here only compute."""
+        """Return where execution can go after instruction i. A call returns: subroutines here only compute."""
         instruction = self.instructions[i]
         if instruction.name in _UNMODELLED:
             raise NotImplementedError(f"{self.name}: {instruction}")
@@ -275,7 +275,7 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 def disassemble(cubin: Path) -> list[Kernel]:
-    """The kernels of a cubin, with their resources."""
+    """Return the kernels of a cubin, with their resources."""
     kernels = parse(run_tool("nvdisasm", "-c", cubin))
     usage = run_tool("cuobjdump", "--dump-resource-usage", cubin)
     for name, resources in re.findall(r"Function (\S+):\n(.*)", usage):

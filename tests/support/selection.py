@@ -1,4 +1,4 @@
-"""Which tests `--quick` runs, and in which order several processes run them."""
+"""Chooses the tests of `--quick`, and the order in which several processes run tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is running, where no test has ended for a while: a slow machine does not look like one that hangs."""
+"""Says what is running, where no test has ended for a while: a slow machine does not look like one that hangs."""
 
 from __future__ import annotations
 

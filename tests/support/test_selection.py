@@ -17,7 +17,7 @@ from still_running import StillRunning
 
 
 class _Item:
-    """What is asked of a pytest.Item."""
+    """Stand-in for what is asked of a pytest.Item."""
 
     def __init__(
         self, name: str, *marks: str, group: str = "", file: str = "f.py", **params: Any

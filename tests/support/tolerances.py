@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    """How far a float32 kernel may be from the reference after one step from the same state.
+    """Bounds on how far a float32 kernel may be from the reference after one step from the same state.
 
     Attributes:
         ulps: units in the last place of `scale`.

@@ -127,7 +127,7 @@ def test_native_reading_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_broken_torch_is_no_error_of_tensor_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Reading:
+    def broken(again: bool) -> Reading:
         raise OSError("libtorch: undefined symbol\nsecond line")
 
     monkeypatch.setattr(tensor_abi, "reading", broken)
@@ -243,3 +243,33 @@ def test_agrees_with_torch() -> None:
     assert [gpu.capability for gpu in found] == [
         torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())
     ]
+
+
+@pytest.mark.parametrize(
+    "backends, gpu, todo, said",
+    [
+        ([], False, "", "No optimizer runs here yet"),
+        (["reference"], False, "", 'backend="auto" takes reference for parameters on the CPU.'),
+        (
+            ["reference", "cpu"],
+            False,
+            "nothing to do, unless",
+            "takes cpu for parameters on the CPU.",
+        ),
+        (["cpu", "triton"], False, "", "takes cpu for parameters on the CPU."),
+        (["cpu", "triton", "cuda"], True, "", "CPU, cuda for parameters on the GPU."),
+        (["cpu", "triton"], True, "install nvcc", "triton for parameters on the GPU; the lines"),
+        (["cpu"], False, "install nvcc", "the lines with -> say what to do about: nvcc."),
+    ],
+)
+def test_the_conclusion_says_what_runs_and_what_is_left(
+    backends: list[str], gpu: bool, todo: str, said: str
+) -> None:
+    table = [
+        doctor.Row("GPU", gpu),
+        doctor.Row("nvcc", not todo, "", todo),
+        *(doctor.Row(f"backend {name}", True) for name in backends),
+        doctor.Row("backend other", False, "is not built"),
+    ]
+    assert said in doctor.conclusion(table)
+    assert doctor.render(table).replace("\n", " ").endswith(doctor.conclusion(table))

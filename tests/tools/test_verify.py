@@ -115,3 +115,26 @@ def test_the_command_line_lists_its_commands(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["no-such-command"])
     assert stop.value.code == 2
+
+
+def test_output_is_narrow_and_takes_one_thread(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(verify, "SIZES", (0, 17))
+    threads = []
+    real = verify.check
+
+    def check(*arguments) -> verify.Verdict:
+        threads.append(torch.get_num_threads())
+        verdict = real(*arguments)
+        if len(threads) > len(verify.CASES):  # a backend that is far off in every quantity
+            verdict.worst = dict.fromkeys(verdict.worst, 1234.5)
+        return verdict
+
+    monkeypatch.setattr(verify, "check", check)
+    torch.set_num_threads(2)
+    assert cli.main(["verify"]) == int(len(list(verify.contestants(verify.backends()))) > 1)
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == 2
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 80
+    assert cli.main(["verify", "--threads", "2"]) == 1
+    assert threads[-1] == 2

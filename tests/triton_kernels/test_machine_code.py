@@ -94,8 +94,8 @@ def test_what_a_launch_does_beside_the_update_keeps_accesses_wide(
 ) -> None:
     facts = json.loads((compiled / f"{arch}.json").read_text())
     (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
-    has_extras = bool({"takes_turns", "zero_grads", "joint"} & EXTRAS[name].keys())
-    audit(kernel, (0,), facts["threads"], BLOCKS, facts["passes"], has_extras=has_extras)
+    sums_or_clears = bool({"takes_turns", "zero_grads", "joint"} & EXTRAS[name].keys())
+    audit(kernel, (0,), facts["threads"], BLOCKS, facts["passes"], sums_or_clears=sums_or_clears)
     assert bool(kernel.count(*ATOMICS)) == bool({"arrived", "joint"} & EXTRAS[name].keys())
     assert unordered_atomics(kernel) == []
     if name == "zeroing":

@@ -31,7 +31,7 @@ FLAGS = ("-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-f
 
 
 class Program(NamedTuple):
-    """What is built of which sources: .cu files get the shim in front, .cpp files are compiled as they are."""
+    """One thing to build, and its sources: .cu files get the shim in front, .cpp files are compiled as they are."""
 
     name: str
     sources: tuple[Path, ...]

@@ -77,7 +77,7 @@ Row make_row(int32_t rule) {
   return row;
 }
 
-// The tables of one launch as layout.py builds them, with memory of their own.
+// The tables of one launch as stackelberg_fused/layout/table.py builds them, with memory of their own.
 struct Problem {
   std::vector<Buffer> buffers;
   std::vector<Record> records;
