@@ -25,7 +25,7 @@ from stackelberg_fused.groups.rules import (
 from stackelberg_fused.layout import rows as rows_module
 from stackelberg_fused.layout.rows import HyperparameterRows
 from stackelberg_fused.native import change_detection
-from stackelberg_fused.numerics.bias_correction import bias_corrections, integer_power
+from stackelberg_fused.numerics.bias_correction import bias_corrections
 
 
 def _groups(*options: Options, **settings: Any) -> list[dict[str, Any]]:
@@ -86,21 +86,6 @@ def _step(rows: Rows, counts: list[float], ready: list[bool] | None = None) -> l
     found = rows.at(counts, ready)
     names = [name for name in found.dtype.names if name != "reserved"]
     return [{name: found[name][i].item() for name in names} for i in range(len(found))]
-
-
-@given(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 2**24))
-def test_integer_power(base: float, exponent: int) -> None:
-    rounding = (exponent + 1) * 2.0**-53  # what squaring makes of the half ulp of each product
-    power = integer_power(base, exponent)
-    assert math.isclose(power, base**exponent, rel_tol=rounding, abs_tol=1e-300)
-
-
-def test_integer_power_multiplies_in_the_stated_order() -> None:
-    """Square and multiply from the lowest bit: any other order rounds differently."""
-    base = 0.999
-    b2 = base * base
-    b8 = (b2 * b2) * (b2 * b2)
-    assert integer_power(base, 11) == ((1.0 * base) * b2) * b8
 
 
 @given(st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 0.9999]), st.integers(1, 100_000))

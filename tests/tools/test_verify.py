@@ -7,6 +7,7 @@ import torch
 
 from stackelberg_fused import cli
 from stackelberg_fused.backends.cpu import CpuBackend
+from stackelberg_fused.groups.rules import Rule, rule_of
 from stackelberg_fused.tools import verify
 from stackelberg_fused.tools.parity import ULP_BOUNDS, ulp, ulps_off
 
@@ -54,6 +55,15 @@ def test_the_cpu_backend_passes(case: str) -> None:
     verdict = verify.check("cpu", CpuBackend(), CPU, case)
     assert verdict.passed, verdict.worst
     assert verdict.worst.keys() & {"param", "steps"}
+
+
+def test_every_rule_has_a_case() -> None:
+    seen = Rule(0)
+    for case in verify.CASES:
+        optimizer = verify._build(case, verify._parameters(CPU, case), "reference")
+        for group in optimizer.param_groups:
+            seen |= rule_of(group)
+    assert [rule.name for rule in Rule if rule not in seen] == []
 
 
 class OneCodeOff(CpuBackend):
