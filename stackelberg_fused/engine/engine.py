@@ -167,6 +167,7 @@ class Engine:
         limits: ClipLimits | None = None,
         scaling: Scaling | None = None,
         zero_grad: bool = False,
+        checks_all: bool = False,
     ) -> tuple[int, Statistics | None]:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
@@ -175,6 +176,7 @@ class Engine:
             limits: what gradients are clipped to.
             scaling: what a gradient scaler says.
             zero_grad: clear these gradients.
+            checks_all: raise for gradients of the other role too.
 
         Raises before anything is modified; `RebuildNeeded` where the engine has to be built again.
         """
@@ -182,6 +184,8 @@ class Engine:
         changed = self.hyperparameters.check()
         if changed:
             self._refuse(changed)
+        if checks_all and role is not None:
+            self._prepare(None, limits is not None)
         pending = self._prepare(role, limits is not None)
         self._look_at_rates(changed)  # a warning may be an error
         if changed:

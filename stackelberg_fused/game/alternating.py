@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -40,7 +40,7 @@ class AlternatingStep:
     Attributes:
         loss: [], f(theta_k, w_{k+1}): the loss at the new head, before the body moved.
         head_losses: [head_steps], the loss before each head update; [0] for an exact head.
-        head, body: `last_step` after each update.
+        head, body: `last_step` after each update; with a scaler `skipped` says whether there was one.
         response: the best response that an exact head was set to; None otherwise.
     """
 
@@ -194,19 +194,29 @@ class _PlayerSteps:
     def __init__(self, optimizer: StackelbergOptimizer, scaler: Any) -> None:
         self._optimizer, self._scaler = optimizer, scaler
         # until its update the scaler identifies players by id(), so they stay alive here
-        self._stepped: list[Player] = []
+        self._players: list[Player] = []
 
     def step(self, role: Role, zero_grad: bool) -> LastStep:
         if self._scaler is None:
             self._optimizer.step(role=role, zero_grad=zero_grad)
+            report = self._optimizer.last_step
         else:
-            # a new Player for every step: a scaler refuses to step one optimizer twice before its update
-            player = Player(self._optimizer, role)
-            self._stepped.append(player)
-            self._scaler.step(player, zero_grad=zero_grad)
+            report = self._scaled_step(role, zero_grad)
         # inside one autocast region torch would go on using the cast of the old weights
         torch.clear_autocast_cache()
-        return self._optimizer.last_step
+        return report
+
+    def _scaled_step(self, role: Role, zero_grad: bool) -> LastStep:
+        # a new Player for every step: a scaler refuses to step one optimizer twice before its update
+        player = Player(self._optimizer, role)
+        self._players.append(player)
+        self._scaler.step(player, zero_grad=zero_grad)
+        if not player.was_stepped:  # the scaler skipped it, and with it the clearing of gradients
+            if zero_grad:
+                self._optimizer.zero_grad(role=role)
+            return LastStep(0, skipped=torch.tensor(True))
+        report = self._optimizer.last_step
+        return report if report.skipped is not None else replace(report, skipped=torch.tensor(False))
 
     def __enter__(self) -> _PlayerSteps:
         return self
@@ -219,5 +229,5 @@ class _PlayerSteps:
             return
         # a later object with the same id() would count as stepped until the scaler's next update
         states = getattr(self._scaler, "_per_optimizer_states", {})
-        for player in self._stepped:
+        for player in self._players:
             states.pop(id(player), None)

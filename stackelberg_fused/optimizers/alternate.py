@@ -22,6 +22,8 @@ def alternate(
 
     Raises:
         ValueError: no closure.
+        ValueError, TypeError, RuntimeError: as `step`, for gradients of either player, before the head moves. What the
+            closure raises at the new head, or gradients that do not fit there alone, come after it has moved.
     """
     if closure is None:
         raise ValueError(
@@ -37,7 +39,9 @@ def alternate(
         optimizer.zero_grad()
         # autocast may hold on to what it made of a head that has moved since
         torch.clear_autocast_cache()
-        loss = optimizer._step(closure, role=role, zero_grad=zero_grad)
+        # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
+        is_first = role == "head"
+        loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
     if zero_grad:
         optimizer.zero_grad()
     return loss
