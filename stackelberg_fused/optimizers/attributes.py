@@ -41,6 +41,14 @@ class SharedAttributes(Optimizer):
     found_inf = _set_by_a_scaler("found_inf")
 
     @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return self._shared.unscales
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, unscales: bool) -> None:
+        self._shared.unscales = unscales
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """As in torch."""
         return self._shared.defaults

@@ -50,8 +50,7 @@ class StackelbergOptimizer(Stepping):
         self.max_grad_norm = whole["max_grad_norm"]
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
         self._complete_hooks()
-        if defaults.get("fused"):
-            self._step_supports_amp_scaling = True
+        self._step_supports_amp_scaling = bool(defaults.get("fused"))
         check_overlap(self._labelled(self.param_groups))
         self._shared.engine = self._build()
         log.info("%s: backend %s", type(self).__name__, self.backend)

@@ -24,10 +24,13 @@ _OF_TORCH = ("defaults", "state", "param_groups")
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
+def _bare(cls: type[EngineHolder]) -> EngineHolder:
+    """An optimizer that is to get its state."""
+    return cls.__new__(cls)
+
+
 class EngineHolder(SharedAttributes):
     """Builds the engine, and builds it again where groups, parameters or state were edited."""
-
-    _step_supports_amp_scaling: bool  # as in torch: not there unless True
 
     def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
         labelled: dict[int, tuple[str, Tensor]] = {}
@@ -87,6 +90,13 @@ class EngineHolder(SharedAttributes):
         shared = self._shared
         return [shared.across_rebuilds.turns.get(id(group)) for group in shared.param_groups]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # a wrapper's copy could not step: it would lack what the wrapper's own class needs
+        optimizer = self._shared.optimizer()
+        if optimizer is None or optimizer is self:
+            return super().__reduce_ex__(protocol)
+        return _bare, (type(optimizer),), optimizer.__getstate__()
+
     def __getstate__(self) -> dict[str, Any]:
         shared = self._shared
         shared.refuse_averages("pickling or copying an optimizer")
@@ -94,11 +104,10 @@ class EngineHolder(SharedAttributes):
             "_options": shared.options,
             "_met_scaler": shared.met_scaler,
             "launches": shared.launches,
+            "_unscales": shared.unscales,
             "_reported": shared.across_rebuilds.reported,
             "_rounds_of": self._rounds(),
         }
-        if getattr(self, "_step_supports_amp_scaling", False):
-            own["_step_supports_amp_scaling"] = True
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,6 +136,7 @@ class EngineHolder(SharedAttributes):
             AcrossRebuilds(reported=state.pop("_reported")),
             state.pop("_met_scaler"),
             state.pop("launches"),
+            state.pop("_unscales"),
             *(state.pop(name) for name in _OF_TORCH),
         )
         rounds = state.pop("_rounds_of")

@@ -72,7 +72,7 @@ class Player(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """The owner's: whether a gradient scaler leaves unscaling and skipping to the step."""
-        return getattr(self._owner, "_step_supports_amp_scaling", False)
+        return self._owner._step_supports_amp_scaling
 
     @property
     def _opt_called(self) -> bool:

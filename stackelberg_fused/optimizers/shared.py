@@ -32,8 +32,8 @@ class Shared:
     Attributes:
         optimizer: the one that was constructed, unpickled or copied.
         options: of the optimizer as a whole, see `OptimizerOptions`.
-        across_rebuilds, met_scaler, launches: outlive pickling, as `options` do. `met_scaler`: a scaler's attributes
-            were there at some step.
+        across_rebuilds, met_scaler, launches, unscales: outlive pickling, as `options` do. `met_scaler`: a scaler's
+            attributes were there at some step. `unscales`: scalers leave unscaling and skipping to the step.
         defaults, state, param_groups: torch's.
         limits: the norms to which gradients are clipped.
         from_scaler: `grad_scale` and `found_inf`, where a gradient scaler, or somebody else, set them.
@@ -49,6 +49,7 @@ class Shared:
     across_rebuilds: AcrossRebuilds = field(default_factory=AcrossRebuilds)
     met_scaler: bool = False
     launches: int = 0
+    unscales: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
     state: defaultdict[Tensor, Any] = field(default_factory=lambda: defaultdict(dict))
     param_groups: list[dict[str, Any]] = field(default_factory=list)
