@@ -28,6 +28,8 @@ from .player_gradients import (
 from .players import (
     body_gradients,
     check_players,
+    known_to_use_features,
+    note_use_of_features,
     refuse_head_in_graph,
     refuse_shared_parameters,
 )
@@ -105,7 +107,9 @@ def alternating_step(
         ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
             features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
             so that its gradients would not be reduced. No parameter was modified.
-        RuntimeError: the loss does not depend on the features. The head has moved already.
+        RuntimeError: the loss does not depend on the features. This is found out before the head moves, in the first
+            step with this head and `loss_fn`, which computes the gradient of the features once more for it. A graph
+            that loses the features later, or at the new head, is noticed after the head has moved.
     """
     check_players(optimizer, body, head)
     exact = isinstance(head_steps, str)
@@ -137,9 +141,12 @@ def alternating_step(
                 if index and not zero_grad:
                     optimizer.zero_grad(role="head")
                 before = body_gradients(optimizer) if index == 0 else None
-                losses.append(head_gradient(head, loss_fn, parts, scaler))
+                is_new = index == 0 and not known_to_use_features(optimizer, head, loss_fn)
+                losses.append(head_gradient(head, loss_fn, parts, scaler, is_new))
                 if before is not None:
                     refuse_shared_parameters(optimizer, before)
+                if is_new:
+                    note_use_of_features(optimizer, head, loss_fn)
                 head_reports.append(player_steps.step("head", zero_grad))
             loss = body_gradient(head, loss_fn, parts, scaler)
             body_report = player_steps.step("body", zero_grad)
