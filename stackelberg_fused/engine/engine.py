@@ -25,6 +25,7 @@ from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_shards
+from .given_counts import own_counts
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -84,11 +85,13 @@ class Engine:
         self.units = self._make_units(slots, backends)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
+        own = own_counts(across_rebuilds.tables)
         for unit in self.units:
-            attach_state(unit.table, state, previous)
+            attach_state(unit.table, state, previous, own)
             if flat_grads:
                 # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()
+        across_rebuilds.tables = [unit.table for unit in self.units]
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
