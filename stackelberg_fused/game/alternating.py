@@ -223,7 +223,9 @@ class _PlayerSteps:
                 self._optimizer.zero_grad(role=role)
             return LastStep(0, skipped=torch.tensor(True))
         report = self._optimizer.last_step
-        return report if report.skipped is not None else replace(report, skipped=torch.tensor(False))
+        return (
+            report if report.skipped is not None else replace(report, skipped=torch.tensor(False))
+        )
 
     def __enter__(self) -> _PlayerSteps:
         return self

@@ -123,9 +123,7 @@ def head_gradient(
 
 
 def _no_dependence() -> RuntimeError:
-    return RuntimeError(
-        "the loss does not depend on what the body returned: the body cannot move"
-    )
+    return RuntimeError("the loss does not depend on what the body returned: the body cannot move")
 
 
 def body_gradient(head: Any, loss_fn: LossFunction, parts: list[Microbatch], scaler: Any) -> Tensor:

@@ -10,12 +10,10 @@ import torch
 from ..groups.option_types import Role
 
 if TYPE_CHECKING:
-    from .base import StackelbergOptimizer
+    from .stepping import Stepping
 
 
-def alternate(
-    optimizer: StackelbergOptimizer, closure: Callable[[], Any] | None, zero_grad: bool
-) -> Any:
+def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad: bool) -> Any:
     """Move the head by its gradient, then the body by its gradient at the new head; returns the loss there.
 
     The order is that of the paper's two-time-scale method as docs/algorithm.md infers it.

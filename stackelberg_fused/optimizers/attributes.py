@@ -108,7 +108,7 @@ class SharedAttributes(Optimizer):
     def last_step(self) -> LastStep:
         """The report of the last step; nothing waits for the device until one of its tensors is read.
 
-        A step that a gradient scaler does not call leaves no report; see `fused`.
+        Without `fused=True`, a gradient scaler skips a step by not calling it: this is then still of the one before.
         """
         return LastStep.of(*self._shared.last, self._shared.found_inf)
 

@@ -143,7 +143,9 @@ class EngineHolder(SharedAttributes):
         super().__setstate__(state)
         self._complete_hooks()
         known = zip(shared.param_groups, rounds, strict=True)
-        shared.across_rebuilds.turns = {id(group): turn for group, turn in known if turn is not None}
+        shared.across_rebuilds.turns = {
+            id(group): turn for group, turn in known if turn is not None
+        }
         shared.limits = ClipLimits.of(shared.options["max_grad_norm"])
 
     def _complete_hooks(self) -> None:

@@ -94,7 +94,9 @@ class Player(Optimizer):
         try:
             return self._owner.step(closure, role=self.role, zero_grad=zero_grad)
         except BaseException:
-            for name in names:  # or the scaler would take what is left for a scale of this player's own
+            for (
+                name
+            ) in names:  # or the scaler would take what is left for a scale of this player's own
                 own.pop(name, None)
             raise
         finally:

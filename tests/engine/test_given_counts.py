@@ -160,7 +160,9 @@ def test_a_step_that_the_device_counts_refuses_them() -> None:
     ours = sf.StackelbergAdam([p], backend=instance)
     _give(ours, p, torch.zeros(()))
     p.grad, ours.found_inf = torch.ones_like(p), torch.zeros((), device=device)
-    with pytest.raises(ValueError, match=r"parameter 0 of param group 0.*state\['step'\] is a tensor"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 of param group 0.*state\['step'\] is a tensor"
+    ):
         ours.step()
     assert p.tolist() == [1.0] * 4
     ours.step()  # an error forgets what a scaler said

@@ -253,7 +253,7 @@ def test_mode_alternating_checks_the_body_before_the_head_moves(wrong: str) -> N
 
     if wrong == "rate":
         optimizer.param_groups[0]["lr"] = float("nan")
-    with pytest.raises((RuntimeError, ValueError), match="sparse|lr"):
+    with pytest.raises((RuntimeError, ValueError), match=r"sparse|lr"):
         optimizer.step(closure)
     before.assert_unchanged()
 

@@ -157,7 +157,9 @@ def test_a_state_dict_that_is_loaded_through_the_wrapper(wrapper: Any) -> None:
     assert wrapped.param_groups is ours.param_groups
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
 @by_wrapper
 def test_copies_of_a_wrapper(wrapper: Any, copied: Any) -> None:
     """They are copies of the optimizer, with settings of their own."""
@@ -182,7 +184,9 @@ def test_copies_of_a_wrapper(wrapper: Any, copied: Any) -> None:
         assert not torch.equal(p, before)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
 def test_copies_of_an_optimizer_share_no_setting(copied: Any) -> None:
     ours, body, head = _optimizer()
     _fill(body, head)
@@ -316,7 +320,10 @@ def test_a_step_that_raises_lets_the_next_one_in() -> None:
     ours, body, head = _optimizer()
     _fill(body, head)
     ours.param_groups[0]["lr"] = -1.0
-    for call in (ours.step, lambda: ours.add_param_group({"params": [nn.Parameter(torch.ones(1))]})):
+    for call in (
+        ours.step,
+        lambda: ours.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+    ):
         with pytest.raises(ValueError, match="lr"):
             call()
     ours.param_groups[0]["lr"] = 0.1

@@ -54,7 +54,9 @@ def test_the_flag_is_torchs(torchs: Any, fused: bool | None) -> None:
 
 
 @by_fused
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
 def test_copies_keep_the_flag(copied: Any, fused: bool | None) -> None:
     again = copied(sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], fused=fused))
     assert getattr(again, FLAG, False) == bool(fused)
