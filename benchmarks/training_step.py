@@ -71,6 +71,7 @@ def _make_ours(groups: Groups, backend: str, training_step: TrainingStep) -> Opt
         max_grad_norm=MAX_GRAD_NORM,
         ema_decay=training_step.ema_decay,
         grads="flat",
+        fused=training_step.scaled or None,  # the scaler leaves unscaling and skipping to the step
     )
     if not training_step.scaled:
         return optimizer, functools.partial(optimizer.step, zero_grad=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..groups.rate_warnings import RatioWatch
+from ..layout.table import Table
 from .flat_gradients import FlatGradients
 
 
@@ -18,6 +19,7 @@ class AcrossRebuilds:
         reported: kinds of parameters for which the user was told that the reference steps them.
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
+        tables: of the last engine; None before the first.
         watch: remembers which warnings about rates were given.
     """
 
@@ -25,4 +27,5 @@ class AcrossRebuilds:
     reported: set[Any] = field(default_factory=set)
     turns: dict[int, tuple[int, str]] = field(default_factory=dict)
     flat: dict[Any, FlatGradients] = field(default_factory=dict)
+    tables: list[Table] | None = None
     watch: RatioWatch = field(default_factory=RatioWatch)

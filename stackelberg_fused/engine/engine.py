@@ -25,6 +25,7 @@ from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_shards
+from .given_counts import own_counts
 from .group_turns import GroupTurns
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
@@ -87,12 +88,14 @@ class Engine:
         self.units = self._make_units(slots, backends, turns_of_groups)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
+        own = own_counts(across_rebuilds.tables)
         for unit in self.units:
-            attach_state(unit.table, state, previous)
+            attach_state(unit.table, state, previous, own)
         turns_of_groups.connect(unit.table for unit in self.units)
         for unit in self.units if flat_grads else ():
             # every parameter is stepped, and tools that look for state find it only here
             unit.allocate_trained()
+        across_rebuilds.tables = [unit.table for unit in self.units]
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self.requests = StateRequests(groups, state)
         self._watch = across_rebuilds.watch
@@ -199,6 +202,7 @@ class Engine:
         limits: ClipLimits | None = None,
         scaling: Scaling | None = None,
         zero_grad: bool = False,
+        checks_all: bool = False,
     ) -> tuple[int, Statistics | None]:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
@@ -207,6 +211,7 @@ class Engine:
             limits: what gradients are clipped to.
             scaling: what a gradient scaler says.
             zero_grad: clear these gradients.
+            checks_all: raise for gradients of the other role too.
 
         Raises before anything is modified; `RebuildNeeded` where the engine has to be built again.
         """
@@ -214,6 +219,8 @@ class Engine:
         changed = self.hyperparameters.check()
         if changed:
             self._refuse(changed)
+        if checks_all and role is not None:
+            self._prepare(None, limits is not None)
         pending = self._prepare(role, limits is not None)
         if scaling is None and not zero_grad and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):

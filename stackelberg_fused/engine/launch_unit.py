@@ -24,6 +24,7 @@ from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
 from ..warning import warn_caller
 from .flat_gradients import FlatGradients
+from .given_counts import advance_given, read_given
 from .gradients import Gathered, Gradients
 from .group_turns import GroupTurns
 from .state import drop_averages
@@ -129,6 +130,8 @@ class LaunchUnit:
         Modifies nothing.
         """
         table = self.table
+        if table.given_counts:
+            read_given(table)
         bad = table.rows.bad_count() if table.counts is None else None
         if bad is not None:
             found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
@@ -173,6 +176,7 @@ class LaunchUnit:
             unknown = scaling is not None and scaling.found_inf is not None
             if self._is_captured or (unknown and self.backend.counts_on_device):
                 self._refuse_in_capture("its step counts")
+                self._refuse_given_counts()
                 self._count_on_device()
             elif scaling is not None and scaling.says_skip():
                 self.skipped = True
@@ -236,6 +240,8 @@ class LaunchUnit:
             table.counts.advance_empty(span, plan.has_grad, every, sums, found_inf)
         else:
             np.add(table.step_counts, plan.counts, out=table.step_counts)
+            if table.given_counts:
+                advance_given(table, plan.counts)
             if not plan.ready:
                 table.momentum_ready[plan.moves] = True
                 plan.ready = True
@@ -258,6 +264,15 @@ class LaunchUnit:
         if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"step() is being captured in a CUDA graph, but {what} is not on the device yet: take a step before"
+            )
+
+    def _refuse_given_counts(self) -> None:
+        """Raise for counts in tensors of the user's, which a kernel would not advance."""
+        for i in self.table.given_counts:
+            raise ValueError(
+                f"{self.table.slots[i].name}: state['step'] is a tensor that you put there, but this step is counted "
+                "on the device (capturable=True, or a gradient scaler with fused=True), where only the optimizer's own "
+                "counts are: load it with load_state_dict()"
             )
 
     def _count_on_device(self) -> None:

@@ -27,6 +27,7 @@ from ..memory.arena import zeros_like_in_arenas
 from ..memory.presence import has_memory, is_wrapper
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
+from .given_counts import is_given
 from .state_conversion import as_stored
 
 _BEGIN_WITH_WEIGHTS = ("ema", "master")
@@ -182,6 +183,7 @@ def attach_state(
     table: Table,
     state: Mapping[Tensor, dict[str, Any]],
     previous: Mapping[Tensor, dict[str, Any]] | None = None,
+    own: set[int] | None = None,
 ) -> None:
     """Connect a new table to the state its parameters already have.
 
@@ -190,6 +192,7 @@ def attach_state(
         state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
         previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
             are any, so that the optimizer never shares memory with a checkpoint.
+        own: see `is_given`.
     """
     entries = [state.get(slot.param) or {} for slot in table.slots]
     for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
@@ -201,7 +204,10 @@ def attach_state(
         has_buffer = has_moment(entry, "momentum_buffer")
         if "step" not in entry and has_buffer:
             table.step_counts[i] = 1.0
-        entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+        if previous is None and is_given(entry.get("step"), own):
+            table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
+        else:
+            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         if "waited" in entry:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         # a buffer without a step was allocated for one that a gradient scaler skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,8 @@ from .player_gradients import (
 from .players import (
     body_gradients,
     check_players,
+    known_to_use_features,
+    note_use_of_features,
     refuse_head_in_graph,
     refuse_shared_parameters,
 )
@@ -40,7 +42,7 @@ class AlternatingStep:
     Attributes:
         loss: [], f(theta_k, w_{k+1}): the loss at the new head, before the body moved.
         head_losses: [head_steps], the loss before each head update; [0] for an exact head.
-        head, body: `last_step` after each update.
+        head, body: `last_step` after each update; with a scaler `skipped` says whether there was one.
         response: the best response that an exact head was set to; None otherwise.
     """
 
@@ -105,7 +107,9 @@ def alternating_step(
         ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
             features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
             so that its gradients would not be reduced. No parameter was modified.
-        RuntimeError: the loss does not depend on the features. The head has moved already.
+        RuntimeError: the loss does not depend on the features. This is found out before the head moves, in the first
+            step with this head and `loss_fn`, which computes the gradient of the features once more for it. A graph
+            that loses the features later, or at the new head, is noticed after the head has moved.
     """
     check_players(optimizer, body, head)
     exact = isinstance(head_steps, str)
@@ -137,9 +141,12 @@ def alternating_step(
                 if index and not zero_grad:
                     optimizer.zero_grad(role="head")
                 before = body_gradients(optimizer) if index == 0 else None
-                losses.append(head_gradient(head, loss_fn, parts, scaler))
+                is_new = index == 0 and not known_to_use_features(optimizer, head, loss_fn)
+                losses.append(head_gradient(head, loss_fn, parts, scaler, is_new))
                 if before is not None:
                     refuse_shared_parameters(optimizer, before)
+                if is_new:
+                    note_use_of_features(optimizer, head, loss_fn)
                 head_reports.append(player_steps.step("head", zero_grad))
             loss = body_gradient(head, loss_fn, parts, scaler)
             body_report = player_steps.step("body", zero_grad)
@@ -194,19 +201,31 @@ class _PlayerSteps:
     def __init__(self, optimizer: StackelbergOptimizer, scaler: Any) -> None:
         self._optimizer, self._scaler = optimizer, scaler
         # until its update the scaler identifies players by id(), so they stay alive here
-        self._stepped: list[Player] = []
+        self._players: list[Player] = []
 
     def step(self, role: Role, zero_grad: bool) -> LastStep:
         if self._scaler is None:
             self._optimizer.step(role=role, zero_grad=zero_grad)
+            report = self._optimizer.last_step
         else:
-            # a new Player for every step: a scaler refuses to step one optimizer twice before its update
-            player = Player(self._optimizer, role)
-            self._stepped.append(player)
-            self._scaler.step(player, zero_grad=zero_grad)
+            report = self._scaled_step(role, zero_grad)
         # inside one autocast region torch would go on using the cast of the old weights
         torch.clear_autocast_cache()
-        return self._optimizer.last_step
+        return report
+
+    def _scaled_step(self, role: Role, zero_grad: bool) -> LastStep:
+        # a new Player for every step: a scaler refuses to step one optimizer twice before its update
+        player = Player(self._optimizer, role)
+        self._players.append(player)
+        self._scaler.step(player, zero_grad=zero_grad)
+        if not player.was_stepped:  # the scaler skipped it, and with it the clearing of gradients
+            if zero_grad:
+                self._optimizer.zero_grad(role=role)
+            return LastStep(0, skipped=torch.tensor(True))
+        report = self._optimizer.last_step
+        return (
+            report if report.skipped is not None else replace(report, skipped=torch.tensor(False))
+        )
 
     def __enter__(self) -> _PlayerSteps:
         return self
@@ -219,5 +238,5 @@ class _PlayerSteps:
             return
         # a later object with the same id() would count as stepped until the scaler's next update
         states = getattr(self._scaler, "_per_optimizer_states", {})
-        for player in self._stepped:
+        for player in self._players:
             states.pop(id(player), None)

@@ -95,15 +95,35 @@ def _scaled(loss: Tensor, scaler: Any) -> Tensor:
     return loss if scaler is None else scaler.scale(loss)
 
 
-def head_gradient(head: Any, loss_fn: LossFunction, parts: list[Microbatch], scaler: Any) -> Tensor:
-    """Add grad_w f at fixed features to `.grad` of the head's parameters, and return the loss, []."""
+def head_gradient(
+    head: Any, loss_fn: LossFunction, parts: list[Microbatch], scaler: Any, needs_features: bool
+) -> Tensor:
+    """Add grad_w f at fixed features to `.grad` of the head's parameters, and return the loss, [].
+
+    Args:
+        needs_features: compute the gradient of the features too, only to see that there is one.
+
+    Raises:
+        RuntimeError: there is none: the loss does not depend on the features.
+    """
     total: Any = 0.0
+    leaves: list[Tensor] = []
     for last, part in with_last(parts):
         with _no_sync(head, not last):
-            loss = _loss(loss_fn, head(part.detached_features()), part)
+            features, pairs = (
+                part.with_leaf_features() if needs_features else (part.detached_features(), [])
+            )
+            loss = _loss(loss_fn, head(features), part)
             _scaled(loss, scaler).backward()
+        leaves += [leaf for _, leaf in pairs]
         total = total + loss.detach().view(())
+    if needs_features and all(leaf.grad is None for leaf in leaves):
+        raise _no_dependence()
     return total
+
+
+def _no_dependence() -> RuntimeError:
+    return RuntimeError("the loss does not depend on what the body returned: the body cannot move")
 
 
 def body_gradient(head: Any, loss_fn: LossFunction, parts: list[Microbatch], scaler: Any) -> Tensor:
@@ -127,9 +147,7 @@ def body_gradient(head: Any, loss_fn: LossFunction, parts: list[Microbatch], sca
                 gradients.append(gradient)
         total = total + loss.detach().view(())
     if not features:
-        raise RuntimeError(
-            "the loss does not depend on what the body returned: the body cannot move"
-        )
+        raise _no_dependence()
     # one backward pass for all microbatches: DistributedDataParallel reduces a gradient once it is complete
     torch.autograd.backward(features, gradients)
     return total

@@ -21,6 +21,10 @@ _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[
 )
 # by optimizer: the bodies whose graph was searched for parameters of the head, at most MOST_SEARCHED
 _searched: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = weakref.WeakKeyDictionary()
+# by optimizer: the heads, each with its loss function, whose loss was seen to depend on the features
+_using_features: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = (
+    weakref.WeakKeyDictionary()
+)
 MOST_SEARCHED = 64
 
 
@@ -134,9 +138,8 @@ def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, features: l
         features: its output for each microbatch: tensors in any nested containers.
     """
     groups = [(id(g), g["role"], len(g["params"])) for g in optimizer.param_groups]
-    function = getattr(body, "__func__", body)
     searched = _searched.setdefault(optimizer, set())
-    key = (id(getattr(body, "__self__", None)), getattr(function, "__code__", id(body)), *groups)
+    key = (*_identity(body), *groups)
     if key in searched:
         return
     head_names = {
@@ -160,9 +163,30 @@ def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, features: l
                 "evaluates the model as a whole"
             )
         nodes.extend(next_node for next_node, _ in node.next_functions)
-    if len(searched) >= MOST_SEARCHED:  # a new functools.partial in every step would fill it
-        searched.clear()
-    searched.add(key)
+    _remember(searched, key)
+
+
+def known_to_use_features(optimizer: StackelbergOptimizer, head: Any, loss_fn: Any) -> bool:
+    """Tell whether an earlier step saw that the loss of this head depends on the features."""
+    return (*_identity(head), *_identity(loss_fn)) in _using_features.get(optimizer, ())
+
+
+def note_use_of_features(optimizer: StackelbergOptimizer, head: Any, loss_fn: Any) -> None:
+    """Have `known_to_use_features` say so from now on."""
+    known = _using_features.setdefault(optimizer, set())
+    _remember(known, (*_identity(head), *_identity(loss_fn)))
+
+
+def _identity(function: Any) -> tuple[Any, ...]:
+    """The same for each of the lambdas or bound methods that a line of code makes anew in every step."""
+    code = getattr(getattr(function, "__func__", function), "__code__", id(function))
+    return id(getattr(function, "__self__", None)), code
+
+
+def _remember(known: set[Any], key: Any) -> None:
+    if len(known) >= MOST_SEARCHED:  # a new functools.partial in every step would fill it
+        known.clear()
+    known.add(key)
 
 
 def body_gradients(optimizer: StackelbergOptimizer) -> list[tuple[Tensor, Any, int]]:

@@ -152,7 +152,8 @@ class LastStep:
             skipped before anything was measured.
         clip_factor: float32 [] by "body" and "head": the factors that clipped the gradients; None without
             `max_grad_norm`.
-        skipped: bool []: a gradient scaler had the step skipped; None without one.
+        skipped: bool []: a gradient scaler had the step skipped; None without one, and where the scaler, without
+            `fused=True`, skips a step by not calling it: then there is no report of it.
     """
 
     launches: int

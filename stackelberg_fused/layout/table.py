@@ -106,6 +106,7 @@ class Table:
         self.device_tables: Any = None  # what a device backend keeps on its device
         # by the part of the table that is stepped: steps of two roles may run at the same time
         self.statistics: dict[Span, Statistics] = {}
+        self.given_counts: dict[int, Tensor] = {}  # steps of slots that the user counts in a tensor
         self.counts: DeviceCounts | None = None  # where step counts live on the device
         self.may_be_captured = False  # in a CUDA graph
 

@@ -19,7 +19,9 @@ class StackelbergAdam(StackelbergOptimizer):
             and `maximize` apply to every rule), else from the rule's torch namesake.
         lr: rate of the body groups; a number or a one-element tensor.
         betas, eps, weight_decay, amsgrad, maximize: as in torch (Kingma & Ba 2015; AMSGrad: Reddi et al. 2018).
-        foreach, fused: accepted for compatibility and ignored; every backend is one launch.
+        foreach: accepted for compatibility and ignored; every backend is one launch.
+        fused: True: a `torch.amp.GradScaler` leaves unscaling and skipping to the step, in its launches; `.grad` keeps
+            the scale. Otherwise the scaler does both, as with torch's optimizers. Nothing else depends on it.
         capturable: the step may be captured in a CUDA graph, after a first one that is not; a rate that is to change
             between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, without effect.
         differentiable: autograd through the step; reference backend only, parameters stay where they are.
@@ -60,7 +62,8 @@ class StackelbergAdam(StackelbergOptimizer):
 
     Raises:
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
-        RuntimeError: an explicitly chosen backend cannot run on this machine.
+        RuntimeError: an explicitly chosen backend cannot run on this machine, or `fused=True` comes with `foreach=True`
+            or `differentiable=True`.
     """
 
     @takes(AdamOptions)

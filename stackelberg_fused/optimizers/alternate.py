@@ -10,18 +10,18 @@ import torch
 from ..groups.option_types import Role
 
 if TYPE_CHECKING:
-    from .base import StackelbergOptimizer
+    from .stepping import Stepping
 
 
-def alternate(
-    optimizer: StackelbergOptimizer, closure: Callable[[], Any] | None, zero_grad: bool
-) -> Any:
+def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad: bool) -> Any:
     """Move the head by its gradient, then the body by its gradient at the new head; returns the loss there.
 
     The order is that of the paper's two-time-scale method as docs/algorithm.md infers it.
 
     Raises:
         ValueError: no closure.
+        ValueError, TypeError, RuntimeError: as `step`, for gradients of either player, before the head moves. What the
+            closure raises at the new head, or gradients that do not fit there alone, come after it has moved.
     """
     if closure is None:
         raise ValueError(
@@ -37,7 +37,9 @@ def alternate(
         optimizer.zero_grad()
         # autocast may hold on to what it made of a head that has moved since
         torch.clear_autocast_cache()
-        loss = optimizer._step(closure, role=role, zero_grad=zero_grad)
+        # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
+        is_first = role == "head"
+        loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
     if zero_grad:
         optimizer.zero_grad()
     return loss

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
 from ..groups.new_group import Members, completed_group, fill_in
@@ -21,39 +20,24 @@ from ..groups.param_groups import (
     check_ratio,
     copy_by_role,
 )
-from ..layout.scaling import Scaling
-from ..layout.statistics import ClipLimits, LastStep
-from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap
-from ..torch_compat import (
-    UNKNOWN,
-    disable_dynamo,
-    global_post_hooks,
-    global_pre_hooks,
-    profiler,
-    wrap_step,
-)
-from .alternate import alternate
+from ..torch_compat import disable_dynamo
 from .checkpoint import (
     packed_groups,
     with_exact_values,
     with_rounds_of_now,
 )
 from .ema_weights import swapped
-from .engine_holder import EngineHolder
 from .options import ParamGroup, Params, sorted_out
 from .player import Player
+from .shared import Shared
+from .stepping import Stepping, check_role
 
 log = logging.getLogger("stackelberg_fused")
 
 
-class StackelbergOptimizer(EngineHolder):
+class StackelbergOptimizer(Stepping):
     """The base of the three optimizers; not meant to be constructed."""
-
-    # torch.amp.GradScaler: the step unscales and skips itself
-    _step_supports_amp_scaling = True
-    # where torch's constructor sets none of these
-    _optimizer_step_pre_hooks = _optimizer_step_post_hooks = UNKNOWN
 
     def __init__(
         self, params: Params, rule: dict[str, Any], options: Mapping[str, Any], known: type
@@ -62,68 +46,22 @@ class StackelbergOptimizer(EngineHolder):
         # position; options: the keyword arguments; known: the TypedDict of those that the class takes, see options.py
         of_optimizer, of_groups = sorted_out(type(self).__name__, options, known)
         defaults = copy_by_role({**rule, **of_groups})
-        grads, mode, backend = of_optimizer["grads"], of_optimizer["mode"], of_optimizer["backend"]
-        if grads not in ("gather", "flat"):
-            raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
-        if mode not in ("simultaneous", "alternating"):
-            raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
-        if grads == "flat" and defaults["differentiable"]:
-            raise ValueError("differentiable=True goes with grads='gather' only")
-        self._options: dict[str, Any] = {
-            "grads": grads,
-            "mode": mode,
-            "head_lr_ratio": check_ratio(of_optimizer["head_lr_ratio"]),
-            "backend": backend,
-            "flatten": bool(of_optimizer["flatten"]) and not defaults["differentiable"],
-            "differentiable": bool(defaults["differentiable"]),
-        }
+        self._shared = Shared(weakref.ref(self), _checked_options(of_optimizer, defaults))
+        self._shared.members = Members()
         self.max_grad_norm = of_optimizer["max_grad_norm"]
-        if defaults["differentiable"]:
-            if backend not in ("auto", "reference"):
-                raise ValueError("differentiable=True needs backend='reference'")
-            self._options["backend"] = "reference"
-        for name in ("foreach", "fused"):
-            if defaults.get(name) is not None:
-                log.debug("%s=%r is ignored: every backend is one launch", name, defaults[name])
-        self._across_rebuilds = AcrossRebuilds()
-        self.launches = 0
-        self._met_scaler = False
-        self._reset_transients()
-        self._members = Members()
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
-        self._members = None  # from now on groups may be edited
+        self._shared.members = None  # from now on groups may be edited
+        self._complete_hooks()
+        self._step_supports_amp_scaling = bool(defaults.get("fused"))
         check_overlap(self._labelled(self.param_groups))
-        self._engine = self._build()
+        self._shared.engine = self._build()
         log.info("%s: backend %s", type(self).__name__, self.backend)
 
     @property
     def backend(self) -> str:
         """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
-        return self._current().backend
-
-    @property
-    def max_grad_norm(self) -> float | dict[Role, float] | None:
-        """The norms to which gradients are clipped; may be set between steps.
-
-        Raises:
-            ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
-        """
-        value = self._options["max_grad_norm"]
-        return dict(value) if isinstance(value, dict) else value
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, value: float | dict[Role, float] | None) -> None:
-        if value is not None and self._options["differentiable"]:
-            raise ValueError(
-                "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
-            )
-        self._limits = ClipLimits.of(value)
-        self._options["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
-
-    @property
-    def last_step(self) -> LastStep:
-        """Return the report of the last step; nothing waits for the device until one of its tensors is read."""
-        return LastStep.of(*self._last, self._found_inf)
+        with self._shared.alone("backend"):
+            return self._current().backend
 
     @property
     def flat_grads(self) -> dict[str, list[Tensor]]:
@@ -133,7 +71,8 @@ class StackelbergOptimizer(EngineHolder):
         64 elements, in the order of the groups, with zeros between them. Asking for them puts gradients that lie
         elsewhere, as after `model.zero_grad()`, back in their place.
         """
-        found = self._current().flat_gradients()
+        with self._shared.alone("flat_grads"):
+            found = self._current().flat_gradients()
         return {role: [b[role] for b in found if role in b] for role in ROLES}
 
     def ema_weights(self) -> AbstractContextManager[None]:
@@ -146,34 +85,37 @@ class StackelbergOptimizer(EngineHolder):
             RuntimeError: no group has an `ema_decay`, or the parameters hold their averages already. Within the
                 context: `step`, `state_dict` and whatever else would take averages for weights.
         """
-        self._refuse_averages("ema_weights()")
+        self._shared.refuse_averages("ema_weights()")
         if all(group.get("ema_decay") is None for group in self.param_groups):
             raise RuntimeError("ema_weights(): no param group has an ema_decay")
         return self._swapped()
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        self._refuse_averages("ema_weights()")
-        note = partial(setattr, self, "_is_swapped")
-        with swapped(self.param_groups, self.state, note):
+        shared = self._shared
+        note = partial(setattr, shared, "is_swapped")
+        with ExitStack() as swap:
+            with shared.alone("ema_weights()"):
+                shared.refuse_averages("ema_weights()")
+                swap.enter_context(swapped(shared.param_groups, shared.state, note))
             yield
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
-        self._refuse_averages("state_dict()")
+        self._shared.refuse_averages("state_dict()")
         packed = super().state_dict()
         if "param_groups" in packed:
             packed["param_groups"] = packed_groups(packed["param_groups"])
         if "state" in packed:  # a hook may have made anything of it
             packed = with_rounds_of_now(packed, self._rounds())
-            if self._met_scaler:
+            if self._shared.met_scaler:
                 packed["state"] = without_unused_momentum(packed["state"])
         return packed
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`."""
-        self._refuse_averages("load_state_dict()")
+        self._shared.refuse_averages("load_state_dict()")
         # after the hooks of others, who expect tensors
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: with_exact_values(loaded))
         try:
@@ -188,9 +130,10 @@ class StackelbergOptimizer(EngineHolder):
             set_to_none: as in torch; not asked for flat gradients.
             role: "body" or "head" clears the gradients of that player alone.
         """
-        self._check_role(role)
-        if self._options["grads"] == "flat":
-            self._current().zero_flat(role)
+        check_role(role)
+        if self._shared.options["grads"] == "flat":
+            with self._shared.alone("zero_grad()"):
+                self._current().zero_flat(role)
         elif role is None:
             super().zero_grad(set_to_none)
         else:
@@ -207,19 +150,17 @@ class StackelbergOptimizer(EngineHolder):
         """
         if role is None:
             raise ValueError("player() needs a role, 'body' or 'head'")
-        self._check_role(role)
-        if role not in self._players:
-            self._players[role] = Player(self, role)
-        return self._players[role]
+        check_role(role)
+        players = self._shared.players
+        if role not in players:
+            # of the optimizer, also where a wrapper of it is asked
+            owner = cast("StackelbergOptimizer | None", self._shared.optimizer())
+            players[role] = Player(owner or self, role)
+        return players[role]
 
     def _expect_equal_rates(self) -> None:
         """Do not warn of equal rates: a scheduler makes them equal on purpose."""
-        self._across_rebuilds.watch.expect_equal()
-
-    @staticmethod
-    def _check_role(role: str | None) -> None:
-        if role is not None and role not in ROLES:
-            raise ValueError(f"unknown role {role!r}, expected 'body' or 'head'")
+        self._shared.across_rebuilds.watch.expect_equal()
 
     @disable_dynamo
     def add_param_group(self, param_group: dict[str, Any] | ParamGroup) -> None:
@@ -227,140 +168,75 @@ class StackelbergOptimizer(EngineHolder):
 
         Raises:
             ValueError, TypeError: names the group or parameter; nothing was modified.
+            RuntimeError: another thread is in a step; nothing was modified.
         """
-        self._refuse_averages("add_param_group()")
-        given = cast("dict[str, Any]", param_group)
-        if isinstance(given, dict) and "params" in given:
-            ratio = self._options["head_lr_ratio"]
-            members = self._members or Members()
-            completed = completed_group(given, self.param_groups, members, self.defaults, ratio)
-            if self._engine is not None:
-                check_overlap(self._labelled([*self.param_groups, completed]))
-            fill_in(given, completed)
-        self._append(given)
-        if self._engine is not None:
-            try:
-                self._build_again()
-            except Exception:
-                self.param_groups.pop()
-                raise
+        shared = self._shared
+        shared.refuse_averages("add_param_group()")
+        with shared.alone("add_param_group()"):
+            given = cast("dict[str, Any]", param_group)
+            if isinstance(given, dict) and "params" in given:
+                ratio = shared.options["head_lr_ratio"]
+                members = shared.members or Members()
+                completed = completed_group(
+                    given, shared.param_groups, members, shared.defaults, ratio
+                )
+                if shared.engine is not None:
+                    check_overlap(self._labelled([*shared.param_groups, completed]))
+                fill_in(given, completed)
+            self._append(given)
+            if shared.engine is not None:
+                try:
+                    self._build_again()
+                except Exception:
+                    shared.param_groups.pop()
+                    raise
 
     def _append(self, group: dict[str, Any]) -> None:
         """Have torch check a group, fill in its defaults and append it."""
-        if self._members is None:
+        shared = self._shared
+        if shared.members is None:
             super().add_param_group(group)
             return
-        # torch would compare it with all groups before, as was done by `_members` already, in time that does not grow
-        groups, self.param_groups = self.param_groups, []
+        # torch would compare it with all groups before, as was done by `members` already, in time that does not grow
+        groups, shared.param_groups = shared.param_groups, []
         try:
             super().add_param_group(group)
-            added = self.param_groups
+            added = shared.param_groups
         finally:
-            self.param_groups = groups
+            shared.param_groups = groups
         groups.extend(added)
 
-    def step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        *,
-        role: Role | None = None,
-        zero_grad: bool = False,
-    ) -> Any:
-        """Perform one step: one launch per device and dtype, for any number of groups.
 
-        Args:
-            closure: reevaluates the model and returns the loss; called with gradients enabled. With
-                `mode="alternating"` it is called twice, each time after gradients were cleared: first the head
-                moves, then the body; `last_step` is the body's.
-            role: "body" or "head" updates that player alone; None both, simultaneously.
-            zero_grad: and then clear the gradients of these players, as `zero_grad` does, but in the same launch.
+def _checked_options(of_optimizer: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The options of the optimizer as a whole, once it is clear that they go together.
 
-        Returns:
-            The closure's loss, or None.
-
-        Raises:
-            ValueError, TypeError, RuntimeError: a gradient, a rebound parameter or an edited setting does not fit;
-                names the parameter or group. Nothing was modified.
-        """
-        if torch.compiler.is_compiling():
-            return self._untraced_step(closure, role=role, zero_grad=zero_grad)
-        observed = (
-            profiler._is_profiler_enabled
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or global_pre_hooks
-            or global_post_hooks
-        )
-        if not observed:
-            return self._step(closure, role=role, zero_grad=zero_grad)
-        arguments = () if closure is None else (closure,)  # a closure comes to hooks by position
-        how: dict[str, Any] = {} if role is None else {"role": role}
-        if zero_grad:
-            how["zero_grad"] = True
-        try:
-            return self._observed_step(*arguments, **how)
-        except BaseException:  # of a hook, before our own step could
-            self._forget_scaler()
-            raise
-
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """Leave `step` unwrapped; torch calls this to wrap the step of every class in hooks and a profiler range.
-
-        The wrapper costs more than the rest of the step where there are few parameters, so `step` takes it only where
-        somebody looks; a subclass that overrides `step` comes through here by `super().step()`.
-        """
-        return func
-
-    def _step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        *,
-        role: Role | None = None,
-        zero_grad: bool = False,
-    ) -> Any:
-        try:
-            if self._is_swapped:
-                self._refuse_averages("step()")
-            if role is not None:
-                self._check_role(role)
-            if (
-                self._options["mode"] == "alternating"
-                and role is None
-                and not (closure is None and self._ready().requests.is_one(None))
-            ):
-                return alternate(self, closure, zero_grad)
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            engine = self._ready()
-            if role is not None and not any(group["role"] == role for group in self.param_groups):
-                raise ValueError(f"step(role={role!r}): no param group has this role")
-            attributes = self.__dict__
-            is_scaled = "found_inf" in attributes or "grad_scale" in attributes
-            scaling = Scaling.of(attributes) if is_scaled else None
-            try:
-                self._last = engine.step(role, self._limits, scaling, zero_grad)
-            except RebuildNeeded:
-                self._last = self._build_again().step(role, self._limits, scaling, zero_grad)
-        except BaseException:
-            self._forget_scaler()
-            raise
-        self._met_scaler |= scaling is not None
-        self._found_inf = None if scaling is None else scaling.found_inf
-        self.launches += self._last[0]
-        self._stepped.update(ROLES if role is None else (role,))
-        return loss
-
-    def _forget_scaler(self) -> None:
-        """Drop a scaler's attributes after an error: a scaler that finds them set takes them for a scale of its own."""
-        for name in ("grad_scale", "found_inf"):
-            self.__dict__.pop(name, None)
-
-    _observed_step = wrap_step(_step)
-
-    @disable_dynamo
-    def _untraced_step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
-        """Step outside of the trace of a compiled training step: addresses cannot be traced."""
-        return self.step(closure, **how)
+    Raises:
+        ValueError, TypeError: an option that there is not, or two that do not go together.
+        RuntimeError: two of torch's own that do not, as in torch.
+    """
+    grads, mode, backend = of_optimizer["grads"], of_optimizer["mode"], of_optimizer["backend"]
+    if grads not in ("gather", "flat"):
+        raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
+    if mode not in ("simultaneous", "alternating"):
+        raise ValueError(f"unknown mode {mode!r}, expected 'simultaneous' or 'alternating'")
+    if defaults.get("fused"):
+        for name in ("differentiable", "foreach"):
+            if defaults.get(name):
+                raise RuntimeError(f"fused=True and {name}=True do not go together")
+    if defaults.get("foreach") is not None:
+        log.debug("foreach=%r is ignored: every backend is one launch", defaults["foreach"])
+    is_differentiable = bool(defaults["differentiable"])
+    if is_differentiable:
+        if grads == "flat":
+            raise ValueError("differentiable=True goes with grads='gather' only")
+        if backend not in ("auto", "reference"):
+            raise ValueError("differentiable=True needs backend='reference'")
+    return {
+        "grads": grads,
+        "mode": mode,
+        "head_lr_ratio": check_ratio(of_optimizer["head_lr_ratio"]),
+        "backend": "reference" if is_differentiable else backend,
+        "flatten": bool(of_optimizer["flatten"]) and not is_differentiable,
+        "differentiable": is_differentiable,
+        "max_grad_norm": None,
+    }

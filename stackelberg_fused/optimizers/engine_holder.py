@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state import check_loaded
 from ..groups.hyperparameters import turn_of
-from ..groups.new_group import Members
 from ..groups.param_groups import check_hyperparameters, check_params, param_label
-from ..layout.statistics import ClipLimits, Statistics
+from ..layout.statistics import ClipLimits
 from ..memory.overlap import check_overlap
+from ..torch_compat import UNKNOWN
+from .attributes import SharedAttributes
 from .checkpoint import complete_state
+from .shared import Shared
 
-if TYPE_CHECKING:
-    from .player import Player
+_OF_TORCH = ("defaults", "state", "param_groups")
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
-class EngineHolder(Optimizer):
-    """Builds the engine, and builds it again where groups, parameters or state were edited.
+def _bare(cls: type[EngineHolder]) -> EngineHolder:
+    """An optimizer that is to get its state."""
+    return cls.__new__(cls)
 
-    A subclass sets `_options`, `_across_rebuilds`, `_met_scaler` and `launches`, which outlive pickling.
-    """
 
-    _options: dict[str, Any]
-    _across_rebuilds: AcrossRebuilds
-    _met_scaler: bool
-    launches: int
-
-    def _reset_transients(self) -> None:
-        """Set what neither pickles nor copies keep."""
-        self._engine: Engine | None = None
-        self._members: Members | None = (
-            None  # of the groups so far, while the constructor adds them
-        )
-        self._is_stale = False  # the engine is that of parameters or state that are no longer there
-        self._is_swapped = False  # parameters hold their averages
-        self._players: dict[str, Player] = {}
-        self._stepped: set[str] = set()  # players that took a step; their schedulers ask
-        self._last: tuple[int, Statistics | None] = (0, None)
-        self._found_inf: Tensor | None = None
-
-    def _refuse_averages(self, what: str) -> None:
-        if self._is_swapped:
-            raise RuntimeError(
-                f"{what}: the parameters hold their averages; leave ema_weights() first"
-            )
+class EngineHolder(SharedAttributes):
+    """Builds the engine, and builds it again where groups, parameters or state were edited."""
 
     def _labelled(self, groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
         labelled: dict[int, tuple[str, Tensor]] = {}
@@ -60,29 +40,31 @@ class EngineHolder(Optimizer):
         return list(labelled.values())
 
     def _build(self, previous: Any = None) -> Engine:
-        options = self._options
+        shared = self._shared
         return Engine(
-            self.param_groups,
-            self.state,
-            options["backend"],
-            options["flatten"],
-            options["grads"] == "flat",
-            self._across_rebuilds,
+            shared.param_groups,
+            shared.state,
+            shared.options["backend"],
+            shared.options["flatten"],
+            shared.options["grads"] == "flat",
+            shared.across_rebuilds,
             previous,
         )
 
     def _build_again(self) -> Engine:
         """Build the engine for groups or state that somebody edited, after checking them as if they were new."""
-        self._is_stale = (
+        shared = self._shared
+        shared.is_stale = (
             True  # until there is one: an edit that is refused is refused at every step
         )
-        for index, group in enumerate(self.param_groups):
+        for index, group in enumerate(shared.param_groups):
             check_hyperparameters(group, index)
             check_params(group, index)
-        check_overlap(self._labelled(self.param_groups))
-        check_loaded(self.state, self.param_groups)
-        self._engine, self._is_stale = self._build(), False
-        return self._engine
+        check_overlap(self._labelled(shared.param_groups))
+        check_loaded(shared.state, shared.param_groups)
+        shared.engine = engine = self._build()
+        shared.is_stale = False
+        return engine
 
     def _current(self) -> Engine:
         """The engine as a question between steps needs it; a step itself finds out what was edited."""
@@ -91,47 +73,82 @@ class EngineHolder(Optimizer):
 
     def _ready(self) -> Engine:
         """The engine, built again where there is none or it belongs to other groups or another state."""
-        engine = self._engine
+        shared = self._shared
+        engine = shared.engine
         if (
             engine is None
-            or self._is_stale
+            or shared.is_stale
             or engine.is_broken
-            or engine.state is not self.state
-            or engine.groups is not self.param_groups
+            or engine.state is not shared.state
+            or engine.groups is not shared.param_groups
         ):
             return self._build_again()
         return engine
 
     def _rounds(self) -> list[tuple[int, str] | None]:
         """The `update_every` and `update_every_grads` to which each group's counts belong; None before the first."""
-        return [self._across_rebuilds.turns.get(id(group)) for group in self.param_groups]
+        shared = self._shared
+        return [shared.across_rebuilds.turns.get(id(group)) for group in shared.param_groups]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # a wrapper's copy could not step: it would lack what the wrapper's own class needs
+        optimizer = self._shared.optimizer()
+        if optimizer is None or optimizer is self:
+            return super().__reduce_ex__(protocol)
+        return _bare, (type(optimizer),), optimizer.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_options", "_met_scaler", "launches")}
-        own["_reported"], own["_rounds_of"] = self._across_rebuilds.reported, self._rounds()
+        shared = self._shared
+        shared.refuse_averages("pickling or copying an optimizer")
+        own = {
+            "_options": shared.options,
+            "_met_scaler": shared.met_scaler,
+            "launches": shared.launches,
+            "_unscales": shared.unscales,
+            "_reported": shared.across_rebuilds.reported,
+            "_rounds_of": self._rounds(),
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "param_groups" in self.__dict__:
-            self._take_loaded(state)
-        else:
+        # one that is loaded comes from torch's load_state_dict; a wrapper has no attributes of its own to tell by
+        if "_options" in state:
             self._unpickle(dict(state))
+        else:
+            self._take_loaded(state)
 
     def _take_loaded(self, state: dict[str, Any]) -> None:
         """Go on from a loaded state dict."""
-        self._refuse_averages("load_state_dict()")
-        previous = self.state
-        super().__setstate__(complete_state(state, self.param_groups, self.defaults))
-        self._across_rebuilds.turns = {id(group): turn_of(group) for group in self.param_groups}
-        self._engine, self._is_stale = self._build(previous), False
+        shared = self._shared
+        shared.refuse_averages("load_state_dict()")
+        with shared.alone("load_state_dict()"):
+            complete = complete_state(state, shared.param_groups, shared.defaults)
+            previous, shared.state = shared.state, complete["state"]
+            shared.param_groups = complete["param_groups"]
+            shared.across_rebuilds.turns = {id(g): turn_of(g) for g in shared.param_groups}
+            shared.engine, shared.is_stale = self._build(previous), False
 
     def _unpickle(self, state: dict[str, Any]) -> None:
         """Become the optimizer that was pickled or copied; its engine is built when it is first needed."""
-        self._across_rebuilds = AcrossRebuilds(reported=state.pop("_reported"))
+        self._shared = shared = Shared(
+            weakref.ref(self),
+            dict(state.pop("_options")),
+            AcrossRebuilds(reported=state.pop("_reported")),
+            state.pop("_met_scaler"),
+            state.pop("launches"),
+            state.pop("_unscales"),
+            *(state.pop(name) for name in _OF_TORCH),
+        )
         rounds = state.pop("_rounds_of")
         super().__setstate__(state)
-        known = zip(self.param_groups, rounds, strict=True)
-        self._across_rebuilds.turns = {id(group): turn for group, turn in known if turn is not None}
-        self._limits = ClipLimits.of(self._options["max_grad_norm"])
-        self._reset_transients()
+        self._complete_hooks()
+        known = zip(shared.param_groups, rounds, strict=True)
+        shared.across_rebuilds.turns = {
+            id(group): turn for group, turn in known if turn is not None
+        }
+        shared.limits = ClipLimits.of(shared.options["max_grad_norm"])
+
+    def _complete_hooks(self) -> None:
+        """Have steps go through torch's own wrapper where this torch keeps hooks elsewhere."""
+        for name in _HOOKS:
+            self.__dict__.setdefault(name, UNKNOWN)

@@ -31,10 +31,9 @@ class Player(Optimizer):
         role: "body" or "head".
     """
 
-    _step_supports_amp_scaling = True
-
     def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
         self._owner, self.role = owner, role
+        self.was_stepped = False  # a scaler skips a step by not calling it
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
         super().__init__([{"params": []}], {})
@@ -71,9 +70,14 @@ class Player(Optimizer):
             raise AttributeError("a player has the defaults of its optimizer: change them there")
 
     @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """The owner's: whether a gradient scaler leaves unscaling and skipping to the step."""
+        return self._owner._step_supports_amp_scaling
+
+    @property
     def _opt_called(self) -> bool:
         """Tell schedulers, which warn of a missing step, that this player was stepped, perhaps by its owner."""
-        return self.role in self._owner._stepped
+        return self.role in self._owner._shared.stepped
 
     @_opt_called.setter
     def _opt_called(self, called: bool) -> None:
@@ -81,15 +85,23 @@ class Player(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
         """As the owner's `step(closure, role=...)`."""
-        given = {name: self.__dict__.get(name) for name in ("grad_scale", "found_inf")}
-        owner = vars(self._owner)
         # a gradient scaler hands these to the optimizer it was given, which is this one
-        owner.update((name, value) for name, value in given.items() if value is not None)
+        own, names = self.__dict__, ("grad_scale", "found_inf")
+        from_scaler = self._owner._shared.from_scaler
+        given = {name: own[name] for name in names if own.get(name) is not None}
+        from_scaler.update(given)
+        self.was_stepped = True
         try:
             return self._owner.step(closure, role=self.role, zero_grad=zero_grad)
+        except BaseException:
+            for (
+                name
+            ) in names:  # or the scaler would take what is left for a scale of this player's own
+                own.pop(name, None)
+            raise
         finally:
-            for name in given:
-                owner.pop(name, None)
+            for name in names:
+                from_scaler.pop(name, None)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the owner's, for this player's gradients."""

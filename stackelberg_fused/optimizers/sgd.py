@@ -15,9 +15,9 @@ class StackelbergSGD(StackelbergOptimizer):
     Args:
         params: as in `StackelbergAdam`; the default rule is "sgd".
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
-        foreach, fused: accepted for compatibility and ignored; every backend is one launch.
-        differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every, update_every_grads,
-            grads, mode, constraint, master, state_dtype, float32_state, seed: as in `StackelbergAdam`.
+        foreach, fused, differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every,
+            update_every_grads, grads, mode, constraint, master, state_dtype, float32_state, seed: as in
+            `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.

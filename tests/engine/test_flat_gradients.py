@@ -206,7 +206,7 @@ def test_groups_that_are_added_and_state_that_is_loaded() -> None:
 @pytest.mark.parametrize("overflow", [False, True])
 def test_a_scaler_passes_it_on(overflow: bool) -> None:
     p = nn.Parameter(torch.ones(3))
-    ours, scaler = flat_sgd(p), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    ours, scaler = flat_sgd(p, fused=True), torch.amp.GradScaler("cpu", init_scale=1024.0)
     scaler.scale(p.sum() * (torch.inf if overflow else 1.0)).backward()
     scaler.step(ours, zero_grad=True)
     assert p.tolist() == [float(overflow)] * 3

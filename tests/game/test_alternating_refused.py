@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import normal
-from checks import assert_same_bits
+from checks import Snapshot, assert_same_bits
 from games import (
     ROWS,
     all_of,
@@ -199,12 +199,63 @@ def test_a_weight_that_the_head_shares_unseen_is_refused(grads: str) -> None:
         assert_same_bits(p.detach(), old)
 
 
-def test_a_head_without_use_for_the_features_is_noticed() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("head_steps", "parts"), [(1, 1), (3, 1), (2, 3)])
+def test_a_head_without_use_for_the_features_is_refused_before_it_moves(
+    head_steps: int, parts: int, scaled: bool
+) -> None:
     body, head = players()
-    with pytest.raises(RuntimeError, match="does not depend on what the body returned"):
-        sf.alternating_step(
-            body, lambda z: head(z.detach()), F.cross_entropy, optimizer_of(body, head), *data(0)
-        )
+    optimizer = optimizer_of(body, head)
+    before = Snapshot(optimizer)
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not depend on what the body returned"):
+            sf.alternating_step(
+                body,
+                lambda z: head(z.detach()),
+                F.cross_entropy,
+                optimizer,
+                *data(0),
+                head_steps,
+                microbatches=parts,
+                scaler=scaler,
+            )
+        before.assert_unchanged()
+    sf.alternating_step(body, head, F.cross_entropy, optimizer, *data(0), scaler=scaler)
+
+
+def test_the_gradient_of_the_features_is_computed_twice_in_the_first_step_alone() -> None:
+    body, head = players()
+    optimizer, seen = optimizer_of(body, head), []
+
+    def watched(z: Tensor) -> Tensor:
+        seen.append(z.requires_grad)
+        return head(z)
+
+    for _ in range(2):
+        sf.alternating_step(body, watched, F.cross_entropy, optimizer, *data(0))
+    sf.alternating_step(body, watched, F.multi_margin_loss, optimizer, *data(0))
+    assert seen == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("wrong", ["sparse", "rate"])
+def test_mode_alternating_checks_the_body_before_the_head_moves(wrong: str) -> None:
+    body, head = players()
+    optimizer = optimizer_of(body, head, mode="alternating")
+    before = Snapshot(optimizer)
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(head(body(data(0)[0])), data(0)[1])
+        loss.backward()
+        if wrong == "sparse":
+            body[2].weight.grad = body[2].weight.grad.to_sparse()
+        return loss
+
+    if wrong == "rate":
+        optimizer.param_groups[0]["lr"] = float("nan")
+    with pytest.raises((RuntimeError, ValueError), match=r"sparse|lr"):
+        optimizer.step(closure)
+    before.assert_unchanged()
 
 
 def test_mode_alternating_needs_both_players() -> None:

@@ -81,14 +81,15 @@ def _by_hand(optimizer: Any) -> Any:
 def test_as_if_the_skipped_steps_had_never_been(backend: str, options: Options) -> None:
     if is_interpreting() and options.rule == "adam":
         pytest.skip("left out: the interpreter's time")
-    scaled = _train(_optimizer(options, backend))
+    scaled = _train(_optimizer(options, backend, fused=True))
     # a scale that is a power of two rounds nothing
     assert_same_optimizers(scaled, _by_hand(_optimizer(options, backend)))
 
 
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
-def test_as_torch(options: Options) -> None:
-    ours = _train(_optimizer(options, "cpu"))
+@pytest.mark.parametrize("fused", [None, True])
+def test_as_torch(options: Options, fused: bool | None) -> None:
+    ours = _train(_optimizer(options, "cpu", fused=fused))
     groups = [{k: g[k] for k in ("params", "lr")} for g in groups_of(sizes_for(7))]
     torchs = _train(options.torchs(groups))
     for p, q in zip(all_params(ours), all_params(torchs), strict=True):
@@ -135,15 +136,19 @@ def test_clipping_is_by_the_norm_without_the_scale(backend: str, limits: Any) ->
     assert_same_optimizers(scaled, plain)
 
 
+@pytest.mark.parametrize("fused", [None, True])
 @by_backend
-def test_gradients_that_were_unscaled_are_not_unscaled_again(backend: str) -> None:
-    ours = _train(_optimizer(ADAM, backend), unscale=True)
+def test_gradients_that_were_unscaled_are_not_unscaled_again(
+    backend: str, fused: bool | None
+) -> None:
+    ours = _train(_optimizer(ADAM, backend, fused=fused), unscale=True)
     assert_same_optimizers(ours, _by_hand(_optimizer(ADAM, backend)))
 
 
-def test_unscale_clip_and_step_as_torch() -> None:
-    ours = _train(_optimizer(ADAM, "cpu"), unscale=True, clip=1.0)
-    in_the_step = _train(_optimizer(ADAM, "cpu", max_grad_norm=1.0))
+@pytest.mark.parametrize("fused", [None, True])
+def test_unscale_clip_and_step_as_torch(fused: bool | None) -> None:
+    ours = _train(_optimizer(ADAM, "cpu", fused=fused), unscale=True, clip=1.0)
+    in_the_step = _train(_optimizer(ADAM, "cpu", fused=fused, max_grad_norm=1.0))
     groups = [{k: g[k] for k in ("params", "lr")} for g in groups_of(sizes_for(7))]
     torchs = _train(ADAM.torchs(groups), unscale=True, clip=1.0)
     for p, q, r in zip(*map(all_params, (ours, torchs, in_the_step)), strict=True):
@@ -178,7 +183,7 @@ def test_what_no_scaler_sets(name: str, value: Any) -> None:
 def test_a_step_that_raises_leaves_nothing_of_the_scaler() -> None:
     """Or the scaler would take what it left for a scale of the optimizer's own, and divide by both."""
     p = nn.Parameter(torch.ones(3))
-    optimizer = sf.StackelbergSGD([p], lr=1.0)
+    optimizer = sf.StackelbergSGD([p], lr=1.0, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     scaler.scale(p.sum()).backward()
     optimizer.param_groups[0]["lr"] = -1.0
@@ -191,7 +196,7 @@ def test_a_step_that_raises_leaves_nothing_of_the_scaler() -> None:
 
 def test_a_scaler_without_gradients() -> None:
     p = nn.Parameter(torch.ones(3))
-    optimizer = sf.StackelbergSGD([p], lr=1.0)
+    optimizer = sf.StackelbergSGD([p], lr=1.0, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     scaler.scale(torch.ones(()))
     scaler.step(optimizer)

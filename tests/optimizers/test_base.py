@@ -122,10 +122,12 @@ def test_zero_grad(to_none: bool) -> None:
     assert_agree(ours, torchs)
 
 
+@pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("overflow", [False, True])
 @BACKENDS
-def test_grad_scaler(overflow: bool, backend: str) -> None:
-    ours, torchs = both(ADAM, backend)
+def test_grad_scaler(overflow: bool, backend: str, fused: bool | None) -> None:
+    _, torchs = both(ADAM)
+    ours, _ = both(ADAM, backend, fused=fused)
     for optimizer in (ours, torchs):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         for number in range(3):

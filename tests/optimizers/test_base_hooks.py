@@ -125,7 +125,8 @@ def test_a_hook_may_make_anything_of_a_state_dict() -> None:
 
 def test_a_hook_that_raises_leaves_nothing_of_a_scaler() -> None:
     p = torch.nn.Parameter(torch.zeros(3))
-    ours, scaler = sf.StackelbergSGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ours = sf.StackelbergSGD([p], lr=1.0, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 
     def hook(*_: object) -> None:
         raise KeyboardInterrupt

@@ -134,10 +134,13 @@ def test_a_scheduler_before_the_first_step_is_warned_of() -> None:
         scheduler.step()
 
 
+@pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("overflow", [(), ("body",), ("head",), ("body", "head")])
 @by_backend
-def test_a_scaler_skips_each_player_on_its_own(backend: str, overflow: tuple[str, ...]) -> None:
-    ours = _optimizer(backend, max_grad_norm={"body": 1e9})
+def test_a_scaler_skips_each_player_on_its_own(
+    backend: str, overflow: tuple[str, ...], fused: bool | None
+) -> None:
+    ours = _optimizer(backend, max_grad_norm={"body": 1e9}, fused=fused)
     device = ours.param_groups[0]["params"][0].device
     scaler = torch.amp.GradScaler(device.type, init_scale=8.0)
     before, roles = _values(ours), ("body", "head")
@@ -145,17 +148,24 @@ def test_a_scaler_skips_each_player_on_its_own(backend: str, overflow: tuple[str
     _fill(ours, *(torch.inf if role in overflow else 16.0 for role in roles))
     for role in roles:
         scaler.step(ours.player(role))
-        skipped = ours.last_step.skipped
-        assert bool(skipped) == (role in overflow)
+        if fused:
+            assert bool(ours.last_step.skipped) == (role in overflow)
+        assert ours.player(role).was_stepped == bool(fused or role not in overflow)
     scaler.update()
     assert scaler.get_scale() == (4.0 if overflow else 8.0)
     for role, lr, old, new in zip(roles, (0.5, 5.0), before, _values(ours), strict=True):
         torch.testing.assert_close(new, old if role in overflow else old - 2.0 * lr)
-    assert not {"grad_scale", "found_inf"} & (vars(ours).keys() | vars(ours.player("head")).keys())
+    _assert_nothing_left_of_a_scaler(ours)
 
 
-def test_gradients_that_a_scaler_unscaled_before() -> None:
-    ours, scaler = _optimizer(), torch.amp.GradScaler("cpu", init_scale=8.0)
+def _assert_nothing_left_of_a_scaler(ours: Any) -> None:
+    for name in ("grad_scale", "found_inf"):
+        assert not any(hasattr(o, name) for o in (ours, ours.player("head"), ours.player("body")))
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_gradients_that_a_scaler_unscaled_before(fused: bool | None) -> None:
+    ours, scaler = _optimizer(fused=fused), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
     _fill(ours, 16.0, 16.0)
     before = _values(ours)
@@ -167,19 +177,22 @@ def test_gradients_that_a_scaler_unscaled_before() -> None:
 
 
 def test_nothing_is_left_of_a_scaler_after_an_error() -> None:
-    ours, scaler = _optimizer(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ours, scaler = _optimizer(fused=True), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
     _fill(ours)
     ours.param_groups[1]["lr"] = -1.0
     with pytest.raises(ValueError, match="lr"):
         scaler.step(ours.player("head"))
-    assert not {"grad_scale", "found_inf"} & vars(ours).keys()
+    _assert_nothing_left_of_a_scaler(ours)
 
 
+@pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("overflow", ["", "body", "head"])
 @pytest.mark.parametrize("head_steps", [1, 3])
 @by_backend
-def test_an_alternating_step_with_a_scaler(backend: str, head_steps: int, overflow: str) -> None:
+def test_an_alternating_step_with_a_scaler(
+    backend: str, head_steps: int, overflow: str, fused: bool | None
+) -> None:
     """One update of the scale per call, whatever the number of head updates."""
     instance, device = chosen(backend)
 
@@ -193,7 +206,7 @@ def test_an_alternating_step_with_a_scaler(backend: str, head_steps: int, overfl
             {"params": list(body.parameters())},
             {"params": list(head.parameters()), "role": "head"},
         ]
-        optimizer = sf.StackelbergAdamW(groups, lr=0.01, backend=instance)
+        optimizer = sf.StackelbergAdamW(groups, lr=0.01, backend=instance, fused=fused)
         scaler = (
             torch.amp.GradScaler(torch.device(device).type, init_scale=1024.0) if scaled else None
         )
@@ -217,6 +230,7 @@ def test_an_alternating_step_with_a_scaler(backend: str, head_steps: int, overfl
         for role, module, old in zip(("body", "head"), (body, head), before, strict=True):
             moved = not torch.equal(module.weight, old["weight"])
             assert moved == (role != overflow)
+            assert all(p.grad is None for p in module.parameters())
     if not overflow:
         assert_same_optimizers(sides[0][2], sides[1][2])  # a power of two scales exactly
 

@@ -1,0 +1,59 @@
+"""Step counts in tensors of the user's, who put them into the optimizer's state: they stay there and are advanced."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layout.table import Table
+
+_CPU = torch.device("cpu")
+
+
+def own_counts(tables: list[Table] | None) -> set[int] | None:
+    """The ids of the counts in the state of some tables that are not the user's; None without tables."""
+    if tables is None:
+        return None
+    return {
+        id(tensors["step"])
+        for table in tables
+        for i, tensors in enumerate(table.state_tensors)
+        if "step" in tensors and i not in table.given_counts
+    }
+
+
+def is_given(count: object, own: set[int] | None) -> bool:
+    """Tell whether a step count is a tensor of the user's, and not one of ours or a copy of it.
+
+    Args:
+        count: what the state holds.
+        own: the ids of ours; None for an optimizer that was just unpickled or copied. Then only shared memory is the
+            user's: another process counts in it.
+    """
+    if not isinstance(count, Tensor):
+        return False
+    if own is None:
+        return count.device == _CPU and count.is_shared()
+    return id(count) not in own
+
+
+def read_given(table: Table) -> None:
+    """Take over what others, as asynchronous trainers in other processes, counted since the last step.
+
+    A device is not asked: it would have to be waited for.
+    """
+    for i, count in table.given_counts.items():
+        if count.device == _CPU:
+            table.step_counts[i] = count.item()
+
+
+@torch.no_grad()
+def advance_given(table: Table, counts: np.ndarray) -> None:
+    """Add a step to the counts of the slots that moved (float32 [n]).
+
+    Not the sum that our own count is now: meanwhile somebody else may have counted too.
+    """
+    for i, count in table.given_counts.items():
+        if counts[i]:
+            count.add_(1)

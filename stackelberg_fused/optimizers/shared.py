@@ -1,0 +1,98 @@
+"""What an optimizer knows, in one object that the wrappers which imitate its class share with it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..engine.across_rebuilds import AcrossRebuilds
+from ..groups.new_group import Members
+from ..layout.statistics import ClipLimits, Statistics
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from .engine_holder import EngineHolder
+    from .player import Player
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """Everything that would be an attribute of the optimizer.
+
+    Lightning and Fabric hand out wrappers whose class derives from the optimizer's: our methods run with the wrapper
+    as `self`. It reads our attributes, or a copy of them, but what is assigned to it stays with it. So the optimizer
+    has one attribute, this object, and everything is assigned here.
+
+    Attributes:
+        optimizer: the one that was constructed, unpickled or copied.
+        options: of the optimizer as a whole, see `OptimizerOptions`.
+        across_rebuilds, met_scaler, launches, unscales: outlive pickling, as `options` do. `met_scaler`: a scaler's
+            attributes were there at some step. `unscales`: scalers leave unscaling and skipping to the step.
+        defaults, state, param_groups: torch's.
+        limits: the norms to which gradients are clipped.
+        from_scaler: `grad_scale` and `found_inf`, where a gradient scaler, or somebody else, set them.
+        members: of the groups so far, while the constructor adds them.
+        is_stale: the engine is that of parameters or state that are no longer there.
+        is_swapped: the parameters hold their averages.
+        stepped: players that took a step; their schedulers ask.
+        last, found_inf: of the last step, for its report.
+        lock: held while a step, or whatever else builds or reads the tables, is running.
+    """
+
+    optimizer: weakref.ref[EngineHolder]
+    options: dict[str, Any]
+    across_rebuilds: AcrossRebuilds = field(default_factory=AcrossRebuilds)
+    met_scaler: bool = False
+    launches: int = 0
+    unscales: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
+    state: defaultdict[Tensor, Any] = field(default_factory=lambda: defaultdict(dict))
+    param_groups: list[dict[str, Any]] = field(default_factory=list)
+    limits: ClipLimits | None = None
+    from_scaler: dict[str, Any] = field(default_factory=dict)
+    members: Members | None = None
+    engine: Engine | None = None
+    is_stale: bool = False
+    is_swapped: bool = False
+    players: dict[str, Player] = field(default_factory=dict)
+    stepped: set[str] = field(default_factory=set)
+    last: tuple[int, Statistics | None] = (0, None)
+    found_inf: Tensor | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Keep other threads from stepping the optimizer meanwhile.
+
+        Raises:
+            RuntimeError: somebody is at it; nothing is waited for.
+        """
+        if not self.lock.acquire(blocking=False):
+            raise busy(what)
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def refuse_averages(self, what: str) -> None:
+        """Raise RuntimeError where the parameters hold their averages."""
+        if self.is_swapped:
+            raise RuntimeError(
+                f"{what}: the parameters hold their averages; leave ema_weights() first"
+            )
+
+
+def busy(what: str) -> RuntimeError:
+    """The error of a call that came while a step was running."""
+    return RuntimeError(
+        f"{what}: another thread is in a step of this optimizer, or in another call that changes it (or a signal "
+        "handler interrupted one). One optimizer takes one call at a time: give each thread its own, or have them "
+        "share a lock"
+    )
