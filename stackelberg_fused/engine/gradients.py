@@ -74,6 +74,19 @@ class Gradients:
             ValueError, TypeError, RuntimeError: a gradient or a rebound parameter does not fit; names the parameter.
             RebuildNeeded: a parameter was rebound to memory with other strides.
         """
+        try:
+            return self._gather(span)
+        except BaseException:
+            self._doubt()
+            raise
+
+    def _doubt(self) -> None:
+        """Expect that anything has changed: an interrupt may have come with an answer of the reader's, now lost."""
+        self.active_version += 1
+        self._table.version += 1
+        self._table.note_formats()
+
+    def _gather(self, span: Span) -> Gathered:
         self._check_shards(span)
         moved, mismatched, changed, switched, gradients = self._reader.read(
             span.first_slot, span.last_slot
@@ -109,8 +122,15 @@ class Gradients:
         Args:
             written: bool [n]: slots that change, or may where the device counts.
         """
-        if not self._reads_memory:
+        if not (self._reads_memory and self._gapped):
             return
+        try:
+            self._stage_gapped(gathered, span, written)
+        except BaseException:
+            self._doubt()
+            raise
+
+    def _stage_gapped(self, gathered: Gathered, span: Span, written: np.ndarray) -> None:
         for i in self._gapped:
             inside = span.first_slot <= i < span.last_slot
             if not (inside and (self.active[i] or written[i])):
