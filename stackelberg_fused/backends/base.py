@@ -70,6 +70,8 @@ def refusal_of_kernel(name: str, device_type: str, kind: Kind) -> str:
     """Why a kernel that takes any mix of at most 32 bits cannot update parameters of a kind; empty when it can."""
     if kind.device.type != device_type:
         return f"the {name} backend cannot update parameters on {kind.device}"
+    if not kind.has_memory:
+        return f"the {name} backend cannot update tensors without memory of their own"
     if kind.dtype not in DTYPE_WORD:
         return f"the {name} backend updates parameters of at most 32 bits, not {kind.dtype}"
     if kind.has_joint_set:

@@ -98,7 +98,8 @@ class Engine:
         """The kinds of parameters to be updated; remembers parameters that cannot be until they are trained."""
         check_joint_sets(slots, self.groups)
         # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
-        updated = [kind for kind in slots if any(map(is_trained, slots[kind]))] or list(slots)
+        updated = [kind for kind in slots if any(map(is_trained, slots[kind]))]
+        updated = updated or [kind for kind in slots if kind.has_memory]
         frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
         self._frozen = {
             role: [slot.param for slot in frozen if role in (None, slot.role)]

@@ -14,7 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
-from ..memory.presence import has_memory, is_wrapper
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
 
@@ -237,7 +237,7 @@ class Gradients:
         # a ball scales also who has no gradient
         is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
         # operations of a wrapper find its elements wherever they are
-        by_address = self._reads_memory or not is_wrapper(local)
+        by_address = self._reads_memory or not is_abstract(local)
         if is_written and by_address and not has_memory(local):
             raise TypeError(
                 f"{slot.name}: a {type(local).__name__} has no memory to update, or less than it needs"

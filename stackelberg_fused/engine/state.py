@@ -26,7 +26,7 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
-from ..memory.presence import has_memory, is_wrapper
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
 from .state_conversion import as_stored
@@ -143,7 +143,7 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        if not (is_wrapper(value) or has_memory(value)):
+        if not (is_abstract(value) or has_memory(value)):
             raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:
@@ -228,7 +228,8 @@ _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("moment
 
 def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
     """Tell whether a tensor can hold some state; `like` has no memory."""
-    return (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+    is_alike = (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+    return is_alike and has_memory(tensor)
 
 
 def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:
