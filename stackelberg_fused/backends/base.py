@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Span
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import Table
+from .interrupts import make_calls
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Launch:
         zero_grads: the launch leaves zeros in all gradients, also in those that moved nothing.
         moves: bool [slots]: slots that move; where only the device knows, those that may.
         joint_sets: those of the table, where any of their slots may move: projected onto after the update.
+        conclusion: calls of built-in functions that complete the step after the kernels: they count it, and copy back
+            what was updated in the place of a parameter.
     """
 
     table: Table
@@ -54,6 +58,12 @@ class Launch:
     zero_grads: bool = False
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
+    conclusion: Sequence[partial[Any]] = ()
+
+    def make(self, *calls: partial[Any]) -> None:
+        """Make native calls and conclude the step, all of it or nothing: no interrupt (Ctrl-C) comes between them."""
+        make_calls((*calls, *self.conclusion))
+        self.conclusion = ()
 
     @property
     def needed_statistics(self) -> Statistics:
@@ -72,6 +82,8 @@ def refusal_of_kernel(name: str, device_type: str, kind: Kind) -> str:
     """Why a kernel that takes any mix of at most 32 bits cannot update parameters of a kind; empty when it can."""
     if kind.device.type != device_type:
         return f"the {name} backend cannot update parameters on {kind.device}"
+    if not kind.has_memory:
+        return f"the {name} backend cannot update tensors without memory of their own"
     if kind.dtype not in DTYPE_WORD:
         return f"the {name} backend updates parameters of at most 32 bits, not {kind.dtype}"
     if kind.has_joint_set:
@@ -85,6 +97,7 @@ class Backend(ABC):
     name: ClassVar[str]
     reads_memory: ClassVar[bool] = True  # goes by the addresses in the records, not by tensors
     mixes_dtypes: ClassVar[bool] = False  # updates all parameters of a device in one launch
+    is_native: ClassVar[bool] = False  # its steps are native calls, made by `Launch.make`
     counts_on_device: bool = (
         False  # can count steps where the host does not know whether they are taken
     )
@@ -105,6 +118,8 @@ class Backend(ABC):
     @abstractmethod
     def step(self, launch: Launch) -> int:
         """Update in place, then project what moved onto `launch.joint_sets` and average it.
+
+        Signals that arrive meanwhile are handled afterwards, unless the backend is native.
 
         Returns:
             The number of kernel launches made: one, and one more where there are joint sets.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ..layout.slot import Kind
@@ -32,6 +34,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     mixes_dtypes = True
+    is_native = True
 
     def __init__(self, isa: str = "") -> None:
         self._isa = _cpu.isa(isa)
@@ -56,10 +59,11 @@ class CpuBackend(Backend):
 
     def step(self, launch: Launch) -> int:
         tables, threads = _tables(launch), torch.get_num_threads()
-        _cpu.step(step_args(launch, tables), threads, self._isa)
+        update = partial(_cpu.step, step_args(launch, tables), threads, self._isa)
         if launch.joint_sets is None:
+            launch.make(update)
             return 1
-        _cpu.project(project_args(launch, tables), threads)
+        launch.make(update, partial(_cpu.project, project_args(launch, tables), threads))
         return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     mixes_dtypes = True
+    is_native = True
     counts_on_device = True
 
     @classmethod
@@ -69,10 +71,12 @@ class CudaBackend(Backend):
         with torch.cuda.device(index):
             tables = addresses(tables_on_device(launch.table))
             stream = torch.cuda.current_stream(index).cuda_stream
-            _cuda.step(step_args(launch, tables), index, stream)
+            update = partial(_cuda.step, step_args(launch, tables), index, stream)
             if launch.joint_sets is None:
+                launch.make(update)
                 return 1
-            _cuda.project(project_args(launch, tables), index, stream)
+            project = partial(_cuda.project, project_args(launch, tables), index, stream)
+            launch.make(update, project)
         return 2
 
 

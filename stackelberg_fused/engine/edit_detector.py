@@ -42,6 +42,7 @@ class EditDetector:
 
     def note_state(self) -> None:
         """Take what the state holds now for what it should hold."""
+        self._is_noted = False
         entries = [entry for entry in self._state.values() if isinstance(entry, dict)]
         self._state_snapshot = make_container_snapshot([self._state, *entries])
         for unit in self._units:
@@ -50,6 +51,7 @@ class EditDetector:
             [self._group_snapshot, self._hyperparameters.snapshot, self._state_snapshot],
             [unit.state_addresses for unit in self._units],
         )
+        self._is_noted = True
 
     def check(self) -> None:
         """Have edited hyperparameters looked at again.
@@ -57,6 +59,8 @@ class EditDetector:
         Raises:
             RebuildNeeded: a parameter or its state was replaced or moved, or flat gradients are out of date.
         """
+        if not self._is_noted:
+            raise RebuildNeeded("an interrupt came while the state was noted")
         if not self._change_detector.is_unchanged():
             self._look_closer()
         for unit in self._units:

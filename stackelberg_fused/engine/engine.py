@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import Backend, can_update, resolve_backend
+from ..backends.interrupts import HeldSignals
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import ROLES, param_label
@@ -113,7 +114,8 @@ class Engine:
             if any(map(is_trained, of_kind))
             # what was frozen while its group waits goes on to wait with it
             or (any(map(self._has_waited, of_kind)) and can_update(requested, kind))
-        ] or list(slots)
+        ]
+        updated = updated or [kind for kind in slots if kind.has_memory]
         frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
         self._may_wait = [
             slot
@@ -231,15 +233,13 @@ class Engine:
         if changed:
             self._accept(changed)
         staged = self._stage(pending, limits is not None, scaling, zero_grad)
-        launches, statistics, has_new_state = 0, None, False
+        launches, statistics = 0, None
         if limits is not None and self.units:
             launches, statistics = self._measure(staged, limits, role)
-        for unit, ready in zip(self.units, staged, strict=True):
-            if ready is not None:
-                launches += unit.launch(ready)
-            has_new_state |= unit.has_new_state
-        if has_new_state:
-            self._edits.note_state()
+        launches += self._launch(staged)
+        for unit in self.units:
+            if unit.has_new_state:
+                self._edits.note_state()  # and all units have none
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
@@ -265,8 +265,8 @@ class Engine:
 
     def _accept(self, changed: list[int]) -> None:
         """Go on with hyperparameters that somebody changed and that nothing speaks against."""
+        self.is_broken = True  # should memory run out, or an interrupt come: then it is built again
         accepted = self.hyperparameters.accept(changed)
-        self.is_broken = True  # should memory run out: then it is built again
         for unit in self.units:
             unit.follow(accepted)
         self._note_sleeping()
@@ -287,6 +287,20 @@ class Engine:
             unit.stage(read, clipped, scaling, zero_grad, counted)
             for unit, read in zip(self.units, pending, strict=True)
         ]
+
+    def _launch(self, staged: list[Staged | None]) -> int:
+        """Make the launches of a step, whose number is returned; an interrupt comes before the first or after the last.
+
+        An error may still come between the launches of several units: it is none that they could be prepared for.
+        """
+        if len(self.units) == 1 and self.units[0].backend.is_native:
+            return 0 if staged[0] is None else self.units[0].launch(staged[0])
+        with HeldSignals():
+            return sum(
+                unit.launch(ready)
+                for unit, ready in zip(self.units, staged, strict=True)
+                if ready is not None
+            )
 
     def flat_gradients(self) -> list[dict[str, Tensor]]:
         """The buffers of each table by role, with all gradients in them."""

@@ -36,7 +36,7 @@ class _Place:
 class FlatGradients:
     """The buffers of one table, and the view of them that each parameter has as its gradient.
 
-    A buffer and its views have one storage, so that its memory can be exchanged (`share_memory_`), that of all together.
+    A buffer and its views have one storage, so that whoever exchanges its memory (`share_memory_`) exchanges theirs.
 
     Args:
         table: parameters that are frozen now get no place; their gradients are read where they are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,12 +50,10 @@ def read_given(table: Table) -> None:
             table.step_counts[i] = count.item()
 
 
-@torch.no_grad()
-def advance_given(table: Table, counts: np.ndarray) -> None:
-    """Add a step to the counts of the slots that moved (float32 [n]).
+def advances_of_given(table: Table, moves: np.ndarray) -> list[partial[Tensor]]:
+    """The calls that add a step to the counts of the slots that move (bool [n]).
 
     Not the sum that our own count is now: meanwhile somebody else may have counted too.
     """
-    for i, count in table.given_counts.items():
-        if counts[i]:
-            count.add_(1)
+    # of detached ones: where a count requires gradients, autograd would refuse
+    return [partial(count.detach().add_, 1) for i, count in table.given_counts.items() if moves[i]]

@@ -14,7 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
-from ..memory.presence import has_memory, is_wrapper
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
 
@@ -74,6 +74,19 @@ class Gradients:
             ValueError, TypeError, RuntimeError: a gradient or a rebound parameter does not fit; names the parameter.
             RebuildNeeded: a parameter was rebound to memory with other strides.
         """
+        try:
+            return self._gather(span)
+        except BaseException:
+            self._doubt()
+            raise
+
+    def _doubt(self) -> None:
+        """Expect that anything has changed: an interrupt may have come with an answer of the reader's, now lost."""
+        self.active_version += 1
+        self._table.version += 1
+        self._table.note_formats()
+
+    def _gather(self, span: Span) -> Gathered:
         self._check_shards(span)
         moved, mismatched, changed, switched, gradients = self._reader.read(
             span.first_slot, span.last_slot
@@ -110,8 +123,15 @@ class Gradients:
         Args:
             written: bool [n]: slots that change, or may where the device counts.
         """
-        if not self._reads_memory:
+        if not (self._reads_memory and self._gapped):
             return
+        try:
+            self._stage_gapped(gathered, span, written)
+        except BaseException:
+            self._doubt()
+            raise
+
+    def _stage_gapped(self, gathered: Gathered, span: Span, written: np.ndarray) -> None:
         for i in self._gapped:
             inside = span.first_slot <= i < span.last_slot
             if not (inside and (self.active[i] or written[i])):
@@ -218,7 +238,7 @@ class Gradients:
         # a ball scales also who has no gradient
         is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
         # operations of a wrapper find its elements wherever they are
-        by_address = self._reads_memory or not is_wrapper(local)
+        by_address = self._reads_memory or not is_abstract(local)
         if is_written and by_address and not has_memory(local):
             raise TypeError(
                 f"{slot.name}: a {type(local).__name__} has no memory to update, or less than it needs"

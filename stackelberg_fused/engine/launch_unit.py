@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, Launch
+from ..backends.interrupts import make_calls
 from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
@@ -24,7 +26,7 @@ from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
 from ..warning import warn_caller
 from .flat_gradients import FlatGradients
-from .given_counts import advance_given, read_given
+from .given_counts import advances_of_given, read_given
 from .gradients import Gathered, Gradients
 from .group_turns import GroupTurns
 from .state import drop_averages
@@ -190,8 +192,9 @@ class LaunchUnit:
             self._refuse_in_capture(f"the state of {table.slots[plan.lacks_state[0]].name}")
             self._planner.allocate(plan)
             self.has_new_state = True
-        if table.counts is None and table.rows.update():
-            table.write("row", slice(None), table.rows.slot_row)
+        if table.counts is None:
+            table.rows.update()
+            table.follow_rows()
         self.gradients.stage(pending.gathered, span, plan.written)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None
@@ -210,6 +213,7 @@ class LaunchUnit:
             clears,
             plan.moves,
             joint,
+            self._conclusion(pending.gathered, span, plan, scaling),
         )
         return Staged(pending.gathered, plan, launch)
 
@@ -222,32 +226,41 @@ class LaunchUnit:
         return 0
 
     def launch(self, staged: Staged) -> int:
-        """Update the parameters that have gradients; returns the launches made."""
-        table, plan, span = self.table, staged.plan, staged.launch.span
+        """Update the parameters that have gradients; returns the launches made.
+
+        Where the backend is native, all of it happens or nothing, wherever an interrupt comes.
+        """
+        plan, launch = staged.plan, staged.launch
         if self.backend.reads_memory:
             # a raw write is invisible to autograd: a backward through a changed parameter has to raise
             increment_versions(plan.params)
         launches = 0
-        if span.last_tile > span.first_tile:
-            launches = self.backend.step(staged.launch)
-        for param, copy in staged.gathered.write_back:
-            with torch.no_grad():
-                param.copy_(copy)
-        if table.counts is not None:
-            scaling = staged.launch.scaling
+        if launch.span.last_tile > launch.span.first_tile:
+            launches = self.backend.step(launch)
+        if launch.conclusion:  # the step was none of native calls
+            launch.make()
+        plan.ready = True
+        return launches
+
+    def _conclusion(
+        self, gathered: Gathered, span: Span, plan: StepPlan, scaling: Scaling | None
+    ) -> Sequence[partial[Any]]:
+        """See `Launch.conclusion`."""
+        table = self.table
+        if table.counts is None:
+            calls: Sequence[partial[Any]] = plan.count  # nearly always all that there is to do
+            if plan.waits_on_host or not plan.ready:
+                calls = self._planner.counting(span, plan)
+        else:
             found_inf = None if scaling is None else scaling.found_inf
             every, sums = table.update_every, table.sums
-            table.counts.advance_empty(span, plan.has_grad, every, sums, found_inf)
-        else:
-            np.add(table.step_counts, plan.counts, out=table.step_counts)
-            if table.given_counts:
-                advance_given(table, plan.counts)
-            if not plan.ready:
-                table.momentum_ready[plan.moves] = True
-                plan.ready = True
-            if plan.waits_on_host:
-                self._planner.advance_waiting(span, plan)
-        return launches
+            calls = table.counts.advances_of_empty(span, plan.has_grad, every, sums, found_inf)
+        if table.given_counts:
+            calls = [*calls, *advances_of_given(table, plan.moves)]
+        if not gathered.write_back:
+            return calls
+        # into detached ones, or autograd would ask for no_grad(), which is Python
+        return [*(partial(p.detach().copy_, copy) for p, copy in gathered.write_back), *calls]
 
     def _begin_anew(self, slots: list[int]) -> None:
         """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""
@@ -277,12 +290,16 @@ class LaunchUnit:
 
     def _count_on_device(self) -> None:
         table = self.table
-        table.count_on_device()
+        counts = table.device_counts()
+        calls = []
         for i, tensors in enumerate(table.state_tensors):
-            for name, counts in (("step", table.steps), ("waited", table.waited)):
-                if name in tensors:
-                    self.state[table.slots[i].param][name] = tensors[name] = counts[i]
+            of_slot = (("step", counts.steps), ("waited", counts.waited))
+            new = {name: values[i] for name, values in of_slot if name in tensors}
+            if new:
+                entry = self.state[table.slots[i].param]
+                calls += [partial(tensors.update, new), partial(entry.update, new)]
         self.has_new_state = True
+        make_calls([*calls, *table.count_on_device(counts)])
 
     def follow(self, accepted: Accepted) -> None:
         """Follow hyperparameters that were accepted."""

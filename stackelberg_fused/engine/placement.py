@@ -15,6 +15,7 @@ from ..groups.param_groups import param_label
 from ..groups.schemes import check_scheme, scheme_of
 from ..layout.slot import Kind, Slot
 from ..memory.arena import is_dense, move_into_arenas, owns_storage
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.random_bits import stream_key
 
@@ -35,7 +36,8 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 seen.add(id(param))
                 local = local_tensor(param)
                 label = param_label(index, group, position)
-                dense = is_dense(local) and not local.is_neg()
+                is_strided = local.layout is torch.strided
+                dense = is_strided and is_dense(local) and not local.is_neg()
                 key = stream_key(group["seed"], index, position)
                 scheme = scheme_of(group, local)
                 slot = Slot(param, label, index, role, position, local, dense, scheme, key)
@@ -44,10 +46,11 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
 
 
 def _kind(slot: Slot, group: dict[str, Any]) -> Kind:
+    local, present = slot.local, not is_abstract(slot.local)
     if joint_set(group) is None:
-        return Kind(slot.local.device, slot.local.dtype, slot.scheme.is_direct)
+        return Kind(local.device, local.dtype, slot.scheme.is_direct, has_memory=present)
     direct = all(scheme_of(group, local_tensor(p)).is_direct for p in group["params"])
-    return Kind(slot.local.device, slot.local.dtype, direct, not direct)
+    return Kind(local.device, local.dtype, direct, not direct, present)
 
 
 def merged(slots: Iterable[list[Slot]]) -> list[Slot]:
@@ -112,7 +115,7 @@ class Placement:
                 movable[slot.local.device, slot.local.dtype].append(slot.param)
                 continue
             log.info(
-                "%s stays where it is: a shard, a layout with gaps, or a view of shared memory",
+                "%s stays where it is: a shard, a layout with gaps, a view of shared memory, or without memory",
                 slot.name,
             )
         for params in movable.values():
@@ -124,6 +127,7 @@ def _can_move(slot: Slot) -> bool:
     return (
         slot.dense
         and not is_sharded(slot.param)
+        and has_memory(slot.local)
         and owns_storage(slot.local)
         and not slot.local.is_shared()
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backends.interrupts import make_calls
 from ..groups.param_groups import param_label
 from ..groups.rules import as_number
 from ..groups.schemes import (
@@ -24,7 +26,7 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
-from ..memory.presence import has_memory, is_wrapper
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
 from .given_counts import is_given
@@ -38,15 +40,16 @@ def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
     """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
+    found: dict[int, dict[str, Tensor]] = {i: {} for i in indices}
     missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
-    for i in indices:
+    for i, new in found.items():
         slot = table.slots[i]
-        entry = state[slot.param]
+        entry, group = state[slot.param], table.groups[slot.group]
         if "step" not in entry:
-            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-        if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
-            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-        for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
+            new["step"] = table.steps[i]
+        if "waited" not in entry and group["update_every"] > 1:
+            new["waited"] = table.waited[i]
+        for name, dtype in stored_names(slot.scheme, group).items():
             if entry.get(name) is None:
                 missing[name, dtype].append(i)
     for (name, _), slots in missing.items():
@@ -54,7 +57,17 @@ def allocate_state(
         for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
             if name in _BEGIN_WITH_WEIGHTS:
                 place.copy_(table.slots[i].local)
-            _set(table, i, name, place, state)
+            table.set_state_address(i, name, place.data_ptr())
+            found[i][name] = _as_entry(table, i, name, place)
+    # in one go: after an interrupt no parameter has a part of its state
+    entries = [(table.state_tensors[i], state[table.slots[i].param], found[i]) for i in indices]
+    make_calls([partial(held.update, new) for *both, new in entries for held in both])
+
+
+def _as_entry(table: Table, i: int, name: str, place: Tensor) -> Tensor:
+    """What the optimizer's state holds of a tensor: a DTensor where the parameter is one."""
+    # scales have a shape of their own
+    return place if name.endswith("_scale") else shard_like(place, table.slots[i].param)
 
 
 @torch.no_grad()
@@ -82,12 +95,9 @@ def drop_averages(
 def _set(
     table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
-    param = table.slots[i].param
-    is_scale = name.endswith("_scale")  # of a shape of its own
-    entry = place if is_scale else shard_like(place, param)
-    # first: after an interrupt whoever finds a tensor in the state expects that the record knows where it lies
+    entry = _as_entry(table, i, name, place)
+    state[table.slots[i].param][name] = table.state_tensors[i][name] = entry
     table.set_state_address(i, name, place.data_ptr())
-    state[param][name] = table.state_tensors[i][name] = entry
 
 
 # settings with which a group has every kind of state that its rule may have
@@ -145,7 +155,7 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        if not (is_wrapper(value) or has_memory(value)):
+        if not (is_abstract(value) or has_memory(value)):
             raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:
@@ -234,7 +244,8 @@ _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("moment
 
 def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
     """Tell whether a tensor can hold some state; `like` has no memory."""
-    return (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+    is_alike = (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+    return is_alike and has_memory(tensor)
 
 
 def without_unused_momentum(packed: dict[Any, Any]) -> dict[Any, Any]:

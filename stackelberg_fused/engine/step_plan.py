@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class StepPlan:
     Attributes:
         has_grad: bool [n]: slots that have a gradient.
         moves: bool [n]: slots that move; where counts live on the device, those that may.
-        counts: float32 [n]: added to the step counts.
+        count: the call that adds one to the step counts of those that move.
         written: bool [n]: slots that the step changes: those that move, and those that share a ball with them.
         params: the parameters of the slots that are written.
         lacks_state: slots whose state has to be allocated before the step.
@@ -36,7 +37,7 @@ class StepPlan:
 
     has_grad: np.ndarray
     moves: np.ndarray
-    counts: np.ndarray
+    count: tuple[partial[np.ndarray]]
     written: np.ndarray
     params: list[Tensor]
     lacks_state: list[int]
@@ -105,13 +106,18 @@ class StepPlanner:
         )
         self._uncounted = None
 
-    def advance_waiting(self, span: Span, plan: StepPlan) -> None:
-        """Count the step for groups that take turns."""
+    def counting(self, span: Span, plan: StepPlan) -> list[partial[Any]]:
+        """The calls that count the step where the host counts, of built-in functions alone."""
         table, here = self._table, slice(span.first_slot, span.last_slot)
-        now, every = table.waited_counts[here], table.update_every[here]
-        after = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
-        takes_part = self._turns_of_groups.begun[table.rows.slot_group[here]]
-        now[:] = np.where(takes_part, after, now)
+        calls: list[partial[Any]] = [*plan.count]
+        if not plan.ready:
+            calls.append(partial(table.momentum_ready.__setitem__, plan.moves, True))
+        if plan.waits_on_host:
+            now, every = table.waited_counts[here], table.update_every[here]
+            after = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
+            takes_part = self._turns_of_groups.begun[table.rows.slot_group[here]]
+            calls.append(partial(now.__setitem__, slice(None), np.where(takes_part, after, now)))
+        return calls
 
     def plan(self, span: Span, counted: bool) -> StepPlan | None:
         """Plan a step of a span; None where it does nothing.
@@ -167,9 +173,9 @@ class StepPlanner:
         written = moves if table.joint_sets is None else table.joint_sets.written(moves)
         params = [table.slots[i].param for i in np.flatnonzero(written).tolist()]
         on_host = table.takes_turns and table.counts is None
-        return StepPlan(
-            has_grad, moves, moves.astype(np.float32), written, params, lacks_state, on_host
-        )
+        counts = table.step_counts
+        count = (partial(np.add, counts, moves.astype(np.float32), counts),)
+        return StepPlan(has_grad, moves, count, written, params, lacks_state, on_host)
 
     def _turns(self, has_grad: np.ndarray, here: slice) -> tuple[np.ndarray, np.ndarray]:
         """The slots that move, and those whose waiting is counted, where groups take turns."""

@@ -87,11 +87,11 @@ class Hyperparameters:
         """Take over new rates, and note which groups were edited in any other way; returns those."""
         edited = self.snapshot.changed()
         if edited:
+            self._edited.update(edited)  # first, or an interrupt could have them forgotten
             for (
                 index
             ) in edited:  # before they are read: an edit made meanwhile is seen the next time
                 self.snapshot.note(index)
-            self._edited.update(edited)
         return edited
 
     def check(self) -> list[int]:
@@ -126,8 +126,12 @@ class Hyperparameters:
 
     def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
-        took_over = self.snapshot.took_over()
-        self.version += took_over
+        try:
+            took_over = self.snapshot.took_over()
+            self.version += took_over
+        except BaseException:  # an interrupt that comes with the answer, which is not given again
+            self.version += 1
+            raise
         if not (took_over or changed):
             return None
         rates = self._lr.copy()

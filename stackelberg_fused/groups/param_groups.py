@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory.presence import is_fake
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
 from .rules import HYPERPARAMETERS, as_number
@@ -234,16 +235,23 @@ def check_params(group: dict[str, Any], index: int) -> None:
         label = param_label(index, group, position)
         if not isinstance(param, Tensor):
             raise TypeError(f"{label}: expected a tensor, got {torch.typename(param)}")
-        if param.layout is not torch.strided:
-            raise TypeError(f"{label}: {param.layout} parameters are not supported")
         frozen = not param.requires_grad and param.grad is None
+        if param.layout is not torch.strided and not frozen:
+            raise TypeError(f"{label}: {param.layout} parameters are not supported")
         if not param.is_floating_point() and not frozen:
             raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
         if not frozen:
             check_scheme(label, group, param)
-        if param.is_meta:
-            raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
+            _check_presence(label, param)
         if not (param.is_leaf or param.retains_grad or group.get("differentiable")):
             raise ValueError(
                 f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it"
             )
+
+
+def _check_presence(label: str, param: Tensor) -> None:
+    """Raise ValueError for a trained parameter that nothing can update; wrappers can be, by their operations."""
+    if param.is_meta:
+        raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
+    if is_fake(param):
+        raise ValueError(f"{label}: is a fake tensor, it has no memory to update")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory.sharding import is_sharded
+from ..memory.presence import is_abstract
+from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import BLOCK
 from .rules import sums_gradients
 
@@ -144,7 +145,8 @@ def stored_names(scheme: Scheme, group: dict[str, Any]) -> dict[str, torch.dtype
 def scheme_of(group: dict[str, Any], param: Tensor) -> Scheme:
     """The scheme of a parameter, from checked settings of its group."""
     dtype = param.dtype
-    if group.get("differentiable") or dtype not in (*HALF_PRECISION, torch.float32):
+    is_narrow = dtype in (*HALF_PRECISION, torch.float32)
+    if group.get("differentiable") or not is_narrow or is_abstract(local_tensor(param)):
         return Scheme(dtype, None, dtype, True)
     state = STATE_DTYPES[group["state_dtype"]] or torch.float32
     if group["float32_state"] == "vectors" and param.dim() <= 1:
@@ -188,6 +190,11 @@ def check_scheme(label: str, group: dict[str, Any], param: Tensor) -> None:
         fitting = ", ".join(repr(name) for name, dtypes in MASTERS.items() if dtype in dtypes)
         raise ValueError(
             f"{label}: master {master!r} needs bfloat16; for {dtype} there are {fitting}"
+        )
+    if (master or group["state_dtype"]) and is_abstract(local_tensor(param)):
+        raise ValueError(
+            f"{label}: master and state_dtype are for parameters with memory of their own, not for a "
+            f"{type(param).__name__}"
         )
     if dtype is torch.float64 and STATE_DTYPES[group["state_dtype"]] is not None:
         raise ValueError(

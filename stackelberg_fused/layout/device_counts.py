@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,15 +45,15 @@ class DeviceCounts:
         self._empty = torch.tensor(empty, dtype=torch.int64, device=device)
         self._known: dict[Span, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
 
-    def advance_empty(
+    def advances_of_empty(
         self,
         span: Span,
         mask: np.ndarray,
         update_every: np.ndarray,
         sums: np.ndarray,
         found_inf: Tensor | None,
-    ) -> None:
-        """Advance the counts of slots without elements.
+    ) -> list[partial[Tensor]]:
+        """The calls that advance the counts of slots without elements.
 
         Args:
             span: the slots of the step.
@@ -61,7 +62,7 @@ class DeviceCounts:
             found_inf: one element; not 0: no step is taken.
         """
         if not len(self._empty):
-            return
+            return []
         # copied to the device once: a capture must not
         arrays = mask, update_every, sums
         known, tensors = self._known.get(span, ((), []))
@@ -75,11 +76,14 @@ class DeviceCounts:
         if found_inf is not None:
             within = within & (found_inf.view(()) == 0)
         if not (update_every > 1).any():
-            self.steps.index_add_(0, self._empty, (within & here).float())
-            return
+            return [self._add_to_steps(within & here)]
         waited = self.waited[self._empty]
         moves = here | (summed & turns.has_sum(waited))
         moves = within & moves & ~turns.waits(waited, every)
         after = turns.waited_after(waited, every, summed & here)
-        self.steps.index_add_(0, self._empty, moves.float())
-        self.waited.index_copy_(0, self._empty, torch.where(within, after, waited))
+        after = torch.where(within, after, waited)
+        wait = partial(self.waited.index_copy_, 0, self._empty, after)
+        return [self._add_to_steps(moves), wait]
+
+    def _add_to_steps(self, moves: Tensor) -> partial[Tensor]:
+        return partial(self.steps.index_add_, 0, self._empty, moves.float())

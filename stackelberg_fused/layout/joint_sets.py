@@ -147,6 +147,10 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
                 continue
             if is_sharded(slot.param):
                 raise ValueError(f"{slot.name}: {constraint} does not know DTensor shards")
+            if not kind.has_memory:
+                raise ValueError(
+                    f"{slot.name}: {constraint} does not know a {type(slot.local).__name__} without memory of its own"
+                )
             if slot.scheme.master not in (None, "stochastic"):
                 raise ValueError(
                     f"{slot.name}: {constraint} does not know master {slot.scheme.master!r}: projected are parameters "

@@ -66,7 +66,8 @@ class HyperparameterRows:
             Whether `slot_row` changed (then the records have to follow).
         """
         self.version += 1
-        regrouped = not self._update()
+        # an interrupt may have come while they were grouped
+        regrouped = not (self._is_grouped and self._update())
         if regrouped:
             self._regroup()
             self._update()
@@ -106,6 +107,7 @@ class HyperparameterRows:
 
     def _regroup(self) -> None:
         """One row per group, step count, readiness and waiting."""
+        self._is_grouped = False
         key = np.stack([self.slot_group, self._step_counts, self._momentum_ready, self._waited])
         _, self._representative, slot_row = np.unique(
             key, axis=1, return_index=True, return_inverse=True
@@ -130,3 +132,4 @@ class HyperparameterRows:
         self._table = np.array([*addresses, len(self.rows), len(self.slot_group)], np.int64)
         self._table_address = self._table.ctypes.data
         self.refill()
+        self._is_grouped = True

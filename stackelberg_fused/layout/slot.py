@@ -17,12 +17,14 @@ class Kind(NamedTuple):
     Attributes:
         is_direct: the rule works on the tensors as they are stored, see `Scheme`; alike in a group with a joint set.
         has_joint_set: the parameter is not direct and is projected by a launch of its own.
+        has_memory: the parameter is of no kind without memory of its own, see `is_abstract`.
     """
 
     device: torch.device
     dtype: torch.dtype
     is_direct: bool = True
     has_joint_set: bool = False
+    has_memory: bool = True
 
 
 @dataclass(slots=True)

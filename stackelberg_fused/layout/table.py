@@ -7,6 +7,7 @@ of tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ class Table:
         )
         self.set_turns()
         self.records["row"] = self.rows.slot_row
+        self._written_rows: np.ndarray | None = self.rows.slot_row
         self.records_address = self.records.ctypes.data
         self.tiles_address = self.tiles.ctypes.data
         self.spans = self._build_spans()
@@ -121,12 +123,23 @@ class Table:
         """Tell whether some gradient had another dtype than its parameter when formats were last noted."""
         return self.formats != self._own_formats
 
-    def count_on_device(self) -> None:
-        """From now on kernels read and advance step counts; `record.row` is the group, of which there is one row."""
+    def follow_rows(self) -> None:
+        """Have records say which row is theirs, where slots were grouped anew since they last did."""
+        if self._written_rows is not self.rows.slot_row:
+            self.write("row", slice(None), self.rows.slot_row)
+            self._written_rows = self.rows.slot_row
+
+    def device_counts(self) -> DeviceCounts:
+        """The step counts for a device, as they are on the host; see `count_on_device`."""
         empty = np.flatnonzero(self.records["numel"] == 0).tolist()
-        self.counts = DeviceCounts(self.steps, self.momentum_ready, self.waited, empty, self.device)
-        self.steps, self.waited = self.counts.steps, self.counts.waited
+        return DeviceCounts(self.steps, self.momentum_ready, self.waited, empty, self.device)
+
+    def count_on_device(self, counts: DeviceCounts) -> list[partial[Any]]:
+        """The calls after which kernels read and advance step counts; `record.row` is the group, which has one row."""
+        self._written_rows = None  # should an interrupt come before these calls
         self.write("row", slice(None), self.rows.slot_group)
+        now = {"counts": counts, "steps": counts.steps, "waited": counts.waited}
+        return [partial(self.__dict__.update, now)]
 
     def set_turns(self) -> None:
         """Follow the hyperparameters in how often groups move."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from torch import Tensor
 
+from .presence import has_memory
 from .sharding import local_tensor
 
 
@@ -41,7 +42,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise if two parameters, or two elements of one parameter, share memory.
 
-    Disjoint parameters in one storage are accepted, interleaved ones too.
+    Disjoint parameters in one storage are accepted, interleaved ones too. Those without memory share none.
 
     Args:
         named: label and parameter; the label is for the message.
@@ -52,7 +53,7 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     spans = []
     for label, param in named:
         tensor = local_tensor(param)
-        if tensor.numel() == 0:
+        if tensor.numel() == 0 or not has_memory(tensor):
             continue
         if _overlaps_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")

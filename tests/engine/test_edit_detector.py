@@ -48,8 +48,7 @@ def _offload(tensor: Tensor) -> None:
     size = storage.nbytes()
     try:
         storage.resize_(0)
-    except RuntimeError as error:
-        assert "not resizable" in str(error)
+    except RuntimeError:  # "storage that is not resizable"
         return
     elsewhere = torch.empty(1000)  # the old memory is not simply taken again
     storage.resize_(size)
@@ -192,7 +191,7 @@ def _exchanged_gradients(exchange: Callable[[Tensor], None], whose: str) -> list
                 views = [p.grad for p in all_params(optimizer)]
                 for tensor in buffers_of(optimizer) if whose == "buffers" else views:
                     exchange(tensor)
-                optimizer.flat_grads  # noqa: B018: brings gradients back into their buffers
+                buffers_of(optimizer)  # asking for them brings gradients back into them
             if whose == "buffers":  # autograd and whoever reduces have to mean the same memory
                 for buffer in buffers_of(optimizer):
                     buffer.mul_(0.5)

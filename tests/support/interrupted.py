@@ -1,0 +1,75 @@
+"""Signals that arrive at a chosen instruction of the library, and what they must leave behind: a whole step or none."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import stackelberg_fused as sf
+
+SIGNAL = signal.SIGUSR1
+LIBRARY = sf.__file__.removesuffix("__init__.py")
+
+
+class Interrupt(BaseException):
+    """What the handler raises, as Python's own raises KeyboardInterrupt."""
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise Interrupt
+
+
+@contextmanager
+def raising_handler() -> Iterator[None]:
+    previous = signal.signal(SIGNAL, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(SIGNAL, previous)
+
+
+def arrive() -> None:
+    """Have the signal arrive; its handler is called when Python next looks for signals."""
+    _thread.interrupt_main(SIGNAL)
+
+
+class Interrupting:
+    """Makes calls in which a signal arrives before the `number`-th instruction that the library executes.
+
+    Attributes:
+        came: whether the call got that far.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self.came = False
+
+    def __call__(self, function: Callable[[], Any]) -> bool:
+        """Tell whether the interrupt left the function."""
+        previous = sys.gettrace()
+        try:
+            with raising_handler():
+                sys.settrace(self._trace)
+                try:
+                    function()
+                finally:
+                    sys.settrace(previous)
+        except Interrupt:
+            return True
+        return False
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(LIBRARY):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self._left -= 1
+            if self._left == 0:
+                self.came = True
+                arrive()
+        return self._trace
