@@ -18,6 +18,7 @@ class AcrossRebuilds:
         reported: kinds of parameters for which the user was told that the reference steps them.
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
+        rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
     """
 
@@ -25,4 +26,5 @@ class AcrossRebuilds:
     reported: set[Any] = field(default_factory=set)
     turns: dict[int, tuple[int, str]] = field(default_factory=dict)
     flat: dict[Any, FlatGradients] = field(default_factory=dict)
+    rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)

@@ -94,7 +94,7 @@ class Engine:
             # every parameter is stepped, and tools that look for state find it only here
             unit.allocate_trained()
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
-        self.requests = StateRequests(groups, state)
+        self.requests = StateRequests(groups, state, across_rebuilds.rates)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
 

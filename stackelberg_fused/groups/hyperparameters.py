@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -268,6 +269,12 @@ def _from_the_nearer_end(decay: float) -> float:
 
 
 def _rate(group: dict[str, Any]) -> float:
-    """A rate as float64; NaN where only the device knows it."""
+    """A rate as float64; NaN where only the device knows it.
+
+    Of an infinite one the largest number, which float32 makes infinite again: a weight decay of 0 times infinity would
+    be NaN, where torch does not multiply them.
+    """
     lr = group["lr"]
-    return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else as_number(lr)
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return math.nan
+    return max(-sys.float_info.max, min(as_number(lr), sys.float_info.max))

@@ -32,7 +32,7 @@ def completed_group(
     index = len(groups)
     completed = complete_group(given, defaults, head_lr_ratio, index)
     completed.update(split_names(completed["params"], index))
-    check_hyperparameters(completed, index)
+    check_hyperparameters(completed, index, is_new=True)
     check_params(completed, index)
     check_new_group(completed, index, groups)
     lr = completed["lr"]

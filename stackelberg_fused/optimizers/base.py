@@ -107,7 +107,7 @@ class StackelbergOptimizer(EngineHolder):
             ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
         """
         value = self._options["max_grad_norm"]
-        return dict(value) if isinstance(value, dict) else value
+        return dict(value) if isinstance(value, Mapping) else value
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | dict[Role, float] | None) -> None:
@@ -116,7 +116,7 @@ class StackelbergOptimizer(EngineHolder):
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
             )
         self._limits = ClipLimits.of(value)
-        self._options["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
+        self._options["max_grad_norm"] = dict(value) if isinstance(value, Mapping) else value
 
     @property
     def last_step(self) -> LastStep:

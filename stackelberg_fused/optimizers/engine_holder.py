@@ -127,6 +127,7 @@ class EngineHolder(Optimizer):
         self._across_rebuilds = AcrossRebuilds(reported=state.pop("_reported"))
         rounds = state.pop("_rounds_of")
         super().__setstate__(state)
+        self._across_rebuilds.rates = {id(group): group["lr"] for group in self.param_groups}
         known = zip(self.param_groups, rounds, strict=True)
         self._across_rebuilds.turns = {id(group): turn for group, turn in known if turn is not None}
         self._limits = ClipLimits.of(self._options["max_grad_norm"])
