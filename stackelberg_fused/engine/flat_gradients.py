@@ -37,9 +37,10 @@ class FlatGradients:
         places: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
         for i, slot in enumerate(table.slots):
             if slot.param.requires_grad:
-                places[slot.role, slot.local.dtype].append(i)
-        for kind, slots in places.items():
-            self.buffers[kind], views = place_in([table.slots[i].dense_like() for i in slots])
+                places[slot.role, _gradient_dtype(slot)].append(i)
+        for (role, dtype), slots in places.items():
+            likes = [_like(table.slots[i], dtype) for i in slots]
+            self.buffers[role, dtype], views = place_in(likes, table.device)
             self._views.update(zip(slots, views, strict=True))
         for i, view in self._views.items():
             self._addresses[i] = view.data_ptr()
@@ -54,7 +55,7 @@ class FlatGradients:
                 s.param.requires_grad,
                 s.local.shape,
                 s.local.stride(),
-                s.local.dtype,
+                _gradient_dtype(s),
             )
             for s in table.slots
         )
@@ -80,7 +81,7 @@ class FlatGradients:
             if view is None or grad is view:
                 continue
             if keep and grad is not None:
-                view.copy_(grad)
+                view.copy_(grad if grad.layout is torch.strided else grad.to_dense())
             else:
                 view.zero_()
             param.grad = view
@@ -134,6 +135,17 @@ class FlatGradients:
             wrong[i] = i in self._views and table.slots[i].param.grad is not self._views[i]
         found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
         return table.slots[span.first_slot + int(found[0])].name if len(found) else None
+
+
+def _gradient_dtype(slot: Slot) -> torch.dtype:
+    """The dtype of a parameter's gradient: its own, unless the user wants another (`Tensor.grad_dtype`)."""
+    return getattr(slot.local, "grad_dtype", None) or slot.local.dtype
+
+
+def _like(slot: Slot, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without memory, of the shape and strides of a flat gradient."""
+    like = slot.dense_like()
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 
 
 def refuse_shards(slots: Iterable[Slot]) -> None:
