@@ -14,6 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
+from ..memory.overlap import place_of
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
 
@@ -46,6 +47,8 @@ class Gradients:
         active: bool array [n]: slots that have a gradient.
         active_version: counts changes of `active`.
         sharded: slots whose parameter is a DTensor.
+        places: int64 array [n, 2]: where the memory of each parameter begins and ends.
+        has_rebound: some parameter was rebound to other memory; whoever checked that none overlap sets it back.
     """
 
     def __init__(self, table: Table, reads_memory: bool, mixes_dtypes: bool) -> None:
@@ -54,6 +57,8 @@ class Gradients:
         slots = table.slots
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
+        self.places = np.array([place_of(slot.local) for slot in slots], np.int64)
+        self.has_rebound = True  # perhaps before the table was made
         self._copied: set[int] = set()  # slots whose copy was logged
         self.sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
         self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
@@ -244,6 +249,9 @@ class Gradients:
         is_written = self.active[i] or isinstance(joint_set(table.groups[slot.group]), L2Ball)
         if self._reads_memory and is_written and local.numel() and not local.data_ptr():
             raise TypeError(f"{slot.name}: a {type(local).__name__} has no memory to update")
+        place = place_of(local)
+        if tuple(self.places[i]) != place:
+            self.places[i], self.has_rebound = place, True
         table.write("param", i, local.data_ptr())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..groups.hyperparameters import turn_of
 from ..groups.param_groups import param_label
 from ..groups.rules import as_number
 from ..groups.schemes import (
@@ -22,6 +23,7 @@ from ..groups.schemes import (
     state_names,
     stored_names,
 )
+from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
 from ..memory.sharding import local_tensor, shard_like
@@ -42,7 +44,7 @@ def allocate_state(
         entry = state[slot.param]
         if "step" not in entry:
             entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-        if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
+        if "waited" not in entry and turn_of(table.groups[slot.group])[0] > 1:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
         for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
             if entry.get(name) is None:
@@ -149,13 +151,15 @@ def _check_entry(
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
-            valid = 0 <= as_number(count) < float("inf") and (
+            valid = 0 <= as_number(count) < LARGEST_COUNT and (
                 name == "step" or as_number(count).is_integer()
             )
-        except (TypeError, ValueError, RuntimeError):  # no number, or several
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # no number, or several
             valid = False
         if not valid:
-            raise ValueError(f"{label}: state dict has {name} {count!r}, expected one number >= 0")
+            raise ValueError(
+                f"{label}: state dict has {name} {count!r}, expected one number >= 0 and below 2**53"
+            )
 
 
 def _check_kind(name: str, value: Tensor, label: str) -> None:

@@ -21,6 +21,7 @@ from .constraints import (
 from .param_groups import ROLES, check_hyperparameters
 from .rules import (
     Rule,
+    as_integer,
     as_number,
     is_volatile,
     rule_of,
@@ -223,7 +224,7 @@ def row_constants(group: dict[str, Any]) -> dict[str, float]:
         "grad_sign": -1.0 if group["maximize"] else 1.0,
         "weight_decay": as_number(group["weight_decay"]),
         "ema_weight": 0.0 if decay is None else _from_the_nearer_end(as_number(decay)),
-        "mean_weight": 1.0 / group["update_every"] if sums_gradients(group) else 0.0,
+        "mean_weight": 1.0 / as_integer(group["update_every"]) if sums_gradients(group) else 0.0,
         "low": low,
         "high": high,
     }
@@ -240,7 +241,7 @@ def row_constants(group: dict[str, Any]) -> dict[str, float]:
 
 def group_scalars(group: dict[str, Any]) -> dict[str, float]:
     """The scalars of a group from which the other fields of its rows are computed at every step."""
-    scalars = {"lr": _rate(group), "update_every": int(group["update_every"])}
+    scalars = {"lr": _rate(group), "update_every": as_integer(group["update_every"])}
     if group["rule"] == "sgd":
         return scalars  # without betas, the rate is not corrected
     beta1, beta2 = map(as_number, group["betas"])
@@ -260,7 +261,7 @@ def _write(table: np.ndarray, indices: list[int], rows: list[dict[str, float]]) 
 
 def turn_of(group: dict[str, Any]) -> tuple[int, str]:
     """The settings to which the counts of a group that takes turns belong."""
-    return group["update_every"], group["update_every_grads"]
+    return as_integer(group["update_every"]), group["update_every_grads"]
 
 
 def _from_the_nearer_end(decay: float) -> float:

@@ -11,6 +11,7 @@ from .param_groups import (
     check_new_group,
     check_params,
     complete_group,
+    plain_integers,
 )
 
 
@@ -53,7 +54,7 @@ def fill_in(given: dict[str, Any], completed: dict[str, Any]) -> None:
     for name, value in completed.items():
         if name != "params":
             given.setdefault(name, value)
-    given.update(rule=completed["rule"], lr=completed["lr"])
+    given.update(rule=completed["rule"], lr=completed["lr"], **plain_integers(completed))
 
 
 def split_names(params: Any, index: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
-from .rules import HYPERPARAMETERS, as_number
+from .rules import HYPERPARAMETERS, as_integer, as_number, is_integer
 from .schemes import check_scheme, check_scheme_names
 
 ROLES = ("body", "head")
@@ -70,6 +70,7 @@ def complete_group(
     for name in BY_ROLE:
         if name not in group and isinstance(completed[name], dict):
             completed[name] = completed[name].get(role, BY_ROLE[name])
+    completed.update(plain_integers(completed))
     state_dtype = completed["state_dtype"]
     if isinstance(state_dtype, torch.dtype):  # plain values are what state dicts are of
         completed["state_dtype"] = str(state_dtype).removeprefix("torch.")
@@ -198,9 +199,9 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
     if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
         raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
     every, grads = group["update_every"], group["update_every_grads"]
-    if isinstance(every, bool) or not isinstance(every, Integral):
+    if not is_integer(every):
         raise TypeError(f"{label}: update_every must be an int, got {every!r}")
-    if not 1 <= int(every) <= LONGEST_WAIT:
+    if not 1 <= as_integer(every) <= LONGEST_WAIT:
         raise ValueError(
             f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
         )
@@ -208,7 +209,7 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         raise ValueError(
             f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
         )
-    if group.get("differentiable") and (int(every) > 1 or decay is not None):
+    if group.get("differentiable") and (as_integer(every) > 1 or decay is not None):
         raise ValueError(
             f"{label}: differentiable=True goes with neither update_every nor ema_decay"
         )
@@ -230,6 +231,12 @@ def _check_constraint(label: str, group: dict[str, Any]) -> None:
             constraint.check_dtype(dtype)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from None
+
+
+def plain_integers(group: dict[str, Any]) -> dict[str, int]:
+    """The settings of a group that are integers, as Python's: what state dicts are of."""
+    names = ("update_every", "seed")
+    return {n: as_integer(group[n]) for n in names if n in group and is_integer(group[n])}
 
 
 def copy_by_role(defaults: dict[str, Any]) -> dict[str, Any]:

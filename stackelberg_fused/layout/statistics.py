@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,10 @@ class ClipLimits:
 def _limit(name: str, value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError(f"optimizer: {name} must be a number, got {value!r}")
-    unlimited = isinstance(value, float) and value == math.inf
+    is_one = isinstance(value, (float, np.generic)) or (
+        isinstance(value, Tensor) and value.numel() == 1
+    )
+    unlimited = is_one and bool(value == math.inf)
     return math.inf if unlimited else at_least_zero("optimizer", name, value)
 
 

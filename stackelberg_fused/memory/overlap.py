@@ -38,6 +38,25 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return len(offsets) < tensor.numel()
 
 
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """The addresses at which the memory of a tensor begins and ends; (0, 0) where it has none."""
+    first = tensor.data_ptr() if tensor.numel() else 0
+    if not first:
+        return 0, 0
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return first, first + extent * tensor.element_size()
+
+
+def may_overlap(places: np.ndarray) -> bool:
+    """Tell whether any two ranges of memory overlap: False rules out what `check_overlap` raises for.
+
+    Args:
+        places: int64 array [n, 2] of `place_of`.
+    """
+    first, last = places[np.argsort(places[:, 0], kind="stable")].T
+    return bool((first[1:] < np.maximum.accumulate(last)[:-1]).any())
+
+
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise if two parameters, or two elements of one parameter, share memory.
 
@@ -56,11 +75,7 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             continue
         if _overlaps_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")
-        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        first = tensor.data_ptr()
-        spans.append(
-            (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
-        )
+        spans.append((str(tensor.device), *place_of(tensor), label, tensor))
     spans.sort(key=lambda span: span[:3])
     active: list[
         tuple[str, int, int, str, Tensor]

@@ -13,7 +13,12 @@ from ..engine.placement import collect_slots
 from ..engine.state import check_loaded, numbers
 from ..groups.constraints import Constraint, as_constraint
 from ..groups.hyperparameters import turn_of
-from ..groups.param_groups import BY_ROLE, check_hyperparameters, complete_group
+from ..groups.param_groups import (
+    BY_ROLE,
+    check_hyperparameters,
+    complete_group,
+    plain_integers,
+)
 from ..layout.joint_sets import check_joint_sets
 from ..layout.table import STATE_FIELD
 
@@ -67,11 +72,13 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
 
     Counts become numbers, tensors of one entry per element are wrapped until `complete_state`.
     """
-    state = loaded.get("state", {})
+    if "state" not in loaded:
+        return loaded  # torch says so
+    state = loaded["state"]
     found = {k: e["waited"] for k, e in state.items() if isinstance(e, dict) and "waited" in e}
     try:
         counts = numbers(found)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         counts = {}  # to be refused by name
 
     def exact(key: Any, name: str, value: Any) -> Any:
@@ -109,7 +116,10 @@ def with_rounds_of_now(
 def packed_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups as a state dict holds them: of plain values."""
     return [
-        {n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()}
+        {
+            **{n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()},
+            **plain_integers(group),
+        }
         for group in groups
     ]
 
