@@ -70,14 +70,16 @@ def resolve_backend(
                 "where that is meant, pass backend='reference'"
             )
         return ReferenceBackend()
+    known = ", ".join(map(repr, ["auto", *BACKENDS]))
     if isinstance(choice, str):
         if choice not in BACKENDS:
-            known = ", ".join(map(repr, ["auto", *BACKENDS]))
             raise ValueError(f"unknown backend {choice!r}, expected {known}")
         status = BACKENDS[choice].status()
         if not status.available:
             raise RuntimeError(f"backend {choice!r} is not available: {status.reason}")
         choice = BACKENDS[choice]()
+    if not isinstance(choice, Backend):
+        raise TypeError(f"backend must be a name, one of {known}, or a backend, got {choice!r}")
     refusal = choice.refusal(kind)
     if refusal:
         raise ValueError(f"{label}: {refusal}; backend='reference' does")

@@ -101,18 +101,23 @@ _MOST_STATE = {
 
 def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
     """Tell whether the state's tensors are still the ones that the table was connected to."""
-    return all(
-        (state.get(slot.param) or {}).get(name) is tensors.get(name)
-        for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
-        for name in (*COUNTS, *STATE_FIELD)
-    )
+    for slot, tensors in zip(table.slots, table.state_tensors, strict=True):
+        entry = state.get(slot.param, {})
+        if not isinstance(entry, dict):
+            return False  # to be refused by name
+        if any(entry.get(name) is not tensors.get(name) for name in (*COUNTS, *STATE_FIELD)):
+            return False
+    return True
 
 
 def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError, naming the parameter, for a loaded state that cannot be that of the parameters."""
+    """Raise ValueError or TypeError, naming the parameter, for a state that cannot be that of the parameters."""
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
-            entry = state.get(param)
+            entry = state.get(param, {})
+            if not isinstance(entry, dict):
+                label = param_label(index, group, position)
+                raise TypeError(f"{label}: its state is {entry!r}, expected a dict")
             if entry:
                 _check_entry(entry, param, group, param_label(index, group, position))
 

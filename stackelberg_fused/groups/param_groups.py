@@ -264,6 +264,15 @@ def check_ratio(value: Any) -> float:
     return ratio
 
 
+def check_params_list(group: dict[str, Any], index: int) -> None:
+    """Raise for a group that somebody edited and whose parameters are no list of tensors any more."""
+    params = group.get("params")
+    if not isinstance(params, (list, tuple)):
+        raise TypeError(
+            f"{group_label(index, group)}: params must be a list of tensors, got {torch.typename(params)}"
+        )
+
+
 def check_params(group: dict[str, Any], index: int) -> None:
     """Raise for parameters that no rule can update."""
     for position, param in enumerate(group["params"]):

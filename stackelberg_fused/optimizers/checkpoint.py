@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,9 +39,9 @@ _OURS = (*BY_ROLE, "update_every_grads", "seed", "cautious")
 
 @dataclass(frozen=True)
 class _Exact:
-    """A tensor that torch would cast to its parameter's dtype on loading."""
+    """A value that torch would cast to its parameter's dtype on loading, or an array, of which it would fail to."""
 
-    tensor: Tensor
+    value: Any
 
 
 def complete_state(
@@ -57,7 +58,7 @@ def complete_state(
     """
     merged = _merged(loaded["param_groups"], groups, defaults)
     copies = {
-        key: {n: v.tensor if isinstance(v, _Exact) else v for n, v in entry.items()}
+        key: {n: v.value if isinstance(v, _Exact) else v for n, v in entry.items()}
         if isinstance(entry, dict)
         else entry
         for key, entry in loaded["state"].items()
@@ -84,7 +85,8 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
     def exact(key: Any, name: str, value: Any) -> Any:
         if name == "waited" and key in counts:
             return counts[key]
-        return _Exact(value) if name in STATE_FIELD and isinstance(value, Tensor) else value
+        is_state = name in STATE_FIELD and isinstance(value, Tensor)
+        return _Exact(value) if is_state or isinstance(value, np.ndarray) else value
 
     entries = {
         key: {n: exact(key, n, v) for n, v in entry.items()} if isinstance(entry, dict) else entry

@@ -12,7 +12,12 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state import check_loaded
 from ..groups.hyperparameters import turn_of
-from ..groups.param_groups import check_hyperparameters, check_params, param_label
+from ..groups.param_groups import (
+    check_hyperparameters,
+    check_params,
+    check_params_list,
+    param_label,
+)
 from ..layout.statistics import ClipLimits, Statistics
 from ..memory.overlap import check_overlap
 from .checkpoint import complete_state
@@ -73,6 +78,7 @@ class EngineHolder(Optimizer):
             True  # until there is one: an edit that is refused is refused at every step
         )
         for index, group in enumerate(self.param_groups):
+            check_params_list(group, index)
             check_hyperparameters(group, index)
             check_params(group, index)
         check_overlap(self._labelled(self.param_groups))
