@@ -70,14 +70,16 @@ def resolve_backend(
                 "where that is meant, pass backend='reference'"
             )
         return ReferenceBackend()
+    known = ", ".join(map(repr, ["auto", *BACKENDS]))
     if isinstance(requested, str):
         if requested not in BACKENDS:
-            known = ", ".join(map(repr, ["auto", *BACKENDS]))
             raise ValueError(f"unknown backend {requested!r}, expected {known}")
         status = BACKENDS[requested].status()
         if not status.available:
             raise RuntimeError(f"backend {requested!r} is not available: {status.reason}")
         requested = BACKENDS[requested]()
+    if not isinstance(requested, Backend):
+        raise TypeError(f"backend must be a name, one of {known}, or a backend, got {requested!r}")
     refusal = requested.refusal(kind)
     if refusal:
         raise ValueError(f"{label}: {refusal}; backend='reference' does")

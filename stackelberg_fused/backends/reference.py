@@ -16,7 +16,7 @@ from ..groups.constraints import (
     joint_set,
 )
 from ..groups.param_groups import ROLES
-from ..groups.rules import sums_gradients
+from ..groups.rules import as_integer, sums_gradients
 from ..groups.schemes import MOMENTS, state_names
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits
@@ -191,7 +191,7 @@ def _turn(launch: Launch, i: int) -> tuple[bool, bool]:
     """Tell whether a slot waits for its group's turn, and whether earlier gradients of it were summed up."""
     table = launch.table
     waited = table.waited_counts[i]
-    update_every = table.groups[table.slots[i].group]["update_every"]
+    update_every = as_integer(table.groups[table.slots[i].group]["update_every"])
     return bool(turns.waits(waited, update_every)), bool(turns.has_sum(waited))
 
 

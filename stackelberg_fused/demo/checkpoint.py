@@ -19,6 +19,10 @@ class CheckpointError(RuntimeError):
     """Raised for a checkpoint that cannot be used; the message says why."""
 
 
+class NotWrittenError(OSError):
+    """Raised for a file that cannot be written, on a full disk for example; the message says what became of the old."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file through a temporary neighbour that replaces `path` in one move.
 
@@ -27,6 +31,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: the file.
         write: writes the content to the path it is given.
+
+    Raises:
+        NotWrittenError: names the file; the old one is as it was.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -34,12 +41,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
+        old = "the one that was there is as it was" if path.exists() else "there is none"
+        raise NotWrittenError(f"{path} could not be written, {old}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint as `write_atomically` does."""
     write_atomically(path, lambda partial: torch.save({"format": FORMAT, **content}, partial))
 
 

@@ -42,15 +42,26 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stop:
             demo.train(stop, console)
+        if stop.signal is None:
+            _report(demo, out, console)
+            return 0
     except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
-    if stop.signal is not None:
-        console.print(f"Stopped by {stop.signal.name}. To resume exactly from {path}:")
-        command = [sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)]
-        console.print(f"  {shlex.join(command)} --resume", soft_wrap=True)
-        return 128 + stop.signal
-    _report(demo, out, console)
-    return 0
+    except checkpoint.NotWrittenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if path.exists():
+            _say_how_to_resume(f"The checkpoint {path} is good. To resume from it:", out, console)
+        return 2
+    _say_how_to_resume(
+        f"Stopped by {stop.signal.name}. To resume exactly from {path}:", out, console
+    )
+    return 128 + stop.signal
+
+
+def _say_how_to_resume(why: str, out: Path, console: Console) -> None:
+    console.print(why)
+    command = [sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)]
+    console.print(f"  {shlex.join(command)} --resume", soft_wrap=True)
 
 
 def _fresh(args: argparse.Namespace, path: Path) -> Demo:

@@ -20,6 +20,7 @@ class AcrossRebuilds:
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
         tables: of the last engine; None before the first.
+        rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
     """
 
@@ -28,4 +29,5 @@ class AcrossRebuilds:
     turns: dict[int, tuple[int, str]] = field(default_factory=dict)
     flat: dict[Any, FlatGradients] = field(default_factory=dict)
     tables: list[Table] | None = None
+    rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)

@@ -10,18 +10,20 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..backends import Backend, can_update, resolve_backend
 from ..backends.interrupts import HeldSignals
 from ..groups.constraints import joint_set
-from ..groups.hyperparameters import Hyperparameters
+from ..groups.hyperparameters import Hyperparameters, turn_of
 from ..groups.param_groups import ROLES, param_label
 from ..layout.joint_sets import check_joint_sets
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
 from ..layout.table import RebuildNeeded
+from ..memory.overlap import check_overlap, may_overlap
 from .across_rebuilds import AcrossRebuilds
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
@@ -98,7 +100,7 @@ class Engine:
             unit.allocate_trained()
         across_rebuilds.tables = [unit.table for unit in self.units]
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
-        self.requests = StateRequests(groups, state)
+        self.requests = StateRequests(groups, state, across_rebuilds.rates)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
 
@@ -138,8 +140,8 @@ class Engine:
 
     def _note_sleeping(self) -> None:
         """Note the parameters that belong to no unit, but to groups that count the steps on which they wait."""
-        every = self.groups
-        self._sleeping = [s.param for s in self._may_wait if every[s.group]["update_every"] > 1]
+        may_wait = ((slot.param, self.groups[slot.group]) for slot in self._may_wait)
+        self._sleeping = [param for param, group in may_wait if turn_of(group)[0] > 1]
 
     def _has_waited(self, slot: Slot) -> bool:
         return "waited" in (self.state.get(slot.param) or {})
@@ -261,7 +263,21 @@ class Engine:
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
+        if any(unit.gradients.has_rebound for unit in self.units):
+            self._refuse_overlap()
         return pending
+
+    def _refuse_overlap(self) -> None:
+        """Raise for parameters that were rebound onto the memory of others."""
+        places = [unit.gradients.places for unit in self.units]
+        devices = [str(unit.table.device) for unit in self.units]
+        for device in set(devices):
+            here = [place for place, name in zip(places, devices, strict=True) if name == device]
+            if may_overlap(np.concatenate(here)):
+                check_overlap((s.name, s.local) for unit in self.units for s in unit.table.slots)
+                break
+        for unit in self.units:
+            unit.gradients.has_rebound = False
 
     def _accept(self, changed: list[int]) -> None:
         """Go on with hyperparameters that somebody changed and that nothing speaks against."""

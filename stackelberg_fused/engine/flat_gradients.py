@@ -56,14 +56,13 @@ class FlatGradients:
         kinds: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
         for i, slot in enumerate(table.slots):
             if slot.param.requires_grad:
-                kinds[slot.role, slot.local.dtype].append(i)
-        for kind, slots in kinds.items():
-            likes = [table.slots[i].dense_like() for i in slots]
-            buffer, offsets = one_buffer(likes)
-            self.buffers[kind] = buffer
+                kinds[slot.role, _gradient_dtype(slot)].append(i)
+        for (role, dtype), slots in kinds.items():
+            likes = [_like(table.slots[i], dtype) for i in slots]
+            buffer, offsets = one_buffer(likes, table.device)
+            self.buffers[role, dtype] = buffer
             for i, offset, like in zip(slots, offsets, likes, strict=True):
-                meta = torch.empty_strided(like.shape, like.stride(), device="meta")
-                self._places[i] = _Place(buffer, offset, meta)
+                self._places[i] = _Place(buffer, offset, like)
             self._has_place[slots] = True
         self._views = {i: place.view() for i, place in self._places.items()}
         self._addresses = np.zeros(len(table.slots), np.int64)
@@ -87,7 +86,7 @@ class FlatGradients:
                 s.param.requires_grad,
                 s.local.shape,
                 s.local.stride(),
-                s.local.dtype,
+                _gradient_dtype(s),
             )
             for s in table.slots
         )
@@ -118,7 +117,7 @@ class FlatGradients:
             if grad is view:
                 continue
             if keep and grad is not None:
-                view.copy_(grad)
+                view.copy_(grad if grad.layout is torch.strided else grad.to_dense())
             else:
                 view.zero_()
             param.grad = view
@@ -177,6 +176,17 @@ class FlatGradients:
             )
         found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
         return table.slots[span.first_slot + int(found[0])].name if len(found) else None
+
+
+def _gradient_dtype(slot: Slot) -> torch.dtype:
+    """The dtype of a parameter's gradient: its own, unless the user wants another (`Tensor.grad_dtype`)."""
+    return getattr(slot.local, "grad_dtype", None) or slot.local.dtype
+
+
+def _like(slot: Slot, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without memory, of the shape and strides of a flat gradient."""
+    like = slot.dense_like()
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 
 
 def refuse_shards(slots: Iterable[Slot]) -> None:

@@ -14,6 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
+from ..memory.overlap import place_of
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_gradient, local_tensor
 from ..native.reader import make_reader, same_layout
@@ -47,6 +48,8 @@ class Gradients:
         active: bool array [n]: slots that have a gradient.
         active_version: counts changes of `active`.
         sharded: slots whose parameter is a DTensor.
+        places: int64 array [n, 2]: where the memory of each parameter begins and ends.
+        has_rebound: some parameter was rebound to other memory; whoever checked that none overlap sets it back.
     """
 
     def __init__(self, table: Table, reads_memory: bool, mixes_dtypes: bool) -> None:
@@ -55,6 +58,8 @@ class Gradients:
         slots = table.slots
         self._shapes = [slot.local.shape for slot in slots]
         self._strides = [slot.local.stride() for slot in slots]
+        self.places = np.array([place_of(slot.local) for slot in slots], np.int64)
+        self.has_rebound = True  # perhaps before the table was made
         self._copied: set[int] = set()  # slots whose copy was logged
         self.sharded = [i for i, slot in enumerate(slots) if slot.local is not slot.param]
         self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
@@ -99,19 +104,24 @@ class Gradients:
         for i in moved:
             self._follow(i)
         for i in mismatched:
-            grad = self.gradient(i)
+            grad = self._local_gradient(i)
             assert grad is not None  # one without is no mismatch
             gathered.copies.append(grad)
             self._check(i, grad)
             if self._reads_memory and self._table.slots[i].dense:
                 if self._needs_copy(i, grad):
                     gathered.copied.append(grad)
-                    grad = self._in_parameter_layout(i, grad)
+                    grad = self._in_parameter_layout(i, _as_dense(grad))
                     gathered.copies.append(grad)
                 self._write_gradient(i, grad)
         return gathered
 
     def gradient(self, i: int) -> Tensor | None:
+        """The gradient of a slot, or its local shard; of a sparse one, a dense copy."""
+        grad = self._local_gradient(i)
+        return None if grad is None else _as_dense(grad)
+
+    def _local_gradient(self, i: int) -> Tensor | None:
         """The gradient of a slot, or its local shard; checked as far as shards go."""
         param = self._table.slots[i].param
         grad = param.grad
@@ -136,11 +146,11 @@ class Gradients:
             inside = span.first_slot <= i < span.last_slot
             if not (inside and (self.active[i] or written[i])):
                 continue
-            local, grad = self._table.slots[i].local, self.gradient(i)
+            local, grad = self._table.slots[i].local, self._local_gradient(i)
             with torch.no_grad():
                 if grad is not None:
                     gathered.copied.append(grad)
-                    grad = grad.resolve_neg().contiguous().to(self._dtype_read(i, grad))
+                    grad = _as_dense(grad).resolve_neg().contiguous().to(self._dtype_read(i, grad))
                     gathered.copies.append(grad)
                     self._write_gradient(i, grad)
                 if written[i]:  # autograd would take a write to one that waits for a change
@@ -163,13 +173,19 @@ class Gradients:
         return self._table.slots[i].name
 
     def _needs_copy(self, i: int, grad: Tensor) -> bool:
-        is_laid_out = not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i])
+        is_dense = grad.layout is torch.strided
+        is_laid_out = (
+            is_dense and not grad.is_neg() and same_layout(grad, self._shapes[i], self._strides[i])
+        )
         if is_laid_out and grad.dtype is self._dtype_read(i, grad):
             return False
         if i not in self._copied:
             self._copied.add(i)
-            what = f"strides {tuple(grad.stride())}", f"{tuple(self._strides[i])}"
-            if is_laid_out:
+            if not is_dense:
+                what = f"layout {grad.layout}", f"{torch.strided}"
+            elif not is_laid_out:
+                what = f"strides {tuple(grad.stride())}", f"{tuple(self._strides[i])}"
+            else:
                 what = f"dtype {grad.dtype}", f"{self._table.slots[i].scheme.param}"
             log.info(
                 "%s: its gradient's %s differ from the parameter's %s; it is copied into the "
@@ -193,7 +209,7 @@ class Gradients:
         """Raise, naming the parameter, for a gradient that no copy makes fit."""
         table, label = self._table, self._label(i)
         if grad.layout is not torch.strided:
-            raise RuntimeError(f"{label}: sparse gradients ({grad.layout}) are not supported")
+            self._check_sparse(i, grad)
         if grad.is_complex():
             raise TypeError(f"{label}: complex gradients are not supported")
         dtype = table.slots[i].scheme.param
@@ -207,9 +223,25 @@ class Gradients:
             raise ValueError(
                 f"{label}: gradient has shape {tuple(grad.shape)}, the parameter {tuple(self._shapes[i])}"
             )
-        if self._reads_memory and grad.numel() and not grad.data_ptr():
+        is_read = self._reads_memory and grad.layout is torch.strided
+        if is_read and grad.numel() and not grad.data_ptr():
             raise TypeError(
                 f"{label}: gradient of type {type(grad).__name__} has no memory to read"
+            )
+
+    def _check_sparse(self, i: int, grad: Tensor) -> None:
+        """Raise, naming the parameter, for a sparse gradient with which torch's optimizers do not step either."""
+        label, group = self._label(i), self._table.groups[self._table.slots[i].group]
+        if group["rule"] != "sgd":
+            raise RuntimeError(
+                f"{label}: sparse gradients go with rule 'sgd' only, not with {group['rule']!r}"
+            )
+        if grad.layout is not torch.sparse_coo:
+            raise RuntimeError(f"{label}: sparse gradients ({grad.layout}) are not supported")
+        if group["weight_decay"] != 0:
+            raise RuntimeError(
+                f"{label}: sparse gradients do not go with weight_decay, as in torch: give the parameter a group "
+                "without it"
             )
 
     def _check_shards(self, span: Span) -> None:
@@ -243,4 +275,12 @@ class Gradients:
             raise TypeError(
                 f"{slot.name}: a {type(local).__name__} has no memory to update, or less than it needs"
             )
+        place = place_of(local)
+        if tuple(self.places[i]) != place:
+            self.places[i], self.has_rebound = place, True
         table.write("param", i, local.data_ptr())
+
+
+def _as_dense(grad: Tensor) -> Tensor:
+    """A gradient of strided layout: a copy where it is sparse."""
+    return grad if grad.layout is torch.strided else grad.detach().to_dense()

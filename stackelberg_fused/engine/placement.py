@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..groups.constraints import joint_set
 from ..groups.param_groups import param_label
+from ..groups.rules import as_integer
 from ..groups.schemes import check_scheme, scheme_of
 from ..layout.slot import Kind, Slot
 from ..memory.arena import is_dense, move_into_arenas, owns_storage
@@ -38,7 +39,7 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 label = param_label(index, group, position)
                 is_strided = local.layout is torch.strided
                 dense = is_strided and is_dense(local) and not local.is_neg()
-                key = stream_key(group["seed"], index, position)
+                key = stream_key(as_integer(group["seed"]), index, position)
                 scheme = scheme_of(group, local)
                 slot = Slot(param, label, index, role, position, local, dense, scheme, key)
                 slots[_kind(slot, group)].append(slot)

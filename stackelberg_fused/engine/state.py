@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends.interrupts import make_calls
+from ..groups.hyperparameters import turn_of
 from ..groups.param_groups import param_label
 from ..groups.rules import as_number
 from ..groups.schemes import (
@@ -24,6 +25,7 @@ from ..groups.schemes import (
     state_names,
     stored_names,
 )
+from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
 from ..memory.presence import has_memory, is_abstract
@@ -47,7 +49,7 @@ def allocate_state(
         entry, group = state[slot.param], table.groups[slot.group]
         if "step" not in entry:
             new["step"] = table.steps[i]
-        if "waited" not in entry and group["update_every"] > 1:
+        if "waited" not in entry and turn_of(group)[0] > 1:
             new["waited"] = table.waited[i]
         for name, dtype in stored_names(slot.scheme, group).items():
             if entry.get(name) is None:
@@ -112,18 +114,23 @@ _MOST_STATE = {
 
 def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:
     """Tell whether the state's tensors are still the ones that the table was connected to."""
-    return all(
-        (state.get(slot.param) or {}).get(name) is tensors.get(name)
-        for slot, tensors in zip(table.slots, table.state_tensors, strict=True)
-        for name in (*COUNTS, *STATE_FIELD)
-    )
+    for slot, tensors in zip(table.slots, table.state_tensors, strict=True):
+        entry = state.get(slot.param, {})
+        if not isinstance(entry, dict):
+            return False  # to be refused by name
+        if any(entry.get(name) is not tensors.get(name) for name in (*COUNTS, *STATE_FIELD)):
+            return False
+    return True
 
 
 def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError, naming the parameter, for a loaded state that cannot be that of the parameters."""
+    """Raise ValueError or TypeError, naming the parameter, for a state that cannot be that of the parameters."""
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
-            entry = state.get(param)
+            entry = state.get(param, {})
+            if not isinstance(entry, dict):
+                label = param_label(index, group, position)
+                raise TypeError(f"{label}: its state is {entry!r}, expected a dict")
             if entry:
                 _check_entry(entry, param, group, param_label(index, group, position))
 
@@ -164,13 +171,15 @@ def _check_entry(
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
-            valid = 0 <= as_number(count) < float("inf") and (
+            valid = 0 <= as_number(count) < LARGEST_COUNT and (
                 name == "step" or as_number(count).is_integer()
             )
-        except (TypeError, ValueError, RuntimeError):  # no number, or several
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # no number, or several
             valid = False
         if not valid:
-            raise ValueError(f"{label}: state dict has {name} {count!r}, expected one number >= 0")
+            raise ValueError(
+                f"{label}: state dict has {name} {count!r}, expected one number >= 0 and below 2**53"
+            )
 
 
 def _check_kind(name: str, value: Tensor, label: str) -> None:

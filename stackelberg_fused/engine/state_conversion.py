@@ -38,7 +38,11 @@ def as_stored(slot: Slot, entry: Mapping[str, Any]) -> dict[str, Any]:
     rounded, as it is where a model is loaded before its optimizer; else the parameter counts. Other dtypes of floating
     point are left to whoever copies them.
     """
-    found = dict(entry)
+    # with sparse gradients, torch's SGD has sparse momentum
+    found = {
+        name: value.to_dense() if getattr(value, "layout", None) is torch.sparse_coo else value
+        for name, value in entry.items()
+    }
     for name in MOMENTS:
         value, codes = found.pop(name, None), found.pop(code_name(name), None)
         scales = found.pop(scale_name(name), None)

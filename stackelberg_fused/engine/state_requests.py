@@ -22,18 +22,25 @@ class StateRequests:
     Args:
         groups: the optimizer's param groups.
         state: the optimizer's state.
+        given: by id of a group, the rate that it had when it was given to the optimizer; groups that are new are added.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+        self,
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        given: dict[int, Any],
     ) -> None:
-        self._groups, self._state = groups, state
+        self._groups, self._state, self._given = groups, state, given
         self._without_state = set(ROLES)
+        for group in groups:
+            given.setdefault(id(group), group["lr"])
 
     def is_one(self, role: str | None) -> bool:
         """Tell whether a step of a role, or of all, can have no other purpose.
 
-        No parameter has state yet, every rate is 0, and every trained parameter has a gradient, all of zeros.
+        No parameter has state yet, every rate was set to 0, and every trained parameter has a gradient, all of zeros.
+        A user who gave the rate 0 means the step: it projects onto constraints, for example.
         """
         if not self._without_state:
             return False
@@ -45,10 +52,15 @@ class StateRequests:
         if any(self._state.get(param) for param in params):
             self._without_state.difference_update(roles)
             return False
-        return all(_is_zero_rate(group["lr"]) for group in groups) and _have_zero_gradients(params)
+        if not all(self._was_set_to_zero(group) for group in groups):
+            return False
+        return _have_zero_gradients(params)
+
+    def _was_set_to_zero(self, group: dict[str, Any]) -> bool:
+        return group["lr"] is not self._given.get(id(group)) and _is_zero(group["lr"])
 
 
-def _is_zero_rate(lr: Any) -> bool:
+def _is_zero(lr: Any) -> bool:
     """Tell whether a rate is 0; of one on a device, which would have to be waited for, the answer is no."""
     return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and as_number(lr) == 0
 

@@ -28,6 +28,16 @@ _using_features: weakref.WeakKeyDictionary[StackelbergOptimizer, set[Any]] = (
 MOST_SEARCHED = 64
 
 
+def _is_ours(optimizer: Any) -> bool:
+    return isinstance(optimizer, StackelbergOptimizer)
+
+
+def _attributes(wrapper: Any) -> list[tuple[str, Any]]:
+    """What an object holds, by names that its user may spell."""
+    held = getattr(wrapper, "__dict__", {})
+    return [(name, value) for name, value in held.items() if not name.startswith("_")]
+
+
 def check_players(optimizer: Any, body: Any, head: Any) -> None:
     """Raise unless `body` and `head` are the players of an optimizer. A repeated check of the same ones is skipped.
 
@@ -37,9 +47,11 @@ def check_players(optimizer: Any, body: Any, head: Any) -> None:
             other role.
         RuntimeError: DistributedDataParallel wraps a larger module that contains `body` or `head`.
     """
-    if not isinstance(optimizer, StackelbergOptimizer):
+    if not _is_ours(optimizer):
+        inside = [name for name, held in _attributes(optimizer) if _is_ours(held)]
+        advice = f"; pass what it wraps, its .{inside[0]}" if inside else ""
         raise TypeError(
-            f"optimizer must be a Stackelberg optimizer, got {type(optimizer).__name__}"
+            f"optimizer must be a Stackelberg optimizer, got {type(optimizer).__name__}{advice}"
         )
     for name, module in (("body", body), ("head", head)):
         if not callable(module):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from ..numerics.projection import SLACK, rounded
@@ -192,12 +194,15 @@ def box_bounds(group: dict[str, Any], dtype: torch.dtype) -> tuple[float, float]
 
 
 def _number(owner: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+    is_number = isinstance(value, (Real, np.ndarray, torch.Tensor)) and not isinstance(value, bool)
     try:
-        number = float(value)
+        number = float(value) if is_number else None
+    except (TypeError, ValueError, RuntimeError):  # several
+        number = None
     except OverflowError:
         raise ValueError(f"{owner}: {name} is too large") from None
+    if number is None:
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
     if math.isnan(number):
         raise ValueError(f"{owner}: {name} is NaN")
     return number

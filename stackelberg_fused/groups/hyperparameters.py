@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .constraints import (
 from .param_groups import ROLES, check_hyperparameters
 from .rules import (
     Rule,
+    as_integer,
     as_number,
     is_volatile,
     rule_of,
@@ -228,7 +230,7 @@ def row_constants(group: dict[str, Any]) -> dict[str, float]:
         "grad_sign": -1.0 if group["maximize"] else 1.0,
         "weight_decay": as_number(group["weight_decay"]),
         "ema_weight": 0.0 if decay is None else _from_the_nearer_end(as_number(decay)),
-        "mean_weight": 1.0 / group["update_every"] if sums_gradients(group) else 0.0,
+        "mean_weight": 1.0 / as_integer(group["update_every"]) if sums_gradients(group) else 0.0,
         "low": low,
         "high": high,
     }
@@ -245,7 +247,7 @@ def row_constants(group: dict[str, Any]) -> dict[str, float]:
 
 def group_scalars(group: dict[str, Any]) -> dict[str, float]:
     """The scalars of a group from which the other fields of its rows are computed at every step."""
-    scalars = {"lr": _rate(group), "update_every": int(group["update_every"])}
+    scalars = {"lr": _rate(group), "update_every": as_integer(group["update_every"])}
     if group["rule"] == "sgd":
         return scalars  # without betas, the rate is not corrected
     beta1, beta2 = map(as_number, group["betas"])
@@ -265,7 +267,7 @@ def _write(table: np.ndarray, indices: list[int], rows: list[dict[str, float]]) 
 
 def turn_of(group: dict[str, Any]) -> tuple[int, str]:
     """The settings to which the counts of a group that takes turns belong."""
-    return group["update_every"], group["update_every_grads"]
+    return as_integer(group["update_every"]), group["update_every_grads"]
 
 
 def _from_the_nearer_end(decay: float) -> float:
@@ -274,6 +276,12 @@ def _from_the_nearer_end(decay: float) -> float:
 
 
 def _rate(group: dict[str, Any]) -> float:
-    """A rate as float64; NaN where only the device knows it."""
+    """A rate as float64; NaN where only the device knows it.
+
+    Of an infinite one the largest number, which float32 makes infinite again: a weight decay of 0 times infinity would
+    be NaN, where torch does not multiply them.
+    """
     lr = group["lr"]
-    return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else as_number(lr)
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return math.nan
+    return max(-sys.float_info.max, min(as_number(lr), sys.float_info.max))

@@ -13,6 +13,7 @@ from .param_groups import (
     complete_group,
     group_label,
     param_label,
+    plain_integers,
 )
 
 
@@ -68,7 +69,7 @@ def completed_group(
     index = len(groups)
     completed = complete_group(given, defaults, head_lr_ratio, index)
     completed.update(split_names(completed["params"], index))
-    check_hyperparameters(completed, index)
+    check_hyperparameters(completed, index, is_new=True)
     check_params(completed, index)
     members.follow(groups)
     _check_beside_others(completed, index, groups, members)
@@ -102,7 +103,7 @@ def fill_in(given: dict[str, Any], completed: dict[str, Any]) -> None:
     for name, value in completed.items():
         if name != "params":
             given.setdefault(name, value)
-    given.update(rule=completed["rule"], lr=completed["lr"])
+    given.update(rule=completed["rule"], lr=completed["lr"], **plain_integers(completed))
 
 
 def split_names(params: Any, index: int) -> dict[str, Any]:

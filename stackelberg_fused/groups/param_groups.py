@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..memory.presence import is_fake
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
-from .rules import HYPERPARAMETERS, as_number
+from .rules import HYPERPARAMETERS, as_integer, as_number, is_integer
 from .schemes import check_scheme, check_scheme_names
 
 ROLES = ("body", "head")
@@ -70,6 +71,7 @@ def complete_group(
     for name in BY_ROLE:
         if name not in group and isinstance(completed[name], dict):
             completed[name] = completed[name].get(role, BY_ROLE[name])
+    completed.update(plain_integers(completed))
     state_dtype = completed["state_dtype"]
     if isinstance(state_dtype, torch.dtype):  # plain values are what state dicts are of
         completed["state_dtype"] = str(state_dtype).removeprefix("torch.")
@@ -103,9 +105,22 @@ def at_least_zero(label: str, name: str, value: Any) -> float:
     return number
 
 
-def _check_rate(label: str, lr: Any) -> None:
+def _check_setting(label: str, name: str, value: Any, is_new: bool) -> float:
+    """A number that is torch's to choose: >= 0 and finite in a new group, any but NaN where somebody edited it."""
+    if is_new:
+        return at_least_zero(label, name, value)
+    number = _number(label, name, value)
+    # torch refuses numbers that float32 turns into infinities, too, but no infinities
+    if not (abs(number) <= LARGEST_FLOAT or math.isinf(number)):
+        raise ValueError(
+            f"{label}: invalid {name} {value!r}, must be a number that is in the range of float32, or infinite"
+        )
+    return number
+
+
+def _check_rate(label: str, lr: Any, is_new: bool) -> None:
     if not isinstance(lr, Tensor) or lr.device.type == "cpu":
-        at_least_zero(label, "lr", lr)
+        _check_setting(label, "lr", lr, is_new)
         return
     # its value is left where it is: reading it would wait for the device
     if lr.numel() != 1:
@@ -114,8 +129,13 @@ def _check_rate(label: str, lr: Any) -> None:
         raise TypeError(f"{label}: lr on {lr.device} must be float32 or float64, got {lr.dtype}")
 
 
-def check_hyperparameters(group: dict[str, Any], index: int) -> None:
-    """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts."""
+def check_hyperparameters(group: dict[str, Any], index: int, is_new: bool = False) -> None:
+    """Raise ValueError or TypeError, naming the group, for hyperparameters that no rule accepts.
+
+    Args:
+        is_new: the group is given to the optimizer now. As in torch, that is when signs and the like are checked:
+            afterwards a schedule may cross zero.
+    """
     label = group_label(index, group)
     if group.get("role") not in ROLES:
         raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
@@ -124,18 +144,16 @@ def check_hyperparameters(group: dict[str, Any], index: int) -> None:
     missing = [name for name in HYPERPARAMETERS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
-    _check_rate(label, group["lr"])
-    at_least_zero(label, "weight_decay", group["weight_decay"])
+    _check_rate(label, group["lr"], is_new)
+    _check_setting(label, "weight_decay", group["weight_decay"], is_new)
     _check_average_and_turns(label, group)
     _check_constraint(label, group)
     check_scheme_names(label, group)
     _check_cautious(label, group)
     if group["rule"] == "sgd":
-        momentum = at_least_zero(label, "momentum", group["momentum"])
-        dampening = _number(label, "dampening", group["dampening"])
-        if not abs(dampening) <= LARGEST_FLOAT:
-            raise ValueError(f"{label}: invalid dampening {dampening}")
-        if group["nesterov"] and (momentum == 0 or dampening != 0):
+        momentum = _check_setting(label, "momentum", group["momentum"], is_new)
+        dampening = _check_setting(label, "dampening", group["dampening"], is_new=False)
+        if is_new and group["nesterov"] and (momentum == 0 or dampening != 0):
             raise ValueError(f"{label}: nesterov requires a momentum and zero dampening")
         return
     if bool(group.get("decoupled_weight_decay", group["rule"] == "adamw")) != (
@@ -145,15 +163,24 @@ def check_hyperparameters(group: dict[str, Any], index: int) -> None:
             f"{label}: rule {group['rule']!r} and decoupled_weight_decay={group['decoupled_weight_decay']!r} "
             "contradict each other"
         )
-    at_least_zero(label, "eps", group["eps"])
+    _check_setting(label, "eps", group["eps"], is_new)
     betas = group["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+    if not _is_pair(betas):
         raise ValueError(f"{label}: betas must be a pair, got {betas!r}")
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError(f"{label}: betas must be either both floats or both tensors")
     for position, beta in enumerate(betas):
         if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
             raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+
+
+def _is_pair(value: Any) -> bool:
+    """Tell whether something is a sequence of two: a tuple, an array, a list of a configuration."""
+    is_sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    is_other = isinstance(value, (str, bytes, Mapping)) or (
+        isinstance(value, Tensor) and not value.ndim
+    )
+    return is_sequence and not is_other and len(value) == 2
 
 
 def _check_cautious(label: str, group: dict[str, Any]) -> None:
@@ -173,9 +200,9 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
     if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
         raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
     every, grads = group["update_every"], group["update_every_grads"]
-    if isinstance(every, bool) or not isinstance(every, Integral):
+    if not is_integer(every):
         raise TypeError(f"{label}: update_every must be an int, got {every!r}")
-    if not 1 <= int(every) <= LONGEST_WAIT:
+    if not 1 <= as_integer(every) <= LONGEST_WAIT:
         raise ValueError(
             f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
         )
@@ -183,7 +210,7 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         raise ValueError(
             f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
         )
-    if group.get("differentiable") and (int(every) > 1 or decay is not None):
+    if group.get("differentiable") and (as_integer(every) > 1 or decay is not None):
         raise ValueError(
             f"{label}: differentiable=True goes with neither update_every nor ema_decay"
         )
@@ -207,17 +234,28 @@ def _check_constraint(label: str, group: dict[str, Any]) -> None:
             raise ValueError(f"{label}: {error}") from None
 
 
+def plain_integers(group: dict[str, Any]) -> dict[str, int]:
+    """The settings of a group that are integers, as Python's: what state dicts are of."""
+    names = ("update_every", "seed")
+    return {n: as_integer(group[n]) for n in names if n in group and is_integer(group[n])}
+
+
 def copy_by_role(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Defaults with their own copies of settings by role; ValueError for a role that there is not."""
+    """Defaults with settings by role in dicts of their own; ValueError for a role that there is not."""
     defaults = dict(defaults)
     for name in BY_ROLE:
-        if not isinstance(defaults[name], dict):
+        if not isinstance(defaults[name], Mapping):
             continue
         defaults[name] = value = dict(defaults[name])
         unknown = [key for key in value if key not in ROLES]
         if unknown:
             raise ValueError(f"{name}: unknown role {unknown[0]!r}, expected 'body' or 'head'")
     return defaults
+
+
+def as_betas(value: Any) -> Any:
+    """A pair as torch's constructors keep it; anything else as it is, to be refused by name."""
+    return tuple(value) if _is_pair(value) else value
 
 
 def check_ratio(value: Any) -> float:
@@ -227,10 +265,17 @@ def check_ratio(value: Any) -> float:
     return ratio
 
 
+def check_params_list(group: dict[str, Any], index: int) -> None:
+    """Raise for a group that somebody edited and whose parameters are no list of tensors any more."""
+    params = group.get("params")
+    if not isinstance(params, (list, tuple)):
+        raise TypeError(
+            f"{group_label(index, group)}: params must be a list of tensors, got {torch.typename(params)}"
+        )
+
+
 def check_params(group: dict[str, Any], index: int) -> None:
     """Raise for parameters that no rule can update."""
-    if group["role"] == "head" and not group["params"]:
-        raise ValueError(f"{group_label(index, group)}: the head is empty")
     for position, param in enumerate(group["params"]):
         label = param_label(index, group, position)
         if not isinstance(param, Tensor):

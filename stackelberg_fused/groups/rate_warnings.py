@@ -6,7 +6,7 @@ import numpy as np
 
 from ..warning import warn_caller
 
-ROUNDING = 1e-9  # relative: what chained schedules make of equal rates
+ROUNDING = 1e-9  # relative: what chained schedules make of equal rates, and of a rate of zero
 
 
 class RatioWatch:
@@ -14,6 +14,7 @@ class RatioWatch:
 
     def __init__(self) -> None:
         self._was_two_scale = False
+        self._largest = 0.0  # rate so far
         self._warned: set[str] = set()
 
     def expect_equal(self) -> None:
@@ -24,8 +25,12 @@ class RatioWatch:
         """Rates of body and head groups, float64 arrays."""
         if not (len(body) and len(head)):
             return
+        body, head = np.abs(body), np.abs(head)
         fastest, slowest = body.max(), head.min()
-        if fastest > slowest * (1 + ROUNDING):
+        self._largest = max(self._largest, float(fastest), float(head.max()))
+        if fastest <= self._largest * ROUNDING:
+            return  # all that a schedule that ends at zero leaves of it, of either sign
+        if fastest * (1 - ROUNDING) > slowest:
             self._warn(
                 "order",
                 f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import IntFlag
+from numbers import Integral
 from types import NoneType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .constraints import CONSTRAINTS
@@ -66,6 +68,23 @@ def as_number(value: Any) -> float:
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer: Python's, NumPy's, or an array or a tensor of one."""
+    if isinstance(value, Tensor):
+        is_other = value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
+        return value.numel() == 1 and not is_other
+    if isinstance(value, np.ndarray):
+        return value.size == 1 and value.dtype.kind in "iu"
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def as_integer(value: Any) -> int:
+    """Such an integer as Python's."""
+    if type(value) is int:
+        return value
+    return int(value.item() if isinstance(value, (Tensor, np.ndarray)) else value)
+
+
 def is_volatile(group: dict[str, Any]) -> bool:
     """Tell whether a setting can change while the object that holds it stays the same, as a tensor's value can."""
     values = [group[name] for name in HYPERPARAMETERS[group["rule"]]]
@@ -96,4 +115,4 @@ def rule_of(group: dict[str, Any]) -> Rule:
 
 def sums_gradients(group: dict[str, Any]) -> bool:
     """Tell whether gradients are summed up while the group waits for its turn."""
-    return group["update_every"] > 1 and group["update_every_grads"] == "mean"
+    return as_integer(group["update_every"]) > 1 and group["update_every_grads"] == "mean"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..memory.presence import is_abstract
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import BLOCK
-from .rules import sums_gradients
+from .rules import as_integer, is_integer, sums_gradients
 
 FULL_PRECISION = (torch.float32, torch.float64)
 HALF_PRECISION = (torch.bfloat16, torch.float16)
@@ -172,9 +171,9 @@ def check_scheme_names(label: str, group: dict[str, Any]) -> None:
             said = ", ".join(map(repr, known))
             raise ValueError(f"{label}: unknown {name} {value!r}, expected one of {said}")
     seed = group["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_integer(seed):
         raise TypeError(f"{label}: seed must be an int, got {seed!r}")
-    if not 0 <= int(seed) < 2**63:
+    if not 0 <= as_integer(seed) < 2**63:
         raise ValueError(f"{label}: invalid seed {seed}, must be >= 0 and below 2**63")
     if group.get("differentiable") and (group["master"] or group["state_dtype"]):
         raise ValueError(f"{label}: differentiable=True goes with neither master nor state_dtype")
@@ -214,7 +213,7 @@ STORAGE = ("master", "state_dtype", "float32_state", "seed")
 
 def storage_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """The settings of a group that decide how its numbers are stored."""
-    return tuple(group[name] for name in STORAGE)
+    return tuple(as_integer(group[n]) if n == "seed" else group[n] for n in STORAGE)
 
 
 def blocks_of(numel: int) -> int:

@@ -97,9 +97,10 @@ class HyperparameterRows:
         keys = [(beta1, beta2, int(count) + 1) for beta1, beta2, count in zip(*inputs, strict=True)]
         known = {key: bias_corrections(*key) for key in set(keys)}
         factor, bias_correction2_sqrt = np.array([known[key] for key in keys]).T
-        self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]
-        self.rows["step_size"] = group["lr"] * factor
-        self.rows["eps"] = group["eps"] * bias_correction2_sqrt
+        with np.errstate(over="ignore", invalid="ignore"):  # rates may be infinite
+            self.rows["param_decay"] = 1.0 - group["lr"] * group["decay"]
+            self.rows["step_size"] = group["lr"] * factor
+            self.rows["eps"] = group["eps"] * bias_correction2_sqrt
         waits = turns.waits(waited, group["update_every"])
         self.rows["step"] = [step & 0x7FFFFFFF for *_, step in keys]
         self.rows["turn"] = WAITS * waits + HAS_SUM * turns.has_sum(waited)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class ClipLimits:
         """
         if value is None:
             return None
-        if not isinstance(value, dict):
+        if not isinstance(value, Mapping):
             limit = _limit("max_grad_norm", value)
             return cls(limit, limit, True)
         unknown = [key for key in value if key not in ROLES]
@@ -58,7 +59,10 @@ class ClipLimits:
 def _limit(name: str, value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError(f"optimizer: {name} must be a number, got {value!r}")
-    unlimited = isinstance(value, float) and value == math.inf
+    is_one = isinstance(value, (float, np.generic)) or (
+        isinstance(value, Tensor) and value.numel() == 1
+    )
+    unlimited = is_one and bool(value == math.inf)
     return math.inf if unlimited else at_least_zero("optimizer", name, value)
 
 

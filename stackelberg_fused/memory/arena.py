@@ -126,9 +126,9 @@ def _arena_of(tensors: Sequence[Tensor], device: torch.device | None) -> tuple[l
     return offsets, torch.zeros(end, dtype=tensors[0].dtype, device=device)
 
 
-def one_buffer(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+def one_buffer(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[int]]:
     """Return a new arena of zeros for all of `tensors`, and the offset of each; see `view_of`."""
-    offsets, arena = _arena_of(tensors, None)
+    offsets, arena = _arena_of(tensors, device)
     return arena, offsets
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from torch import Tensor
 
-from .presence import has_memory
+from .presence import has_memory, is_abstract
 from .sharding import local_tensor
 
 
@@ -39,6 +39,25 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return len(offsets) < tensor.numel()
 
 
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """The addresses at which the memory of a tensor begins and ends; (0, 0) where it has none."""
+    first = 0 if is_abstract(tensor) or not tensor.numel() else tensor.data_ptr()
+    if not first:
+        return 0, 0
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return first, first + extent * tensor.element_size()
+
+
+def may_overlap(places: np.ndarray) -> bool:
+    """Tell whether any two ranges of memory overlap: False rules out what `check_overlap` raises for.
+
+    Args:
+        places: int64 array [n, 2] of `place_of`.
+    """
+    first, last = places[np.argsort(places[:, 0], kind="stable")].T
+    return bool((first[1:] < np.maximum.accumulate(last)[:-1]).any())
+
+
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise if two parameters, or two elements of one parameter, share memory.
 
@@ -57,11 +76,7 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             continue
         if _overlaps_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")
-        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        first = tensor.data_ptr()
-        spans.append(
-            (str(tensor.device), first, first + extent * tensor.element_size(), label, tensor)
-        )
+        spans.append((str(tensor.device), *place_of(tensor), label, tensor))
     spans.sort(key=lambda span: span[:3])
     active: list[
         tuple[str, int, int, str, Tensor]

@@ -139,7 +139,7 @@ def mean_gradient(grad_sum: Tensor, grad: Tensor | None, group: dict[str, Any]) 
         group: update_every.
     """
     total = grad_sum if grad is None else grad_sum + grad
-    return total * (1 / group["update_every"])
+    return total * (1 / int(group["update_every"]))
 
 
 def _scalar(value: Any) -> Any:

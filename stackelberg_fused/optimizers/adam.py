@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..groups.param_groups import as_betas
 from .base import StackelbergOptimizer
 from .options import AdamOptions, AdamWOptions, Params, takes
 
@@ -79,7 +80,7 @@ class StackelbergAdam(StackelbergOptimizer):
     ) -> None:
         rule = {
             "lr": lr,
-            "betas": betas,
+            "betas": as_betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -113,7 +114,7 @@ class StackelbergAdamW(StackelbergAdam):
     ) -> None:
         rule = {
             "lr": lr,
-            "betas": betas,
+            "betas": as_betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -92,7 +93,7 @@ class SharedAttributes(Optimizer):
             ValueError, TypeError: neither None, nor a number >= 0, nor a dict of such by role.
         """
         value = self._shared.options["max_grad_norm"]
-        return dict(value) if isinstance(value, dict) else value
+        return dict(value) if isinstance(value, Mapping) else value
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | dict[Role, float] | None) -> None:
@@ -102,7 +103,7 @@ class SharedAttributes(Optimizer):
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
             )
         shared.limits = ClipLimits.of(value)
-        shared.options["max_grad_norm"] = dict(value) if isinstance(value, dict) else value
+        shared.options["max_grad_norm"] = dict(value) if isinstance(value, Mapping) else value
 
     @property
     def last_step(self) -> LastStep:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,12 @@ from ..engine.placement import collect_slots
 from ..engine.state import check_loaded, numbers
 from ..groups.constraints import Constraint, as_constraint
 from ..groups.hyperparameters import turn_of
-from ..groups.param_groups import BY_ROLE, check_hyperparameters, complete_group
+from ..groups.param_groups import (
+    BY_ROLE,
+    check_hyperparameters,
+    complete_group,
+    plain_integers,
+)
 from ..layout.joint_sets import check_joint_sets
 from ..layout.table import STATE_FIELD
 
@@ -33,9 +39,9 @@ _OURS = (*BY_ROLE, "update_every_grads", "seed", "cautious")
 
 @dataclass(frozen=True)
 class _Exact:
-    """A tensor that torch would cast to its parameter's dtype on loading."""
+    """A value that torch would cast to its parameter's dtype on loading, or an array, of which it would fail to."""
 
-    tensor: Tensor
+    value: Any
 
 
 def complete_state(
@@ -52,7 +58,7 @@ def complete_state(
     """
     merged = _merged(loaded["param_groups"], groups, defaults)
     copies = {
-        key: {n: v.tensor if isinstance(v, _Exact) else v for n, v in entry.items()}
+        key: {n: v.value if isinstance(v, _Exact) else v for n, v in entry.items()}
         if isinstance(entry, dict)
         else entry
         for key, entry in loaded["state"].items()
@@ -68,18 +74,20 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
     Counts of steps waited become numbers; other tensors are wrapped until `complete_state`. Of a "step" torch would
     leave the value as it is, but it looks through all groups for each.
     """
-    state = loaded.get("state", {})
+    if "state" not in loaded:
+        return loaded  # torch says so
+    state = loaded["state"]
     found = {k: e["waited"] for k, e in state.items() if isinstance(e, dict) and "waited" in e}
     try:
         counts = numbers(found)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         counts = {}  # to be refused by name
 
     def exact(key: Any, name: str, value: Any) -> Any:
         if name == "waited" and key in counts:
             return counts[key]
-        is_ours = name == "step" or name in STATE_FIELD
-        return _Exact(value) if is_ours and isinstance(value, Tensor) else value
+        is_ours = isinstance(value, Tensor) and (name == "step" or name in STATE_FIELD)
+        return _Exact(value) if is_ours or isinstance(value, np.ndarray) else value
 
     entries = {
         key: {n: exact(key, n, v) for n, v in entry.items()} if isinstance(entry, dict) else entry
@@ -111,7 +119,10 @@ def with_rounds_of_now(
 def packed_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups as a state dict holds them: of plain values."""
     return [
-        {n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()}
+        {
+            **{n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()},
+            **plain_integers(group),
+        }
         for group in groups
     ]
 

@@ -12,7 +12,12 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state import check_loaded
 from ..groups.hyperparameters import turn_of
-from ..groups.param_groups import check_hyperparameters, check_params, param_label
+from ..groups.param_groups import (
+    check_hyperparameters,
+    check_params,
+    check_params_list,
+    param_label,
+)
 from ..layout.statistics import ClipLimits
 from ..memory.overlap import check_overlap
 from ..torch_compat import UNKNOWN
@@ -58,6 +63,7 @@ class EngineHolder(SharedAttributes):
             True  # until there is one: an edit that is refused is refused at every step
         )
         for index, group in enumerate(shared.param_groups):
+            check_params_list(group, index)
             check_hyperparameters(group, index)
             check_params(group, index)
         check_overlap(self._labelled(shared.param_groups))
@@ -142,6 +148,7 @@ class EngineHolder(SharedAttributes):
         rounds = state.pop("_rounds_of")
         super().__setstate__(state)
         self._complete_hooks()
+        shared.across_rebuilds.rates = {id(group): group["lr"] for group in shared.param_groups}
         known = zip(shared.param_groups, rounds, strict=True)
         shared.across_rebuilds.turns = {
             id(group): turn for group, turn in known if turn is not None

@@ -180,6 +180,46 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.usefixtures("_no_picture")
+def test_a_full_disk_is_named_and_what_is_good_is_said(error, tmp_path, monkeypatch, capsys):
+    path, written, save = tmp_path / "checkpoint.pt", [], torch.save
+
+    def full_after_the_first(content, partial):
+        if written:
+            partial.write_bytes(b"half")
+            raise error
+        written.append(partial)
+        save(content, partial)
+
+    monkeypatch.setattr(torch, "save", full_after_the_first)
+    assert quick(tmp_path) == 2
+    output = capsys.readouterr()
+    message = " ".join(output.err.split())
+    assert f"error: {path} could not be written, the one that was there is as it was" in message
+    assert str(error) in message
+    said = "".join(output.out.split())
+    assert f"Thecheckpoint{path}isgood." in said
+    assert "--resume" in said
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(torch, "save", save)
+    assert quick(tmp_path, "--resume") == 0
+    # nor is there any talk of one, where there is none
+    written.append(None)
+    monkeypatch.setattr(torch, "save", full_after_the_first)
+    assert quick(tmp_path / "new") == 2
+    output = capsys.readouterr()
+    assert "there is none" in " ".join(output.err.split())
+    assert "is good" not in output.out
+
+
 @pytest.mark.usefixtures("_no_picture")
 def test_a_new_start_keeps_the_earlier_checkpoint(tmp_path):
     assert quick(tmp_path, "--seed", 1) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_another_list_of_parameters() -> None:
 def test_another_list_of_parameters_is_not_forgotten_where_the_step_is_refused(look: bool) -> None:
     optimizer, old, new = _replaced()
     before = old.detach().clone(), new.detach().clone()
-    optimizer.param_groups[0]["lr"] = -1.0
+    optimizer.param_groups[0]["lr"] = math.nan
     for _ in range(2):
         with pytest.raises(ValueError, match="lr"):
             optimizer.backend if look else optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import by_backend
+from backends import by_backend, chosen
 from cases import (
     MIXED,
     Options,
@@ -171,7 +172,7 @@ def test_a_step_that_raises_clears_nothing(grads: str) -> None:
     ours = flat_optimizer(grads=grads)
     fill(ours, 0)
     before = Snapshot(ours, [p.grad for p in all_params(ours)])
-    ours.param_groups[-1]["lr"] = -1.0
+    ours.param_groups[-1]["lr"] = math.nan
     with pytest.raises(ValueError, match="lr"):
         ours.step(zero_grad=True)
     before.assert_unchanged()
@@ -243,3 +244,31 @@ def test_shards_are_refused(tmp_path: Any) -> None:
             flat_sgd(p)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no grad_dtype")
+@pytest.mark.parametrize("grad_dtype", [torch.bfloat16, torch.float16, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@by_backend
+def test_gradients_of_another_dtype_have_buffers_of_it(
+    backend: str, dtype: torch.dtype, grad_dtype: torch.dtype | None
+) -> None:
+    instance, device = chosen(backend)
+    params = [nn.Parameter(normal(n, n).to(device, dtype)) for n in (3, 70, 0)]
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    for p in (*params[1:], *twins[1:]):
+        p.grad_dtype = grad_dtype
+    ours = sf.StackelbergAdamW(params, lr=0.1, backend=instance, grads="flat")
+    gathered = sf.StackelbergAdamW(twins, lr=0.1, backend=instance)
+    expected = {dtype, grad_dtype or dtype}
+    assert {buffer.dtype for buffer in ours.flat_grads["body"]} == expected
+    for _ in range(3):
+        for some in (params, twins):
+            sum((p * p).sum() for p in some).backward()
+        for p in params[1:]:
+            assert p.grad.dtype == (grad_dtype or dtype)
+        for optimizer in (ours, gathered):
+            optimizer.step(zero_grad=True)
+        for p, q in zip(params, twins, strict=True):
+            assert_same_bits(p, q)
+            assert not p.grad.any()

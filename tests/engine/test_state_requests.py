@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -167,8 +169,8 @@ def test_one_player() -> None:
 
 
 def test_any_other_step_counts() -> None:
-    """A rate that warms up from 0, a gradient of zeros at a rate: steps as torch takes them."""
-    for lr, zero in ((0.0, False), (0.1, True)):
+    """A rate of 0, a gradient of zeros, or both where the user gave that rate: steps as torch takes them."""
+    for lr, zero in ((0.0, False), (0.1, True), (0.0, True)):
         p = nn.Parameter(torch.ones(3))
         ours = sf.StackelbergSGD([p], lr=lr, constraint=sf.Box(-0.5, 0.5))
         p.grad = torch.zeros(3) if zero else torch.ones(3)
@@ -180,11 +182,44 @@ def test_any_other_step_counts() -> None:
     assert float(ours.state[p]["step"]) == 2.0
 
 
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state cleared", "group added", "woken"])
+def test_it_is_recognised_where_the_optimizer_is_built_again(how: str) -> None:
+    def build() -> tuple[nn.Module, Any]:
+        model, ours = _build("mean, average", "cpu")
+        model[1].bias.requires_grad_(False)
+        model[1].bias.data = model[1].bias.data.half()
+        ours = sf.StackelbergSGD(model.parameters(), lr=0.0, ema_decay=0.9, **MEAN)
+        if how == "deepcopy":
+            model, ours = copy.deepcopy((model, ours))
+        elif how == "pickle":
+            model, ours = pickle.loads(pickle.dumps((model, ours)))
+        elif how == "state cleared":
+            _train(ours)
+            ours.state.clear()
+            ours.zero_grad()
+        elif how == "group added":
+            model.add_module("2", nn.Linear(2, 2).requires_grad_(False))
+            for p in model[2].parameters():
+                p.data.zero_()
+            ours.add_param_group({"params": list(model[2].parameters()), "lr": 0.0})
+        else:
+            model[1].bias.requires_grad_(True)
+        return model, ours
+
+    (model, ours), (_, same) = build(), build()
+    get_optimizer_state_dict(model, ours)
+    for optimizer in (ours, same):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        _train(optimizer)
+    assert_same_optimizers(ours, same)
+
+
 def test_a_refused_one_modifies_nothing() -> None:
     p = nn.Parameter(torch.ones(3))
-    ours = sf.StackelbergSGD([p], lr=0.0)
+    ours = sf.StackelbergSGD([p])
     p.grad = torch.zeros(3)
-    ours.param_groups[0]["momentum"] = float("nan")
+    ours.param_groups[0].update(lr=0.0, momentum=float("nan"))
     before = Snapshot(ours)
     with pytest.raises(ValueError, match="param group 0"):
         ours.step()

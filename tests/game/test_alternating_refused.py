@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,11 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
         lambda a: a.update(optimizer=sf.StackelbergSGD(a["body"].parameters())),
         ValueError,
         "no param group of role 'head'",
+    ),
+    "a wrapper": (
+        lambda a: a.update(optimizer=SimpleNamespace(optimizer=a["optimizer"])),
+        TypeError,
+        "got SimpleNamespace; pass what it wraps, its .optimizer",
     ),
     "no callable": (lambda a: a.update(head=3), TypeError, "head must be a module"),
     "no steps": (lambda a: a.update(head_steps=0), ValueError, "head_steps must be >= 1"),

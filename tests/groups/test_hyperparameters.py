@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_a_new_rate_is_taken_over_on_sight() -> None:
     assert settings.new_rates([]) is None
 
 
-@pytest.mark.parametrize("rate", [-0.5, float("nan"), float("inf"), 1e39, 10**400, "0.5", None])
+@pytest.mark.parametrize("rate", [float("nan"), -1e39, 1e39, 10**400, "0.5", None])
 def test_a_rate_that_is_none_is_refused_until_it_is_mended(rate: Any) -> None:
     groups = _groups("adamw", "adamw")
     settings = _accepted(groups)
@@ -117,6 +118,19 @@ def test_a_rate_that_is_none_is_refused_until_it_is_mended(rate: Any) -> None:
     groups[1]["lr"] = 0.5
     settings.accept(_edited(settings))
     assert settings.scalars["lr"].tolist() == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "momentum", "dampening"])
+@pytest.mark.parametrize("value", [-0.5, -1e-20, math.inf, -math.inf])
+def test_signs_and_infinities_are_checked_in_new_groups_alone(name: str, value: float) -> None:
+    groups = _groups("sgd" if name in ("momentum", "dampening") else "adamw")
+    settings = _accepted(groups)
+    groups[0][name] = value
+    settings.accept(_edited(settings))
+    if name != "dampening":
+        p = nn.Parameter(torch.ones(1))
+        with pytest.raises(ValueError, match=rf"param group 1 .*{name}"):
+            sf.StackelbergAdamW([{"params": []}, {**groups[0], "params": [p]}])
 
 
 @pytest.mark.parametrize("name", ["role", "rule", "lr", "eps"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,16 @@ EDITS: dict[str, tuple[Options, Edit]] = {
     "momentum from zero": (Options("sgd"), lambda g: g.update(momentum=0.9, dampening=0.3)),
     "nesterov": (MOMENTUM, lambda g: g.update(nesterov=True, dampening=0)),
     "dampening": (MOMENTUM, lambda g: g.update(dampening=0.9)),
+    # what torch refuses at construction alone
+    "lr below zero": (ADAM, lambda g: g.update(lr=-0.01)),
+    "lr a tensor below zero": (ADAM, lambda g: g.update(lr=torch.tensor(-0.01))),
+    "lr of sgd below zero": (MOMENTUM, lambda g: g.update(lr=-1e-20)),
+    "eps below zero": (ADAM, lambda g: g.update(eps=-1e-9)),
+    "weight_decay below zero": (ADAM, lambda g: g.update(weight_decay=-0.5)),
+    "weight_decay of sgd below zero": (MOMENTUM, lambda g: g.update(weight_decay=-0.5)),
+    "momentum below zero": (MOMENTUM, lambda g: g.update(momentum=-0.5)),
+    "nesterov, dampened": (MOMENTUM, lambda g: g.update(nesterov=True)),
+    "nesterov without momentum": (MOMENTUM, lambda g: g.update(nesterov=True, momentum=0.0)),
 }
 
 
@@ -71,6 +82,26 @@ def test_settings_edited_between_steps(name: str, backend: str) -> None:
             torchs.param_groups[1].update(undo)
         step(ours, torchs, seed=seed)
     assert_agree(ours, torchs)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("setting", ["lr", "eps", "weight_decay"])
+@pytest.mark.parametrize("rule", ["adam", "adamw", "sgd"])
+@BACKENDS
+def test_infinite_settings(
+    backend: str, rule: str, setting: str, weight_decay: float, value: float
+) -> None:
+    """They leave NaN and infinities where torch does, and nowhere else."""
+    if setting == "eps" and rule == "sgd":
+        pytest.skip("SGD has none")
+    ours, torchs = both(Options(rule, {"lr": 0.1, "weight_decay": weight_decay}), backend)
+    step(ours, torchs)
+    for optimizer in (ours, torchs):
+        optimizer.param_groups[0][setting] = value
+    step(ours, torchs, seed=1)
+    for p, q in zip(all_params(ours), all_params(torchs), strict=True):
+        torch.testing.assert_close(p, q, equal_nan=True)
 
 
 @BACKENDS

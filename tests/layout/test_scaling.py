@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -186,7 +187,7 @@ def test_a_step_that_raises_leaves_nothing_of_the_scaler() -> None:
     optimizer = sf.StackelbergSGD([p], lr=1.0, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     scaler.scale(p.sum()).backward()
-    optimizer.param_groups[0]["lr"] = -1.0
+    optimizer.param_groups[0]["lr"] = math.nan
     with pytest.raises(ValueError, match="lr"):
         scaler.step(optimizer)
     optimizer.param_groups[0]["lr"] = 1.0

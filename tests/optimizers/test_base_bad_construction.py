@@ -37,7 +37,6 @@ HEAD = "param group 1 \\(head\\)"
 GROUPS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "unknown role": (lambda m: _two(m, role="tail"), ValueError, "param group 1: unknown role 'tail'"),
     "unknown rule": (lambda m: _two(m, rule="lion"), ValueError, f"{HEAD}: unknown rule 'lion'"),
-    "empty head": (lambda m: [{"params": [m["a"]]}, {"params": [], "role": "head"}], ValueError, f"{HEAD}: the head"),
     "in two groups": (lambda m: [*_two(m), {"params": [m["a"]]}], ValueError, "0 of param group 2 .* in param group 0"),
     "overlap": (lambda m: [m["a"], nn.Parameter(m["a"].detach()[1])], ValueError, "1 .* parameter 0 .*overlap"),
     "overlap between groups": (
@@ -85,6 +84,8 @@ ADAM: dict[str, tuple[dict[str, Any], str]] = {
     "mixed betas": ({"betas": (torch.tensor(0.9), 0.9)}, "betas must be either both floats or both tensors"),
     "beta of two": ({"betas": (torch.ones(2) / 2, torch.ones(2) / 2)}, "betas\\[0\\] must have one element"),
     "one beta": ({"betas": 0.9}, "betas must be a pair"),
+    "betas by name": ({"betas": {"a": 0.9, "b": 0.9}}, "betas must be a pair"),
+    "betas text": ({"betas": "09"}, "betas must be a pair"),
 }
 CAUTIOUS: dict[str, tuple[str, dict[str, Any], str]] = {
     "number": ("adamw", {"cautious": 1}, "cautious must be a bool, got 1"),
@@ -237,7 +238,6 @@ ADDED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]
     "dtype": (lambda m, n: {"params": [n["a"].detach().double().requires_grad_()]}, ValueError, "at most 32 bits"),
     "non-leaf": (lambda m, n: {"params": [n["a"] * 2]}, ValueError, "non-leaf"),
     "sparse": (lambda m, n: {"params": [torch.eye(2).to_sparse().requires_grad_()]}, TypeError, "group 2 .*sparse"),
-    "empty head": (lambda m, n: {"params": [], "role": "head"}, ValueError, "group 2 \\(head\\): the head is empty"),
 }
 # fmt: on
 

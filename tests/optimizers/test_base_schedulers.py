@@ -19,6 +19,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=[0.1, 0.5], total_steps=12),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
     "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "to zero": lambda o: lr_scheduler.LinearLR(o, 1 / 3, 0.0, 7),
     "sequential": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.8)], [4]
     ),

@@ -71,3 +71,39 @@ def test_continuing_is_as_not_interrupted(
     for side in ((model, ours), (other, again)):
         _train(*side, range(steps, steps + 5))
     assert_same_optimizers(again, ours)
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+@pytest.mark.parametrize("case", ["AdamW", "average, turns", "SGD"])
+def test_a_checkpoint_of_torch_is_loaded_in_part(
+    tmp_path: Path, case: str, flattened: bool
+) -> None:
+    """torch's planner refuses what a checkpoint lacks, as our own settings, unless it is told that it may."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flattened)
+    model, ours = _build(case)
+    other, _ = _build(case)
+    groups = [{"params": list(layer.parameters()), "lr": 0.3} for layer in other]
+    is_sgd = case == "SGD"
+    torchs = (
+        torch.optim.SGD(groups, momentum=0.9) if is_sgd else torch.optim.AdamW(groups, eps=1e-7)
+    )
+    _train(other, torchs, range(3))
+    saved = {"optimizer": get_optimizer_state_dict(other, torchs, options=options)}
+    dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    model.load_state_dict(other.state_dict())
+    found = {"optimizer": get_optimizer_state_dict(model, ours, options=options)}
+    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    dcp.load(found, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    set_optimizer_state_dict(model, ours, found["optimizer"], options=options)
+    assert [g["lr"] for g in ours.param_groups] == [0.3, 0.3]
+    assert ours.param_groups[0]["update_every"] == CASES[case][1].get("update_every", {}).get(
+        "body", 1
+    )
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        for name in ("momentum_buffer",) if is_sgd else ("exp_avg", "exp_avg_sq", "step"):
+            torch.testing.assert_close(ours.state[p][name], torchs.state[q][name], rtol=0, atol=0)
+    if case == "AdamW":
+        for side in ((model, ours), (other, torchs)):
+            _train(*side, range(3, 6))
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q)

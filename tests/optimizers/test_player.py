@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from typing import Any
@@ -180,7 +181,7 @@ def test_nothing_is_left_of_a_scaler_after_an_error() -> None:
     ours, scaler = _optimizer(fused=True), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
     _fill(ours)
-    ours.param_groups[1]["lr"] = -1.0
+    ours.param_groups[1]["lr"] = math.nan
     with pytest.raises(ValueError, match="lr"):
         scaler.step(ours.player("head"))
     _assert_nothing_left_of_a_scaler(ours)

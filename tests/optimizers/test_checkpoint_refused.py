@@ -1,0 +1,58 @@
+"""State dicts that are no state dicts: refused as torch does, and what there was is kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import OURS, TORCHS, normal, step
+from checks import Snapshot, assert_same_optimizers
+from torch import nn
+
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+TURNS = {"update_every": 3, "update_every_grads": "mean"}
+
+
+def _params() -> list[nn.Parameter]:
+    return [nn.Parameter(normal(n, n)) for n in (3, 5)]
+
+
+@pytest.mark.parametrize("missing", ["state", "param_groups"])
+@pytest.mark.parametrize("rule", OURS)
+@BACKENDS
+def test_a_part_that_is_missing(backend: str, rule: str, missing: str) -> None:
+    ours, twin = (OURS[rule](_params(), lr=0.1, backend=backend) for _ in range(2))
+    torchs = TORCHS[rule](_params(), lr=0.1)
+    step(ours, twin, torchs)
+    for optimizer in (ours, torchs):
+        saved = optimizer.state_dict()
+        del saved[missing]
+        before = Snapshot(ours)
+        with pytest.raises(KeyError, match=missing):
+            optimizer.load_state_dict(saved)
+        before.assert_unchanged()
+    step(ours, twin, seed=1)
+    assert_same_optimizers(ours, twin)
+
+
+@pytest.mark.parametrize("name", ["step", "waited"])
+@pytest.mark.parametrize(
+    "count",
+    [2.0**53, 1e39, 10**400, np.float64(1e300), torch.tensor(1e39, dtype=torch.float64), 2**63],
+    ids=str,
+)
+@BACKENDS
+def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str) -> None:
+    ours, twin = (OURS["adamw"](_params(), lr=0.1, backend=backend, **TURNS) for _ in range(2))
+    step(ours, twin)
+    saved = copy.deepcopy(ours.state_dict())
+    saved["state"][1][name] = count
+    before = Snapshot(ours)
+    with pytest.raises(ValueError, match=rf"parameter 1 of param group 0 .*state dict has {name}"):
+        ours.load_state_dict(saved)
+    before.assert_unchanged()
+    step(ours, twin, seed=1)
+    assert_same_optimizers(ours, twin)
