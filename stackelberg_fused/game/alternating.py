@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -112,6 +113,7 @@ def alternating_step(
             that loses the features later, or at the new head, is noticed after the head has moved.
     """
     check_players(optimizer, body, head)
+    optimizer = _stepping_roles(optimizer)
     exact = isinstance(head_steps, str)
     _check_int("microbatches", microbatches)
     if exact:
@@ -152,6 +154,16 @@ def alternating_step(
             body_report = player_steps.step("body", zero_grad)
     head_losses = torch.stack(losses) if losses else loss.new_empty(0)
     return AlternatingStep(loss, head_losses, tuple(head_reports), body_report, response)
+
+
+def _stepping_roles(optimizer: StackelbergOptimizer) -> StackelbergOptimizer:
+    """Return the optimizer itself in place of a wrapper that cannot step one role, as Fabric's."""
+    bare = optimizer.unwrapped()
+    if bare is optimizer:
+        return optimizer
+    parameters = inspect.signature(type(optimizer).step).parameters.values()
+    takes_role = any(p.name == "role" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return optimizer if takes_role else bare
 
 
 def _check_int(name: str, value: Any) -> None:

@@ -153,9 +153,7 @@ class StackelbergOptimizer(Stepping):
         check_role(role)
         players = self._shared.players
         if role not in players:
-            # of the optimizer, also where a wrapper of it is asked
-            owner = cast("StackelbergOptimizer | None", self._shared.optimizer())
-            players[role] = Player(owner or self, role)
+            players[role] = Player(self.unwrapped(), role)
         return players[role]
 
     def _expect_equal_rates(self) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
+from typing_extensions import Self
 
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
@@ -96,10 +97,14 @@ class EngineHolder(SharedAttributes):
         shared = self._shared
         return [shared.across_rebuilds.turns.get(id(group)) for group in shared.param_groups]
 
+    def unwrapped(self) -> Self:
+        """The optimizer, where this is a wrapper that imitates its class; else itself."""
+        return cast("Self", self._shared.optimizer() or self)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # a wrapper's copy could not step: it would lack what the wrapper's own class needs
-        optimizer = self._shared.optimizer()
-        if optimizer is None or optimizer is self:
+        optimizer = self.unwrapped()
+        if optimizer is self:
             return super().__reduce_ex__(protocol)
         return _bare, (type(optimizer),), optimizer.__getstate__()
 

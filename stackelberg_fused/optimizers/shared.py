@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,7 +42,9 @@ class Shared:
         is_swapped: the parameters hold their averages.
         stepped: players that took a step; their schedulers ask.
         last, found_inf: of the last step, for its report.
-        lock: held while a step, or whatever else builds or reads the tables, is running.
+        running: "call": a token of the call that steps, or else builds or reads the tables, while one does. The call
+            whose token `setdefault` puts there, which is one operation to other threads, is the one that may. A lock
+            that an interrupt left locked could not be told from one that another thread holds.
     """
 
     optimizer: weakref.ref[EngineHolder]
@@ -65,7 +66,7 @@ class Shared:
     stepped: set[str] = field(default_factory=set)
     last: tuple[int, Statistics | None] = (0, None)
     found_inf: Tensor | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    running: dict[str, object] = field(default_factory=dict)
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -74,12 +75,18 @@ class Shared:
         Raises:
             RuntimeError: somebody is at it; nothing is waited for.
         """
-        if not self.lock.acquire(blocking=False):
-            raise busy(what)
+        mine = object()
         try:
+            if self.running.setdefault("call", mine) is not mine:
+                raise busy(what)
             yield
         finally:
-            self.lock.release()
+            self.end(mine)
+
+    def end(self, mine: object) -> None:
+        """Let the next call in, if it is the one with this token that is running."""
+        if self.running.get("call") is mine:
+            del self.running["call"]
 
     def refuse_averages(self, what: str) -> None:
         """Raise RuntimeError where the parameters hold their averages."""

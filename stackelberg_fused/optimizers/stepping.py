@@ -94,7 +94,8 @@ class Stepping(EngineHolder):
         Args:
             checks_all: raise for gradients of the other player too, which is to move next.
         """
-        shared = self._shared
+        shared, mine = self._shared, object()
+        running = shared.running
         try:
             if role is not None:
                 check_role(role)
@@ -107,13 +108,12 @@ class Stepping(EngineHolder):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            if not shared.lock.acquire(False):
+            if running.setdefault("call", mine) is not mine:
                 raise busy("step()")
-            try:
-                self._launch(role, zero_grad, checks_all)
-            finally:
-                shared.lock.release()
+            self._launch(role, zero_grad, checks_all)
+            del running["call"]
         except BaseException:
+            shared.end(mine)
             # a scaler that finds its attributes set takes them for a scale of the optimizer's own
             shared.from_scaler.clear()
             raise
@@ -127,7 +127,7 @@ class Stepping(EngineHolder):
     def _launch(self, role: Role | None, zero_grad: bool, checks_all: bool) -> None:
         """Have the engine step; nobody else is at it."""
         shared = self._shared
-        if shared.is_swapped:  # by the closure, or by another thread
+        if shared.is_swapped:  # meanwhile
             shared.refuse_averages("step()")
         engine = self._ready()
         if role is not None and not any(group["role"] == role for group in shared.param_groups):
@@ -137,9 +137,9 @@ class Stepping(EngineHolder):
             last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
         except RebuildNeeded:
             last = self._build_again().step(role, shared.limits, scaling, zero_grad, checks_all)
-        shared.last = last
-        shared.met_scaler |= scaling is not None
-        shared.found_inf = None if scaling is None else scaling.found_inf
+        shared.last, shared.found_inf = last, None
+        if scaling is not None:
+            shared.met_scaler, shared.found_inf = True, scaling.found_inf
         shared.launches += last[0]
         shared.stepped.update(ROLES if role is None else (role,))
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import normal
 from checks import assert_same_bits
+from games import assert_same_players, data, optimizer_of, players
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -238,6 +240,29 @@ def test_what_torch_keeps_in_attributes_may_be_replaced_on_the_wrapper(wrapper: 
     _fill(body, head)
     wrapped.step()
     assert (body[0].item(), head[0].item()) == (pytest.approx(0.9), 2.0)
+
+
+@by_wrapper
+def test_an_alternating_step_by_a_wrapper_that_cannot_step_one_role(wrapper: Any) -> None:
+    (body, head), twins = players(), players()
+    wrapped = wrapper(optimizer_of(body, head))
+    sf.alternating_step(body, head, F.cross_entropy, wrapped, *data(0))
+    sf.alternating_step(*twins, F.cross_entropy, optimizer_of(*twins), *data(0))
+    assert_same_players((body, head), twins)
+
+
+def test_an_alternating_step_goes_through_a_wrapper_that_can() -> None:
+    seen = []
+
+    class Watching(Forwarding):
+        def step(self, closure: Any = None, **how: Any) -> Any:
+            seen.append(how["role"])
+            return self.optimizer.step(closure, **how)
+
+    body, head = players()
+    wrapped = Watching(optimizer_of(body, head))
+    sf.alternating_step(body, head, F.cross_entropy, wrapped, *data(0), 2)
+    assert seen == ["head", "head", "body"]
 
 
 @by_wrapper
