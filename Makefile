@@ -7,6 +7,8 @@ PIP_ARGS ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+MINUTES ?= 30
+FUZZ_ARGS ?=
 
 TORCH :=
 TRITON :=
@@ -25,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-quick lint bench wheel clean
+.PHONY: help demo test test-quick lint bench fuzz wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +36,7 @@ help:
 	@echo "make test        run all tests, in two processes"
 	@echo "make lint        ruff, clang-format and mypy, check only"
 	@echo "make bench       throughput against torch and other optimizers"
+	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make wheel       source distribution and wheel, in dist/"
 	@echo "make clean       remove what was built; .venv stays"
 	@echo
@@ -67,6 +70,10 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-run
 
 bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python -m stackelberg_fused bench $(BENCH_ARGS)
+
+fuzz: $(TESTED)
+	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick
+	PYTHONPATH=tests/support $(BIN)/python -m fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
 
 wheel: $(VENV)/.installed-build
 	$(BIN)/python -m build --no-isolation
