@@ -42,6 +42,11 @@ def test_targets_take_the_plain_environment() -> None:
     )
 
 
+def test_soak_takes_its_arguments() -> None:
+    found = lines("soak", "SOAK_ARGS=--only kills")[-1]
+    assert found.endswith("bin/python tests/soak/soak.py --only kills")
+
+
 def test_another_pair_of_versions_gets_an_environment_of_its_own() -> None:
     found = lines(
         "test", "TORCH=2.15.0", "TRITON=3.9.0", "PIP_ARGS=--index-url https://example.org"

@@ -33,7 +33,7 @@ from .placement import (
     merged,
     misfit,
 )
-from .state import attach_state
+from .state import Attachment
 
 
 def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
@@ -57,7 +57,7 @@ class Engine:
         flatten: move parameters into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
-        previous: state before a state dict was loaded, see `attach_state`.
+        previous: state before a state dict was loaded, see `Attachment`.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class Engine:
         self.units = self._make_units(slots, backends)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
-        for unit in self.units:
-            attach_state(unit.table, state, previous)
+        attachments = [Attachment(unit.table, state, previous) for unit in self.units]
+        for unit, attachment in zip(self.units, attachments, strict=True):
+            attachment.make()
             if flat_grads:
                 # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()

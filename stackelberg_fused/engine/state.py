@@ -22,6 +22,7 @@ from ..groups.schemes import (
     state_names,
     stored_names,
 )
+from ..layout.slot import Slot
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
 from ..memory.sharding import local_tensor, shard_like
@@ -37,20 +38,27 @@ def allocate_state(
     missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
     for i in indices:
         slot = table.slots[i]
+        entry = state.get(slot.param) or {}
+        for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
+            if entry.get(name) is None:
+                missing[name, dtype].append(i)
+    # all of it before any is noted: an entry with a part of its state fits no rule
+    allocated: list[tuple[int, str, Tensor]] = []
+    for (name, _), slots in missing.items():
+        likes = [table.slots[i].state_like(name) for i in slots]
+        places = zeros_like_in_arenas(likes, table.device)
+        allocated.extend((i, name, place) for i, place in zip(slots, places, strict=True))
+    for i in indices:
+        slot = table.slots[i]
         entry = state[slot.param]
         if "step" not in entry:
             entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
         if "waited" not in entry and table.groups[slot.group]["update_every"] > 1:
             entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-        for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
-            if entry.get(name) is None:
-                missing[name, dtype].append(i)
-    for (name, _), slots in missing.items():
-        likes = [table.slots[i].state_like(name) for i in slots]
-        for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
-            if name in ("ema", "master"):
-                place.copy_(table.slots[i].local)  # these begin with the weights
-            _set(table, i, name, place, state)
+    for i, name, place in allocated:
+        if name in ("ema", "master"):
+            place.copy_(table.slots[i].local)  # these begin with the weights
+        _set(table, i, name, place, state)
 
 
 def drop_averages(
@@ -162,51 +170,79 @@ def _check_kind(name: str, value: Tensor, label: str) -> None:
         raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
 
 
-@torch.no_grad()
-def attach_state(
-    table: Table,
-    state: Mapping[Tensor, dict[str, Any]],
-    previous: Mapping[Tensor, dict[str, Any]] | None = None,
-) -> None:
-    """Connect a new table to the state its parameters already have.
+class Attachment:
+    """The connection of a new table to the state its parameters already have.
+
+    It is planned first, which allocates all that is needed and modifies nothing, and made then.
 
     Args:
-        table: its step counts and state addresses are set.
+        table: its step counts and state addresses are set when it is made.
         state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
         previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
             are any, so that the optimizer never shares memory with a checkpoint.
     """
-    entries = [state.get(slot.param) or {} for slot in table.slots]
-    for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
-        for i, count in numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
-            counts[i] = count
-    for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
-        if not entry:
-            continue
-        has_buffer = has_moment(entry, "momentum_buffer")
-        if "step" not in entry and has_buffer:
-            table.step_counts[i] = 1.0
-        entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-        if "waited" in entry:
-            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-        # a buffer without a step was allocated for one that a gradient scaler skipped
-        table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
-        stored = as_stored(slot, entry)
-        for name in STATE_FIELD:
-            value = stored.get(name)
-            if value is None:
-                entry.pop(name, None)
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        table: Table,
+        state: Mapping[Tensor, dict[str, Any]],
+        previous: Mapping[Tensor, dict[str, Any]] | None = None,
+    ) -> None:
+        self._table, self._state = table, state
+        self._entries = [state.get(slot.param) or {} for slot in table.slots]
+        # by slot: what becomes of each tensor of its state, and where it will lie
+        self._stored: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+        for i, (slot, entry) in enumerate(zip(table.slots, self._entries, strict=True)):
+            if entry:
+                old = None if previous is None else previous.get(slot.param, {})
+                self._stored[i] = self._places(slot, entry, old)
+
+    def _places(
+        self, slot: Slot, entry: dict[str, Any], old: Mapping[str, Any] | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each tensor of an entry, with the one that is to hold it: the same, where it may stay."""
+        device, found = self._table.device, {}
+        for name, value in as_stored(slot, entry).items():
+            if name not in STATE_FIELD or value is None:
                 continue
             local, like = local_tensor(value), slot.state_like(name)
-            if previous is not None or not _fits(local, like, table.device):
-                old = previous.get(slot.param, {}).get(name) if previous is not None else None
-                place = local_tensor(old) if old is not None else None
-                if place is None or not _fits(place, like, table.device):
-                    place = zeros_like_in_arenas([like], table.device)[0]
-                place.copy_(local)
-                local = place
-            _set(table, i, name, local, state)
-    _wait_with_their_group(table)
+            place = local
+            if old is not None or not _fits(local, like, device):
+                before = None if old is None else old.get(name)
+                place = None if before is None else local_tensor(before)
+                if place is None or not _fits(place, like, device):
+                    place = zeros_like_in_arenas([like], device)[0]
+            found[name] = local, place
+        return found
+
+    @torch.no_grad()
+    def make(self) -> None:
+        """Copy what has to move, and have table and state refer to each other."""
+        table, state = self._table, self._state
+        for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
+            given = {i: e[name] for i, e in enumerate(self._entries) if name in e}
+            for i, count in numbers(given).items():
+                counts[i] = count
+        for i, stored in self._stored.items():
+            entry = self._entries[i]
+            has_buffer = has_moment(entry, "momentum_buffer")
+            if "step" not in entry and has_buffer:
+                table.step_counts[i] = 1.0
+            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+            if "waited" in entry:
+                entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
+            # a buffer without a step was allocated for one that a gradient scaler skipped
+            table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
+            for name in STATE_FIELD:
+                if name not in stored:
+                    entry.pop(name, None)
+                    continue
+                local, place = stored[name]
+                if place is not local:
+                    place.copy_(local)
+                _set(table, i, name, place, state)
+        _wait_with_their_group(table)
 
 
 _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))

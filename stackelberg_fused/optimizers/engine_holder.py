@@ -121,10 +121,16 @@ class EngineHolder(Optimizer):
     def _take_loaded(self, state: dict[str, Any]) -> None:
         """Go on from a loaded state dict."""
         self._refuse_averages("load_state_dict()")
-        previous = self.state
+        before = {name: self.__dict__[name] for name in ("state", "param_groups")}
+        turns = dict(self._across_rebuilds.turns)
         super().__setstate__(complete_state(state, self.param_groups, self.defaults))
         self._across_rebuilds.turns = {id(group): turn_of(group) for group in self.param_groups}
-        self._engine, self._is_stale = self._build(previous), False
+        try:
+            self._engine, self._is_stale = self._build(before["state"]), False
+        except BaseException:  # no memory
+            self.__dict__.update(before)
+            self._across_rebuilds.turns, self._is_stale = turns, True
+            raise
 
     def _unpickle(self, state: dict[str, Any]) -> None:
         """Become the optimizer that was pickled or copied; its engine is built when it is first needed."""
