@@ -7,6 +7,9 @@ PIP_ARGS ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+MINUTES ?= 30
+FUZZ_ARGS ?=
+SOAK_ARGS ?=
 
 TORCH :=
 TRITON :=
@@ -25,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test test-quick lint bench wheel clean
+.PHONY: help build demo test test-quick lint bench fuzz soak wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +38,8 @@ help:
 	@echo "make test        run all tests, in two processes"
 	@echo "make lint        ruff, clang-format and mypy, check only"
 	@echo "make bench       throughput against torch and other optimizers"
+	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
+	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
 	@echo "make wheel       source distribution and wheel, in dist/"
 	@echo "make clean       remove what was built; .venv stays"
 	@echo
@@ -70,6 +75,13 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-run
 
 bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python -m stackelberg_fused bench $(BENCH_ARGS)
+
+fuzz: $(TESTED)
+	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick
+	PYTHONPATH=tests/support $(BIN)/python -m fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
+
+soak: $(TESTED)
+	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 
 wheel: $(VENV)/.installed-build
 	$(BIN)/python -m build --no-isolation

@@ -37,6 +37,14 @@ def test_targets_take_the_plain_environment() -> None:
         assert any("-r requirements/run.txt" in line for line in lines(target))
     assert any(line.endswith("bin/mypy") for line in lines("lint"))
     assert " --quick" in lines("test-quick")[-1]
+    assert lines("fuzz", "MINUTES=7", "FUZZ_ARGS=--machine native")[-1].endswith(
+        "bin/python -m fuzz --minutes 7 --machine native"
+    )
+
+
+def test_soak_takes_its_arguments() -> None:
+    found = lines("soak", "SOAK_ARGS=--only kills")[-1]
+    assert found.endswith("bin/python tests/soak/soak.py --only kills")
 
 
 def test_another_pair_of_versions_gets_an_environment_of_its_own() -> None:

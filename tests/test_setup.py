@@ -60,7 +60,14 @@ def test_rebuilds_only_what_changed(small: Path) -> None:
     script = next((small / "build").rglob("_cpu/build.ninja")).read_text()
     isas = re.findall(r"-DSF_ISA=(\w+)", script)
     assert isas == (["avx512", "avx2", "baseline"] if "-DSF_X86=1" in script else ["baseline"])
-    for forbidden in ("-march", "-ffast-math", "-Ofast", "openmp", "-ltorch", "site-packages/torch"):
+    for forbidden in (
+        "-march",
+        "-ffast-math",
+        "-Ofast",
+        "openmp",
+        "-ltorch",
+        "site-packages/torch",
+    ):
         assert forbidden not in script
 
 

@@ -38,7 +38,7 @@ from .placement import (
     merged,
     misfit,
 )
-from .state import attach_state
+from .state import Attachment
 from .state_requests import StateRequests
 
 
@@ -63,7 +63,7 @@ class Engine:
         flatten: move parameters into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
-        previous: state before a state dict was loaded, see `attach_state`.
+        previous: state before a state dict was loaded, see `Attachment`.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class Engine:
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = own_counts(across_rebuilds.tables)
-        for unit in self.units:
-            attach_state(unit.table, state, previous, own)
+        attachments = [Attachment(unit.table, state, previous, own) for unit in self.units]
+        for attachment in attachments:
+            attachment.make()
         turns_of_groups.connect(unit.table for unit in self.units)
         for unit in self.units if flat_grads else ():
             # every parameter is stepped, and tools that look for state find it only here

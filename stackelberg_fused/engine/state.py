@@ -26,6 +26,7 @@ from ..groups.schemes import (
     stored_names,
 )
 from ..layout.rows import LARGEST_COUNT
+from ..layout.slot import Slot
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like_in_arenas
 from ..memory.presence import has_memory, is_abstract
@@ -46,7 +47,7 @@ def allocate_state(
     missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
     for i, new in found.items():
         slot = table.slots[i]
-        entry, group = state[slot.param], table.groups[slot.group]
+        entry, group = state.get(slot.param) or {}, table.groups[slot.group]
         if "step" not in entry:
             new["step"] = table.steps[i]
         if "waited" not in entry and turn_of(group)[0] > 1:
@@ -54,14 +55,18 @@ def allocate_state(
         for name, dtype in stored_names(slot.scheme, group).items():
             if entry.get(name) is None:
                 missing[name, dtype].append(i)
+    addresses: list[tuple[int, str, int]] = []
     for (name, _), slots in missing.items():
         likes = [table.slots[i].state_like(name) for i in slots]
         for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
             if name in _BEGIN_WITH_WEIGHTS:
                 place.copy_(table.slots[i].local)
-            table.set_state_address(i, name, place.data_ptr())
             found[i][name] = _as_entry(table, i, name, place)
-    # in one go: after an interrupt no parameter has a part of its state
+            addresses.append((i, name, place.data_ptr()))
+    # all of it is there before any is noted: an entry with a part of its state fits no rule
+    for address in addresses:
+        table.set_state_address(*address)
+    # in one go, for interrupts
     entries = [(table.state_tensors[i], state[table.slots[i].param], found[i]) for i in indices]
     make_calls([partial(held.update, new) for *both, new in entries for held in both])
 
@@ -197,55 +202,84 @@ def _check_kind(name: str, value: Tensor, label: str) -> None:
         raise ValueError(f"{label}: state dict has {name} of dtype {value.dtype}")
 
 
-@torch.no_grad()
-def attach_state(
-    table: Table,
-    state: Mapping[Tensor, dict[str, Any]],
-    previous: Mapping[Tensor, dict[str, Any]] | None = None,
-    own: set[int] | None = None,
-) -> None:
-    """Connect a new table to the state its parameters already have.
+class Attachment:
+    """The connection of a new table to the state its parameters already have.
+
+    It is planned first, which allocates all that is needed and modifies nothing, and made then.
 
     Args:
-        table: its step counts and state addresses are set.
+        table: its step counts and state addresses are set when it is made.
         state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
         previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
             are any, so that the optimizer never shares memory with a checkpoint.
         own: see `is_given`.
     """
-    entries = [state.get(slot.param) or {} for slot in table.slots]
-    for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
-        for i, count in numbers({i: e[name] for i, e in enumerate(entries) if name in e}).items():
-            counts[i] = count
-    for i, (slot, entry) in enumerate(zip(table.slots, entries, strict=True)):
-        if not entry:
-            continue
-        has_buffer = has_moment(entry, "momentum_buffer")
-        if "step" not in entry and has_buffer:
-            table.step_counts[i] = 1.0
-        if previous is None and is_given(entry.get("step"), own):
-            table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
-        else:
-            entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-        if "waited" in entry:
-            entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-        # a buffer without a step was allocated for one that a gradient scaler skipped
-        table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
-        stored = as_stored(slot, entry)
-        for name in STATE_FIELD:
-            value = stored.get(name)
-            if value is None:
-                entry.pop(name, None)
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        table: Table,
+        state: Mapping[Tensor, dict[str, Any]],
+        previous: Mapping[Tensor, dict[str, Any]] | None = None,
+        own: set[int] | None = None,
+    ) -> None:
+        self._table, self._state = table, state
+        self._is_loaded, self._own = previous is not None, own
+        self._entries = [state.get(slot.param) or {} for slot in table.slots]
+        # by slot: what becomes of each tensor of its state, and where it will lie
+        self._stored: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+        for i, (slot, entry) in enumerate(zip(table.slots, self._entries, strict=True)):
+            if entry:
+                old = None if previous is None else previous.get(slot.param, {})
+                self._stored[i] = self._places(slot, entry, old)
+
+    def _places(
+        self, slot: Slot, entry: dict[str, Any], old: Mapping[str, Any] | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each tensor of an entry, with the one that is to hold it: the same, where it may stay."""
+        device, found = self._table.device, {}
+        for name, value in as_stored(slot, entry).items():
+            if name not in STATE_FIELD or value is None:
                 continue
             local, like = local_tensor(value), slot.state_like(name)
-            if previous is not None or not _fits(local, like, table.device):
-                old = previous.get(slot.param, {}).get(name) if previous is not None else None
-                place = local_tensor(old) if old is not None else None
-                if place is None or not _fits(place, like, table.device):
-                    place = zeros_like_in_arenas([like], table.device)[0]
-                place.copy_(local)
-                local = place
-            _set(table, i, name, local, state)
+            place: Tensor | None = local
+            if old is not None or not _fits(local, like, device):
+                before = None if old is None else old.get(name)
+                place = None if before is None else local_tensor(before)
+                if place is None or not _fits(place, like, device):
+                    place = zeros_like_in_arenas([like], device)[0]
+            found[name] = local, place
+        return found
+
+    @torch.no_grad()
+    def make(self) -> None:
+        """Copy what has to move, and have table and state refer to each other."""
+        table, state = self._table, self._state
+        for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
+            given = {i: e[name] for i, e in enumerate(self._entries) if name in e}
+            for i, count in numbers(given).items():
+                counts[i] = count
+        for i, stored in self._stored.items():
+            entry = self._entries[i]
+            has_buffer = has_moment(entry, "momentum_buffer")
+            if "step" not in entry and has_buffer:
+                table.step_counts[i] = 1.0
+            if not self._is_loaded and is_given(entry.get("step"), self._own):
+                table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
+            else:
+                entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+            if "waited" in entry:
+                entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
+            # a buffer without a step was allocated for one that a gradient scaler skipped
+            table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
+            for name in STATE_FIELD:
+                if name not in stored:
+                    entry.pop(name, None)
+                    continue
+                local, place = stored[name]
+                if place is not local:
+                    place.copy_(local)
+                _set(table, i, name, place, state)
 
 
 _MOMENTUM = ("momentum_buffer", code_name("momentum_buffer"), scale_name("momentum_buffer"))

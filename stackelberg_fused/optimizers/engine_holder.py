@@ -134,10 +134,15 @@ class EngineHolder(SharedAttributes):
         shared.refuse_averages("load_state_dict()")
         with shared.alone("load_state_dict()"):
             complete = complete_state(state, shared.param_groups, shared.defaults)
-            previous, shared.state = shared.state, complete["state"]
-            shared.param_groups = complete["param_groups"]
+            before = shared.state, shared.param_groups, shared.across_rebuilds.turns
+            shared.state, shared.param_groups = complete["state"], complete["param_groups"]
             shared.across_rebuilds.turns = {id(g): turn_of(g) for g in shared.param_groups}
-            shared.engine, shared.is_stale = self._build(previous), False
+            try:
+                shared.engine, shared.is_stale = self._build(before[0]), False
+            except BaseException:  # no memory
+                shared.state, shared.param_groups, shared.across_rebuilds.turns = before
+                shared.is_stale = True
+                raise
 
     def _unpickle(self, state: dict[str, Any]) -> None:
         """Become the optimizer that was pickled or copied; its engine is built when it is first needed."""

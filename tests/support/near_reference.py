@@ -48,7 +48,8 @@ class Before:
             actual = {"param": p.detach(), **self._optimizer.state[p]}
             expected = {"param": q.detach(), **self._reference.state[q]}
             assert_same_bits(actual["step"], expected["step"], label)
-            for name, scale in self._scales(q.grad, group, old, old_state, expected).items():
+            exact = self._exact_fma
+            for name, scale in scales_of(q.grad, group, old, old_state, expected, exact).items():
                 compared[name].append((actual[name], expected[name], scale, label))
         for name, entries in compared.items():
             self._assert_all_close(name, entries)
@@ -65,31 +66,38 @@ class Before:
                 assert_close(actual, expected, scale, tolerance, f"{label} {name}")
             raise
 
-    def _scales(
-        self,
-        grad: Tensor,
-        group: dict[str, Any],
-        old: Tensor,
-        old_state: dict[str, Tensor],
-        expected: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Return the magnitude that the rounding errors of each quantity are relative to."""
-        grad = grad.abs()
-        if group["rule"] != "adamw":  # as the rule sees it: both terms of the sum are rounded
-            grad = grad + group["weight_decay"] * old.abs()
-        scales = {}
-        for name, value in expected.items():
-            if name == "param":
-                scales[name] = torch.maximum(value.abs(), (value - old).abs())
-                if not self._exact_fma:
-                    update = _update_without_cancellation(group, grad, old_state, expected)
-                    scales[name] = torch.maximum(scales[name], update)
-            elif name != "step":
-                term = grad.square() if "sq" in name else grad
-                scales[name] = (
-                    torch.maximum(term, old_state[name].abs()) if name in old_state else term
-                )
-        return scales
+
+def scales_of(
+    grad: Tensor,
+    group: dict[str, Any],
+    old: Tensor,
+    old_state: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    exact_fma: bool,
+) -> dict[str, Tensor]:
+    """Return the magnitude that the rounding errors of each quantity of a step are relative to.
+
+    Args:
+        grad: the gradient of the step.
+        group: the parameter's settings, with its rule.
+        old, old_state: the parameter and its state before the step.
+        expected: the parameter, as "param", and its state after the step.
+        exact_fma: see `INTERPRETED_PARAM`.
+    """
+    grad = grad.abs()
+    if group["rule"] != "adamw":  # as the rule sees it: both terms of the sum are rounded
+        grad = grad + group["weight_decay"] * old.abs()
+    scales = {}
+    for name, value in expected.items():
+        if name == "param":
+            scales[name] = torch.maximum(value.abs(), (value - old).abs())
+            if not exact_fma:
+                update = _update_without_cancellation(group, grad, old_state, expected)
+                scales[name] = torch.maximum(scales[name], update)
+        elif name != "step":
+            term = grad.square() if "sq" in name else grad
+            scales[name] = torch.maximum(term, old_state[name].abs()) if name in old_state else term
+    return scales
 
 
 def _update_without_cancellation(

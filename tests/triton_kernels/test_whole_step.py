@@ -28,6 +28,7 @@ FILES = (
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",
     "backends/test_cautious.py",
+    "optimizers/test_base_properties.py",
 )
 
 

@@ -60,6 +60,21 @@ SANITIZED = Program(
         *("-fsanitize=address,undefined,alignment", "-fno-sanitize-recover=all"),
     ),
 )
+# the threads of the CPU backend, see threaded.cpp
+_TSAN = ("-O1", "-g1", "-fsanitize=thread", "-pthread")
+THREADED = Program(
+    "threaded",
+    (
+        *(CPU / f"{name}.cpp" for name in ("step", "parallel", "statistics", "project")),
+        HERE / "threaded.cpp",
+    ),
+    (*_TSAN, "-DSF_ISA=baseline", "-ldl"),
+)
+AS_OPENMP = Program(
+    "libtorch_cpu.so",
+    (HERE / "threads_as_openmp.cpp",),
+    (*_TSAN, "-shared", "-Wl,-soname,libtorch_cpu.so"),
+)
 
 
 def compiler() -> str:
@@ -153,7 +168,8 @@ def main() -> None:
     if unavailable():
         print(f"the CUDA kernels are not run on the host: {unavailable()}")
         return
-    for program in (STEP, SELFTEST) if quick else (STEP, SELFTEST, SANITIZED):
+    every = (STEP, SELFTEST, SANITIZED, THREADED, AS_OPENMP)
+    for program in (STEP, SELFTEST) if quick else every:
         try:
             build(program, lambda line: print(line, flush=True))
         except RuntimeError as error:  # the tests that need it say so again, or skip
