@@ -242,11 +242,12 @@ class Attachment:
             if name not in STATE_FIELD or value is None:
                 continue
             local, like = local_tensor(value), slot.state_like(name)
-            place: Tensor | None = local
+            place = local
             if old is not None or not _fits(local, like, device):
-                before = None if old is None else old.get(name)
-                place = None if before is None else local_tensor(before)
-                if place is None or not _fits(place, like, device):
+                before = (old or {}).get(name)
+                if before is not None and _fits(local_tensor(before), like, device):
+                    place = local_tensor(before)
+                else:
                     place = zeros_like_in_arenas([like], device)[0]
             found[name] = local, place
         return found
