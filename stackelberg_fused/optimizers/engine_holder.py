@@ -152,7 +152,7 @@ class EngineHolder(SharedAttributes):
             AcrossRebuilds(reported=state.pop("_reported")),
             state.pop("_met_scaler"),
             state.pop("launches"),
-            state.pop("_unscales"),
+            state.pop("_unscales", False),
             *(state.pop(name) for name in _OF_TORCH),
         )
         rounds = state.pop("_rounds_of")
