@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import threading
 from collections import defaultdict
@@ -344,7 +345,7 @@ def test_two_threads_at_a_time(grads: str) -> None:
 def test_a_step_that_raises_lets_the_next_one_in() -> None:
     ours, body, head = _optimizer()
     _fill(body, head)
-    ours.param_groups[0]["lr"] = -1.0
+    ours.param_groups[0]["lr"] = math.nan
     for call in (
         ours.step,
         lambda: ours.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),

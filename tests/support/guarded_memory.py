@@ -66,7 +66,7 @@ class GuardedMemory:
     def around_arenas(self) -> Iterator[None]:
         """Guard what is moved or allocated meanwhile in arenas: each tensor of state, and parameters that are moved."""
         places: dict[int, tuple[Tensor, list[tuple[int, int]]]] = {}
-        alias, place_in, move = arena._alias, arena.place_in, arena.move_into_arenas
+        alias, place_in, move = arena._alias, arena._place_in, arena.move_into_arenas
 
         def spaced(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
             offsets, end = [], GUARD
@@ -101,7 +101,7 @@ class GuardedMemory:
         with (
             mock.patch.object(arena, "_offsets", spaced),
             mock.patch.object(arena, "_alias", noted),
-            mock.patch.object(arena, "place_in", guarded_place_in),
+            mock.patch.object(arena, "_place_in", guarded_place_in),
             mock.patch("stackelberg_fused.engine.placement.move_into_arenas", guarded_move),
         ):
             yield
