@@ -283,4 +283,4 @@ class Gradients:
 
 def _as_dense(grad: Tensor) -> Tensor:
     """A gradient of strided layout: a copy where it is sparse."""
-    return grad if grad.layout is torch.strided else grad.detach().to_dense()
+    return grad if grad.layout is torch.strided else grad.to_dense()

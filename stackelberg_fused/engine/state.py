@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,9 +177,10 @@ def _check_entry(
     for name in COUNTS:
         count = entry.get(name, 0.0)
         try:
-            valid = 0 <= as_number(count) < LARGEST_COUNT and (
-                name == "step" or as_number(count).is_integer()
-            )
+            number = as_number(count)
+            is_whole = name == "step" or number.is_integer()
+            # the count that float32 makes of it, too
+            valid = 0 <= number < LARGEST_COUNT and np.float32(number) < LARGEST_COUNT and is_whole
         except (TypeError, ValueError, RuntimeError, OverflowError):  # no number, or several
             valid = False
         if not valid:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..groups.param_groups import ROLES
@@ -33,6 +34,8 @@ class StateRequests:
     ) -> None:
         self._groups, self._state, self._given = groups, state, given
         self._without_state = set(ROLES)
+        for gone in given.keys() - {id(group) for group in groups}:
+            del given[gone]
         for group in groups:
             given.setdefault(id(group), group["lr"])
 
@@ -67,6 +70,6 @@ def _is_zero(lr: Any) -> bool:
 
 def _have_zero_gradients(params: list[Tensor]) -> bool:
     grads = [param.grad for param in params if param.requires_grad or param.grad is not None]
-    if not grads or any(grad is None for grad in grads):
+    if not grads or any(grad is None or grad.layout is not torch.strided for grad in grads):
         return False
     return not any(bool(local_tensor(grad).detach().any()) for grad in grads)

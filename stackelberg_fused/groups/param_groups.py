@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any
 
@@ -34,6 +34,14 @@ BY_ROLE = {
     "state_dtype": None,
     "float32_state": "vectors",
 }
+_FLAGS = (
+    "maximize",
+    "amsgrad",
+    "nesterov",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+)
 LONGEST_WAIT = 2**20  # steps; counted in float32, twice
 
 
@@ -57,12 +65,12 @@ def complete_group(
     A group's rate is its own `lr` if it has one, else `lr` for body and `lr * head_lr_ratio` for head.
     """
     role = group.get("role", "body")
-    if role not in ROLES:
+    if not _is_one_of(role, ROLES):
         raise ValueError(f"param group {index}: unknown role {role!r}, expected 'body' or 'head'")
     rule = group.get("rule", defaults["rule"])
     if "rule" not in group and rule != "sgd" and "decoupled_weight_decay" in group:
         rule = "adamw" if group["decoupled_weight_decay"] else "adam"
-    if rule not in HYPERPARAMETERS:
+    if not _is_one_of(rule, HYPERPARAMETERS):
         known = ", ".join(map(repr, HYPERPARAMETERS))
         raise ValueError(f"{group_label(index, group)}: unknown rule {rule!r}, expected {known}")
     completed = {**RULE_DEFAULTS[rule], **defaults, **group, "role": role, "rule": rule}
@@ -81,6 +89,11 @@ def complete_group(
     if rule != "sgd" and "decoupled_weight_decay" not in group:
         completed["decoupled_weight_decay"] = rule == "adamw"
     return completed
+
+
+def _is_one_of(value: Any, known: Collection[str]) -> bool:
+    """Tell whether a value is one of these strings; it may be anything, as an array, which has no truth value."""
+    return isinstance(value, str) and value in known
 
 
 def _number(label: str, name: str, value: Any) -> float:
@@ -137,13 +150,14 @@ def check_hyperparameters(group: dict[str, Any], index: int, is_new: bool = Fals
             afterwards a schedule may cross zero.
     """
     label = group_label(index, group)
-    if group.get("role") not in ROLES:
+    if not _is_one_of(group.get("role"), ROLES):
         raise ValueError(f"{label}: unknown role, expected 'body' or 'head'")
-    if group.get("rule") not in HYPERPARAMETERS:
+    if not _is_one_of(group.get("rule"), HYPERPARAMETERS):
         raise ValueError(f"{label}: unknown rule {group.get('rule')!r}")
     missing = [name for name in HYPERPARAMETERS[group["rule"]] if name not in group]
     if missing:
         raise ValueError(f"{label}: rule {group['rule']!r} needs {', '.join(missing)}")
+    _check_flags(label, group)
     _check_rate(label, group["lr"], is_new)
     _check_setting(label, "weight_decay", group["weight_decay"], is_new)
     _check_average_and_turns(label, group)
@@ -172,6 +186,14 @@ def check_hyperparameters(group: dict[str, Any], index: int, is_new: bool = Fals
     for position, beta in enumerate(betas):
         if not 0.0 <= _number(label, f"betas[{position}]", beta) < 1.0:
             raise ValueError(f"{label}: invalid betas[{position}] {beta!r}, must be in [0, 1)")
+
+
+def _check_flags(label: str, group: dict[str, Any]) -> None:
+    for name in _FLAGS:
+        try:
+            bool(group.get(name))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{label}: {name} must be a bool, got {group[name]!r}") from None
 
 
 def _is_pair(value: Any) -> bool:
@@ -206,7 +228,7 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
         raise ValueError(
             f"{label}: invalid update_every {every}, must be >= 1 and <= {LONGEST_WAIT}"
         )
-    if grads not in ("latest", "mean"):
+    if not _is_one_of(grads, ("latest", "mean")):
         raise ValueError(
             f"{label}: unknown update_every_grads {grads!r}, expected 'latest' or 'mean'"
         )
@@ -267,6 +289,8 @@ def check_ratio(value: Any) -> float:
 
 def check_params_list(group: dict[str, Any], index: int) -> None:
     """Raise for a group that somebody edited and whose parameters are no list of tensors any more."""
+    if not isinstance(group, dict):
+        raise TypeError(f"param group {index}: expected a dict, got {type(group).__name__}")
     params = group.get("params")
     if not isinstance(params, (list, tuple)):
         raise TypeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..native.tables import LARGEST_FLOAT
 from ..warning import warn_caller
 
 ROUNDING = 1e-9  # relative: what chained schedules make of equal rates, and of a rate of zero
@@ -27,7 +28,8 @@ class RatioWatch:
             return
         body, head = np.abs(body), np.abs(head)
         fastest, slowest = body.max(), head.min()
-        self._largest = max(self._largest, float(fastest), float(head.max()))
+        usual = [r for r in (fastest, head.max()) if r <= LARGEST_FLOAT]  # others are infinite
+        self._largest = max(self._largest, *map(float, usual), 0.0)
         if fastest <= self._largest * ROUNDING:
             return  # all that a schedule that ends at zero leaves of it, of either sign
         if fastest * (1 - ROUNDING) > slowest:

@@ -60,7 +60,7 @@ def complete_state(
     copies = {
         key: {n: v.value if isinstance(v, _Exact) else v for n, v in entry.items()}
         if isinstance(entry, dict)
-        else entry
+        else (entry.value if isinstance(entry, _Exact) else entry)
         for key, entry in loaded["state"].items()
     }
     check_loaded(copies, merged)
@@ -90,7 +90,9 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
         return _Exact(value) if is_ours or isinstance(value, np.ndarray) else value
 
     entries = {
-        key: {n: exact(key, n, v) for n, v in entry.items()} if isinstance(entry, dict) else entry
+        key: {n: exact(key, n, v) for n, v in entry.items()}
+        if isinstance(entry, dict)
+        else exact(key, "", entry)
         for key, entry in state.items()
     }
     return {**loaded, "state": entries}

@@ -41,7 +41,15 @@ def test_a_part_that_is_missing(backend: str, rule: str, missing: str) -> None:
 @pytest.mark.parametrize("name", ["step", "waited"])
 @pytest.mark.parametrize(
     "count",
-    [2.0**53, 1e39, 10**400, np.float64(1e300), torch.tensor(1e39, dtype=torch.float64), 2**63],
+    [
+        2.0**53,
+        2**53 - 1,
+        1e39,
+        10**400,
+        np.float64(1e300),
+        torch.tensor(1e39, dtype=torch.float64),
+        2**63,
+    ],
     ids=str,
 )
 @BACKENDS
