@@ -55,7 +55,7 @@ class Engine:
         groups: checked param groups.
         state: the optimizer's state.
         choice: backend by name, "auto", or a backend.
-        flatten: move parameters into arenas.
+        flatten: move parameters, and put small state, into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
         previous: state before a state dict was loaded, see `attach_state`.
@@ -82,7 +82,7 @@ class Engine:
         for of_kind in slots.values():
             self._placement.place(of_kind)
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
-        self.units = self._make_units(slots, backends)
+        self.units = self._make_units(slots, backends, flatten)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         for unit in self.units:
@@ -128,7 +128,7 @@ class Engine:
         return backends
 
     def _make_units(
-        self, slots: dict[Kind, list[Slot]], backends: dict[Kind, Backend]
+        self, slots: dict[Kind, list[Slot]], backends: dict[Kind, Backend], packs_state: bool
     ) -> list[LaunchUnit]:
         tables: dict[Any, list[Kind]] = defaultdict(list)
         for kind, backend in backends.items():
@@ -139,6 +139,7 @@ class Engine:
                 self.hyperparameters,
                 backends[kinds[0]],
                 self.state,
+                packs_state,
             )
             for kinds in tables.values()
         ]

@@ -66,8 +66,9 @@ class LaunchUnit:
         hyperparameters: Hyperparameters,
         backend: Backend,
         state: Mapping[Tensor, dict],
+        packs_state: bool,
     ) -> None:
-        self.table = table = Table(slots, hyperparameters)
+        self.table = table = Table(slots, hyperparameters, packs_state)
         self.hyperparameters = hyperparameters
         self.backend = backend
         self.state = state

@@ -1,4 +1,4 @@
-"""Optimizer state: torch's names, allocated in arenas when a parameter first takes a step."""
+"""Optimizer state: torch's names, allocated when a parameter first takes a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..groups.schemes import (
     stored_names,
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
-from ..memory.arena import zeros_like_in_arenas
+from ..memory.arena import zeros_like
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
@@ -51,7 +51,7 @@ def allocate_state(
                 missing[name, dtype].append(i)
     for (name, _), slots in missing.items():
         likes = [table.slots[i].state_like(name) for i in slots]
-        for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
+        for i, place in zip(slots, zeros_like(likes, table.device, table.packs_state), strict=True):
             if name in ("ema", "master"):
                 place.copy_(table.slots[i].local)  # these begin with the weights
             table.set_state_address(i, name, place.data_ptr())
@@ -216,7 +216,7 @@ def attach_state(
                 old = previous.get(slot.param, {}).get(name) if previous is not None else None
                 place = local_tensor(old) if old is not None else None
                 if place is None or not _fits(place, like, table.device):
-                    place = zeros_like_in_arenas([like], table.device)[0]
+                    place = zeros_like([like], table.device, pack=False)[0]
                 place.copy_(local)
                 local = place
             _set(table, i, name, local, state)

@@ -27,6 +27,9 @@ class EngineHolder(Optimizer):
     A subclass sets `_options`, `_across_rebuilds`, `_met_scaler` and `launches`, which outlive pickling.
     """
 
+    # not among the attributes, which its players hold
+    __slots__ = ("_players",)
+    _players: dict[str, Player]
     _options: dict[str, Any]
     _across_rebuilds: AcrossRebuilds
     _met_scaler: bool
@@ -37,7 +40,7 @@ class EngineHolder(Optimizer):
         self._engine: Engine | None = None
         self._is_stale = False  # the engine is that of parameters or state that are no longer there
         self._is_swapped = False  # parameters hold their averages
-        self._players: dict[str, Player] = {}
+        self._players = {}
         self._stepped: set[str] = set()  # players that took a step; their schedulers ask
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None

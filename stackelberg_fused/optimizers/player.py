@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,11 +35,24 @@ class Player(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
-        self._owner, self.role = owner, role
+        # not the owner itself, which holds its players: a cycle would keep the state of both until the collector comes
+        self._known, self._class, self._attributes = ref(owner), type(owner), vars(owner)
+        self.role = role
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
         super().__init__([{"params": []}], {})
         self._is_built = True
+
+    @property
+    def _owner(self) -> StackelbergOptimizer:
+        """The optimizer; where nobody holds it any more, another object that is the same in all but identity."""
+        owner = self._known()
+        if owner is None:
+            owner = self._class.__new__(self._class)
+            owner.__dict__ = self._attributes
+            owner._players = {self.role: self}
+            self._known = ref(owner)
+        return owner
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
