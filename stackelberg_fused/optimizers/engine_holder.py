@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,9 +28,7 @@ class EngineHolder(Optimizer):
     A subclass sets `_options`, `_across_rebuilds`, `_met_scaler` and `launches`, which outlive pickling.
     """
 
-    # not among the attributes, which its players hold
-    __slots__ = ("_players",)
-    _players: dict[str, Player]
+    _players: MutableMapping[str, Player]
     _options: dict[str, Any]
     _across_rebuilds: AcrossRebuilds
     _met_scaler: bool
@@ -44,6 +43,14 @@ class EngineHolder(Optimizer):
         self._stepped: set[str] = set()  # players that took a step; their schedulers ask
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
+
+    def __del__(self) -> None:
+        """Leave all to the players that somebody still holds."""
+        players = self.__dict__.get("_players")
+        if players and not isinstance(players, WeakValueDictionary):
+            left = {**self.__dict__, "_players": WeakValueDictionary(players)}
+            for player in players.values():
+                player.outlive(self, left)
 
     def _refuse_averages(self, what: str) -> None:
         if self._is_swapped:

@@ -14,6 +14,7 @@ from ..groups.option_types import Role
 
 if TYPE_CHECKING:
     from .base import StackelbergOptimizer
+    from .engine_holder import EngineHolder
 
 
 def player_of(owner: StackelbergOptimizer, role: Role) -> Player:
@@ -35,8 +36,11 @@ class Player(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
-        # not the owner itself, which holds its players: a cycle would keep the state of both until the collector comes
-        self._known, self._class, self._attributes = ref(owner), type(owner), vars(owner)
+        # the owner holds its players: a reference back would keep both, and all state, until the collector comes
+        self._known, self._class = ref(owner), type(owner)
+        self._attributes: dict[str, Any] | None = None
+        # Lightning wraps optimizers in objects that pretend to be of their class, and leave nothing when they go
+        self._wrapper = None if "_players" in vars(owner) else owner
         self.role = role
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
@@ -49,10 +53,15 @@ class Player(Optimizer):
         owner = self._known()
         if owner is None:
             owner = self._class.__new__(self._class)
-            owner.__dict__ = self._attributes
-            owner._players = {self.role: self}
+            owner.__dict__ = self._attributes or {}
             self._known = ref(owner)
         return owner
+
+    def outlive(self, owner: EngineHolder, attributes: dict[str, Any]) -> None:
+        """Keep what makes up an optimizer that nobody holds any more, if it is this player's."""
+        # the collector clears references before; another one may share its players, as Lightning's wrapper does
+        if self._known() is owner or (self._known() is None and self._attributes is None):
+            self._attributes = attributes
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from backends import by_backend, chosen
 from cases import normal
-from checks import assert_same_bits, assert_same_optimizers
+from checks import all_params, assert_same_bits, assert_same_optimizers
 from torch import nn
 from torch.optim.lr_scheduler import (
     LambdaLR,
@@ -349,3 +349,35 @@ def test_two_players_of_an_optimizer_that_nobody_holds_share_its_state() -> None
     assert [float(players[0].state[p]["step"]) for p in params] == [1.0, 1.0]
     assert not any(torch.equal(p, q) for p, q in zip(params, saved, strict=True))
     assert players[0].state_dict().keys() == players[1].state_dict().keys()
+
+
+class _Wrapper:
+    """As Lightning's: of the optimizer's class, without its attributes."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self.__class__ = type("Wrapper", (_Wrapper, type(optimizer)), {})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self, *args: Any, **how: Any) -> Any:
+        self._optimizer.steps_through_wrapper = True
+        return self._optimizer.step(*args, **how)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_player_of_a_wrapper(is_kept: bool) -> None:
+    ours = _optimizer()
+    _fill(ours)
+    head = _Wrapper(ours).player("head")
+    before = _values(ours)
+    assert ours.player("head") is head
+    kept = ours if is_kept else None
+    params = all_params(ours)
+    del ours
+    head.step()
+    assert head._owner.steps_through_wrapper
+    assert torch.equal(params[0], before[0])
+    assert not torch.equal(params[1], before[1])
+    assert (kept is not None) == is_kept
