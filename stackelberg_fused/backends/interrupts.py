@@ -6,7 +6,8 @@ no bytecode are made in one go; where a step is Python code, handlers wait until
 
 from __future__ import annotations
 
-import _signal  # the functions below `signal`, without the enums: a tenth of the time
+# the functions below `signal`, without the enums: a tenth of the time
+import _signal
 import threading
 from collections import deque
 from collections.abc import Sequence

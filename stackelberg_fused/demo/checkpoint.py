@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,8 @@ class NotWrittenError(OSError):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file through a temporary neighbour that replaces `path` in one move.
 
-    If the process is stopped at any time, a reader finds the old file or the new one, never a part of one.
+    If the process is stopped at any time, a reader finds the old file or the new one, never a part of one. What a
+    process that was killed left of its neighbour is removed by the next one that writes the file.
 
     Args:
         path: the file.
@@ -36,6 +38,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         NotWrittenError: names the file; the old one is as it was.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    for left in path.parent.glob(f"{escape(path.name)}.*.partial"):
+        if not _is_being_written(left):
+            left.unlink(missing_ok=True)
     try:
         write(partial)
         with partial.open("rb") as written:
@@ -46,6 +51,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise NotWrittenError(f"{path} could not be written, {old}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_being_written(partial: Path) -> bool:
+    """Tell whether the process in the name of a temporary file may still be there; this one writes no other."""
+    number = partial.name.split(".")[-2]
+    if not number.isdecimal():
+        return True  # none of ours
+    if int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class Engine:
         groups: checked param groups.
         state: the optimizer's state.
         requested: backend by name, "auto", or a backend.
-        flatten: move parameters into arenas.
+        flatten: move parameters, and put small state, into arenas.
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
         previous: state before a state dict was loaded, see `Attachment`.
@@ -88,7 +88,7 @@ class Engine:
             self._placement.place(of_kind)
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
         turns_of_groups = GroupTurns(len(groups))
-        self.units = self._make_units(slots, backends, turns_of_groups)
+        self.units = self._make_units(slots, backends, turns_of_groups, flatten)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = own_counts(across_rebuilds.tables)
@@ -166,6 +166,7 @@ class Engine:
         slots: dict[Kind, list[Slot]],
         backends: dict[Kind, Backend],
         turns_of_groups: GroupTurns,
+        packs_state: bool,
     ) -> list[LaunchUnit]:
         tables: dict[Any, list[Kind]] = defaultdict(list)
         for kind, backend in backends.items():
@@ -177,6 +178,7 @@ class Engine:
                 backends[kinds[0]],
                 self.state,
                 turns_of_groups,
+                packs_state,
             )
             for kinds in tables.values()
         ]

@@ -69,8 +69,9 @@ class LaunchUnit:
         backend: Backend,
         state: Mapping[Tensor, dict[str, Any]],
         turns_of_groups: GroupTurns,
+        packs_state: bool,
     ) -> None:
-        self.table = table = Table(slots, hyperparameters)
+        self.table = table = Table(slots, hyperparameters, packs_state)
         self.hyperparameters = hyperparameters
         self.backend = backend
         self.state = state

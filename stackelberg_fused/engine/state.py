@@ -1,4 +1,4 @@
-"""Optimizer state: torch's names, allocated in arenas when a parameter first takes a step."""
+"""Optimizer state: torch's names, allocated when a parameter first takes a step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..groups.schemes import (
 from ..layout.rows import LARGEST_COUNT
 from ..layout.slot import Slot
 from ..layout.table import COUNTS, STATE_FIELD, Table
-from ..memory.arena import zeros_like_in_arenas
+from ..memory.arena import zeros_like
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from ..numerics.codec import LARGEST_SCALE
@@ -59,7 +59,8 @@ def allocate_state(
     addresses: list[tuple[int, str, int]] = []
     for (name, _), slots in missing.items():
         likes = [table.slots[i].state_like(name) for i in slots]
-        for i, place in zip(slots, zeros_like_in_arenas(likes, table.device), strict=True):
+        places = zeros_like(likes, table.device, table.packs_state)
+        for i, place in zip(slots, places, strict=True):
             if name in _BEGIN_WITH_WEIGHTS:
                 place.copy_(table.slots[i].local)
             found[i][name] = _as_entry(table, i, name, place)
@@ -250,7 +251,7 @@ class Attachment:
                 if before is not None and _fits(local_tensor(before), like, device):
                     place = local_tensor(before)
                 else:
-                    place = zeros_like_in_arenas([like], device)[0]
+                    place = zeros_like([like], device, pack=False)[0]
             found[name] = local, place
         return found
 

@@ -138,7 +138,7 @@ def make_joint_sets(
 
 
 def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError for a group whose set its parameters cannot share, naming the group or parameter."""
+    """Raise ValueError or TypeError for a group whose set its parameters cannot share; names the group or parameter."""
     kinds: dict[int, Any] = {}
     for kind, slots in slots_by_kind.items():
         for slot in slots:
@@ -148,8 +148,9 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
             if is_sharded(slot.param):
                 raise ValueError(f"{slot.name}: {constraint} does not know DTensor shards")
             if not kind.has_memory:
-                raise ValueError(
-                    f"{slot.name}: {constraint} does not know a {type(slot.local).__name__} without memory of its own"
+                raise TypeError(
+                    f"{slot.name}: {constraint} needs the elements of all of its group, a {type(slot.local).__name__} "
+                    "has no memory of its own"
                 )
             if slot.scheme.master not in (None, "stochastic"):
                 raise ValueError(

@@ -65,10 +65,14 @@ class Table:
     Args:
         slots: body slots first, head slots last.
         hyperparameters: of the optimizer's param groups.
+        packs_state: small tensors of state lie in arenas.
     """
 
-    def __init__(self, slots: list[Slot], hyperparameters: Hyperparameters) -> None:
+    def __init__(
+        self, slots: list[Slot], hyperparameters: Hyperparameters, packs_state: bool = True
+    ) -> None:
         self.slots = slots
+        self.packs_state = packs_state
         self.hyperparameters = hyperparameters
         self.groups = hyperparameters.groups
         self.device = slots[0].local.device

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 ALIGNMENT = 64  # elements
-BUCKET_BYTES = 256 * 2**20  # the largest arena of several tensors
+BUCKET_BYTES = 256 * 2**20  # the largest arena of several parameters
+ZEROS_BYTES = 2**20  # and of several tensors of state
+PACKED_BYTES = 2**16  # state of so many bytes has memory of its own
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -44,13 +46,13 @@ def padded(numel: int) -> int:
     return -(-numel // ALIGNMENT) * ALIGNMENT
 
 
-def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield consecutive tensors in lists of at most `BUCKET_BYTES`; a larger tensor is a list of its own."""
+def buckets(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Yield consecutive tensors in lists of at most `most` bytes; a larger tensor is a list of its own."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
         nbytes = padded(tensor.numel()) * tensor.element_size()
-        if bucket and size + nbytes > BUCKET_BYTES:
+        if bucket and size + nbytes > most:
             yield bucket
             bucket, size = [], 0
         bucket.append(tensor)
@@ -89,7 +91,7 @@ def move_into_arenas(parameters: Sequence[Tensor]) -> None:
     Args:
         parameters: dense, all of one device and dtype.
     """
-    for bucket in buckets([p for p in parameters if p.numel()]):
+    for bucket in buckets([p for p in parameters if p.numel()], BUCKET_BYTES):
         offsets, end = _offsets(bucket)
         arena = torch.empty(end, dtype=bucket[0].dtype, device=bucket[0].device)
         for parameter, offset in zip(bucket, offsets, strict=True):
@@ -98,25 +100,33 @@ def move_into_arenas(parameters: Sequence[Tensor]) -> None:
             parameter.data = alias
 
 
-def zeros_like_in_arenas(
-    tensors: Sequence[Tensor], device: torch.device | None = None
+def zeros_like(
+    tensors: Sequence[Tensor], device: torch.device | None = None, pack: bool = True
 ) -> list[Tensor]:
-    """Return zero-filled tensors with the shapes, strides and dtype of `tensors`, packed into new arenas.
+    """Return zero-filled tensors with the shapes, strides and dtype of `tensors`.
 
     Args:
         tensors: dense, all of one dtype.
-        device: of the arenas; by default that of the tensors.
+        device: of the zeros; by default that of the tensors.
+        pack: put small ones into arenas, which are freed with the last tensor in them. Large ones have memory of their
+            own, which is freed with them.
     """
-    return [zeros for bucket in buckets(tensors) for zeros in _place_in(bucket, device)]
+    small = [t for t in tensors if pack and 0 < t.numel() * t.element_size() < PACKED_BYTES]
+    packed = iter([zeros for b in buckets(small, ZEROS_BYTES) for zeros in _place_in(b, device)])
+    is_small = {id(tensor) for tensor in small}
+    return [next(packed) if id(t) in is_small else _zeros_like(t, device) for t in tensors]
 
 
-def _place_in(tensors: Sequence[Tensor], device: torch.device | None = None) -> list[Tensor]:
-    """Return one tensor for each of `tensors` in one new arena, as `zeros_like_in_arenas`."""
+def _zeros_like(tensor: Tensor, device: torch.device | None) -> Tensor:
+    device = tensor.device if device is None else device
+    zeros = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return zeros.zero_()
+
+
+def _place_in(tensors: Sequence[Tensor], device: torch.device | None) -> list[Tensor]:
+    """Return one tensor for each of `tensors` in one new arena of zeros."""
     offsets, arena = _arena_of(tensors, device)
-    return [
-        _alias(arena, offset, tensor) if tensor.numel() else torch.zeros_like(tensor, device=device)
-        for tensor, offset in zip(tensors, offsets, strict=True)
-    ]
+    return [_alias(arena, offset, t) for t, offset in zip(tensors, offsets, strict=True)]
 
 
 def _arena_of(tensors: Sequence[Tensor], device: torch.device | None) -> tuple[list[int], Tensor]:

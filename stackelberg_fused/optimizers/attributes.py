@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,6 +13,9 @@ from ..engine.engine import Engine
 from ..groups.option_types import Role
 from ..layout.statistics import ClipLimits, LastStep
 from .shared import Shared
+
+if TYPE_CHECKING:
+    from .player import Player
 
 
 def _set_by_a_scaler(name: str) -> Any:
@@ -34,9 +37,10 @@ def _set_by_a_scaler(name: str) -> Any:
 
 
 class SharedAttributes(Optimizer):
-    """An optimizer that has no attribute of its own but `_shared`, and those that torch sets once."""
+    """An optimizer that has no attributes of its own but these, and those that torch sets once."""
 
     _shared: Shared
+    _players: dict[str, Player]  # keeps them alive
 
     grad_scale = _set_by_a_scaler("grad_scale")
     found_inf = _set_by_a_scaler("found_inf")

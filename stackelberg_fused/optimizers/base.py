@@ -48,6 +48,7 @@ class StackelbergOptimizer(Stepping):
         defaults = copy_by_role({**rule, **of_groups})
         self._shared = Shared(weakref.ref(self), _checked_options(of_optimizer, defaults))
         self._shared.members = Members()
+        self._players = {}
         self.max_grad_norm = of_optimizer["max_grad_norm"]
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
         self._shared.members = None  # from now on groups may be edited
@@ -151,10 +152,11 @@ class StackelbergOptimizer(Stepping):
         if role is None:
             raise ValueError("player() needs a role, 'body' or 'head'")
         check_role(role)
-        players = self._shared.players
-        if role not in players:
-            players[role] = Player(self.unwrapped(), role)
-        return players[role]
+        found = self._shared.players.get(role)
+        if found is None:
+            owner = self.unwrapped()
+            owner._players[role] = self._shared.players[role] = found = Player(owner, role)
+        return found
 
     def _expect_equal_rates(self) -> None:
         """Do not warn of equal rates: a scheduler makes them equal on purpose."""

@@ -155,6 +155,7 @@ class EngineHolder(SharedAttributes):
             state.pop("_unscales", False),
             *(state.pop(name) for name in _OF_TORCH),
         )
+        self._players = {}
         rounds = state.pop("_rounds_of")
         super().__setstate__(state)
         self._complete_hooks()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,12 +33,24 @@ class Player(Optimizer):
     """
 
     def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
-        self._owner, self.role = owner, role
+        # the owner holds its players: a reference back would keep both, and all state, until the collector comes
+        self._shared, self._class, self.role = owner._shared, type(owner), role
+        self._attributes = {k: v for k, v in vars(owner).items() if k != "_players"}
         self.was_stepped = False  # a scaler skips a step by not calling it
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
         super().__init__([{"params": []}], {})
         self._is_built = True
+
+    @property
+    def _owner(self) -> StackelbergOptimizer:
+        """The optimizer; where nobody holds it any more, another object that is the same in all but identity."""
+        owner = self._shared.optimizer()
+        if owner is None:
+            owner = self._class.__new__(self._class)
+            owner.__dict__.update(self._attributes, _players={})
+            self._shared.optimizer = ref(owner)
+        return cast("StackelbergOptimizer", owner)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -77,7 +90,7 @@ class Player(Optimizer):
     @property
     def _opt_called(self) -> bool:
         """Tell schedulers, which warn of a missing step, that this player was stepped, perhaps by its owner."""
-        return self.role in self._owner._shared.stepped
+        return self.role in self._shared.stepped
 
     @_opt_called.setter
     def _opt_called(self, called: bool) -> None:
@@ -87,16 +100,15 @@ class Player(Optimizer):
         """As the owner's `step(closure, role=...)`."""
         # a gradient scaler hands these to the optimizer it was given, which is this one
         own, names = self.__dict__, ("grad_scale", "found_inf")
-        from_scaler = self._owner._shared.from_scaler
+        from_scaler = self._shared.from_scaler
         given = {name: own[name] for name in names if own.get(name) is not None}
         from_scaler.update(given)
         self.was_stepped = True
         try:
             return self._owner.step(closure, role=self.role, zero_grad=zero_grad)
         except BaseException:
-            for (
-                name
-            ) in names:  # or the scaler would take what is left for a scale of this player's own
+            # or the scaler would take what is left for a scale of this player's own
+            for name in names:
                 own.pop(name, None)
             raise
         finally:

@@ -40,6 +40,7 @@ class Shared:
         members: of the groups so far, while the constructor adds them.
         is_stale: the engine is that of parameters or state that are no longer there.
         is_swapped: the parameters hold their averages.
+        players: those that were asked for; the optimizer holds them, lest they, who hold this object, be held by it.
         stepped: players that took a step; their schedulers ask.
         last, found_inf: of the last step, for its report.
         running: "call": a token of the call that steps, or else builds or reads the tables, while one does. The call
@@ -62,7 +63,9 @@ class Shared:
     engine: Engine | None = None
     is_stale: bool = False
     is_swapped: bool = False
-    players: dict[str, Player] = field(default_factory=dict)
+    players: weakref.WeakValueDictionary[str, Player] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
     stepped: set[str] = field(default_factory=set)
     last: tuple[int, Statistics | None] = (0, None)
     found_inf: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -218,6 +219,23 @@ def test_a_full_disk_is_named_and_what_is_good_is_said(error, tmp_path, monkeypa
     output = capsys.readouterr()
     assert "there is none" in " ".join(output.err.split())
     assert "is good" not in output.out
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    path = tmp_path / "checkpoint.pt"
+    left = tmp_path / f"checkpoint.pt.{child.pid}.partial"
+    kept = [
+        tmp_path / f"checkpoint.pt.{os.getppid()}.partial",  # of one that still runs
+        tmp_path / f"result.json.{child.pid}.partial",  # of another file
+        tmp_path / "checkpoint.pt.mine.partial",
+    ]
+    for file in (left, *kept):
+        file.write_bytes(b"half")
+    checkpoint.save(path, {"value": 1})
+    assert checkpoint.load(path)["value"] == 1
+    assert set(tmp_path.iterdir()) == {path, *kept}
 
 
 @pytest.mark.usefixtures("_no_picture")

@@ -25,6 +25,7 @@ from checks import all_params, assert_same_bits, assert_same_optimizers
 from torch import nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.backends.interrupts import make_calls
 from stackelberg_fused.backends.triton import is_interpreting
 
 
@@ -132,7 +133,7 @@ def test_replays_take_turns(mode: str, options: Options) -> None:
         unit.backend.replay()
         # parameters without elements are counted outside of the kernel
         turns = table.update_every, table.sums
-        table.counts.advance_empty(table.spans[None], active, *turns, found_inf=None)
+        make_calls(table.counts.advances_of_empty(table.spans[None], active, *turns, None))
         eager.step()
         assert_same_optimizers(ours, eager)
 

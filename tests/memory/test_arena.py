@@ -21,7 +21,7 @@ from stackelberg_fused.memory.arena import (
     is_dense,
     move_into_arenas,
     owns_storage,
-    zeros_like_in_arenas,
+    zeros_like,
 )
 
 
@@ -98,7 +98,9 @@ def test_strides_are_kept(shape: tuple[int, ...], strides: tuple[int, ...]) -> N
 def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "BUCKET_BYTES", 4 * 4 * ALIGNMENT)
     tensors = [torch.empty(n * ALIGNMENT) for n in (1, 2, 2, 9, 1, 3, 1)]
-    assert [[t.numel() // ALIGNMENT for t in b] for b in arena.buckets(tensors)] == [
+    assert [
+        [t.numel() // ALIGNMENT for t in b] for b in arena.buckets(tensors, arena.BUCKET_BYTES)
+    ] == [
         [1, 2],
         [2],
         [9],
@@ -134,7 +136,7 @@ def test_state_is_zero_and_shaped_as_its_parameter() -> None:
         torch.empty(0, 3),
         torch.empty(5),
     ]
-    for like, zeros in zip(likes, zeros_like_in_arenas(likes), strict=True):
+    for like, zeros in zip(likes, zeros_like(likes), strict=True):
         assert zeros.shape == like.shape
         assert zeros.stride() == like.stride()
         assert not zeros.any()

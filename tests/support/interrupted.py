@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
 import stackelberg_fused as sf
 
 SIGNAL = signal.SIGUSR1
@@ -51,7 +53,7 @@ class Interrupting:
 
     def __call__(self, function: Callable[[], Any]) -> bool:
         """Tell whether the interrupt left the function."""
-        previous = sys.gettrace()
+        previous, has_grad = sys.gettrace(), torch.is_grad_enabled()
         try:
             with raising_handler():
                 sys.settrace(self._trace)
@@ -60,6 +62,8 @@ class Interrupting:
                 finally:
                     sys.settrace(previous)
         except Interrupt:
+            # between `with no_grad()` and what follows it Python itself looks for no signals
+            torch.set_grad_enabled(has_grad)
             return True
         return False
 
