@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -58,6 +60,20 @@ def may_overlap(places: np.ndarray) -> bool:
     return bool((first[1:] < np.maximum.accumulate(last)[:-1]).any())
 
 
+class _Span(NamedTuple):
+    """The addresses from a tensor's first byte to its last."""
+
+    device: str
+    first: int
+    end: int
+    label: str
+    tensor: Tensor
+
+
+# pairs are compared by their strides; of more tensors that interleave, their number would take over
+FEW = 8
+
+
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise if two parameters, or two elements of one parameter, share memory.
 
@@ -76,14 +92,50 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
             continue
         if _overlaps_itself(tensor):
             raise ValueError(f"{label}: several of its elements share one memory location")
-        spans.append((str(tensor.device), *place_of(tensor), label, tensor))
+        spans.append(_Span(str(tensor.device), *place_of(tensor), label, tensor))
     spans.sort(key=lambda span: span[:3])
-    active: list[
-        tuple[str, int, int, str, Tensor]
-    ] = []  # earlier spans that reach beyond the start of this one
+    for cluster in _clusters(spans):
+        if len(cluster) <= FEW:
+            for number, span in enumerate(cluster):
+                _check_pairs(span, cluster[:number])
+        else:
+            _check_elements(cluster)
+
+
+def _clusters(spans: list[_Span]) -> Iterator[list[_Span]]:
+    """Sorted spans in runs of which each reaches into the ones before it; no run reaches into another."""
+    cluster: list[_Span] = []
+    reach = 0
     for span in spans:
-        active = [a for a in active if a[0] == span[0] and a[2] > span[1]]
-        for earlier in active:
-            if np.shares_memory(_as_array(earlier[4]), _as_array(span[4])):
-                raise ValueError(f"{span[3]} and {earlier[3]} overlap in memory")
-        active.append(span)
+        if cluster and (span.device != cluster[0].device or span.first >= reach):
+            yield cluster
+            cluster, reach = [], 0
+        cluster.append(span)
+        reach = max(reach, span.end)
+    if cluster:
+        yield cluster
+
+
+def _check_pairs(span: _Span, others: Iterable[_Span]) -> None:
+    for other in others:
+        if other.end > span.first and np.shares_memory(
+            _as_array(other.tensor), _as_array(span.tensor)
+        ):
+            raise ValueError(f"{span.label} and {other.label} overlap in memory")
+
+
+def _check_elements(cluster: list[_Span]) -> None:
+    """Mark the memory of one tensor after the other: time and memory grow with what they reach over."""
+    start = cluster[0].first
+    sizes = [n for span in cluster for n in (span.tensor.element_size(), span.first - start)]
+    unit = math.gcd(*sizes)  # bytes
+    taken = np.zeros((max(span.end for span in cluster) - start) // unit, bool)
+    for number, span in enumerate(cluster):
+        wide = span.tensor.element_size() // unit
+        strides = [s * wide for s in span.tensor.stride()]
+        here = np.lib.stride_tricks.as_strided(
+            taken[(span.first - start) // unit :], (*span.tensor.shape, wide), (*strides, 1)
+        )
+        if here.any():
+            _check_pairs(span, cluster[:number])
+        here[...] = True

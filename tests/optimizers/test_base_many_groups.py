@@ -53,6 +53,12 @@ def _construct_named(count: int) -> Callable[[], Any]:
     return lambda: sf.StackelbergAdamW(groups)
 
 
+def _construct_over_columns(count: int) -> Callable[[], Any]:
+    columns = normal((3, 2 * count), 1).unbind(1)
+    groups = [{"params": list(map(nn.Parameter, columns[2 * i : 2 * i + 2]))} for i in range(count)]
+    return lambda: sf.StackelbergAdamW(groups)
+
+
 def _first_step(count: int) -> Callable[[], Any]:
     optimizer = sf.StackelbergAdamW(_groups(count))
     for group in optimizer.param_groups:
@@ -86,6 +92,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "construct": _construct,
     "construct with a rate of each group's own": _construct_with_own_rates,
     "construct named": _construct_named,
+    "construct over the columns of a matrix": _construct_over_columns,
     "first step": _first_step,
     "second step": lambda count: _stepped(count).step,
     "state_dict": lambda count: _stepped(count).state_dict,

@@ -12,6 +12,13 @@ from paths import TESTS
 from patience import patience
 
 
+def test_a_part_that_there_is_not_is_refused() -> None:
+    command = [sys.executable, str(TESTS / "soak" / "soak.py"), "--only", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(10))
+    assert done.returncode == 2
+    assert "invalid choice: 'nothing'" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="parts read /proc, and set limits of Linux")
 def test_each_part_runs(tmp_path: Path) -> None:

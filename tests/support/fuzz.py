@@ -21,6 +21,7 @@ import hypothesis
 import torch
 from hypothesis.stateful import run_state_machine_as_test
 from optimizer_machine import COUNTS, MACHINES
+from stackelberg_fused.benchmarks.machine import commit, hardware, versions
 
 LIVES = 100  # of one seed
 
@@ -75,6 +76,7 @@ def main() -> int:
     print(f"{minutes:.1f} minutes, {rounds} seeds, no failure: " + str(dict(COUNTS)))
     if given.json is not None:
         found = {"minutes": round(minutes, 1), "seeds": rounds, "failures": 0, **COUNTS}
+        found |= {"commit": commit(), "hardware": hardware("cpu"), "versions": versions()}
         given.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
