@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory.sharding import is_one_of_several
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
 from .rules import HYPERPARAMETERS, as_number
@@ -229,8 +230,6 @@ def check_ratio(value: Any) -> float:
 
 def check_params(group: dict[str, Any], index: int) -> None:
     """Raise for parameters that no rule can update."""
-    if group["role"] == "head" and not group["params"]:
-        raise ValueError(f"{group_label(index, group)}: the head is empty")
     for position, param in enumerate(group["params"]):
         label = param_label(index, group, position)
         if not isinstance(param, Tensor):
@@ -248,6 +247,21 @@ def check_params(group: dict[str, Any], index: int) -> None:
             raise ValueError(
                 f"{label}: can't optimize a non-leaf tensor, autograd keeps no gradient for it"
             )
+
+
+def check_head(groups: Sequence[dict[str, Any]], first: int = 0) -> None:
+    """Raise ValueError for a head without parameters.
+
+    One of its groups may be empty: factories such as mup's make a group for every kind of parameter. Among several
+    processes all may be: `ZeroRedundancyOptimizer` deals out parameters, and one of the others has the head.
+
+    Args:
+        first: the index of the first group that is added.
+    """
+    heads = {i: group for i, group in enumerate(groups) if i >= first and group["role"] == "head"}
+    if heads and not any(group["params"] for group in heads.values()) and not is_one_of_several():
+        index, group = next(iter(heads.items()))
+        raise ValueError(f"{group_label(index, group)}: the head is empty")
 
 
 def check_new_group(group: dict[str, Any], index: int, groups: Sequence[dict[str, Any]]) -> None:

@@ -1,11 +1,27 @@
-"""DTensor shards (FSDP2, tensor parallelism): the optimizer updates the local shard in place."""
+"""Parts of the parameters: DTensor shards (FSDP2, tensor parallelism), of which the optimizer updates the local one."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def is_one_of_several() -> bool:
+    """Tell whether this process trains together with others, so that it may hold a part of the parameters only."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def deals_out_parameters() -> bool:
+    """Tell whether whole parameters may be dealt out to processes: somebody imported `ZeroRedundancyOptimizer`."""
+    return is_one_of_several() and "torch.distributed.optim.zero_redundancy_optimizer" in sys.modules
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -22,6 +22,7 @@ def alternate(
 
     Raises:
         ValueError: no closure.
+        RuntimeError: gradients were accumulated before, which would be cleared.
     """
     if closure is None:
         raise ValueError(
@@ -32,12 +33,14 @@ def alternate(
     for role in order:
         if all(group["role"] != role for group in optimizer.param_groups):
             raise ValueError(f"mode='alternating': no param group has role {role!r}")
+    optimizer._accumulated.refuse(optimizer.param_groups)
     loss = None
-    for role in order:
-        optimizer.zero_grad()
-        # autocast may hold on to what it made of a head that has moved since
-        torch.clear_autocast_cache()
-        loss = optimizer._step(closure, role=role, zero_grad=zero_grad)
-    if zero_grad:
-        optimizer.zero_grad()
+    with optimizer._accumulated.stepping(optimizer.param_groups):
+        for role in order:
+            optimizer.zero_grad()
+            # autocast may hold on to what it made of a head that has moved since
+            torch.clear_autocast_cache()
+            loss = optimizer._step(closure, role=role, zero_grad=zero_grad)
+        if zero_grad:
+            optimizer.zero_grad()
     return loss

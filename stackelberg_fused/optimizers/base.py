@@ -14,10 +14,12 @@ from torch import Tensor
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
+from ..groups.lost_settings import LostSettings
 from ..groups.new_group import completed_group, fill_in
 from ..groups.option_types import Role
 from ..groups.param_groups import (
     ROLES,
+    check_head,
     check_ratio,
     copy_by_role,
 )
@@ -43,6 +45,7 @@ from .ema_weights import swapped
 from .engine_holder import EngineHolder
 from .options import ParamGroup, Params, sorted_out
 from .player import Player
+from .rebuilt import warn_of_lost_options
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -88,10 +91,16 @@ class StackelbergOptimizer(EngineHolder):
         self._across_rebuilds = AcrossRebuilds()
         self.launches = 0
         self._met_scaler = False
+        self._lost = LostSettings(options)
         self._reset_transients()
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
+        check_head(self.param_groups)
         check_overlap(self._labelled(self.param_groups))
         self._engine = self._build()
+        self._lost.look_at_rates(self.param_groups, defaults["lr"])
+        warn_of_lost_options(self, options)
+        if mode == "alternating":
+            self._accumulated.note(self.param_groups)
         log.info("%s: backend %s", type(self).__name__, self.backend)
 
     @property
@@ -130,7 +139,14 @@ class StackelbergOptimizer(EngineHolder):
         They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
         64 elements, in the order of the groups, with zeros between them. Asking for them puts gradients that lie
         elsewhere, as after `model.zero_grad()`, back in their place.
+
+        Raises:
+            RuntimeError: without `grads="flat"`, when there are no buffers and a reduction would be of nothing.
         """
+        if self._options["grads"] != "flat":
+            raise RuntimeError(
+                "flat_grads needs an optimizer with grads='flat'; this one reads each parameter's own .grad"
+            )
         found = self._current().flat_gradients()
         return {role: [b[role] for b in found if role in b] for role in ROLES}
 
@@ -193,6 +209,9 @@ class StackelbergOptimizer(EngineHolder):
             super().zero_grad(set_to_none)
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
+        if self._options["mode"] == "alternating":
+            cleared = self.param_groups if role is None else self.player(role).param_groups
+            self._accumulated.note(cleared)
 
     def player(self, role: Role) -> Player:
         """The groups of a role as an optimizer of their own, for schedulers and gradient scalers; always the same one.
@@ -232,7 +251,9 @@ class StackelbergOptimizer(EngineHolder):
             ratio = self._options["head_lr_ratio"]
             completed = completed_group(given, self.param_groups, self.defaults, ratio)
             if self._engine is not None:
+                check_head([*self.param_groups, completed], len(self.param_groups))
                 check_overlap(self._labelled([*self.param_groups, completed]))
+            self._lost.note(given)
             fill_in(given, completed)
         super().add_param_group(given)
         if self._engine is not None:
@@ -307,7 +328,8 @@ class StackelbergOptimizer(EngineHolder):
                 self._refuse_averages("step()")
             if role is not None:
                 self._check_role(role)
-            if self._options["mode"] == "alternating" and role is None:
+            alternates = self._options["mode"] == "alternating"
+            if alternates and role is None:
                 return alternate(self, closure, zero_grad)
             loss = None
             if closure is not None:
@@ -316,6 +338,8 @@ class StackelbergOptimizer(EngineHolder):
             engine = self._ready()
             if role is not None and not any(group["role"] == role for group in self.param_groups):
                 raise ValueError(f"step(role={role!r}): no param group has this role")
+            if not self._stepped:
+                self._lost.look(self.param_groups, self.defaults["lr"], self.max_grad_norm)
             attributes = self.__dict__
             is_scaled = "found_inf" in attributes or "grad_scale" in attributes
             scaling = Scaling.of(attributes) if is_scaled else None
@@ -330,6 +354,8 @@ class StackelbergOptimizer(EngineHolder):
         self._found_inf = None if scaling is None else scaling.found_inf
         self.launches += self._last[0]
         self._stepped.update(ROLES if role is None else (role,))
+        if alternates:
+            self._accumulated.note(self.param_groups)
         return loss
 
     def _forget_scaler(self) -> None:

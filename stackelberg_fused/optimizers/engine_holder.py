@@ -12,10 +12,13 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state import check_loaded
 from ..groups.hyperparameters import turn_of
-from ..groups.param_groups import check_hyperparameters, check_params, param_label
+from ..groups.lost_settings import LostSettings
+from ..groups.param_groups import check_head, check_hyperparameters, check_params, param_label
 from ..layout.statistics import ClipLimits, Statistics
 from ..memory.overlap import check_overlap
+from .accumulated import AccumulatedGradients
 from .checkpoint import complete_state
+from .rebuilt import register
 
 if TYPE_CHECKING:
     from .player import Player
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
 class EngineHolder(Optimizer):
     """Builds the engine, and builds it again where groups, parameters or state were edited.
 
-    A subclass sets `_options`, `_across_rebuilds`, `_met_scaler` and `launches`, which outlive pickling.
+    A subclass sets `_options`, `_lost`, `_across_rebuilds`, `_met_scaler` and `launches`, which outlive pickling.
     """
 
     _options: dict[str, Any]
+    _lost: LostSettings
     _across_rebuilds: AcrossRebuilds
     _met_scaler: bool
     launches: int
@@ -41,6 +45,8 @@ class EngineHolder(Optimizer):
         self._stepped: set[str] = set()  # players that took a step; their schedulers ask
         self._last: tuple[int, Statistics | None] = (0, None)
         self._found_inf: Tensor | None = None
+        self._accumulated = AccumulatedGradients()  # for mode="alternating"
+        register(self)
 
     def _refuse_averages(self, what: str) -> None:
         if self._is_swapped:
@@ -75,6 +81,7 @@ class EngineHolder(Optimizer):
         for index, group in enumerate(self.param_groups):
             check_hyperparameters(group, index)
             check_params(group, index)
+        check_head(self.param_groups)
         check_overlap(self._labelled(self.param_groups))
         check_loaded(self.state, self.param_groups)
         self._engine, self._is_stale = self._build(), False
@@ -104,7 +111,7 @@ class EngineHolder(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_options", "_met_scaler", "launches")}
+        own = {name: self.__dict__[name] for name in ("_options", "_lost", "_met_scaler", "launches")}
         own["_reported"], own["_rounds_of"] = self._across_rebuilds.reported, self._rounds()
         return {**super().__getstate__(), **own}
 
