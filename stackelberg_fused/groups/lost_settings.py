@@ -87,7 +87,9 @@ class LostSettings:
             names = [name for name in by_role if _says_of(role, name, by_role[name])]
             if names and role not in roles:
                 self._warn("role", _role_without_group(role, names))
-        if not deals_out_parameters():  # else the parameters that a setting is for may lie elsewhere
+        if (
+            not deals_out_parameters()
+        ):  # else the parameters that a setting is for may lie elsewhere
             self._look_at_masters(groups)
 
     def _look_at_masters(self, groups: Groups) -> None:
@@ -163,9 +165,9 @@ def _ratio_without_head(ratio: float) -> str:
 
 def _ratio_of_frozen_head(ratio: float) -> str:
     return (
-        f"head_lr_ratio={ratio:g} has no effect: every parameter of the head is frozen. Give role 'head' to layers that "
-        "are trained (split_body_head(model, head=...); with LoRA the lora_B matrices or modules_to_save), or unfreeze "
-        "the head"
+        f"head_lr_ratio={ratio:g} has no effect: every parameter of the head is frozen. Give role 'head' to layers "
+        "that are trained (split_body_head(model, head=...); with LoRA the lora_B matrices or modules_to_save), or "
+        "unfreeze the head"
     )
 
 
@@ -187,7 +189,7 @@ def _master_of_exact(master: str, dtype: torch.dtype) -> str:
 def _rounded_to_nearest(label: str, count: int) -> str:
     others = f" and {count - 1} others" if count > 1 else ""
     return (
-        f"{label}{others}: bfloat16 parameters are rounded to nearest after every step (master=None), which loses steps "
-        "below half their precision; it is the one scheme that trained measurably worse. Pass master='stochastic', "
-        "which needs no memory, or 'split16', which keeps float32 weights in 2 bytes more"
+        f"{label}{others}: bfloat16 parameters are rounded to nearest after every step (master=None), which loses "
+        "steps below half their precision; it is the one scheme that trained measurably worse. Pass "
+        "master='stochastic', which needs no memory, or 'split16', which keeps float32 weights in 2 bytes more"
     )

@@ -21,7 +21,9 @@ def is_one_of_several() -> bool:
 
 def deals_out_parameters() -> bool:
     """Tell whether whole parameters may be dealt out to processes: somebody imported `ZeroRedundancyOptimizer`."""
-    return is_one_of_several() and "torch.distributed.optim.zero_redundancy_optimizer" in sys.modules
+    return (
+        is_one_of_several() and "torch.distributed.optim.zero_redundancy_optimizer" in sys.modules
+    )
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -20,9 +20,9 @@ Groups = Iterable[dict[str, Any]]
 class AccumulatedGradients:
     """Tells gradients that were written since the last step or zeroing from those that were left over.
 
-    A gradient was left over if it is still the tensor that it was, with the version counter that it had. Values are read
-    only where somebody else wrote to one, to see whether he cleared it (`model.zero_grad(set_to_none=False)`): no step
-    of an ordinary loop waits for a device.
+    A gradient was left over if it is still the tensor that it was, with the version counter that it had. Values are
+    read only where somebody else wrote to one, to see whether it was cleared (`model.zero_grad(set_to_none=False)`):
+    no step of an ordinary loop waits for a device.
     """
 
     def __init__(self) -> None:
@@ -54,26 +54,28 @@ class AccumulatedGradients:
     def refuse(self, groups: Groups) -> None:
         """Raise RuntimeError, naming the parameter, for a gradient that was accumulated."""
         written = list(self._written(groups))
-        if not written or torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if not written or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
         for label, grad in written:
             if _is_nonzero(grad):
                 raise RuntimeError(
-                    f"mode='alternating': step(closure) clears gradients before each of its two evaluations, and {label} "
-                    "has one that was accumulated since the last step. Evaluate the whole batch in the closure: call "
-                    "backward() there for each microbatch, of its share of the loss (with Lightning: "
+                    "mode='alternating': step(closure) clears gradients before each of its two evaluations, and "
+                    f"{label} has one that was accumulated since the last step. Evaluate the whole batch in the "
+                    "closure: call backward() there for each microbatch, of its share of the loss (with Lightning: "
                     "accumulate_grad_batches=1), or take alternating_step(..., microbatches=n). If it is not wanted, "
                     "call the optimizer's zero_grad() before the step"
                 )
 
     def _written(self, groups: Groups) -> Iterator[tuple[str, Tensor]]:
+        """Gradients that are not what they were, with their parameters' names in messages."""
         for index, group in enumerate(groups):
             for position, param in enumerate(group["params"]):
                 grad = param.grad
                 if grad is None:
                     continue
-                left = self._left.get(id(param))
-                if left is None or left[0]() is not grad or left[1] != version_of(grad):
+                now = version_of(grad)
+                left, version = self._left.get(id(param), (None, -1))
+                if left is None or left() is not grad or version != now:
                     yield param_label(index, group, position), grad
 
 

@@ -111,7 +111,9 @@ class EngineHolder(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averages("pickling or copying an optimizer")
-        own = {name: self.__dict__[name] for name in ("_options", "_lost", "_met_scaler", "launches")}
+        own = {
+            name: self.__dict__[name] for name in ("_options", "_lost", "_met_scaler", "launches")
+        }
         own["_reported"], own["_rounds_of"] = self._across_rebuilds.reported, self._rounds()
         return {**super().__getstate__(), **own}
 

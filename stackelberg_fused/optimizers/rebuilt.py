@@ -25,8 +25,8 @@ def register(optimizer: EngineHolder) -> None:
 def warn_of_lost_options(new: EngineHolder, given: Mapping[str, Any]) -> None:
     """Warn where an optimizer was built from another one's groups and has not the other one's options.
 
-    Wrappers do so that make a class of the optimizer's own and pass it `optimizer.param_groups` and nothing else. Groups
-    keep their own settings; options of the optimizer as a whole are in no group.
+    Wrappers do so that make a class of the optimizer's own and pass it `optimizer.param_groups` and nothing else.
+    Groups keep their own settings; options of the optimizer as a whole are in no group.
 
     Args:
         new: the optimizer, as it was built.

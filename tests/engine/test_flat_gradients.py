@@ -229,7 +229,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="differentiable"):
         sf.StackelbergAdamW([p], grads="flat", differentiable=True)
     assert p.grad is None
-    with pytest.raises(RuntimeError, match="flat_grads needs an optimizer with grads=.flat."):
+    with pytest.raises(RuntimeError, match=r"flat_grads needs an optimizer with grads=.flat."):
         _ = sf.StackelbergAdamW([p]).flat_grads
 
 

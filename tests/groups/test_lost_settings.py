@@ -215,11 +215,8 @@ def test_a_master_of_exact_weights(dtype: torch.dtype) -> None:
     with _warned() as messages:
         _steps(optimizer, 2)
     assert len(messages) == 1
-    assert messages[0].startswith(
-        f"master='split16' has no effect: .* {dtype}".replace(
-            ".*", "the parameters that it is for are"
-        )
-    )
+    assert messages[0].startswith("master='split16' has no effect: the parameters that it is for")
+    assert str(dtype) in messages[0]
 
 
 def test_a_master_for_part_of_the_model() -> None:
@@ -272,9 +269,10 @@ def test_a_warning_that_is_an_error_comes_before_anything_is_modified() -> None:
     body, _ = _layers()
     before = copy.deepcopy(body.state_dict())
     optimizer = sf.StackelbergAdamW(body.parameters(), head_lr_ratio=5.0)
-    with warnings.catch_warnings(), pytest.raises(UserWarning, match="no effect"):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _steps(optimizer)
+        with pytest.raises(UserWarning, match="no effect"):
+            _steps(optimizer)
     assert all(torch.equal(now, before[name]) for name, now in body.state_dict().items())
     assert not optimizer.state[body.weight]
     _steps(optimizer)  # it was said
@@ -304,11 +302,11 @@ def test_steps_of_one_role(role: str) -> None:
 def test_every_step_of_an_alternating_optimizer() -> None:
     layers = _layers()
     groups = _groups(*layers, lr=1e-3)
-    with pytest.warns(UserWarning, match="no effect") as seen:
+    with _warned() as messages:
         optimizer = sf.StackelbergSGD(groups, lr=1e-3, head_lr_ratio=5, mode="alternating")
         for _ in range(2):
             optimizer.step(lambda: layers[1](layers[0](torch.ones(3))).sum().backward())
-    assert len(seen) == 1
+    assert len(messages) == 1
 
 
 def test_empty_groups_of_a_head() -> None:
