@@ -31,6 +31,7 @@ USUAL_HEADS = (
     "pred_layer",
     "proj_out",
     "decode_head",
+    "mask_head",
     "ctc_head",
     "fc",
     "head",
@@ -85,8 +86,9 @@ def unwrapped(model: nn.Module) -> tuple[str, nn.Module]:
 def _inside(model: nn.Module) -> str | None:
     """The path of the model in a wrapper; None in what is none."""
     children = _children(model)
-    if "base_model" in children and callable(getattr(model, "get_base_model", None)):
-        base = model.get_base_model()
+    get_base = getattr(model, "get_base_model", None)  # of PEFT
+    if "base_model" in children and callable(get_base):
+        base = get_base()
         paths = [name for name, module in model.named_modules() if name and module is base]
         if paths:
             return paths[0]

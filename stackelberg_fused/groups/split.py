@@ -53,7 +53,7 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
     if callable(head) and not isinstance(head, nn.Module):
         return {n for n, p in model.named_parameters(remove_duplicate=False) if head(n, p)}
     if head is None:
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         head = [modules.get(name, name) for name in detect_head(model)]
     single = isinstance(head, (str, nn.Module, Tensor)) or not isinstance(head, Iterable)
     parts: Iterable[Any] = [head] if single else cast("Iterable[Any]", head)

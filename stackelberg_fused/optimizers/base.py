@@ -46,6 +46,7 @@ from .engine_holder import EngineHolder
 from .options import ParamGroup, Params, sorted_out
 from .player import Player
 from .rebuilt import warn_of_lost_options
+from .regrouped import regrouped
 
 log = logging.getLogger("stackelberg_fused")
 
@@ -186,10 +187,12 @@ class StackelbergOptimizer(EngineHolder):
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`."""
+        """As `torch.optim.Optimizer.load_state_dict`; parameters with names may have been saved in other groups."""
         self._refuse_averages("load_state_dict()")
         # after the hooks of others, who expect tensors
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: with_exact_values(loaded))
+        hook = self.register_load_state_dict_pre_hook(
+            lambda _, loaded: regrouped(with_exact_values(loaded), self.param_groups)
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
