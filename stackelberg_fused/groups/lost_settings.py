@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory.sharding import deals_out_parameters
 from ..warning import warn_caller
 from .param_groups import BY_ROLE, ROLES, param_label
 from .rate_warnings import ROUNDING
@@ -87,10 +86,7 @@ class LostSettings:
             names = [name for name in by_role if _says_of(role, name, by_role[name])]
             if names and role not in roles:
                 self._warn("role", _role_without_group(role, names))
-        if (
-            not deals_out_parameters()
-        ):  # else the parameters that a setting is for may lie elsewhere
-            self._look_at_masters(groups)
+        self._look_at_masters(groups)
 
     def _look_at_masters(self, groups: Groups) -> None:
         for master in dict.fromkeys(group["master"] for group in groups):

@@ -19,13 +19,6 @@ def is_one_of_several() -> bool:
     )
 
 
-def deals_out_parameters() -> bool:
-    """Tell whether whole parameters may be dealt out to processes: somebody imported `ZeroRedundancyOptimizer`."""
-    return (
-        is_one_of_several() and "torch.distributed.optim.zero_redundancy_optimizer" in sys.modules
-    )
-
-
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor."""
     # no import here: it takes a second, and no DTensor exists before another module has imported it
