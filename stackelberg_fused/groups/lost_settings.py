@@ -153,7 +153,7 @@ def _ratio_overwritten(ratio: float, found: Any, rate: Any) -> str:
 
 def _ratio_without_head(ratio: float) -> str:
     return (
-        f"head_lr_ratio={ratio:g} has no effect: no param group has role 'head', so all move at the body's rate. Pass "
+        f"head_lr_ratio={ratio:g} has no effect: no param group has role 'head'. Pass "
         "split_body_head(model) in place of model.parameters(), or group dicts with 'role': 'head'; leave "
         "head_lr_ratio out where one rate is meant"
     )

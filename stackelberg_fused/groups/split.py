@@ -19,8 +19,9 @@ def _names_of(model: nn.Module, part: Any) -> set[str]:
     modules = list(model.named_modules(remove_duplicate=False))
     if isinstance(part, str):
         params = dict(model.named_parameters(remove_duplicate=False))
-        # in a wrapped model, first by the wrapper's names
-        names = [part, unwrapped(model)[0] + part] if part else []
+        # as the model knows it, or as one of those inside of wrappers does
+        wrappers = unwrapped(model)[0].split(".")[:-1]
+        names = [".".join([*wrappers[:depth], part]) for depth in range(len(wrappers) + 1) if part]
         for name in names:
             if name in params:
                 return {name}

@@ -33,25 +33,44 @@ def regrouped(loaded: dict[str, Any], groups: Groups) -> dict[str, Any]:
         return loaded
     if [group["param_names"] for group in saved] == [group["param_names"] for group in groups]:
         return loaded
-    places = {
-        name: (group, key)
-        for group in saved
-        for name, key in zip(group["param_names"], group["params"], strict=True)
+    old, new = _unwrapped_names(saved), _unwrapped_names(groups)
+    if sorted(old) != sorted(new) or len(set(old)) != len(old):
+        return loaded
+    keys = [(group, key) for group in saved for key in group["params"]]
+    place_of = dict(zip(old, keys, strict=True))
+    places = iter([place_of[name] for name in new])
+    return {
+        **loaded,
+        "param_groups": [
+            _of(group, index, [next(places) for _ in group["params"]], saved[0])
+            for index, group in enumerate(groups)
+        ],
     }
-    names = [name for group in groups for name in group["param_names"]]
-    if len(set(names)) != len(names) or len(names) != sum(len(g["params"]) for g in saved):
-        return loaded
-    if places.keys() != set(names):
-        return loaded
-    return {**loaded, "param_groups": [_of(g, i, saved, places) for i, g in enumerate(groups)]}
+
+
+def _unwrapped_names(groups: Groups) -> list[str]:
+    """The names of all parameters, in order, without what all begin with: a wrapper's, as "module." of DDP."""
+    paths = [name.split(".") for group in groups for name in group["param_names"]]
+    depth = 0
+    while all(len(p) > depth + 1 for p in paths) and len({p[depth] for p in paths}) == 1:
+        depth += 1
+    return [".".join(path[depth:]) for path in paths]
 
 
 def _of(
-    group: dict[str, Any], index: int, saved: Groups, places: dict[str, tuple[dict[str, Any], Any]]
+    group: dict[str, Any],
+    index: int,
+    places: list[tuple[dict[str, Any], Any]],
+    default: dict[str, Any],
 ) -> dict[str, Any]:
-    """A group of a state dict with the parameters of one of the optimizer's, in its order."""
-    names = group["param_names"]
-    sources = list({id(places[name][0]): places[name][0] for name in names}.values()) or [saved[0]]
+    """A group of a state dict with the parameters of one of the optimizer's, in its order.
+
+    Args:
+        group, index: the optimizer's.
+        places: for each parameter its group in the state dict, and its key there.
+        default: the group whose settings one without parameters gets.
+    """
+    sources = list({id(source): source for source, _ in places}.values()) or [default]
     settings = _settings(sources[0])
     for source in sources[1:]:
         differing = [
@@ -62,7 +81,8 @@ def _of(
                 f"{group_label(index, group)}: its parameters lie in several groups of the loaded state dict, which "
                 f"differ in {differing[0]!r}; split the groups as they were when it was saved"
             )
-    return {**settings, "params": [places[name][1] for name in names], "param_names": list(names)}
+    params = [key for _, key in places]
+    return {**settings, "params": params, "param_names": list(group["param_names"])}
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

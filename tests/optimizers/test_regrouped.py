@@ -84,7 +84,9 @@ def test_torchs_one_group_goes_on_in_split_groups(
 
 def test_our_own_of_one_group() -> None:
     model, old = _trained(sf.StackelbergAdamW, lambda m: m.named_parameters(), state_dtype="8bit")
-    new = sf.StackelbergAdamW(sf.split_body_head(model), lr=0.01, state_dtype="8bit")
+    new = sf.StackelbergAdamW(
+        sf.split_body_head(model), lr=0.01, head_lr_ratio=1.0, state_dtype="8bit"
+    )
     new.load_state_dict(old.state_dict())
     assert [group["role"] for group in new.param_groups] == ["body", "head"]
     for name, entry in _by_name(old).items():
@@ -98,6 +100,19 @@ def test_the_same_groups_in_another_order() -> None:
     new.load_state_dict(old.state_dict())
     for name, entry in _by_name(old).items():
         assert_same_bits(_by_name(new)[name]["exp_avg"], entry["exp_avg"])
+
+
+@pytest.mark.parametrize("wrapped", ["old", "new"])
+def test_names_with_those_of_a_wrapper(wrapped: str) -> None:
+    def in_wrapper(model: nn.Module) -> nn.Module:
+        return nn.DataParallel(model)
+
+    wrap_old, wrap_new = (in_wrapper if wrapped == w else (lambda m: m) for w in ("old", "new"))
+    model, old = _trained(torch.optim.AdamW, lambda m: wrap_old(m).named_parameters())
+    new = sf.StackelbergAdamW(sf.split_body_head(wrap_new(model)), lr=0.01, head_lr_ratio=1.0)
+    new.load_state_dict(old.state_dict())
+    for p in model.parameters():
+        assert_same_bits(new.state[p]["exp_avg"], old.state[p]["exp_avg"])
 
 
 def test_groups_that_differ_in_a_setting() -> None:
@@ -135,5 +150,6 @@ def test_the_loaded_dict_is_left_as_it_was() -> None:
     model, old = _trained(torch.optim.AdamW, lambda m: m.named_parameters())
     saved = old.state_dict()
     groups = copy.deepcopy(saved["param_groups"])
-    sf.StackelbergAdamW(sf.split_body_head(model)).load_state_dict(saved)
+    new = sf.StackelbergAdamW(sf.split_body_head(model), lr=0.01, head_lr_ratio=1.0)
+    new.load_state_dict(saved)
     assert saved["param_groups"] == groups
