@@ -144,18 +144,17 @@ def _heads_of(model: nn.Module) -> list[str]:
         inside = [n for n in usual if embeddings == n or embeddings.startswith(f"{n}.")]
         siblings = _companions_around(model, embeddings)
         return [embeddings, *siblings, *(n for n in [*usual, *companions] if n not in inside)]
-    if hasattr(model, "base_model_prefix"):  # of transformers, made of several models
-        nested = [
-            f"{name}.{inner}"
-            for name, child in children.items()
-            if name not in usual
-            for inner in _beside_backbone(child)
-        ]
-        return [*usual, *companions, *nested]
-    if len(usual) > 1:
-        listing = ", ".join(map(repr, usual))
-        raise _not_detected(model, f"{listing} all have a usual name")
-    return [*usual, *companions] if usual else []
+    nested = {
+        name: [f"{name}.{inner}" for inner in _beside_backbone(child)]
+        for name, child in children.items()
+        if name not in usual
+    }
+    found = [[name] for name in usual] + [names for names in nested.values() if names]
+    flat = [name for names in found for name in names]
+    # a model of transformers that is made of several ones has all of their heads
+    if len(found) > 1 and not hasattr(model, "base_model_prefix"):
+        raise _not_detected(model, f"{', '.join(map(repr, flat))} all have a usual name")
+    return [*flat, *companions] if flat else []
 
 
 def _beside_backbone(model: nn.Module) -> list[str]:

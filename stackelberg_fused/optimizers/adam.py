@@ -46,7 +46,8 @@ class StackelbergAdam(StackelbergOptimizer):
             one of zeros and is stepped. Not for DDP with `gradient_as_bucket_view`, which takes `.grad` for itself.
         mode: "simultaneous": both players move by gradients at the same point, in one launch. "alternating":
             `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
-            body. It clears gradients before each evaluation, and refuses ones that were accumulated before. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
+            body. It clears gradients before each evaluation, and refuses ones that were accumulated before. Where the
+            model can be cut, `alternating_step` does the same with one forward pass of the body.
         constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
             `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
             as a dict, or per group. The projection is Euclidean.

@@ -217,6 +217,14 @@ def test_several_names_in_a_wrapper() -> None:
         sf.split_body_head(Wrapper(Model("trunk", "policy_head", "value_head")))
 
 
+def test_a_model_of_transformers_as_a_part() -> None:
+    inner = Model("model.0", "lm_head", base_model_prefix="model")
+    alone = Model(net=inner, scale=nn.Parameter(torch.ones(())))
+    assert _heads(alone) == ["net.lm_head"]
+    with pytest.raises(ValueError, match=r"'v_head', 'net\.lm_head' all have a usual name"):
+        sf.split_body_head(Model("v_head", net=inner))
+
+
 def test_a_getter_that_does_not_know() -> None:
     def fails() -> None:
         raise NotImplementedError
