@@ -356,7 +356,8 @@ class StackelbergOptimizer(EngineHolder):
         self._met_scaler |= scaling is not None
         self._found_inf = None if scaling is None else scaling.found_inf
         self.launches += self._last[0]
-        self._stepped.update(ROLES if role is None else (role,))
+        if len(self._stepped) < len(ROLES):
+            self._stepped.update(ROLES if role is None else (role,))
         if alternates:
             self._accumulated.note(self.param_groups)
         return loss
