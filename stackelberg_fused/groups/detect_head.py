@@ -32,6 +32,7 @@ USUAL_HEADS = (
     "proj_out",
     "decode_head",
     "mask_head",
+    "class_predictor",
     "ctc_head",
     "fc",
     "head",
@@ -137,22 +138,31 @@ def _heads_of(model: nn.Module) -> list[str]:
     if beside:
         return beside
     children = _children(model)
-    usual = [name for name in USUAL_HEADS if name in children]
     companions = [name for name in COMPANIONS if name in children]
+    # one list for each child: the child itself, or what a model of transformers has that is a part of this one
+    parts = {
+        **{name: [name] for name in USUAL_HEADS if name in children},
+        **{
+            name: [f"{name}.{inner}" for inner in _beside_backbone(child)]
+            for name, child in children.items()
+            if name not in USUAL_HEADS
+        },
+    }
+    is_of_transformers = hasattr(model, "base_model_prefix")
     embeddings = _output_embeddings(model)
     if embeddings is not None:
-        inside = [n for n in usual if embeddings == n or embeddings.startswith(f"{n}.")]
-        siblings = _companions_around(model, embeddings)
-        return [embeddings, *siblings, *(n for n in [*usual, *companions] if n not in inside)]
-    nested = {
-        name: [f"{name}.{inner}" for inner in _beside_backbone(child)]
-        for name, child in children.items()
-        if name not in usual
-    }
-    found = [[name] for name in usual] + [names for names in nested.values() if names]
-    flat = [name for names in found for name in names]
-    # a model of transformers that is made of several ones has all of their heads
-    if len(found) > 1 and not hasattr(model, "base_model_prefix"):
+        around = _companions_around(model, embeddings)
+        others = (
+            head
+            for name, heads in parts.items()
+            if name != embeddings.partition(".")[0] and (is_of_transformers or heads == [name])
+            for head in heads
+        )
+        return [embeddings, *around, *others, *companions]
+    found = [heads for heads in parts.values() if heads]
+    flat = [head for heads in found for head in heads]
+    # a model of transformers that is made of several has all of their heads
+    if len(found) > 1 and not is_of_transformers:
         raise _not_detected(model, f"{', '.join(map(repr, flat))} all have a usual name")
     return [*flat, *companions] if flat else []
 

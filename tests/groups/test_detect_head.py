@@ -178,6 +178,18 @@ def test_every_usual_name(name: str) -> None:
             ),
             ["mask_head", "detr.class_labels", "detr.boxes"],
         ),
+        (  # a model that makes speech from what another one says
+            lambda: _outputs(
+                Model(
+                    "speech.x",
+                    base_model_prefix="none",
+                    thinker=Model("model", "lm_head", base_model_prefix="model"),
+                    talker=Model("model", "codec_head", base_model_prefix="model"),
+                ),
+                "thinker.lm_head",
+            ),
+            ["thinker.lm_head", "talker.codec_head"],
+        ),
         (lambda: Model("encoder", "score", "head", base_model_prefix="t5"), ["score", "head"]),
     ],
 )
