@@ -7,6 +7,7 @@ states can be compared. A peer is in the row of the states that it has.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def _ours_available(device: str) -> Availability:
 
 
 def _ours(state: str) -> list[Contestant]:
+    # one of them rounds to nearest on purpose
+    warnings.filterwarnings("ignore", ".*rounded to nearest after every step")
     schemes = {
         **{f"ours bf16 {master or 'nearest'}": (BF16, master) for master in MASTERS},
         "ours fp32": (FP32, None),

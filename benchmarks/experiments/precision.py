@@ -7,6 +7,7 @@ bfloat16, including the forward and backward passes; the scheme with a float32 m
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -69,6 +70,8 @@ def train(task: Task, scheme: StorageScheme, seed: int, steps: int) -> dict[str,
 
     The loss is that of the training data if the task has a fixed set of it, else of the validation data.
     """
+    # two of the schemes do so on purpose
+    warnings.filterwarnings("ignore", ".*rounded to nearest after every step")
     torch.manual_seed(seed)
     model = task.model().to(getattr(torch, scheme.param))
     defaults = DEFAULTS[task.name]

@@ -2,81 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..warning import warn_caller
+from .detect_head import candidates, detect_head, unwrapped
 from .option_types import Tied
 
-log = logging.getLogger("stackelberg_fused")
-
-# Last layers by their usual names (transformers, torchvision, timm, and plain habit).
-USUAL_HEADS = (
-    "lm_head",
-    "embed_out",
-    "score",
-    "classifier",
-    "fc",
-    "head",
-    "heads",
-    "output_layer",
-    "output",
-    "out",
-    "readout",
-    "policy_head",
-    "value_head",
-)
-
 Head = str | nn.Module | Iterable["str | nn.Module"] | Callable[[str, nn.Parameter], bool] | None
-
-
-def _candidates(model: nn.Module) -> str:
-    leaves = [
-        name for name, module in model.named_modules() if name and not list(module.children())
-    ]
-    with_params = [n for n in leaves if list(model.get_submodule(n).parameters(recurse=False))]
-    return ", ".join(map(repr, with_params[-8:])) or "none: the model has no layers with parameters"
-
-
-def detect_head(model: nn.Module) -> nn.Module:
-    """The last layer: `get_output_embeddings()` where the model has it, else a direct child with a usual name.
-
-    Raises:
-        ValueError: nothing was found, or several; lists the candidates.
-    """
-    getter = getattr(model, "get_output_embeddings", None)
-    if callable(getter):
-        head = getter()
-        if isinstance(head, nn.Module):
-            return head
-    children = dict(model.named_children())
-    found = [n for n in USUAL_HEADS if n in children and list(children[n].parameters())]
-    if len(found) == 1:
-        log.info("head: %r, by its name", found[0])
-        return children[found[0]]
-    why = f"{', '.join(map(repr, found))} all have a usual name" if found else "no usual name"
-    raise ValueError(
-        f"the head (last layer) could not be detected ({why}); pass head= a name, a module, a list of either, or a "
-        f"predicate. Last layers with parameters: {_candidates(model)}"
-    )
 
 
 def _names_of(model: nn.Module, part: Any) -> set[str]:
     """Every name under which the model knows the parameters of a part of the head."""
     modules = list(model.named_modules(remove_duplicate=False))
     if isinstance(part, str):
-        if part in dict(model.named_parameters(remove_duplicate=False)):
-            return {part}
-        paths = [(name, module) for name, module in modules if name and name == part]
+        params = dict(model.named_parameters(remove_duplicate=False))
+        # as the model knows it, or as one of those inside of wrappers does
+        wrappers = unwrapped(model)[0].split(".")[:-1]
+        names = [".".join([*wrappers[:depth], part]) for depth in range(len(wrappers) + 1) if part]
+        for name in names:
+            if name in params:
+                return {name}
+        paths = next(
+            (found for n in names if (found := [(p, m) for p, m in modules if p == n])), []
+        )
         if not paths:
             raise ValueError(
                 f"the model has no module or parameter named {part!r}. "
-                f"Last layers with parameters: {_candidates(model)}"
+                f"Last layers with parameters: {candidates(model)}"
             )
     elif isinstance(part, nn.Module):
-        paths = [(name, module) for name, module in modules if module is part]
+        # the head itself may be wrapped, and not the model
+        parts = (part, unwrapped(part)[1])
+        paths = [(name, module) for name, module in modules if any(module is p for p in parts)]
         if not paths:
             raise ValueError(f"the head {type(part).__name__} is not a module of the model")
     else:
@@ -94,7 +54,8 @@ def _head_names(model: nn.Module, head: Head) -> set[str]:
     if callable(head) and not isinstance(head, nn.Module):
         return {n for n, p in model.named_parameters(remove_duplicate=False) if head(n, p)}
     if head is None:
-        head = detect_head(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        head = [modules.get(name, name) for name in detect_head(model)]
     single = isinstance(head, (str, nn.Module, Tensor)) or not isinstance(head, Iterable)
     parts: Iterable[Any] = [head] if single else cast("Iterable[Any]", head)
     return {name for part in parts for name in _names_of(model, part)}
@@ -112,9 +73,12 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
     if tied == "body":
         return inside - shared
     listing = "; ".join(" = ".join(names[i]) for i in names if i in shared)
+    slow = " or tied='body' (the slow one)"
+    if shared == inside:
+        slow = "; it has no other weights, so that tied='body' would leave nothing of it"
     raise ValueError(
         f"the head shares weights with other layers ({listing}): one tensor can only have one rate. Untie them or pass "
-        "tied='head' (the shared weight follows the fast rate) or tied='body' (the slow one)"
+        f"tied='head' (the shared weight follows the fast rate){slow}"
     )
 
 
@@ -124,20 +88,28 @@ def is_no_decay(param: nn.Parameter) -> bool:
 
 
 def split_body_head(
-    model: nn.Module, head: Head = None, *, no_decay: bool = False, tied: Tied = "error"
+    model: nn.Module,
+    head: Head = None,
+    *,
+    no_decay: bool = False,
+    tied: Tied = "error",
+    named: bool = True,
 ) -> list[dict[str, Any]]:
-    """Param groups for a two-time-scale optimizer: everything but the last layer, and the last layer.
+    """Param groups for a two-time-scale optimizer: everything but the last layers, and the last layers.
 
     Args:
-        model: all its parameters are dealt out, each once, with names.
-        head: a module's or parameter's name, a module, a list of either, a predicate `(name, parameter) -> bool`, or
-            None to detect the last layer by its name (`detect_head`).
+        model: all its parameters are dealt out, each once. It may be wrapped (`DistributedDataParallel`, PEFT,
+            `torch.compile`, ...).
+        head: a module's or parameter's name, with or without the names of wrappers before it, a module, a list of
+            either, a predicate `(name, parameter) -> bool`, or None to detect the last layers (`detect_head`).
         no_decay: put biases and norm scales (at most one dimension) in groups of their own with `weight_decay=0`.
         tied: what becomes of a weight that the head shares with another layer (GPT-2's embedding): "head", "body", or
             "error".
+        named: give each parameter with its name. False is for wrappers and factories that take tensors only (mup).
 
     Returns:
-        Group dicts with "params" as (name, parameter) pairs and "role", body first.
+        Group dicts with "params" as (name, parameter) pairs, or parameters, and "role", body first. One warning says
+        that every parameter of the head is frozen.
 
     Raises:
         ValueError: no head found, an unknown name, an empty head or body, or tied weights without a decision.
@@ -149,23 +121,50 @@ def split_body_head(
         )
     if tied not in ("error", "head", "body"):
         raise ValueError(f"tied must be 'error', 'head' or 'body', got {tied!r}")
-    head_ids = _head_ids(model, _head_names(model, head), tied)
+    head_names = _head_names(model, head)
+    head_ids = _head_ids(model, head_names, tied)
     groups: list[dict[str, Any]] = []
     for role in ("body", "head"):
-        named = [
+        pairs = [
             (n, p) for n, p in model.named_parameters() if (id(p) in head_ids) == (role == "head")
         ]
-        if not named:
-            raise ValueError(
-                f"the {role} is empty: no parameter of the model belongs to it, given this head"
-            )
-        if no_decay:
-            decayed = [(n, p) for n, p in named if not is_no_decay(p)]
-            rest = [(n, p) for n, p in named if is_no_decay(p)]
-            if decayed:
-                groups.append({"params": decayed, "role": role})
-            if rest:
-                groups.append({"params": rest, "role": role, "weight_decay": 0.0})
-        else:
-            groups.append({"params": named, "role": role})
+        if not pairs:
+            raise ValueError(_why_empty(role, bool(head_names)))
+        if role == "head" and not any(p.requires_grad for _, p in pairs):
+            warn_caller(_frozen(sorted(head_names)))
+        groups.extend(_groups_of(pairs, role, no_decay))
+    if not named:
+        for group in groups:
+            group["params"] = [p for _, p in group["params"]]
     return groups
+
+
+def _groups_of(
+    pairs: list[tuple[str, nn.Parameter]], role: str, no_decay: bool
+) -> list[dict[str, Any]]:
+    if not no_decay:
+        return [{"params": pairs, "role": role}]
+    decayed = [(n, p) for n, p in pairs if not is_no_decay(p)]
+    rest = [(n, p) for n, p in pairs if is_no_decay(p)]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "role": role},
+        {"params": rest, "role": role, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _why_empty(role: str, found_head: bool) -> str:
+    if role == "head" and found_head:
+        return (
+            "the head is empty: other layers share all of its weights, and tied='body' gives them to the body. Untie "
+            "them or pass tied='head'"
+        )
+    return f"the {role} is empty: no parameter of the model belongs to it, given this head"
+
+
+def _frozen(names: list[str]) -> str:
+    listing = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    return (
+        f"every parameter of the head is frozen ({listing}), so that no rate reaches it. Pass head= layers that are "
+        "trained (with LoRA the lora_B matrices: head=lambda name, p: 'lora_B' in name), or unfreeze the head"
+    )

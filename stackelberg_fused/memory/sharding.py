@@ -1,4 +1,4 @@
-"""DTensor shards (FSDP2, tensor parallelism): the optimizer updates the local shard in place."""
+"""Parts of the parameters: DTensor shards (FSDP2, tensor parallelism), of which the optimizer updates the local one."""
 
 from __future__ import annotations
 

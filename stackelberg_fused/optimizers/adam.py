@@ -27,7 +27,8 @@ class StackelbergAdam(StackelbergOptimizer):
             between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, without effect.
         differentiable: autograd through the step; reference backend only, parameters stay where they are.
         decoupled_weight_decay: as StackelbergAdamW.
-        head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0.
+        head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0. One that is given and
+            that no head group takes draws a warning.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; see `stackelberg_fused.backends()`.
         flatten: move parameters into arenas: their memory moves, the Parameter objects stay.
         max_grad_norm: clip gradients as `torch.nn.utils.clip_grad_norm_` does, in the step: to a norm over all players
@@ -48,7 +49,8 @@ class StackelbergAdam(StackelbergOptimizer):
             one of zeros and is stepped. Not for DDP with `gradient_as_bucket_view`, which takes `.grad` for itself.
         mode: "simultaneous": both players move by gradients at the same point, in one launch. "alternating":
             `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
-            body. Where the model can be cut, `alternating_step` does the same with one forward pass of the body.
+            body. It clears gradients before each evaluation, and refuses ones that were accumulated before. Where the
+            model can be cut, `alternating_step` does the same with one forward pass of the body.
         constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
             `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
             as a dict, or per group. The projection is Euclidean.

@@ -22,6 +22,7 @@ def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad:
         ValueError: no closure.
         ValueError, TypeError, RuntimeError: as `step`, for gradients of either player, before the head moves. What the
             closure raises at the new head, or gradients that do not fit there alone, come after it has moved.
+        RuntimeError: gradients were accumulated before, which would be cleared.
     """
     if closure is None:
         raise ValueError(
@@ -32,14 +33,16 @@ def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad:
     for role in order:
         if all(group["role"] != role for group in optimizer.param_groups):
             raise ValueError(f"mode='alternating': no param group has role {role!r}")
+    optimizer._shared.accumulated.refuse(optimizer.param_groups)
     loss = None
-    for role in order:
-        optimizer.zero_grad()
-        # autocast may hold on to what it made of a head that has moved since
-        torch.clear_autocast_cache()
-        # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
-        is_first = role == "head"
-        loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
-    if zero_grad:
-        optimizer.zero_grad()
+    with optimizer._shared.accumulated.stepping(optimizer.param_groups):
+        for role in order:
+            optimizer.zero_grad()
+            # autocast may hold on to what it made of a head that has moved since
+            torch.clear_autocast_cache()
+            # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
+            is_first = role == "head"
+            loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
+        if zero_grad:
+            optimizer.zero_grad()
     return loss

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
+from ..groups.lost_settings import LostSettings
 from ..groups.new_group import Members, completed_group, fill_in
 from ..groups.option_types import Role
 from ..groups.param_groups import (
@@ -30,6 +31,8 @@ from .checkpoint import (
 from .ema_weights import swapped
 from .options import ParamGroup, Params, sorted_out
 from .player import Player
+from .rebuilt import register, warn_of_lost_options
+from .regrouped import regrouped
 from .shared import Shared
 from .stepping import Stepping, check_role
 
@@ -48,6 +51,7 @@ class StackelbergOptimizer(Stepping):
         defaults = copy_by_role({**rule, **of_groups})
         self._shared = Shared(weakref.ref(self), _checked_options(of_optimizer, defaults))
         self._shared.members = Members()
+        self._shared.lost = lost = LostSettings(options)
         self._players = {}
         self.max_grad_norm = of_optimizer["max_grad_norm"]
         super().__init__(cast("Iterable[Any]", params), {"role": "body", **defaults})
@@ -56,6 +60,11 @@ class StackelbergOptimizer(Stepping):
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
         check_overlap(self._labelled(self.param_groups))
         self._shared.engine = self._build()
+        register(self)
+        lost.look_at_rates(self.param_groups, defaults["lr"])
+        warn_of_lost_options(self, options)
+        if of_optimizer["mode"] == "alternating":
+            self._shared.accumulated.note(self.param_groups)
         log.info("%s: backend %s", type(self).__name__, self.backend)
 
     @property
@@ -71,7 +80,14 @@ class StackelbergOptimizer(Stepping):
         They stay the same tensors until parameters are added, frozen, unfrozen or moved. Gradients lie at multiples of
         64 elements, in the order of the groups, with zeros between them. Asking for them puts gradients that lie
         elsewhere, as after `model.zero_grad()`, back in their place.
+
+        Raises:
+            RuntimeError: without `grads="flat"`, when there are no buffers and a reduction would be of nothing.
         """
+        if self._shared.options["grads"] != "flat":
+            raise RuntimeError(
+                "flat_grads needs an optimizer with grads='flat'; this one reads each parameter's own .grad"
+            )
         with self._shared.alone("flat_grads"):
             found = self._current().flat_gradients()
         return {role: [b[role] for b in found if role in b] for role in ROLES}
@@ -115,10 +131,12 @@ class StackelbergOptimizer(Stepping):
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`."""
+        """As `torch.optim.Optimizer.load_state_dict`; parameters with names may have been saved in other groups."""
         self._shared.refuse_averages("load_state_dict()")
         # after the hooks of others, who expect tensors
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: with_exact_values(loaded))
+        hook = self.register_load_state_dict_pre_hook(
+            lambda _, loaded: regrouped(with_exact_values(loaded), self.param_groups)
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -139,6 +157,9 @@ class StackelbergOptimizer(Stepping):
             super().zero_grad(set_to_none)
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
+        if self._shared.options["mode"] == "alternating":
+            cleared = self.param_groups if role is None else self.player(role).param_groups
+            self._shared.accumulated.note(cleared)
 
     def player(self, role: Role) -> Player:
         """Return the groups of a role as an optimizer, always the same one, for schedulers and gradient scalers.
@@ -182,6 +203,7 @@ class StackelbergOptimizer(Stepping):
                 )
                 if shared.engine is not None:
                     check_overlap(self._labelled([*shared.param_groups, completed]))
+                shared.lost.note(given)
                 fill_in(given, completed)
             self._append(given)
             if shared.engine is not None:

@@ -24,6 +24,7 @@ from ..memory.overlap import check_overlap
 from ..torch_compat import UNKNOWN
 from .attributes import SharedAttributes
 from .checkpoint import complete_state
+from .rebuilt import register
 from .shared import Shared
 
 _OF_TORCH = ("defaults", "state", "param_groups")
@@ -113,6 +114,7 @@ class EngineHolder(SharedAttributes):
         shared.refuse_averages("pickling or copying an optimizer")
         own = {
             "_options": shared.options,
+            "_lost": shared.lost,
             "_met_scaler": shared.met_scaler,
             "launches": shared.launches,
             "_unscales": shared.unscales,
@@ -155,6 +157,7 @@ class EngineHolder(SharedAttributes):
             state.pop("_unscales", False),
             *(state.pop(name) for name in _OF_TORCH),
         )
+        shared.lost = state.pop("_lost", shared.lost)
         self._players = {}
         rounds = state.pop("_rounds_of")
         super().__setstate__(state)
@@ -165,6 +168,7 @@ class EngineHolder(SharedAttributes):
             id(group): turn for group, turn in known if turn is not None
         }
         shared.limits = ClipLimits.of(shared.options["max_grad_norm"])
+        register(self)
 
     def _complete_hooks(self) -> None:
         """Have steps go through torch's own wrapper where this torch keeps hooks elsewhere."""

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..engine.across_rebuilds import AcrossRebuilds
+from ..groups.lost_settings import LostSettings
 from ..groups.new_group import Members
 from ..layout.statistics import ClipLimits, Statistics
+from .accumulated import AccumulatedGradients
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -37,12 +39,14 @@ class Shared:
         defaults, state, param_groups: torch's.
         limits: the norms to which gradients are clipped.
         from_scaler: `grad_scale` and `found_inf`, where a gradient scaler, or somebody else, set them.
+        lost: settings that were given, until it is known whether they have an effect; outlives pickling too.
         members: of the groups so far, while the constructor adds them.
         is_stale: the engine is that of parameters or state that are no longer there.
         is_swapped: the parameters hold their averages.
         players: those that were asked for; the optimizer holds them, lest they, who hold this object, be held by it.
         stepped: players that took a step; their schedulers ask.
         last, found_inf: of the last step, for its report.
+        accumulated: for mode="alternating".
         running: "call": a token of the call that steps, or else builds or reads the tables, while one does. The call
             whose token `setdefault` puts there, which is one operation to other threads, is the one that may. A lock
             that an interrupt left locked could not be told from one that another thread holds.
@@ -59,6 +63,7 @@ class Shared:
     param_groups: list[dict[str, Any]] = field(default_factory=list)
     limits: ClipLimits | None = None
     from_scaler: dict[str, Any] = field(default_factory=dict)
+    lost: LostSettings = field(default_factory=lambda: LostSettings({}))
     members: Members | None = None
     engine: Engine | None = None
     is_stale: bool = False
@@ -69,6 +74,7 @@ class Shared:
     stepped: set[str] = field(default_factory=set)
     last: tuple[int, Statistics | None] = (0, None)
     found_inf: Tensor | None = None
+    accumulated: AccumulatedGradients = field(default_factory=AccumulatedGradients)
     running: dict[str, object] = field(default_factory=dict)
 
     @contextmanager

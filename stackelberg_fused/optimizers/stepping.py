@@ -132,6 +132,9 @@ class Stepping(EngineHolder):
         engine = self._ready()
         if role is not None and not any(group["role"] == role for group in shared.param_groups):
             raise ValueError(f"step(role={role!r}): no param group has this role")
+        if not shared.stepped:
+            norm = shared.options["max_grad_norm"]
+            shared.lost.look(shared.param_groups, shared.defaults["lr"], norm)
         scaling = Scaling.of(shared.from_scaler) if shared.from_scaler else None
         try:
             last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
@@ -141,7 +144,10 @@ class Stepping(EngineHolder):
         if scaling is not None:
             shared.met_scaler, shared.found_inf = True, scaling.found_inf
         shared.launches += last[0]
-        shared.stepped.update(ROLES if role is None else (role,))
+        if len(shared.stepped) < len(ROLES):
+            shared.stepped.update(ROLES if role is None else (role,))
+        if shared.options["mode"] == "alternating":
+            shared.accumulated.note(shared.param_groups)
 
     _observed_step = wrap_step(_step)
 

@@ -230,7 +230,8 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="differentiable"):
         sf.StackelbergAdamW([p], grads="flat", differentiable=True)
     assert p.grad is None
-    assert sf.StackelbergAdamW([p]).flat_grads == {"body": [], "head": []}
+    with pytest.raises(RuntimeError, match=r"flat_grads needs an optimizer with grads=.flat."):
+        _ = sf.StackelbergAdamW([p]).flat_grads
 
 
 def test_shards_are_refused(tmp_path: Any) -> None:

@@ -78,6 +78,8 @@ def test_a_clipped_step_is_the_step_of_clipped_gradients(
     assert clipped.launches == (0 if backend == "reference" else 4)
 
 
+# of one group, which is a body
+@pytest.mark.filterwarnings("ignore:max_grad_norm names the role 'head'")
 @pytest.mark.parametrize("num_groups, large", [(1, True), (2, True), (7, False), (465, False)])
 @by_limits
 @by_backend

@@ -1,0 +1,84 @@
+"""Gradients that were accumulated where `step(closure)` of an alternating optimizer would clear them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..groups.param_groups import param_label
+from ..memory.sharding import local_tensor
+from ..torch_compat import version_of
+
+Groups = Iterable[dict[str, Any]]
+
+
+class AccumulatedGradients:
+    """Tells gradients that were written since the last step or zeroing from those that were left over.
+
+    A gradient was left over if it is still the tensor that it was, with the version counter that it had. Values are
+    read only where somebody else wrote to one, to see whether it was cleared (`model.zero_grad(set_to_none=False)`):
+    no step of an ordinary loop waits for a device.
+    """
+
+    def __init__(self) -> None:
+        # by id of a parameter. Weak: a gradient that is set to None has to be freed
+        self._left: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._is_stepping = False
+
+    def note(self, groups: Groups) -> None:
+        """Take the gradients of now for left over ones."""
+        if self._is_stepping:
+            return
+        left = self._left
+        for group in groups:
+            for param in group["params"]:
+                grad = param.grad
+                if grad is not None:
+                    left[id(param)] = weakref.ref(grad), version_of(grad)
+
+    @contextmanager
+    def stepping(self, groups: Groups) -> Iterator[None]:
+        """Whatever is written within is left over afterwards, also where an error ends it."""
+        self._is_stepping = True
+        try:
+            yield
+        finally:
+            self._is_stepping = False
+            self.note(groups)
+
+    def refuse(self, groups: Groups) -> None:
+        """Raise RuntimeError, naming the parameter, for a gradient that was accumulated."""
+        written = list(self._written(groups))
+        if not written or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return
+        for label, grad in written:
+            if _is_nonzero(grad):
+                raise RuntimeError(
+                    "mode='alternating': step(closure) clears gradients before each of its two evaluations, and "
+                    f"{label} has one that was accumulated since the last step. Evaluate the whole batch in the "
+                    "closure: call backward() there for each microbatch, of its share of the loss (with Lightning: "
+                    "accumulate_grad_batches=1), or take alternating_step(..., microbatches=n). If it is not wanted, "
+                    "call the optimizer's zero_grad() before the step"
+                )
+
+    def _written(self, groups: Groups) -> Iterator[tuple[str, Tensor]]:
+        """Gradients that are not what they were, with their parameters' names in messages."""
+        for index, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                grad = param.grad
+                if grad is None:
+                    continue
+                now = version_of(grad)
+                left, version = self._left.get(id(param), (None, -1))
+                if left is None or left() is not grad or version != now:
+                    yield param_label(index, group, position), grad
+
+
+def _is_nonzero(grad: Tensor) -> bool:
+    values = local_tensor(grad).detach()
+    return bool((values._values() if values.is_sparse else values).count_nonzero())
