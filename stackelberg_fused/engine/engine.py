@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..backends import Backend, can_update, resolve_backend
+from ..backends import Backend, resolve_backend
 from ..backends.interrupts import HeldSignals
 from ..groups.constraints import joint_set
-from ..groups.hyperparameters import Hyperparameters, turn_of
-from ..groups.param_groups import ROLES, param_label
+from ..groups.hyperparameters import Hyperparameters
+from ..groups.param_groups import param_label
 from ..layout.joint_sets import check_joint_sets
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
@@ -25,20 +25,19 @@ from ..layout.statistics import ClipLimits, Statistics, combine
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap, may_overlap
 from .across_rebuilds import AcrossRebuilds
+from .attachment import Attachment
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_shards
+from .frozen import FrozenParameters
 from .given_counts import own_counts
 from .group_turns import GroupTurns
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
     collect_slots,
-    is_trained,
     merged,
-    misfit,
 )
-from .state import Attachment
 from .state_requests import StateRequests
 
 
@@ -79,7 +78,10 @@ class Engine:
         self.groups = groups
         self.state = state
         self.is_broken = False  # accepted hyperparameters that not all of its units follow
-        slots = self._updated_kinds(collect_slots(groups), requested)
+        collected = collect_slots(groups)
+        check_joint_sets(collected, groups)
+        self._frozen = FrozenParameters(collected, groups, state, requested)
+        slots = self._frozen.updated
         backends = self._choose_backends(slots, requested, across_rebuilds)
         if flat_grads:
             refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
@@ -104,48 +106,6 @@ class Engine:
         self.requests = StateRequests(groups, state, across_rebuilds.rates)
         self._watch = across_rebuilds.watch
         self._look_at_rates(list(range(len(groups))))
-
-    def _updated_kinds(
-        self, slots: dict[Kind, list[Slot]], requested: str | Backend
-    ) -> dict[Kind, list[Slot]]:
-        """The kinds of parameters to be updated; remembers parameters that cannot be until they are trained."""
-        check_joint_sets(slots, self.groups)
-        # a frozen base model in another dtype needs no backend that can update it, until it shows a gradient
-        updated = [
-            kind
-            for kind, of_kind in slots.items()
-            if any(map(is_trained, of_kind))
-            # what was frozen while its group waits goes on to wait with it
-            or (any(map(self._has_waited, of_kind)) and can_update(requested, kind))
-        ]
-        updated = updated or [kind for kind in slots if kind.has_memory]
-        frozen = [slot for kind in slots if kind not in updated for slot in slots[kind]]
-        self._may_wait = [
-            slot
-            for kind in slots
-            if kind not in updated and can_update(requested, kind)
-            for slot in slots[kind]
-        ]
-        self._note_sleeping()
-        self._frozen = {
-            role: [slot.param for slot in frozen if role in (None, slot.role)]
-            for role in (None, *ROLES)
-        }
-        self._unfit = [
-            slot
-            for of_kind in slots.values()
-            for slot in of_kind
-            if not is_trained(slot) and misfit(slot, self.groups)
-        ]
-        return {kind: slots[kind] for kind in updated}
-
-    def _note_sleeping(self) -> None:
-        """Note the parameters that belong to no unit, but to groups that count the steps on which they wait."""
-        may_wait = ((slot.param, self.groups[slot.group]) for slot in self._may_wait)
-        self._sleeping = [param for param, group in may_wait if turn_of(group)[0] > 1]
-
-    def _has_waited(self, slot: Slot) -> bool:
-        return "waited" in (self.state.get(slot.param) or {})
 
     def _choose_backends(
         self,
@@ -252,14 +212,7 @@ class Engine:
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
-        for slot in self._unfit:
-            if slot.param.grad is not None:
-                raise ValueError(misfit(slot, self.groups))
-        for param in self._frozen[None]:
-            if param.grad is not None:
-                raise RebuildNeeded("a parameter that was frozen has a gradient")
-        if self._sleeping and any(param.requires_grad for param in self._sleeping):
-            raise RebuildNeeded("a parameter that was frozen waits with its group")
+        self._frozen.check()
         if clipped:
             for unit in self.units:
                 unit.refuse_shards()
@@ -288,7 +241,7 @@ class Engine:
         accepted = self.hyperparameters.accept(changed)
         for unit in self.units:
             unit.follow(accepted)
-        self._note_sleeping()
+        self._frozen.note_turns()
         self.is_broken = False
 
     def _stage(
@@ -330,8 +283,7 @@ class Engine:
 
     def zero_flat(self, role: str | None) -> None:
         """Clear the gradients of a role, or all: flat ones in a few operations, others to None."""
-        for param in self._frozen[role]:
-            param.grad = None
+        self._frozen.drop_gradients(role)
         for unit in self.units:
             if unit.flat is not None:
                 unit.flat.zero(unit.table, role)
@@ -366,7 +318,7 @@ class Engine:
         every = range(len(self.groups))
         if self.hyperparameters.changed_roles(every) or self.hyperparameters.changed_storage(every):
             return True
-        return any(p.requires_grad or p.grad is not None for p in self._frozen[None])
+        return self._frozen.are_trained()
 
     def _refuse(self, changed: list[int]) -> None:
         """Raise for groups whose hyperparameters go together, but not with their parameters, state or table."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.placement import collect_slots
-from ..engine.state import check_loaded, numbers
+from ..engine.state_checks import check_loaded, numbers
 from ..groups.constraints import Constraint, as_constraint
 from ..groups.hyperparameters import turn_of
 from ..groups.param_groups import (

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
-from ..engine.state import check_loaded
+from ..engine.state_checks import check_loaded
 from ..groups.hyperparameters import turn_of
 from ..groups.param_groups import (
     check_hyperparameters,

@@ -1,0 +1,109 @@
+"""The connection of a table to state that its parameters already have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..groups.schemes import (
+    has_moment,
+)
+from ..layout.slot import Slot
+from ..layout.table import STATE_FIELD, Table
+from ..memory.arena import zeros_like
+from ..memory.presence import has_memory
+from ..memory.sharding import local_tensor
+from .given_counts import is_given
+from .state import set_entry
+from .state_checks import numbers
+from .state_conversion import as_stored
+
+
+class Attachment:
+    """The connection of a new table to the state its parameters already have.
+
+    It is planned first, which allocates all that is needed and modifies nothing, and made then.
+
+    Args:
+        table: its step counts and state addresses are set when it is made.
+        state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
+        previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
+            are any, so that the optimizer never shares memory with a checkpoint.
+        own: see `is_given`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        table: Table,
+        state: Mapping[Tensor, dict[str, Any]],
+        previous: Mapping[Tensor, dict[str, Any]] | None = None,
+        own: set[int] | None = None,
+    ) -> None:
+        self._table, self._state = table, state
+        self._is_loaded, self._own = previous is not None, own
+        self._entries = [state.get(slot.param) or {} for slot in table.slots]
+        # by slot: what becomes of each tensor of its state, and where it will lie
+        self._stored: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+        for i, (slot, entry) in enumerate(zip(table.slots, self._entries, strict=True)):
+            if entry:
+                old = None if previous is None else previous.get(slot.param, {})
+                self._stored[i] = self._places(slot, entry, old)
+
+    def _places(
+        self, slot: Slot, entry: dict[str, Any], old: Mapping[str, Any] | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each tensor of an entry, with the one that is to hold it: the same, where it may stay."""
+        device, found = self._table.device, {}
+        for name, value in as_stored(slot, entry).items():
+            if name not in STATE_FIELD or value is None:
+                continue
+            local, like = local_tensor(value), slot.state_like(name)
+            place = local
+            if old is not None or not _fits(local, like, device):
+                before = (old or {}).get(name)
+                if before is not None and _fits(local_tensor(before), like, device):
+                    place = local_tensor(before)
+                else:
+                    place = zeros_like([like], device, pack=False)[0]
+            found[name] = local, place
+        return found
+
+    @torch.no_grad()
+    def make(self) -> None:
+        """Copy what has to move, and have table and state refer to each other."""
+        table, state = self._table, self._state
+        for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
+            given = {i: e[name] for i, e in enumerate(self._entries) if name in e}
+            for i, count in numbers(given).items():
+                counts[i] = count
+        for i, stored in self._stored.items():
+            entry = self._entries[i]
+            has_buffer = has_moment(entry, "momentum_buffer")
+            if "step" not in entry and has_buffer:
+                table.step_counts[i] = 1.0
+            if not self._is_loaded and is_given(entry.get("step"), self._own):
+                table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
+            else:
+                entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
+            if "waited" in entry:
+                entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
+            # a buffer without a step was allocated for one that a gradient scaler skipped
+            table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
+            for name in STATE_FIELD:
+                if name not in stored:
+                    entry.pop(name, None)
+                    continue
+                local, place = stored[name]
+                if place is not local:
+                    place.copy_(local)
+                set_entry(table, i, name, place, state)
+
+
+def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
+    """Tell whether a tensor can hold some state; `like` has no memory."""
+    is_alike = (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
+    return is_alike and has_memory(tensor)
