@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,10 +12,8 @@ from torch.optim import Optimizer
 from ..engine.engine import Engine
 from ..groups.option_types import Role
 from ..layout.statistics import ClipLimits, LastStep
+from .player import Player
 from .shared import Shared
-
-if TYPE_CHECKING:
-    from .player import Player
 
 
 def _set_by_a_scaler(name: str) -> Any:
