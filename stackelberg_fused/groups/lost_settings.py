@@ -20,9 +20,9 @@ Groups = Sequence[dict[str, Any]]
 class LostSettings:
     """Warns, once each, of settings that were given and have no effect.
 
-    Rates that somebody wrote into the head groups are known when the optimizer is built, and there the warning points
-    at the line that wrote them. All else is looked for at the first step: until then `add_param_group` may bring a
-    head, its parameters may be unfrozen, and the model may be moved to another dtype.
+    Groups and their rates are known when the optimizer is built, and there the warning points at the line that is to be
+    changed. What depends on parameters is looked for at the first step: until then they may be unfrozen, and the model
+    may be moved to another dtype.
 
     Args:
         given: the constructor's keyword arguments, those that were passed.
@@ -47,15 +47,30 @@ class LostSettings:
             self._is_taken |= group.get("role") == "head"
         self.met_complete_group |= "rule" in group and all(name in group for name in BY_ROLE)
 
-    def look_at_rates(self, groups: Groups, rate: Any) -> None:
-        """Warn of a `head_lr_ratio` that no head group took, where there are head groups.
+    def look_at_groups(self, groups: Groups, rate: Any, max_grad_norm: Any) -> None:
+        """Warn of a `head_lr_ratio` that no head group took, and of settings of a role that no group has.
 
         Args:
             groups: completed.
             rate: the constructor's `lr`.
+            max_grad_norm: the optimizer's.
         """
+        roles = {group["role"] for group in groups}
+        if "head" in roles:
+            self._look_at_rates(groups, rate)
+        elif self._ratio is not None:
+            self._warn("ratio", _ratio_without_head(self._ratio))
+        by_role = dict(self._by_role)
+        if isinstance(max_grad_norm, dict):
+            by_role["max_grad_norm"] = max_grad_norm
+        for role in ROLES:
+            names = [name for name in by_role if _says_of(role, name, by_role[name])]
+            if names and role not in roles:
+                self._warn("role", _role_without_group(role, names))
+
+    def _look_at_rates(self, groups: Groups, rate: Any) -> None:
         heads = [group for group in groups if group["role"] == "head"]
-        if self._ratio is None or self._is_taken or not heads:
+        if self._ratio is None or self._is_taken:
             return
         rates = [group["lr"] for group in heads]
         slow = [rate, *(group["lr"] for group in groups if group["role"] == "body")]
@@ -66,26 +81,10 @@ class LostSettings:
             self._warn("ratio", _ratio_overwritten(self._ratio, rates[0], rate))
 
     def look(self, groups: Groups, rate: Any, max_grad_norm: Any) -> None:
-        """Warn of everything that has no effect, before the first step.
-
-        Args:
-            groups, rate: as in `look_at_rates`.
-            max_grad_norm: the optimizer's.
-        """
-        roles = {group["role"] for group in groups}
-        if self._ratio is not None:
-            self.look_at_rates(groups, rate)
-            if "head" not in roles:
-                self._warn("ratio", _ratio_without_head(self._ratio))
-            elif _is_frozen(group for group in groups if group["role"] == "head"):
-                self._warn("ratio", _ratio_of_frozen_head(self._ratio))
-        by_role = dict(self._by_role)
-        if isinstance(max_grad_norm, dict):
-            by_role["max_grad_norm"] = max_grad_norm
-        for role in ROLES:
-            names = [name for name in by_role if _says_of(role, name, by_role[name])]
-            if names and role not in roles:
-                self._warn("role", _role_without_group(role, names))
+        """Warn of everything that has no effect, before the first step; arguments as in `look_at_groups`."""
+        self.look_at_groups(groups, rate, max_grad_norm)
+        if self._ratio is not None and _is_frozen(g for g in groups if g["role"] == "head"):
+            self._warn("ratio", _ratio_of_frozen_head(self._ratio))
         self._look_at_masters(groups)
 
     def _look_at_masters(self, groups: Groups) -> None:

@@ -61,7 +61,7 @@ class StackelbergOptimizer(Stepping):
         check_overlap(self._labelled(self.param_groups))
         self._shared.engine = self._build()
         register(self)
-        lost.look_at_rates(self.param_groups, defaults["lr"])
+        lost.look_at_groups(self.param_groups, defaults["lr"], of_optimizer["max_grad_norm"])
         warn_of_lost_options(self, options)
         if of_optimizer["mode"] == "alternating":
             self._shared.accumulated.note(self.param_groups)

@@ -25,6 +25,8 @@ FILES = (
     "engine/test_group_turns.py",
     "engine/test_state_requests.py",
     "engine/test_flat_gradients.py",
+    "engine/test_edit_detector.py",
+    "engine/test_engine_interrupted.py",
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",
     "backends/test_cautious.py",
