@@ -107,7 +107,8 @@ def test_empty_groups_with_other_options(settings: dict[str, Any]) -> None:
     )
     body.sum().backward()
     ours.step()
-    assert ours.flat_grads.keys() == {"body", "head"}
+    if "grads" in settings:
+        assert ours.flat_grads.keys() == {"body", "head"}
 
 
 @BACKENDS
