@@ -106,8 +106,10 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.installed-build $(VENV)/.installed-run
 else
 # torch first, and nothing after it may bring another one; triton is not the one that torch asks for
 HELD := $(VENV)/versions.txt
+# the interpreter of Triton 3.4 takes arrays of one element for scalars, which NumPy 2.4 refuses
+NUMPY := $(if $(filter 3.4.%,$(TRITON)),numpy<2.4)
 $(VENV)/.installed-run: requirements/run.txt $(VENV)/.created
-	printf 'torch==%s\ntriton==%s\n' $(TORCH) $(TRITON) > $(HELD)
+	printf 'torch==%s\ntriton==%s\n%s\n' $(TORCH) $(TRITON) '$(NUMPY)' > $(HELD)
 	$(PIP) torch==$(TORCH)
 	$(PIP) --no-deps triton==$(TRITON)
 	grep -v -e '^torch==' -e '^triton==' $< > $(VENV)/rest.txt
