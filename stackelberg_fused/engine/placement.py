@@ -37,7 +37,7 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 seen.add(id(param))
                 local = local_tensor(param)
                 label = param_label(index, group, position)
-                is_strided = local.layout is torch.strided
+                is_strided = local.layout is torch.strided and not local.is_nested
                 dense = is_strided and is_dense(local) and not local.is_neg()
                 key = stream_key(as_integer(group["seed"]), index, position)
                 scheme = scheme_of(group, local)

@@ -24,7 +24,7 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
-from ..memory.presence import has_memory, is_abstract
+from ..memory.presence import has_memory, is_abstract, is_fake
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have
@@ -76,7 +76,8 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        if not (is_abstract(value) or has_memory(value)):
+        is_empty = value.is_meta or is_fake(value)  # abstract, but no operation finds any elements
+        if is_empty or not (is_abstract(value) or has_memory(value)):
             raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:

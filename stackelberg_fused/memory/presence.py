@@ -9,11 +9,13 @@ from torch import Tensor
 
 
 def is_abstract(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of a kind without memory of its own: meta, fake or sparse, or a wrapper around others.
+    """Tell whether a tensor is of a kind without memory of its own: meta, fake, sparse or nested, or a wrapper.
 
     Wrappers are of a class with a `__torch_dispatch__`: its operations find the elements, wherever these are.
     """
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or is_fake(tensor):
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return True
+    if tensor.device.type == "meta" or is_fake(tensor):
         return True
     # torch gives every class without one this function
     is_plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__

@@ -21,7 +21,7 @@ from ..groups.param_groups import (
     plain_integers,
 )
 from ..layout.joint_sets import check_joint_sets
-from ..layout.table import STATE_FIELD
+from ..layout.table import COUNTS, STATE_FIELD
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.
 # Nor does it change how numbers are stored: those of another scheme are converted.
@@ -86,7 +86,7 @@ def with_exact_values(loaded: dict[str, Any]) -> dict[str, Any]:
     def exact(key: Any, name: str, value: Any) -> Any:
         if name == "waited" and key in counts:
             return counts[key]
-        is_ours = isinstance(value, Tensor) and (name == "step" or name in STATE_FIELD)
+        is_ours = isinstance(value, Tensor) and (name in COUNTS or name in STATE_FIELD)
         return _Exact(value) if is_ours or isinstance(value, np.ndarray) else value
 
     entries = {

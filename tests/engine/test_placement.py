@@ -128,6 +128,7 @@ FROZEN: dict[str, Callable[[], Tensor]] = {
     "fake": _fake,
     "wrapper": lambda: Scaled(torch.ones(4)),
     "sparse": lambda: torch.ones(4).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
 }
 
 
@@ -135,7 +136,7 @@ def _frozen(name: str) -> list[nn.Parameter]:
     return [nn.Parameter(FROZEN[name](), requires_grad=False) for _ in range(2)]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:.*nested tensors is in prototype")
 @pytest.mark.parametrize("rule", OURS)
 @pytest.mark.parametrize("grads", ["gather", "flat"])
 @pytest.mark.parametrize("name", FROZEN)

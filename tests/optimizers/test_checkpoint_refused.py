@@ -64,3 +64,28 @@ def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str)
     before.assert_unchanged()
     step(ours, twin, seed=1)
     assert_same_optimizers(ours, twin)
+
+
+@pytest.mark.parametrize("how", ["loaded", "put there"])
+@pytest.mark.parametrize("name", ["step", "waited", "exp_avg", "exp_avg_sq", "grad_sum", "ema"])
+@BACKENDS
+def test_state_without_memory(backend: str, name: str, how: str) -> None:
+    """As a checkpoint of a model that was made on the meta device has it."""
+    settings = {"lr": 0.1, "backend": backend, "ema_decay": 0.9, **TURNS}
+    ours, twin = (OURS["adamw"](_params(), **settings) for _ in range(2))
+    step(ours, twin)
+    saved = copy.deepcopy(ours.state_dict())
+    saved["state"][1][name] = saved["state"][1][name].to("meta")
+    param = ours.param_groups[0]["params"][1]
+    kept = ours.state[param][name]
+    before = Snapshot(ours)
+    with pytest.raises(ValueError, match=rf"parameter 1 of param group 0 .*{name}"):
+        if how == "loaded":
+            ours.load_state_dict(saved)
+        else:
+            ours.state[param][name] = saved["state"][1][name]
+            ours.step()
+    ours.state[param][name] = kept
+    before.assert_unchanged()
+    step(ours, twin, seed=1)
+    assert_same_optimizers(ours, twin)
