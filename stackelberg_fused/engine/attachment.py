@@ -13,11 +13,10 @@ from ..groups.schemes import (
 )
 from ..layout.slot import Slot
 from ..layout.table import STATE_FIELD, Table
-from ..memory.arena import zeros_like
-from ..memory.presence import has_memory
+from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor
 from .given_counts import is_given
-from .state import set_entry
+from .state import set_entry, zeros_of
 from .state_checks import numbers
 from .state_conversion import as_stored
 
@@ -51,26 +50,33 @@ class Attachment:
         for i, (slot, entry) in enumerate(zip(table.slots, self._entries, strict=True)):
             if entry:
                 old = None if previous is None else previous.get(slot.param, {})
-                self._stored[i] = self._places(slot, entry, old)
+                self._stored[i] = self._places(i, entry, old)
 
     def _places(
-        self, slot: Slot, entry: dict[str, Any], old: Mapping[str, Any] | None
+        self, i: int, entry: dict[str, Any], old: Mapping[str, Any] | None
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Each tensor of an entry, with the one that is to hold it: the same, where it may stay."""
-        device, found = self._table.device, {}
+        slot, found = self._table.slots[i], {}
         for name, value in as_stored(slot, entry).items():
             if name not in STATE_FIELD or value is None:
                 continue
-            local, like = local_tensor(value), slot.state_like(name)
-            place = local
-            if old is not None or not _fits(local, like, device):
+            local = place = local_tensor(value)
+            if old is not None or not self._fits(local, slot, name):
                 before = (old or {}).get(name)
-                if before is not None and _fits(local_tensor(before), like, device):
+                if before is not None and self._fits(local_tensor(before), slot, name):
                     place = local_tensor(before)
                 else:
-                    place = zeros_like([like], device, pack=False)[0]
+                    place = zeros_of(self._table, [i], name)[0]
             found[name] = local, place
         return found
+
+    def _fits(self, tensor: Tensor, slot: Slot, name: str) -> bool:
+        """Tell whether a tensor can hold some state of a slot."""
+        like, device = slot.state_like(name), self._table.device
+        found = tensor.stride(), tensor.dtype, tensor.device
+        return found == (like.stride(), like.dtype, device) and (
+            has_memory(tensor) or is_abstract(slot.local)
+        )
 
     @torch.no_grad()
     def make(self) -> None:
@@ -101,9 +107,3 @@ class Attachment:
                 if place is not local:
                     place.copy_(local)
                 set_entry(table, i, name, place, state)
-
-
-def _fits(tensor: Tensor, like: Tensor, device: torch.device) -> bool:
-    """Tell whether a tensor can hold some state; `like` has no memory."""
-    is_alike = (tensor.stride(), tensor.dtype, tensor.device) == (like.stride(), like.dtype, device)
-    return is_alike and has_memory(tensor)

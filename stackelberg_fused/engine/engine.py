@@ -28,7 +28,7 @@ from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
-from .flat_gradients import FlatGradients, refuse_shards
+from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
 from .given_counts import own_counts
 from .group_turns import GroupTurns
@@ -84,7 +84,7 @@ class Engine:
         slots = self._frozen.updated
         backends = self._choose_backends(slots, requested, across_rebuilds)
         if flat_grads:
-            refuse_shards(slot for of_kind in slots.values() for slot in of_kind)
+            refuse_unflattened(slot for of_kind in slots.values() for slot in of_kind)
         self._placement = Placement(flatten, across_rebuilds.placed)
         for of_kind in slots.values():
             self._placement.place(of_kind)

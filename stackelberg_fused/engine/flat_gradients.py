@@ -13,6 +13,7 @@ from torch import Tensor
 from ..layout.slot import Slot, Span
 from ..layout.table import Table
 from ..memory.arena import one_buffer, view_of
+from ..memory.presence import is_abstract
 from ..memory.sharding import is_sharded
 from ..native.tensor_abi import increment_versions
 
@@ -189,8 +190,12 @@ def _like(slot: Slot, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 
 
-def refuse_shards(slots: Iterable[Slot]) -> None:
-    """Raise ValueError for a parameter that would get a place and is a DTensor."""
+def refuse_unflattened(slots: Iterable[Slot]) -> None:
+    """Raise ValueError for a parameter that would get a place and is a DTensor, or a wrapper around other tensors."""
     for slot in slots:
         if slot.param.requires_grad and is_sharded(slot.param):
             raise ValueError(f"{slot.name}: grads='flat' does not know DTensor shards")
+        if slot.param.requires_grad and is_abstract(slot.local):
+            raise ValueError(
+                f"{slot.name}: grads='flat' does not know tensors without memory of their own"
+            )

@@ -21,6 +21,7 @@ from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
 from ..layout.table import Table
+from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor
 from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
@@ -100,9 +101,8 @@ class LaunchUnit:
     def note_state(self) -> None:
         """Take where the state lies now for where it should lie."""
         self.has_new_state = False
-        self.state_addresses = make_address_snapshot(
-            [local_tensor(t) for tensors in self.table.state_tensors for t in tensors.values()]
-        )
+        tensors = [local_tensor(t) for of in self.table.state_tensors for t in of.values()]
+        self.state_addresses = make_address_snapshot([t for t in tensors if not is_abstract(t)])
 
     def refuse_rates(self, changed: list[int]) -> None:
         """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""

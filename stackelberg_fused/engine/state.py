@@ -20,6 +20,7 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import zeros_like
+from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from .state_checks import numbers
 
@@ -45,9 +46,7 @@ def allocate_state(
                 missing[name, dtype].append(i)
     addresses: list[tuple[int, str, int]] = []
     for (name, _), slots in missing.items():
-        likes = [table.slots[i].state_like(name) for i in slots]
-        places = zeros_like(likes, table.device, table.packs_state)
-        for i, place in zip(slots, places, strict=True):
+        for i, place in zip(slots, zeros_of(table, slots, name, table.packs_state), strict=True):
             if name in _BEGIN_WITH_WEIGHTS:
                 place.copy_(table.slots[i].local)
             found[i][name] = _as_entry(table, i, name, place)
@@ -58,6 +57,17 @@ def allocate_state(
     # in one go, for interrupts
     entries = [(table.state_tensors[i], state[table.slots[i].param], found[i]) for i in indices]
     make_calls([partial(held.update, new) for *both, new in entries for held in both])
+
+
+def zeros_of(table: Table, indices: Sequence[int], name: str, pack: bool = False) -> list[Tensor]:
+    """Return zeros for a state of the slots `indices`, see `zeros_like`; for a wrapper whatever its class makes."""
+    slots = [table.slots[i] for i in indices]
+    plain = [slot.state_like(name) for slot in slots if not is_abstract(slot.local)]
+    zeros = iter(zeros_like(plain, table.device, pack))
+    return [
+        torch.zeros_like(slot.local.detach()) if is_abstract(slot.local) else next(zeros)
+        for slot in slots
+    ]
 
 
 def _as_entry(table: Table, i: int, name: str, place: Tensor) -> Tensor:

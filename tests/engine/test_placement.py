@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from cases import OURS, TORCHS, Options, gradient, kernel_options, normal
 from checks import assert_same_bits, assert_same_state
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 from wrappers import Scaled, unwrapped, wrapped
 
 import stackelberg_fused as sf
@@ -82,7 +84,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "turns": {"update_every": 2, "update_every_grads": "mean"},
     "box": {"constraint": sf.Box(-0.5, 0.5)},
     "clipped": {"max_grad_norm": 0.1},
-    "flat": {"grads": "flat"},
 }
 
 
@@ -96,13 +97,36 @@ def test_settings_of_ours(name: str) -> None:
     ]
     for number in range(4):
         for optimizer, params in zip(optimizers, (ours, plain), strict=True):
-            if name == "flat":
-                for k, p in enumerate(params):
-                    p.grad.copy_(gradient(tuple(p.shape), 97 * number + k))
-                optimizer.step(zero_grad=True)
-            else:
-                _step(optimizer, params, number)
+            _step(optimizer, params, number)
     _assert_same(optimizers[0], ours, optimizers[1], plain)
+
+
+def test_flat_gradients_are_refused() -> None:
+    """A buffer is a plain tensor, into which autograd would add the gradients of all that are inside."""
+    with pytest.raises(ValueError, match=r"parameter 0 of param group 0 .*grads='flat'"):
+        sf.StackelbergAdamW(_wrapped(), grads="flat")
+
+
+@pytest.mark.parametrize("rule", OURS)
+def test_state_is_of_the_kind_that_torchs_is_of(rule: str) -> None:
+    """Two tensors in one: operations on a plain buffer would be made for the first, and again for the second."""
+    sides = []
+    for cls in (OURS[rule], TORCHS[rule]):
+        pair = TwoTensor(normal(5, 1), normal(5, 2))
+        param = nn.Parameter(pair)
+        optimizer = cls([param], lr=0.1, **({"momentum": 0.9} if rule == "sgd" else {}))
+        for number in range(3):
+            optimizer.zero_grad()
+            (param * (number + 1)).sum().backward()
+            optimizer.step()
+            if number == 1:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        sides.append((param, optimizer.state[param]))
+    (ours, mine), (torchs, theirs) = sides
+    for p, q in zip((ours.a, ours.b), (torchs.a, torchs.b), strict=True):
+        torch.testing.assert_close(p, q)
+    for name in theirs:
+        assert type(mine[name]) is type(theirs[name])
 
 
 def test_a_state_dict_goes_on() -> None:
