@@ -41,7 +41,7 @@ except ImportError:
 log = logging.getLogger("stackelberg_fused")
 
 SWITCH = "STACKELBERG_TENSOR_ABI"
-TESTED = ("2.13", "2.15")  # minor versions of torch that all tests have run
+TESTED = ("2.8", "2.13", "2.15")  # minor versions of torch that all tests have run
 
 
 @dataclass(frozen=True, slots=True)
