@@ -9,6 +9,7 @@
 # last micro-batch's alone.
 #
 # Who is hit: LBFGS, whose directions are built from differences of such gradients, and any optimizer with a second evaluation.
+# Here mode="alternating", which evaluates twice, refuses gradients that were accumulated before.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -10,7 +10,8 @@
 # without.
 #
 # Who is hit: scripts that write a checkpoint before the first step, or ask for the state in order to load into it and then
-# find nothing to load: such a run starts otherwise than one without that line.
+# find nothing to load: such a run starts otherwise than one without that line. Here such a step is seen and makes the state
+# alone (stackelberg_fused/engine/state_requests.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
