@@ -189,7 +189,8 @@ class Engine:
         if checks_all and role is not None:
             self._prepare(None, limits is not None)
         pending = self._prepare(role, limits is not None)
-        if scaling is None and not zero_grad and self.requests.is_one(role):
+        may_be_request = self.requests.without_state and scaling is None and not zero_grad
+        if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):
                 unit.make_state(read)
             self._edits.note_state()
@@ -212,15 +213,17 @@ class Engine:
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
-        self._frozen.check()
+        if self._frozen.is_any:
+            self._frozen.check()
         if clipped:
             for unit in self.units:
                 unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
-        if any(unit.gradients.has_rebound for unit in self.units):
-            self._refuse_overlap()
+        for unit in self.units:
+            if unit.gradients.has_rebound:
+                self._refuse_overlap()  # of all units
         return pending
 
     def _refuse_overlap(self) -> None:

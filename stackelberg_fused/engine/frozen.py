@@ -26,6 +26,7 @@ class FrozenParameters:
 
     Attributes:
         updated: the slots of the kinds that the engine updates.
+        is_any: there is something to check.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FrozenParameters:
             for slot in of_kind
             if not is_trained(slot) and misfit(slot, groups)
         ]
+        self.is_any = bool(left_out or self._unfit)
 
     def _has_waited(self, slot: Slot) -> bool:
         return "waited" in (self._state.get(slot.param) or {})

@@ -24,6 +24,9 @@ class StateRequests:
         groups: the optimizer's param groups.
         state: the optimizer's state.
         given: by id of a group, the rate that it had when it was given to the optimizer; groups that are new are added.
+
+    Attributes:
+        without_state: roles of which no state was seen yet; empty for nearly all of an optimizer's life.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class StateRequests:
         given: dict[int, Any],
     ) -> None:
         self._groups, self._state, self._given = groups, state, given
-        self._without_state = set(ROLES)
+        self.without_state = set(ROLES)
         for gone in given.keys() - {id(group) for group in groups}:
             del given[gone]
         for group in groups:
@@ -45,15 +48,15 @@ class StateRequests:
         No parameter has state yet, every rate was set to 0, and every trained parameter has a gradient, all of zeros.
         A user who gave the rate 0 means the step: it projects onto constraints, for example.
         """
-        if not self._without_state:
+        if not self.without_state:
             return False
         roles = ROLES if role is None else (role,)
-        if not self._without_state.issuperset(roles):
+        if not self.without_state.issuperset(roles):
             return False
         groups = [group for group in self._groups if group["role"] in roles]
         params = [param for group in groups for param in group["params"]]
         if any(self._state.get(param) for param in params):
-            self._without_state.difference_update(roles)
+            self.without_state.difference_update(roles)
             return False
         if not all(self._was_set_to_zero(group) for group in groups):
             return False
