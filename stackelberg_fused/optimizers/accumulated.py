@@ -23,12 +23,17 @@ class AccumulatedGradients:
     A gradient was left over if it is still the tensor that it was, with the version counter that it had. Values are
     read only where somebody else wrote to one, to see whether it was cleared (`model.zero_grad(set_to_none=False)`):
     no step of an ordinary loop waits for a device.
+
+    Attributes:
+        is_unsure: a step may have moved parameters, and its gradients were not taken for left over ones: it is at it,
+            or an interrupt came between. Then none is refused, rather than one that nobody accumulated.
     """
 
     def __init__(self) -> None:
         # by id of a parameter. Weak: a gradient that is set to None has to be freed
         self._left: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._is_stepping = False
+        self.is_unsure = False
 
     def note(self, groups: Groups) -> None:
         """Take the gradients of now for left over ones."""
@@ -41,18 +46,26 @@ class AccumulatedGradients:
                 if grad is not None:
                     left[id(param)] = weakref.ref(grad), version_of(grad)
 
+    def note_step(self, groups: Groups) -> None:
+        """Take the gradients of all groups for left over ones after a step, unless it is a part of another."""
+        if not self._is_stepping:
+            self.note(groups)
+            self.is_unsure = False
+
     @contextmanager
     def stepping(self, groups: Groups) -> Iterator[None]:
         """Whatever is written within is left over afterwards, also where an error ends it."""
-        self._is_stepping = True
+        self.is_unsure = self._is_stepping = True
         try:
             yield
         finally:
             self._is_stepping = False
-            self.note(groups)
+            self.note_step(groups)
 
     def refuse(self, groups: Groups) -> None:
         """Raise RuntimeError, naming the parameter, for a gradient that was accumulated."""
+        if self.is_unsure:
+            return
         written = list(self._written(groups))
         if not written or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -64,3 +65,23 @@ def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str)
     before.assert_unchanged()
     step(ours, twin, seed=1)
     assert_same_optimizers(ours, twin)
+
+
+@BACKENDS
+def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(backend: str) -> None:
+    groups = [
+        [{"params": p[:1]}, {"params": p[1:], "role": "head"}] for p in (_params(), _params())
+    ]
+    ours = OURS["adamw"](groups[0], lr=0.1, head_lr_ratio=3.0, backend=backend)
+    other = OURS["adamw"](groups[1], lr=0.1, head_lr_ratio=3.0, backend=backend)
+    for seed in range(3):
+        step(other, seed=seed)
+    step(ours, seed=5)
+    saved = copy.deepcopy(other.state_dict())
+    saved["param_groups"][1]["lr"] = 0.1
+    before = Snapshot(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="share one learning rate"):
+            ours.load_state_dict(saved)
+    before.assert_unchanged()
