@@ -145,8 +145,10 @@ class StackelbergOptimizer(Stepping):
         )
         try:
             super().load_state_dict(state_dict)
-        finally:
             hook.remove()
+        except BaseException:
+            hook.remove()  # nothing happens if it was removed before an interrupt
+            raise
 
     def zero_grad(self, set_to_none: bool = True, *, role: Role | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
