@@ -46,8 +46,8 @@ class AccumulatedGradients:
                 if grad is not None:
                     left[id(param)] = weakref.ref(grad), version_of(grad)
 
-    def note_step(self, groups: Groups) -> None:
-        """Take the gradients of all groups for left over ones after a step, unless it is a part of another."""
+    def note_all(self, groups: Groups) -> None:
+        """Take the gradients of all groups for left over ones, after a step or zeroing that is no part of a step."""
         if not self._is_stepping:
             self.note(groups)
             self.is_unsure = False
@@ -60,7 +60,7 @@ class AccumulatedGradients:
             yield
         finally:
             self._is_stepping = False
-            self.note_step(groups)
+            self.note_all(groups)
 
     def refuse(self, groups: Groups) -> None:
         """Raise RuntimeError, naming the parameter, for a gradient that was accumulated."""

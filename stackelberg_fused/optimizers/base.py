@@ -165,8 +165,11 @@ class StackelbergOptimizer(Stepping):
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
         if self._shared.options["mode"] == "alternating":
-            cleared = self.param_groups if role is None else self.player(role).param_groups
-            self._shared.accumulated.note(cleared)
+            accumulated = self._shared.accumulated
+            if role is None:
+                accumulated.note_all(self.param_groups)
+            else:
+                accumulated.note(self.player(role).param_groups)
 
     def player(self, role: Role) -> Player:
         """Return the groups of a role as an optimizer, always the same one, for schedulers and gradient scalers.

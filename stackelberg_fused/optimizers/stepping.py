@@ -149,7 +149,7 @@ class Stepping(EngineHolder):
         if len(shared.stepped) < len(ROLES):
             shared.stepped.update(ROLES if role is None else (role,))
         if alternates:
-            shared.accumulated.note_step(shared.param_groups)
+            shared.accumulated.note_all(shared.param_groups)
 
     _observed_step = wrap_step(_step)
 

@@ -221,6 +221,17 @@ def test_nor_what_an_interrupted_step_of_the_body_left(grads: str) -> None:
         number, came = number + 17, interrupting.came
 
 
+@pytest.mark.parametrize("role", ["head", "body"])
+def test_after_zeroing_accumulated_gradients_are_noticed_again(role: Any) -> None:
+    for number in range(1, 2000, 37):
+        game = Game()
+        game.optimizer.zero_grad()
+        game.closure()
+        Interrupting(number)(lambda of=game: of.optimizer.step(role=role))
+        game.optimizer.zero_grad()
+        _assert_notices(game)
+
+
 def _assert_notices(game: Game) -> None:
     game.closure()
     with pytest.raises(RuntimeError, match="accumulated since the last step"):
