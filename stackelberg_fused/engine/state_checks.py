@@ -76,7 +76,10 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        if not (is_abstract(value) or has_memory(value)):
+        is_lost = (
+            value.device.type == "meta" != param.device.type
+        )  # nothing could be copied out of it
+        if is_lost or not (is_abstract(value) or has_memory(value)):
             raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:

@@ -85,3 +85,25 @@ def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(backend: str
         with pytest.raises(UserWarning, match="share one learning rate"):
             ours.load_state_dict(saved)
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "ema"])
+@BACKENDS
+def test_state_without_elements(backend: str, name: str) -> None:
+    ours, twin = (OURS["adamw"](_params(), lr=0.1, ema_decay=0.5, backend=backend) for _ in "ab")
+    step(ours, twin)
+    saved = copy.deepcopy(ours.state_dict())
+    for value in saved["state"][0].values():
+        value.zero_()
+    saved["state"][1][name] = saved["state"][1][name].to("meta")
+    before = Snapshot(ours)
+    with pytest.raises(ValueError, match=f"parameter 1 of param group 0 .*{name} has no memory"):
+        ours.load_state_dict(saved)
+    before.assert_unchanged()
+    own = ours.state[ours.param_groups[0]["params"][1]]
+    own[name], kept = own[name].to("meta"), own[name]
+    with pytest.raises(ValueError, match=f"parameter 1 of param group 0 .*{name} has no memory"):
+        ours.step()
+    own[name] = kept
+    step(ours, twin, seed=1)
+    assert_same_optimizers(ours, twin)
