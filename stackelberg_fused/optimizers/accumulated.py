@@ -52,6 +52,11 @@ class AccumulatedGradients:
             self.note(groups)
             self.is_unsure = False
 
+    def left_over(self, groups: Groups) -> list[dict[str, Any]]:
+        """A group of the parameters whose gradients are left over; to be noted again where these are moved."""
+        params = [param for group in groups for param in group["params"]]
+        return [{"params": [p for p in params if p.grad is not None and self._is_left(p, p.grad)]}]
+
     @contextmanager
     def stepping(self, groups: Groups) -> Iterator[None]:
         """Whatever is written within is left over afterwards, also where an error ends it."""
@@ -84,12 +89,13 @@ class AccumulatedGradients:
         for index, group in enumerate(groups):
             for position, param in enumerate(group["params"]):
                 grad = param.grad
-                if grad is None:
-                    continue
-                now = version_of(grad)
-                left, version = self._left.get(id(param), (None, -1))
-                if left is None or left() is not grad or version != now:
+                if grad is not None and not self._is_left(param, grad):
                     yield param_label(index, group, position), grad
+
+    def _is_left(self, param: Tensor, grad: Tensor) -> bool:
+        now = version_of(grad)
+        left, version = self._left.get(id(param), (None, -1))
+        return left is not None and left() is grad and version == now
 
 
 def _is_nonzero(grad: Tensor) -> bool:

@@ -49,15 +49,19 @@ class EngineHolder(SharedAttributes):
 
     def _build(self, previous: Any = None) -> Engine:
         shared = self._shared
-        return Engine(
+        is_flat = shared.options["grads"] == "flat"
+        left = shared.accumulated.left_over(shared.param_groups) if is_flat else []
+        engine = Engine(
             shared.param_groups,
             shared.state,
             shared.options["backend"],
             shared.options["flatten"],
-            shared.options["grads"] == "flat",
+            is_flat,
             shared.across_rebuilds,
             previous,
         )
+        shared.accumulated.note(left)  # they may lie in other buffers now
+        return engine
 
     def _build_again(self) -> Engine:
         """Build the engine for groups or state that somebody edited, after checking them as if they were new."""
