@@ -15,7 +15,7 @@ from ..layout.slot import Slot
 from ..layout.table import STATE_FIELD, Table
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor
-from .given_counts import is_given
+from .given_counts import check_given, is_given
 from .state import set_entry, zeros_of
 from .state_checks import numbers
 from .state_conversion import as_stored
@@ -49,8 +49,14 @@ class Attachment:
         self._stored: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
         for i, (slot, entry) in enumerate(zip(table.slots, self._entries, strict=True)):
             if entry:
+                if self._is_given(entry):
+                    check_given(entry["step"], slot.name)
                 old = None if previous is None else previous.get(slot.param, {})
                 self._stored[i] = self._places(i, entry, old)
+
+    def _is_given(self, entry: dict[str, Any]) -> bool:
+        """Tell whether a step count stays where it is: in a tensor of the user's."""
+        return not self._is_loaded and is_given(entry.get("step"), self._own)
 
     def _places(
         self, i: int, entry: dict[str, Any], old: Mapping[str, Any] | None
@@ -91,7 +97,7 @@ class Attachment:
             has_buffer = has_moment(entry, "momentum_buffer")
             if "step" not in entry and has_buffer:
                 table.step_counts[i] = 1.0
-            if not self._is_loaded and is_given(entry.get("step"), self._own):
+            if self._is_given(entry):
                 table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
             else:
                 entry["step"] = table.state_tensors[i]["step"] = table.steps[i]

@@ -95,17 +95,20 @@ class Engine:
             self._attach_flat(across_rebuilds.flat)
         own = own_counts(across_rebuilds.tables)
         attachments = [Attachment(unit.table, state, previous, own) for unit in self.units]
-        for attachment in attachments:
-            attachment.make()
-        turns_of_groups.connect(unit.table for unit in self.units)
-        for unit in self.units if flat_grads else ():
-            # every parameter is stepped, and tools that look for state find it only here
-            unit.allocate_trained()
-        across_rebuilds.tables = [unit.table for unit in self.units]
+        self._watch = across_rebuilds.watch
+        # warnings may be errors: before anything is modified
+        self._look_at_rates(list(range(len(groups))))
+        # after an interrupt the next engine would take counts of tables that nobody knows for the user's
+        with HeldSignals():
+            for attachment in attachments:
+                attachment.make()
+            turns_of_groups.connect(unit.table for unit in self.units)
+            for unit in self.units if flat_grads else ():
+                # every parameter is stepped, and tools that look for state find it only here
+                unit.allocate_trained()
+            across_rebuilds.tables = [unit.table for unit in self.units]
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self.requests = StateRequests(groups, state, across_rebuilds.rates)
-        self._watch = across_rebuilds.watch
-        self._look_at_rates(list(range(len(groups))))
 
     def _choose_backends(
         self,
@@ -152,8 +155,9 @@ class Engine:
         }
         for old in flat.values():
             old.let_go()
-        flat.clear()
-        flat.update(found)
+        with HeldSignals():  # or the next engine would have other buffers
+            flat.clear()
+            flat.update(found)
         for unit, buffers in zip(self.units, found.values(), strict=True):
             unit.flat = buffers
             buffers.attach(unit.table, unit.table.spans[None], keep=True)

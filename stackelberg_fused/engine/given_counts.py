@@ -40,6 +40,22 @@ def is_given(count: object, own: set[int] | None) -> bool:
     return id(count) not in own
 
 
+def check_given(count: Tensor, name: str) -> None:
+    """Raise ValueError, naming the parameter, for a count of the user's to which no step can be added."""
+    reason = "it is no real number"
+    if not (count.dtype is torch.bool or count.dtype.is_complex):
+        is_fixed = count.is_inference() and not torch.is_inference_mode_enabled()
+        reason = "it was made in inference mode" if is_fixed else ""
+        try:
+            count.detach().clone().add_(1)  # on its device: nothing is waited for
+        except RuntimeError as error:  # NotImplementedError too
+            reason = str(error).split("\n")[0]
+    if reason:
+        raise ValueError(
+            f"{name}: the step count {count!r} in its state cannot be advanced by a step: {reason}"
+        )
+
+
 def read_given(table: Table) -> None:
     """Take over what others, as asynchronous trainers in other processes, counted since the last step.
 

@@ -76,8 +76,9 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
-        is_empty = value.is_meta or is_fake(value)  # abstract, but no operation finds any elements
-        if is_empty or not (is_abstract(value) or has_memory(value)):
+        # nothing could be copied out of it
+        is_lost = (value.is_meta or is_fake(value)) and not param.is_meta
+        if is_lost or not (is_abstract(value) or has_memory(value)):
             raise ValueError(f"{label}: its state's {name} has no memory, or less than it needs")
         is_code = name == code_name(moment_of(name))
         if is_code and entry.get(scale_name(moment_of(name))) is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backends.interrupts import HeldSignals
 from ..groups.option_types import LossLike
 from .follower_objective import FollowerObjective, check_ridge, linear_head, loss_name
 
@@ -45,9 +46,10 @@ class BestResponse:
     def assign(self, head: nn.Module) -> None:
         """Write the response into the parameters of a head, rounded to their dtype."""
         linear = linear_head(head)
-        linear.weight.copy_(self.weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
+        with HeldSignals():  # an interrupt comes before or after
+            linear.weight.copy_(self.weight)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
 
 
 def best_response(

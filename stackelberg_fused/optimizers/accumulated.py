@@ -23,12 +23,17 @@ class AccumulatedGradients:
     A gradient was left over if it is still the tensor that it was, with the version counter that it had. Values are
     read only where somebody else wrote to one, to see whether it was cleared (`model.zero_grad(set_to_none=False)`):
     no step of an ordinary loop waits for a device.
+
+    Attributes:
+        is_unsure: a step may have moved parameters, and its gradients were not taken for left over ones: it is at it,
+            or an interrupt came between. Then none is refused, rather than one that nobody accumulated.
     """
 
     def __init__(self) -> None:
         # by id of a parameter. Weak: a gradient that is set to None has to be freed
         self._left: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._is_stepping = False
+        self.is_unsure = False
 
     def note(self, groups: Groups) -> None:
         """Take the gradients of now for left over ones."""
@@ -41,18 +46,31 @@ class AccumulatedGradients:
                 if grad is not None:
                     left[id(param)] = weakref.ref(grad), version_of(grad)
 
+    def note_all(self, groups: Groups) -> None:
+        """Take the gradients of all groups for left over ones, after a step or zeroing that is no part of a step."""
+        if not self._is_stepping:
+            self.note(groups)
+            self.is_unsure = False
+
+    def left_over(self, groups: Groups) -> list[dict[str, Any]]:
+        """A group of the parameters whose gradients are left over; to be noted again where these are moved."""
+        params = [param for group in groups for param in group["params"]]
+        return [{"params": [p for p in params if p.grad is not None and self._is_left(p, p.grad)]}]
+
     @contextmanager
     def stepping(self, groups: Groups) -> Iterator[None]:
         """Whatever is written within is left over afterwards, also where an error ends it."""
-        self._is_stepping = True
+        self.is_unsure = self._is_stepping = True
         try:
             yield
         finally:
             self._is_stepping = False
-            self.note(groups)
+            self.note_all(groups)
 
     def refuse(self, groups: Groups) -> None:
         """Raise RuntimeError, naming the parameter, for a gradient that was accumulated."""
+        if self.is_unsure:
+            return
         written = list(self._written(groups))
         if not written or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
@@ -71,12 +89,13 @@ class AccumulatedGradients:
         for index, group in enumerate(groups):
             for position, param in enumerate(group["params"]):
                 grad = param.grad
-                if grad is None:
-                    continue
-                now = version_of(grad)
-                left, version = self._left.get(id(param), (None, -1))
-                if left is None or left() is not grad or version != now:
+                if grad is not None and not self._is_left(param, grad):
                     yield param_label(index, group, position), grad
+
+    def _is_left(self, param: Tensor, grad: Tensor) -> bool:
+        now = version_of(grad)
+        left, version = self._left.get(id(param), (None, -1))
+        return left is not None and left() is grad and version == now
 
 
 def _is_nonzero(grad: Tensor) -> bool:

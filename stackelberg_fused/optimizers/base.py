@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
 
+from ..backends.interrupts import HeldSignals
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
 from ..groups.lost_settings import LostSettings
@@ -28,7 +29,7 @@ from .checkpoint import (
     with_exact_values,
     with_rounds_of_now,
 )
-from .ema_weights import swapped
+from .ema_weights import AverageSwap
 from .options import ParamGroup, Params, sorted_out
 from .player import Player
 from .rebuilt import register, warn_of_lost_options
@@ -70,8 +71,7 @@ class StackelbergOptimizer(Stepping):
     @property
     def backend(self) -> str:
         """The backend in use; several, joined by "+", where devices or dtypes need different ones."""
-        with self._shared.alone("backend"):
-            return self._current().backend
+        return self._shared.alone("backend", lambda: self._current().backend)
 
     @property
     def flat_grads(self) -> dict[str, list[Tensor]]:
@@ -88,8 +88,7 @@ class StackelbergOptimizer(Stepping):
             raise RuntimeError(
                 "flat_grads needs an optimizer with grads='flat'; this one reads each parameter's own .grad"
             )
-        with self._shared.alone("flat_grads"):
-            found = self._current().flat_gradients()
+        found = self._shared.alone("flat_grads", lambda: self._current().flat_gradients())
         return {role: [b[role] for b in found if role in b] for role in ROLES}
 
     def ema_weights(self) -> AbstractContextManager[None]:
@@ -110,12 +109,19 @@ class StackelbergOptimizer(Stepping):
     @contextmanager
     def _swapped(self) -> Iterator[None]:
         shared = self._shared
-        note = partial(setattr, shared, "is_swapped")
-        with ExitStack() as swap:
-            with shared.alone("ema_weights()"):
-                shared.refuse_averages("ema_weights()")
-                swap.enter_context(swapped(shared.param_groups, shared.state, note))
+        swap = AverageSwap(partial(setattr, shared, "is_swapped"))
+
+        def enter() -> None:
+            shared.refuse_averages("ema_weights()")
+            swap.enter(shared.param_groups, shared.state)
+
+        try:
+            shared.alone("ema_weights()", enter)
             yield
+            swap.leave()
+        except BaseException:  # an interrupt, too, as it was entered or before it was left
+            swap.leave()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
@@ -139,8 +145,10 @@ class StackelbergOptimizer(Stepping):
         )
         try:
             super().load_state_dict(state_dict)
-        finally:
             hook.remove()
+        except BaseException:
+            hook.remove()  # nothing happens if it was removed before an interrupt
+            raise
 
     def zero_grad(self, set_to_none: bool = True, *, role: Role | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.
@@ -151,15 +159,17 @@ class StackelbergOptimizer(Stepping):
         """
         check_role(role)
         if self._shared.options["grads"] == "flat":
-            with self._shared.alone("zero_grad()"):
-                self._current().zero_flat(role)
+            self._shared.alone("zero_grad()", lambda: self._current().zero_flat(role))
         elif role is None:
             super().zero_grad(set_to_none)
         else:
             clear_as_torch(self.player(role).param_groups, set_to_none)
         if self._shared.options["mode"] == "alternating":
-            cleared = self.param_groups if role is None else self.player(role).param_groups
-            self._shared.accumulated.note(cleared)
+            accumulated = self._shared.accumulated
+            if role is None:
+                accumulated.note_all(self.param_groups)
+            else:
+                accumulated.note(self.player(role).param_groups)
 
     def player(self, role: Role) -> Player:
         """Return the groups of a role as an optimizer, always the same one, for schedulers and gradient scalers.
@@ -191,25 +201,28 @@ class StackelbergOptimizer(Stepping):
             ValueError, TypeError: names the group or parameter; nothing was modified.
             RuntimeError: another thread is in a step; nothing was modified.
         """
-        shared = self._shared
-        shared.refuse_averages("add_param_group()")
-        with shared.alone("add_param_group()"):
-            given = cast("dict[str, Any]", param_group)
-            if isinstance(given, dict) and "params" in given:
-                ratio = shared.options["head_lr_ratio"]
-                members = shared.members or Members()
-                completed = completed_group(
-                    given, shared.param_groups, members, shared.defaults, ratio
-                )
-                if shared.engine is not None:
-                    check_overlap(self._labelled([*shared.param_groups, completed]))
+        self._shared.refuse_averages("add_param_group()")
+        given = cast("dict[str, Any]", param_group)
+        self._shared.alone("add_param_group()", lambda: self._add_whole(given))
+
+    def _add_whole(self, given: dict[str, Any]) -> None:
+        """Add a group; an interrupt comes before or after."""
+        shared, completed = self._shared, None
+        if isinstance(given, dict) and "params" in given:
+            ratio = shared.options["head_lr_ratio"]
+            members = shared.members or Members()
+            completed = completed_group(given, shared.param_groups, members, shared.defaults, ratio)
+            if shared.engine is not None:
+                check_overlap(self._labelled([*shared.param_groups, completed]))
+        with nullcontext() if shared.engine is None else HeldSignals():
+            if completed is not None:
                 shared.lost.note(given)
                 fill_in(given, completed)
             self._append(given)
             if shared.engine is not None:
                 try:
                     self._build_again()
-                except Exception:
+                except BaseException:
                     shared.param_groups.pop()
                     raise
 

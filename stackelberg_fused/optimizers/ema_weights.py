@@ -5,47 +5,52 @@ from __future__ import annotations
 from collections.abc import (
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backends.interrupts import HeldSignals
 from ..memory.sharding import local_tensor
 
 
-@contextmanager
-def swapped(
-    groups: Iterable[dict[str, Any]],
-    state: Mapping[Tensor, dict[str, Any]],
-    note: Callable[[bool], None],
-) -> Iterator[None]:
-    """Exchange the contents of the parameters of averaged groups and of their averages, and back on leaving.
+class AverageSwap:
+    """Exchanges the contents of the parameters of averaged groups and of their averages, and exchanges them back.
 
     Addresses stay what they are, for CUDA graphs and compiled models; one parameter at a time exists twice, and those
-    of fewer bits than their averages all the while.
+    of fewer bits than their averages all the while. An interrupt comes before an exchange or after it.
 
     Args:
-        note: told whether parameters may hold averages; still True where they could not be exchanged back.
+        note: told whether parameters hold averages; still True where they could not be exchanged back.
     """
-    displaced: dict[int, Tensor] = {}
-    averaged = {id(p): p for g in groups if g["ema_decay"] is not None for p in g["params"]}
-    entries = [(param, state.get(param) or {}) for param in averaged.values()]
-    pairs = [(param, entry["ema"]) for param, entry in entries if "ema" in entry]
-    note(True)
-    try:
-        _exchange(pairs, displaced)
-    except BaseException:
-        note(False)
-        raise
-    try:
-        yield
-    finally:
-        _exchange(pairs, displaced)
-        note(False)
+
+    def __init__(self, note: Callable[[bool], None]) -> None:
+        self._note = note
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._displaced: dict[int, Tensor] = {}
+        self._is_in = False
+
+    def enter(
+        self, groups: Iterable[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+    ) -> None:
+        """Have the parameters hold their averages."""
+        averaged = {id(p): p for g in groups if g["ema_decay"] is not None for p in g["params"]}
+        entries = [(param, state.get(param) or {}) for param in averaged.values()]
+        self._pairs = [(param, entry["ema"]) for param, entry in entries if "ema" in entry]
+        self._swap(True)
+
+    def leave(self) -> None:
+        """Have the parameters hold their weights, if they do not."""
+        if self._is_in:
+            self._swap(False)
+
+    def _swap(self, is_in: bool) -> None:
+        with HeldSignals():
+            _exchange(self._pairs, self._displaced)
+            self._is_in = is_in
+            self._note(is_in)
 
 
 def _exchange(pairs: list[tuple[Tensor, Tensor]], displaced: dict[int, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 from typing_extensions import Self
 
+from ..backends.interrupts import HeldSignals
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state_checks import check_loaded
@@ -48,15 +49,19 @@ class EngineHolder(SharedAttributes):
 
     def _build(self, previous: Any = None) -> Engine:
         shared = self._shared
-        return Engine(
+        is_flat = shared.options["grads"] == "flat"
+        left = shared.accumulated.left_over(shared.param_groups) if is_flat else []
+        engine = Engine(
             shared.param_groups,
             shared.state,
             shared.options["backend"],
             shared.options["flatten"],
-            shared.options["grads"] == "flat",
+            is_flat,
             shared.across_rebuilds,
             previous,
         )
+        shared.accumulated.note(left)  # they may lie in other buffers now
+        return engine
 
     def _build_again(self) -> Engine:
         """Build the engine for groups or state that somebody edited, after checking them as if they were new."""
@@ -134,8 +139,13 @@ class EngineHolder(SharedAttributes):
         """Go on from a loaded state dict."""
         shared = self._shared
         shared.refuse_averages("load_state_dict()")
-        with shared.alone("load_state_dict()"):
-            complete = complete_state(state, shared.param_groups, shared.defaults)
+        shared.alone("load_state_dict()", lambda: self._load_whole(state))
+
+    def _load_whole(self, state: dict[str, Any]) -> None:
+        """Load all of a state dict or nothing; an interrupt comes before or after."""
+        shared = self._shared
+        complete = complete_state(state, shared.param_groups, shared.defaults)
+        with HeldSignals():
             before = shared.state, shared.param_groups, shared.across_rebuilds.turns
             shared.state, shared.param_groups = complete["state"], complete["param_groups"]
             shared.across_rebuilds.turns = {id(g): turn_of(g) for g in shared.param_groups}

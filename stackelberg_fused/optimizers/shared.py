@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from .engine_holder import EngineHolder
     from .player import Player
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -77,9 +78,10 @@ class Shared:
     accumulated: AccumulatedGradients = field(default_factory=AccumulatedGradients)
     running: dict[str, object] = field(default_factory=dict)
 
-    @contextmanager
-    def alone(self, what: str) -> Iterator[None]:
-        """Keep other threads from stepping the optimizer meanwhile.
+    def alone(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call, and keep other threads from stepping the optimizer meanwhile; returns what the call does.
+
+        No context manager: an interrupt as one is left would come before it could let the next call in.
 
         Raises:
             RuntimeError: somebody is at it; nothing is waited for.
@@ -88,9 +90,12 @@ class Shared:
         try:
             if self.running.setdefault("call", mine) is not mine:
                 raise busy(what)
-            yield
-        finally:
+            result = call()
+            del self.running["call"]
+        except BaseException:
             self.end(mine)
+            raise
+        return result
 
     def end(self, mine: object) -> None:
         """Let the next call in, if it is the one with this token that is running."""

@@ -121,8 +121,7 @@ class Stepping(EngineHolder):
 
     def _asks_for_state(self) -> bool:
         """Tell whether this is no step of training: see `StateRequests`."""
-        with self._shared.alone("step()"):
-            return self._ready().requests.is_one(None)
+        return self._shared.alone("step()", lambda: self._ready().requests.is_one(None))
 
     def _launch(self, role: Role | None, zero_grad: bool, checks_all: bool) -> None:
         """Have the engine step; nobody else is at it."""
@@ -136,6 +135,9 @@ class Stepping(EngineHolder):
             norm = shared.options["max_grad_norm"]
             shared.lost.look(shared.param_groups, shared.defaults["lr"], norm)
         scaling = Scaling.of(shared.from_scaler) if shared.from_scaler else None
+        alternates = shared.options["mode"] == "alternating"
+        if alternates:
+            shared.accumulated.is_unsure = True
         try:
             last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
         except RebuildNeeded:
@@ -146,8 +148,8 @@ class Stepping(EngineHolder):
         shared.launches += last[0]
         if len(shared.stepped) < len(ROLES):
             shared.stepped.update(ROLES if role is None else (role,))
-        if shared.options["mode"] == "alternating":
-            shared.accumulated.note(shared.param_groups)
+        if alternates:
+            shared.accumulated.note_all(shared.param_groups)
 
     _observed_step = wrap_step(_step)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from backends import chosen
 from cases import normal
+from checks import Snapshot
 from paths import SUPPORT
 from torch import nn
 
@@ -175,3 +176,56 @@ def test_processes_that_share_counts_and_moments() -> None:
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.endswith("checked\n")
+
+
+def _of_inference() -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.tensor(1.0)
+
+
+UNFIT = {
+    "a truth value": lambda: torch.tensor(True),
+    "complex": lambda: torch.tensor(1 + 0j),
+    "of a dtype that cannot be added to": lambda: torch.tensor(1, dtype=torch.uint16),
+    "of eight bits": lambda: torch.tensor(1.0).to(torch.float8_e5m2),
+    "of inference mode": _of_inference,
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+@BACKENDS
+def test_a_count_that_cannot_be_advanced_is_refused_before_anything_moves(
+    backend: str, unfit: str
+) -> None:
+    (_, (ours, params)) = _sides(backend)
+    _step(ours, params)
+    own = ours.state[params[1]]["step"]
+    ours.state[params[1]]["step"] = UNFIT[unfit]()
+    before = Snapshot(ours)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"parameter 1 of param group 0.*cannot be advanced"):
+            ours.step()
+        before.assert_unchanged()
+    ours.state[params[1]]["step"] = own
+    _step(ours, params)
+    assert [float(ours.state[p]["step"]) for p in params] == [2.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bfloat16])
+@BACKENDS
+def test_a_count_of_few_bits_is_advanced(backend: str, dtype: torch.dtype) -> None:
+    for optimizer, params in _sides(backend):
+        count = torch.tensor(3, dtype=dtype)
+        _give(optimizer, params[0], count)
+        _step(optimizer, params)
+        assert count == 4
+        assert optimizer.state[params[0]]["step"] is count
+
+
+@BACKENDS
+def test_a_count_with_a_gradient_is_advanced(backend: str) -> None:
+    (_, (ours, params)) = _sides(backend)
+    count = torch.tensor(3.0, requires_grad=True)
+    _give(ours, params[0], count)
+    _step(ours, params)
+    assert count == 4

@@ -209,3 +209,18 @@ def test_no_value_is_read(clear: str) -> None:
     with _Operations() as operations:
         game.optimizer._shared.accumulated.refuse(game.optimizer.param_groups)
     assert operations.names == []
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_flat_gradients_that_move_are_still_left_over(accumulates: bool) -> None:
+    game = Game(grads="flat")
+    game.step()
+    if accumulates:
+        game.backward()
+    game.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    if accumulates:
+        with pytest.raises(RuntimeError, match="accumulated"):
+            game.step()
+        game.optimizer.zero_grad()
+    for _ in range(2):
+        game.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,48 @@ def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str)
     with pytest.raises(ValueError, match=rf"parameter 1 of param group 0 .*state dict has {name}"):
         ours.load_state_dict(saved)
     before.assert_unchanged()
+    step(ours, twin, seed=1)
+    assert_same_optimizers(ours, twin)
+
+
+@BACKENDS
+def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(backend: str) -> None:
+    groups = [
+        [{"params": p[:1]}, {"params": p[1:], "role": "head"}] for p in (_params(), _params())
+    ]
+    ours = OURS["adamw"](groups[0], lr=0.1, head_lr_ratio=3.0, backend=backend)
+    other = OURS["adamw"](groups[1], lr=0.1, head_lr_ratio=3.0, backend=backend)
+    for seed in range(3):
+        step(other, seed=seed)
+    step(ours, seed=5)
+    saved = copy.deepcopy(other.state_dict())
+    saved["param_groups"][1]["lr"] = 0.1
+    before = Snapshot(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="share one learning rate"):
+            ours.load_state_dict(saved)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "ema"])
+@BACKENDS
+def test_state_without_elements(backend: str, name: str) -> None:
+    ours, twin = (OURS["adamw"](_params(), lr=0.1, ema_decay=0.5, backend=backend) for _ in "ab")
+    step(ours, twin)
+    saved = copy.deepcopy(ours.state_dict())
+    for value in saved["state"][0].values():
+        value.zero_()
+    saved["state"][1][name] = saved["state"][1][name].to("meta")
+    before = Snapshot(ours)
+    with pytest.raises(ValueError, match=f"parameter 1 of param group 0 .*{name} has no memory"):
+        ours.load_state_dict(saved)
+    before.assert_unchanged()
+    own = ours.state[ours.param_groups[0]["params"][1]]
+    own[name], kept = own[name].to("meta"), own[name]
+    with pytest.raises(ValueError, match=f"parameter 1 of param group 0 .*{name} has no memory"):
+        ours.step()
+    own[name] = kept
     step(ours, twin, seed=1)
     assert_same_optimizers(ours, twin)
 
