@@ -54,6 +54,17 @@ class Attachment:
                 old = None if previous is None else previous.get(slot.param, {})
                 self._stored[i] = self._places(i, entry, old)
 
+        if previous is not None:
+            self._separate()
+
+    def _separate(self) -> None:
+        """Copy loaded tensors that another one is to be copied into: a state dict may hold the state of before."""
+        held = {id(place): i for i, found in self._stored.items() for _, place in found.values()}
+        for i, found in self._stored.items():
+            for name, (local, place) in found.items():
+                if place is not local and id(local) in held:
+                    self._stored[i][name] = local.clone(), place
+
     def _is_given(self, entry: dict[str, Any]) -> bool:
         """Tell whether a step count stays where it is: in a tensor of the user's."""
         return not self._is_loaded and is_given(entry.get("step"), self._own)

@@ -174,8 +174,10 @@ class Engine:
         scaling: Scaling | None = None,
         zero_grad: bool = False,
         checks_all: bool = False,
-    ) -> tuple[int, Statistics | None]:
+    ) -> tuple[int, Statistics | None] | None:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
+
+        None: it was no step of training, see `StateRequests`.
 
         Args:
             role: "body", "head" or None for both.
@@ -198,7 +200,7 @@ class Engine:
             for unit, read in zip(self.units, pending, strict=True):
                 unit.make_state(read)
             self._edits.note_state()
-            return 0, None
+            return None
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups.param_groups import ROLES
 from ..groups.rules import as_number
 from ..memory.sharding import local_tensor
 
@@ -26,7 +25,7 @@ class StateRequests:
         given: by id of a group, the rate that it had when it was given to the optimizer; groups that are new are added.
 
     Attributes:
-        without_state: roles of which no state was seen yet; empty for nearly all of an optimizer's life.
+        without_state: no state was seen yet; false for nearly all of an optimizer's life.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class StateRequests:
         given: dict[int, Any],
     ) -> None:
         self._groups, self._state, self._given = groups, state, given
-        self.without_state = set(ROLES)
+        self.without_state = True
         for gone in given.keys() - {id(group) for group in groups}:
             del given[gone]
         for group in groups:
@@ -45,21 +44,20 @@ class StateRequests:
     def is_one(self, role: str | None) -> bool:
         """Tell whether a step of a role, or of all, can have no other purpose.
 
-        No parameter has state yet, every rate was set to 0, and every trained parameter has a gradient, all of zeros.
+        No parameter of either player has state yet, every rate was set to 0, and every trained parameter has a
+        gradient, all of zeros.
         A user who gave the rate 0 means the step: it projects onto constraints, for example.
         """
         if not self.without_state:
             return False
-        roles = ROLES if role is None else (role,)
-        if not self.without_state.issuperset(roles):
-            return False
-        groups = [group for group in self._groups if group["role"] in roles]
-        params = [param for group in groups for param in group["params"]]
+        params = [param for group in self._groups for param in group["params"]]
         if any(self._state.get(param) for param in params):
-            self.without_state.difference_update(roles)
+            self.without_state = False
             return False
+        groups = [group for group in self._groups if role in (None, group["role"])]
         if not all(self._was_set_to_zero(group) for group in groups):
             return False
+        params = [param for group in groups for param in group["params"]]
         return _have_zero_gradients(params)
 
     def _was_set_to_zero(self, group: dict[str, Any]) -> bool:

@@ -84,27 +84,25 @@ class StepPlanner:
         self.allocate_early([i for i, slot in slots if slot.param.requires_grad])
 
     def allocate_early(self, slots: list[int]) -> None:
-        """Give slots their state before the step that needs it."""
+        """Give slots their state before the step that needs it; no group begins to wait by it."""
         without = [i for i in slots if not self._table.state_tensors[i]]
-        self._allocate(slots)
+        allocate_state(self._table, slots, self._state)
+        self._uncounted = None
         self._is_early[without] = True
 
     def allocate(self, plan: StepPlan) -> None:
         """Give the slots of a plan the state that they lack."""
-        self._allocate(plan.lacks_state)
+        table = self._table
+        allocate_state(table, plan.lacks_state, self._state)
+        self._turns_of_groups.begin(
+            table.slots[i].group for i in plan.lacks_state if "waited" in table.state_tensors[i]
+        )
+        self._uncounted = None
         early = [i for i in plan.lacks_state if self._is_early[i]]
         begin_with_weights(self._table, early)  # somebody may have set them meanwhile
         self._is_early[early] = False
         self._has_state[plan.lacks_state] = True
         plan.lacks_state = []
-
-    def _allocate(self, slots: list[int]) -> None:
-        table = self._table
-        allocate_state(table, slots, self._state)
-        self._turns_of_groups.begin(
-            table.slots[i].group for i in slots if "waited" in table.state_tensors[i]
-        )
-        self._uncounted = None
 
     def counting(self, span: Span, plan: StepPlan) -> list[partial[Any]]:
         """The calls that count the step where the host counts, of built-in functions alone."""

@@ -228,6 +228,7 @@ class _PlayerSteps:
     def _scaled_step(self, role: Role, zero_grad: bool) -> LastStep:
         # a new Player for every step: a scaler refuses to step one optimizer twice before its update
         player = Player(self._optimizer, role)
+        player.stepper = self._optimizer
         self._players.append(player)
         self._scaler.step(player, zero_grad=zero_grad)
         if not player.was_stepped:  # the scaler skipped it, and with it the clearing of gradients

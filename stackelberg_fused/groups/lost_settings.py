@@ -55,11 +55,14 @@ class LostSettings:
             rate: the constructor's `lr`.
             max_grad_norm: the optimizer's.
         """
-        roles = {group["role"] for group in groups}
-        if "head" in roles:
+        if any(group["role"] == "head" for group in groups):
             self._look_at_rates(groups, rate)
         elif self._ratio is not None:
             self._warn("ratio", _ratio_without_head(self._ratio))
+        self._look_at_roles(groups, max_grad_norm)
+
+    def _look_at_roles(self, groups: Groups, max_grad_norm: Any) -> None:
+        roles = {group["role"] for group in groups}
         by_role = dict(self._by_role)
         if isinstance(max_grad_norm, dict):
             by_role["max_grad_norm"] = max_grad_norm
@@ -80,9 +83,9 @@ class LostSettings:
         if self._all_have_rates or all(_is_product(lr, 1.0, rate) for lr in rates):
             self._warn("ratio", _ratio_overwritten(self._ratio, rates[0], rate))
 
-    def look(self, groups: Groups, rate: Any, max_grad_norm: Any) -> None:
-        """Warn of everything that has no effect, before the first step; arguments as in `look_at_groups`."""
-        self.look_at_groups(groups, rate, max_grad_norm)
+    def look_before_stepping(self, groups: Groups, max_grad_norm: Any) -> None:
+        """Warn of a head that is frozen, of masters, and of norms that were set since; before the first step."""
+        self._look_at_roles(groups, max_grad_norm)
         if self._ratio is not None and _is_frozen(g for g in groups if g["role"] == "head"):
             self._warn("ratio", _ratio_of_frozen_head(self._ratio))
         self._look_at_masters(groups)

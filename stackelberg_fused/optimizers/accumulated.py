@@ -27,13 +27,14 @@ class AccumulatedGradients:
     Attributes:
         is_unsure: a step may have moved parameters, and its gradients were not taken for left over ones: it is at it,
             or an interrupt came between. Then none is refused, rather than one that nobody accumulated.
+        is_used: a step was given a closure; until then only steps of one player are taken, and nobody asks.
     """
 
     def __init__(self) -> None:
         # by id of a parameter. Weak: a gradient that is set to None has to be freed
         self._left: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._is_stepping = False
-        self.is_unsure = False
+        self.is_unsure = self.is_used = False
 
     def note(self, groups: Groups) -> None:
         """Take the gradients of now for left over ones."""
@@ -48,7 +49,7 @@ class AccumulatedGradients:
 
     def note_all(self, groups: Groups) -> None:
         """Take the gradients of all groups for left over ones, after a step or zeroing that is no part of a step."""
-        if not self._is_stepping:
+        if self.is_used and not self._is_stepping:
             self.note(groups)
             self.is_unsure = False
 
@@ -60,7 +61,7 @@ class AccumulatedGradients:
     @contextmanager
     def stepping(self, groups: Groups) -> Iterator[None]:
         """Whatever is written within is left over afterwards, also where an error ends it."""
-        self.is_unsure = self._is_stepping = True
+        self.is_unsure = self.is_used = self._is_stepping = True
         try:
             yield
         finally:

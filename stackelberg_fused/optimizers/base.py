@@ -218,6 +218,7 @@ class StackelbergOptimizer(Stepping):
             if completed is not None:
                 shared.lost.note(given)
                 fill_in(given, completed)
+                shared.accumulated.note([completed])
             self._append(given)
             if shared.engine is not None:
                 try:

@@ -178,6 +178,8 @@ class EngineHolder(SharedAttributes):
             id(group): turn for group, turn in known if turn is not None
         }
         shared.limits = ClipLimits.of(shared.options["max_grad_norm"])
+        if shared.options["mode"] == "alternating":
+            shared.accumulated.note(shared.param_groups)
         register(self)
 
     def _complete_hooks(self) -> None:

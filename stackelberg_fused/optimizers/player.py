@@ -35,7 +35,9 @@ class Player(Optimizer):
     def __init__(self, owner: StackelbergOptimizer, role: Role) -> None:
         # the owner holds its players: a reference back would keep both, and all state, until the collector comes
         self._shared, self._class, self.role = owner._shared, type(owner), role
-        self._attributes = {k: v for k, v in vars(owner).items() if k != "_players"}
+        # a scheduler puts a `step` there that asks for the owner
+        self._attributes = {k: v for k, v in vars(owner).items() if k not in ("_players", "step")}
+        self.stepper: Any = None  # a wrapper of the owner, to be stepped in its place
         self.was_stepped = False  # a scaler skips a step by not calling it
         self._is_built = False
         # torch's own attributes: hooks and the like; the group that it asks for goes nowhere
@@ -105,7 +107,8 @@ class Player(Optimizer):
         from_scaler.update(given)
         self.was_stepped = True
         try:
-            return self._owner.step(closure, role=self.role, zero_grad=zero_grad)
+            stepper = self.stepper or self._owner
+            return stepper.step(closure, role=self.role, zero_grad=zero_grad)
         except BaseException:
             # or the scaler would take what is left for a scale of this player's own
             for name in names:

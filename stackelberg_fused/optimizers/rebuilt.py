@@ -44,7 +44,8 @@ def warn_of_lost_options(new: EngineHolder, given: Mapping[str, Any]) -> None:
     lost = {
         name: value
         for name, value in old._shared.options.items()
-        if name not in given and value != new._shared.options[name]
+        # the groups have the rates that the ratio made
+        if name not in (*given, "head_lr_ratio") and value != new._shared.options[name]
     }
     if lost:
         listing = ", ".join(f"{name}={value!r}" for name, value in lost.items())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..groups.param_groups import group_label
 
 Groups = Sequence[dict[str, Any]]
@@ -86,4 +88,6 @@ def _of(
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {n: value for n, value in group.items() if n not in ("params", "param_names", "role")}
+    kept = {n: value for n, value in group.items() if n not in ("params", "param_names", "role")}
+    # schedulers fill a rate in place: that of one group must not be another's
+    return {n: v.clone() if isinstance(v, Tensor) else v for n, v in kept.items()}

@@ -131,9 +131,9 @@ class Stepping(EngineHolder):
         engine = self._ready()
         if role is not None and not any(group["role"] == role for group in shared.param_groups):
             raise ValueError(f"step(role={role!r}): no param group has this role")
-        if not shared.stepped:
+        if not shared.stepped and not engine.requests.is_one(role):
             norm = shared.options["max_grad_norm"]
-            shared.lost.look(shared.param_groups, shared.defaults["lr"], norm)
+            shared.lost.look_before_stepping(shared.param_groups, norm)
         scaling = Scaling.of(shared.from_scaler) if shared.from_scaler else None
         alternates = shared.options["mode"] == "alternating"
         if alternates:
@@ -142,6 +142,8 @@ class Stepping(EngineHolder):
             last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
         except RebuildNeeded:
             last = self._build_again().step(role, shared.limits, scaling, zero_grad, checks_all)
+        if last is None:
+            return
         shared.last, shared.found_inf = last, None
         if scaling is not None:
             shared.met_scaler, shared.found_inf = True, scaling.found_inf

@@ -225,3 +225,27 @@ def test_a_refused_one_modifies_nothing() -> None:
         ours.step()
     before.assert_unchanged()
     assert not ours.state
+
+
+@pytest.mark.parametrize("first", ["head", "body"])
+def test_a_warm_up_from_zero_of_one_player_after_the_other_is_training(first: str) -> None:
+    """A body behind a head of zeros has gradients of zeros: its step counts all the same."""
+    body, head = (nn.Parameter(normal(3, i)) for i in range(2))
+    ours = sf.StackelbergAdamW([{"params": [body]}, {"params": [head], "role": "head"}], lr=0.1)
+    for group in ours.param_groups:
+        group["lr"] = 0.0
+    for role in (first, "body" if first == "head" else "head"):
+        body.grad, head.grad = torch.zeros(3), torch.ones(3)
+        ours.step(role=role)
+    counts = [float(ours.state[p]["step"]) for p in (body, head)]
+    assert counts == ([1.0, 1.0] if first == "head" else [0.0, 1.0])
+
+
+def test_a_request_leaves_no_trace_of_a_step() -> None:
+    p = nn.Parameter(normal(3, 1))
+    ours = sf.StackelbergAdamW([p], lr=0.1)
+    ours.param_groups[0]["lr"] = 0.0
+    p.grad = torch.zeros(3)
+    ours.step()
+    assert ours.launches == 0
+    assert not ours._shared.stepped

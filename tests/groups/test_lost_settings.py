@@ -315,3 +315,17 @@ def test_empty_groups_of_a_head() -> None:
     assert messages == []
     twin = copy.deepcopy(optimizer)
     _steps(twin)
+
+
+def test_a_schedule_that_scales_rates_before_the_first_step_is_no_other_rate() -> None:
+    body, head = _layers()
+    groups = [
+        {"params": [body.weight], "lr": 0.8e-3},
+        {"params": [body.bias], "lr": 0.9e-3},
+        {"params": head.parameters(), "role": "head", "lr": 5e-3},
+    ]
+    with _warned() as messages:
+        optimizer = sf.StackelbergAdamW(groups, lr=1e-3, head_lr_ratio=5)
+        torch.optim.lr_scheduler.LinearLR(optimizer, 0.1)
+        _steps(optimizer)
+    assert messages == []

@@ -15,6 +15,8 @@ from games import all_of, assert_same_players, data, optimizer_of, players
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import stackelberg_fused as sf
+
 KINDS = [("adamw", "gather"), ("sgd", "gather"), ("adamw", "flat")]
 
 
@@ -224,3 +226,11 @@ def test_flat_gradients_that_move_are_still_left_over(accumulates: bool) -> None
         game.optimizer.zero_grad()
     for _ in range(2):
         game.step()
+
+
+def test_copies_take_leftover_gradients_for_what_they_are() -> None:
+    p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [p]}, {"params": [q], "role": "head"}]
+    ours = sf.StackelbergSGD(groups, lr=0.1, mode="alternating")
+    ours.step(lambda: (p * q).sum().backward())
+    copy.copy(ours).step(lambda: (p * q).sum().backward())

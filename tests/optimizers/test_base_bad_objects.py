@@ -152,7 +152,11 @@ def test_settings_without_a_truth_value(name: str) -> None:
                 _build(**{name: value})
 
 
-@pytest.mark.parametrize("backend", [None, 3, object(), sf.StackelbergSGD, b"cpu"], ids=repr)
+@pytest.mark.parametrize(
+    "backend",
+    [None, 3, object(), sf.StackelbergSGD, b"cpu"],
+    ids=["none", "number", "object", "class", "bytes"],
+)
 def test_a_backend_that_is_none(backend: Any) -> None:
     with pytest.raises(TypeError, match=r"backend must be a name, one of 'auto', .* got"):
         _build(backend)

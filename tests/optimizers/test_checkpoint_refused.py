@@ -133,3 +133,18 @@ def test_state_without_memory(backend: str, name: str, how: str) -> None:
     before.assert_unchanged()
     step(ours, twin, seed=1)
     assert_same_optimizers(ours, twin)
+
+
+@BACKENDS
+def test_state_that_changes_places(backend: str) -> None:
+    """`state_dict()` holds the state itself: what is copied first must not be what is read next."""
+    ours = OURS["adamw"]([nn.Parameter(normal(3, n)) for n in range(2)], lr=0.1, backend=backend)
+    step(ours)
+    saved = ours.state_dict()
+    first, second = (copy.deepcopy(saved["state"][i]) for i in range(2))
+    saved["state"][0], saved["state"][1] = saved["state"][1], saved["state"][0]
+    ours.load_state_dict(saved)
+    now = [ours.state[p] for p in ours.param_groups[0]["params"]]
+    for entry, expected in zip(now, (second, first), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(entry[name], expected[name])

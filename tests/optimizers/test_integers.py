@@ -145,7 +145,9 @@ def test_other_numbers_are_refused(name: str, value: Any) -> None:
             _build(**{name: several})
 
 
-@pytest.mark.parametrize("make", [np.float32, np.int64, np.array, torch.tensor], ids=str)
+@pytest.mark.parametrize(
+    "make", [np.float32, np.int64, np.array, torch.tensor], ids=lambda make: make.__name__
+)
 def test_numbers_of_constraints_and_limits(make: Any) -> None:
     assert sf.Box(make(-1), make(2)) == sf.Box(-1.0, 2.0)
     assert sf.L2Ball(make(2)) == sf.L2Ball(2.0)

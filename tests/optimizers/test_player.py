@@ -391,3 +391,16 @@ def test_a_player_of_a_wrapper(is_kept: bool) -> None:
     assert torch.equal(params[0], before[0])
     assert not torch.equal(params[1], before[1])
     assert (kept is not None) == is_kept
+
+
+def test_a_player_outlives_a_scheduler_of_its_optimizer() -> None:
+    ours = _optimizer()
+    _fill(ours)
+    scheduler = LambdaLR(ours, lambda _: 1.0)
+    head = ours.player("head")
+    param = head.param_groups[0]["params"][0]
+    before = param.detach().clone()
+    del ours, scheduler
+    gc.collect()
+    head.step()
+    assert not torch.equal(param, before)

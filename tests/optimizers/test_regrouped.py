@@ -153,3 +153,14 @@ def test_the_loaded_dict_is_left_as_it_was() -> None:
     new = sf.StackelbergAdamW(sf.split_body_head(model), lr=0.01, head_lr_ratio=1.0)
     new.load_state_dict(saved)
     assert saved["param_groups"] == groups
+
+
+def test_a_rate_in_a_tensor_is_each_groups_own() -> None:
+    model, again = (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)) for _ in range(2))
+    saved = torch.optim.AdamW(model.named_parameters(), lr=torch.tensor(1e-3)).state_dict()
+    ours = sf.StackelbergAdamW(sf.split_body_head(again, head="1"), lr=torch.tensor(0.1))
+    ours.load_state_dict(saved)
+    body, head = (group["lr"] for group in ours.param_groups)
+    assert body is not head
+    head.fill_(1.0)
+    assert float(body) == pytest.approx(1e-3)
