@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..groups.rate_warnings import RatioWatch
 from ..layout.table import Table
 from .flat_gradients import FlatGradients
+from .given_counts import OwnCounts
 
 
 @dataclass
@@ -20,6 +24,7 @@ class AcrossRebuilds:
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
         tables: of the last engine; None before the first.
+        counts: the arrays that step counts of all engines lie in; who has popped an entry of the state may put it back.
         rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
     """
@@ -29,5 +34,16 @@ class AcrossRebuilds:
     turns: dict[int, tuple[int, str]] = field(default_factory=dict)
     flat: dict[Any, FlatGradients] = field(default_factory=dict)
     tables: list[Table] | None = None
+    counts: list[weakref.ref[np.ndarray]] = field(default_factory=list)
     rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)
+
+    def own_counts(self) -> OwnCounts | None:
+        """The step counts that are not the user's; None before the first engine."""
+        return None if self.tables is None else OwnCounts(self.tables, self.counts)
+
+    def note_tables(self, tables: list[Table]) -> None:
+        """Take these for the tables of the last engine."""
+        self.tables = tables
+        alive = [ref for ref in self.counts if ref() is not None]
+        self.counts = [*alive, *(weakref.ref(table.step_counts) for table in tables)]

@@ -15,7 +15,7 @@ from ..layout.slot import Slot
 from ..layout.table import STATE_FIELD, Table
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor
-from .given_counts import check_given, is_given
+from .given_counts import OwnCounts, check_given, is_given
 from .state import set_entry, zeros_of
 from .state_checks import numbers
 from .state_conversion import as_stored
@@ -40,7 +40,7 @@ class Attachment:
         table: Table,
         state: Mapping[Tensor, dict[str, Any]],
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
-        own: set[int] | None = None,
+        own: OwnCounts | None = None,
     ) -> None:
         self._table, self._state = table, state
         self._is_loaded, self._own = previous is not None, own

@@ -30,7 +30,6 @@ from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
-from .given_counts import own_counts
 from .group_turns import GroupTurns
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
@@ -93,7 +92,7 @@ class Engine:
         self.units = self._make_units(slots, backends, turns_of_groups, flatten)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
-        own = own_counts(across_rebuilds.tables)
+        own = across_rebuilds.own_counts()
         attachments = [Attachment(unit.table, state, previous, own) for unit in self.units]
         self._watch = across_rebuilds.watch
         # warnings may be errors: before anything is modified
@@ -106,7 +105,7 @@ class Engine:
             for unit in self.units if flat_grads else ():
                 # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()
-            across_rebuilds.tables = [unit.table for unit in self.units]
+            across_rebuilds.note_tables([unit.table for unit in self.units])
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self.requests = StateRequests(groups, state, across_rebuilds.rates)
 

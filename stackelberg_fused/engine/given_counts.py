@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,31 +15,43 @@ from ..layout.table import Table
 _CPU = torch.device("cpu")
 
 
-def own_counts(tables: list[Table] | None) -> set[int] | None:
-    """The ids of the counts in the state of some tables that are not the user's; None without tables."""
-    if tables is None:
-        return None
-    return {
-        id(tensors["step"])
-        for table in tables
-        for i, tensors in enumerate(table.state_tensors)
-        if "step" in tensors and i not in table.given_counts
-    }
+class OwnCounts:
+    """The step counts that are not the user's: those of all tables so far, also ones that left the state meanwhile.
+
+    Args:
+        tables: of the last engine.
+        arrays: the counts of all tables so far, as far as anybody holds a tensor that shows one.
+    """
+
+    def __init__(self, tables: Sequence[Table], arrays: Iterable[weakref.ref[np.ndarray]]) -> None:
+        self._ids = {
+            id(tensors["step"])
+            for table in tables
+            for i, tensors in enumerate(table.state_tensors)
+            if "step" in tensors and i not in table.given_counts
+        }
+        alive = [array for array in (ref() for ref in arrays) if array is not None]
+        self._places = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in alive]
+
+    def __contains__(self, count: Tensor) -> bool:
+        if id(count) in self._ids:
+            return True
+        return count.device == _CPU and any(a <= count.data_ptr() < b for a, b in self._places)
 
 
-def is_given(count: object, own: set[int] | None) -> bool:
+def is_given(count: object, own: OwnCounts | None) -> bool:
     """Tell whether a step count is a tensor of the user's, and not one of ours or a copy of it.
 
     Args:
         count: what the state holds.
-        own: the ids of ours; None for an optimizer that was just unpickled or copied. Then only shared memory is the
+        own: ours; None for an optimizer that was just unpickled or copied. Then only shared memory is the
             user's: another process counts in it.
     """
     if not isinstance(count, Tensor):
         return False
     if own is None:
         return count.device == _CPU and count.is_shared()
-    return id(count) not in own
+    return count not in own
 
 
 def check_given(count: Tensor, name: str) -> None:

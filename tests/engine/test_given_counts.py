@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from backends import chosen
-from cases import normal
+from cases import normal, step
 from checks import Snapshot
 from paths import SUPPORT
 from torch import nn
@@ -229,3 +229,18 @@ def test_a_count_with_a_gradient_is_advanced(backend: str) -> None:
     _give(ours, params[0], count)
     _step(ours, params)
     assert count == 4
+
+
+def test_an_entry_that_is_put_back_is_no_count_of_the_users() -> None:
+    body, head = (nn.Parameter(normal(3, i)) for i in range(2))
+    ours = sf.StackelbergAdamW([body, head], lr=0.1)
+    step(ours)
+    entry = ours.state.pop(head)
+    head.requires_grad_(False)
+    head.grad = None
+    ours.step()
+    ours.state[head] = entry
+    head.requires_grad_(True)
+    step(ours, seed=1)
+    assert not any(unit.table.given_counts for unit in ours._engine.units)
+    assert float(ours.state[head]["step"]) == 2
