@@ -7,6 +7,7 @@ take a step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -51,9 +52,12 @@ class StateRequests:
         if not self.without_state:
             return False
         params = [param for group in self._groups for param in group["params"]]
-        if any(self._state.get(param) for param in params):
+        entries = [self._state.get(param) for param in params]
+        if any(entry for entry in entries if isinstance(entry, dict)):
             self.without_state = False
             return False
+        if any(not isinstance(entry, (dict, NoneType)) for entry in entries):
+            return False  # to be refused by name
         groups = [group for group in self._groups if role in (None, group["role"])]
         if not all(self._was_set_to_zero(group) for group in groups):
             return False

@@ -17,8 +17,9 @@ def is_abstract(tensor: Tensor) -> bool:
         return True
     if tensor.device.type == "meta" or is_fake(tensor):
         return True
-    # torch gives every class without one this function
-    is_plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    # torch gives every class without one its own
+    own = getattr(Tensor, "__torch_dispatch__", None)
+    is_plain = getattr(type(tensor), "__torch_dispatch__", None) is own
     return not is_plain and tensor.numel() > 0 and not tensor.data_ptr()
 
 
