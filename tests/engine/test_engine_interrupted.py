@@ -18,6 +18,8 @@ from interrupted import SIGNAL, Interrupt, Interrupting, raising_handler
 from torch import nn
 
 import stackelberg_fused as sf
+
+pytestmark = pytest.mark.slow
 from stackelberg_fused.engine.launch_unit import LaunchUnit
 
 
