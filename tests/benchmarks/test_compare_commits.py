@@ -19,6 +19,7 @@ def test_rows_are_of_the_step_and_of_the_host_each_also_with_new_gradients():
     assert "GPT-2-small shapes (148 tensors, 124M), 2 groups, new gradients" in workloads
 
 
+@pytest.mark.slow
 def test_a_checkout_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "comparison.json"
     command = [str(ROOT), str(ROOT), "--only", "2 parameters of 16", "--rounds", "3"]
@@ -33,6 +34,7 @@ def test_a_checkout_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sum("  ratio " in line for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_checkout_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

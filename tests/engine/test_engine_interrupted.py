@@ -18,9 +18,9 @@ from interrupted import SIGNAL, Interrupt, Interrupting, raising_handler
 from torch import nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.engine.launch_unit import LaunchUnit
 
 pytestmark = pytest.mark.slow
-from stackelberg_fused.engine.launch_unit import LaunchUnit
 
 
 def _dense(device: str) -> list[dict[str, Any]]:

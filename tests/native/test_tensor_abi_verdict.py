@@ -91,6 +91,7 @@ def test_an_application_around_python_is_not_started_twice(
     assert not unknown.exists()
 
 
+@pytest.mark.slow
 @needs_native
 def test_processes_that_begin_at_once_share_one_child(tmp_path: Path) -> None:
     """Also children of `multiprocessing`, as ranks are that `torch.multiprocessing.spawn` starts."""

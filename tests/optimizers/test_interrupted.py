@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import stackelberg_fused as sf
 
 # these tests give new gradients, as torch's `zero_grad()` of a model would have it
-pytestmark = pytest.mark.filterwarnings("ignore:.*not in the flat buffer")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*not in the flat buffer")]
 
 AVERAGED = {"ema_decay": 0.5, "max_grad_norm": 1.0}
 

@@ -47,6 +47,7 @@ def _ptx(cache: Path, moved: bool) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_table_that_has_changed_is_noticed(tmp_path: Path) -> None:
     before = _ptx(tmp_path / "cache", moved=False)
     files = set((tmp_path / "cache").iterdir())
