@@ -3,9 +3,10 @@
 # square of its tensors, also where all of them lie in one group.
 #
 # Guess before running: both are linear; each parameter and each tensor of state is looked at once. Twice as many take twice as long.
-# Seen: twice as many take four times as long. `load_state_dict` looks through the groups and their lists of parameters for every
+# Seen: four times as many take about sixteen times as long. `load_state_dict` looks through the groups and their lists of parameters for every
 # tensor of state (to find out whether its "step" is to stay on the CPU); `add_param_group` puts all parameters before it
-# into a new set. Here: 8000 tensors are loaded in 0.6 s, 8000 groups are built in 6 s (AMD EPYC), 80 000 would take minutes.
+# into a new set. This script, on an AMD EPYC: 3000 tensors are loaded in 0.10 s, 12 000 in 1.29 s; 3000 groups are built in
+# 0.78 s, 12 000 in 13.4 s.
 #
 # Who is hit: groups per layer, per expert or per kind of parameter; models of many small tensors. Ours does both in
 # linear time (tests/optimizers/test_base_many_groups.py).
