@@ -39,14 +39,21 @@ _MOST_STATE = {
 
 def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
     """Raise ValueError or TypeError, naming the parameter, for a state that cannot be that of the parameters."""
+    owners: dict[int, tuple[Tensor, str]] = {}
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
-            entry = state.get(param, {})
+            if param not in state:
+                continue
+            entry, label = state[param], param_label(index, group, position)
             if not isinstance(entry, dict):
-                label = param_label(index, group, position)
                 raise TypeError(f"{label}: its state is {entry!r}, expected a dict")
+            owner, of_owner = owners.setdefault(id(entry), (param, label))
+            if owner is not param:
+                raise ValueError(
+                    f"{label}: its state is the very dict that is that of {of_owner}; each needs one of its own"
+                )
             if entry:
-                _check_entry(entry, param, group, param_label(index, group, position))
+                _check_entry(entry, param, group, label)
 
 
 def _check_entry(
