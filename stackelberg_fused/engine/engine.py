@@ -30,7 +30,7 @@ from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
-from .group_turns import GroupTurns
+from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -102,6 +102,8 @@ class Engine:
             for attachment in attachments:
                 attachment.make()
             turns_of_groups.connect(unit.table for unit in self.units)
+            for index in unfitting_rounds((unit.table for unit in self.units), groups):
+                across_rebuilds.turns[id(groups[index])] = NO_TURN
             for unit in self.units if flat_grads else ():
                 # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()
