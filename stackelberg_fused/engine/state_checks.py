@@ -112,7 +112,7 @@ def _check_layout(name: str, value: Tensor, param: Tensor, label: str) -> None:
         raise ValueError(f"{label}: state dict has {name} of layout {value.layout}")
     if name.endswith("_scale") or not (is_sharded(value) or is_sharded(param)):
         return
-    both = is_sharded(value) and is_sharded(param)
+    both = is_sharded(value) and is_sharded(param) and param.device_mesh.size() > 1
     is_other = both and value.placements != param.placements
     here, wanted = tuple(local_tensor(value).shape), tuple(local_tensor(param).shape)
     if is_other or here != wanted:
