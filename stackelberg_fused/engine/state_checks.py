@@ -101,7 +101,7 @@ def _check_entry(
             )
 
 
-def _check_layout(name: str, value: Tensor, param: Tensor, label: str) -> None:
+def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
     """Raise ValueError for a tensor that could not be copied into memory of the parameter's own shape.
 
     Sparse numbers can be: with sparse gradients, torch's SGD has such momentum.

@@ -1,4 +1,4 @@
-"""Rounds that were saved, or left behind, with other settings of turns: gone on with where they fit, else begun anew."""
+"""Rounds that were saved, or left behind, with other turns: gone on with where they fit, else begun anew."""
 
 from __future__ import annotations
 
