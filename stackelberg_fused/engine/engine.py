@@ -31,7 +31,7 @@ from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
-from .group_turns import GroupTurns
+from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -115,6 +115,8 @@ class Engine:
         calls = [call for attachment in attachments for call in attachment.connect()]
         # before there are counts of parameters that have not waited yet
         self._turns_of_groups.connect(tables)
+        anew = {id(self.groups[index]): NO_TURN for index in unfitting_rounds(tables, self.groups)}
+        calls.append(partial(self._across_rebuilds.turns.update, anew))
         for attachment, unit in zip(attachments, self.units, strict=True):
             calls += attachment.connect_new()
             unit.note_early(attachment.without)
