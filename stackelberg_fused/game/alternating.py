@@ -108,9 +108,10 @@ def alternating_step(
         ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
             features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
             so that its gradients would not be reduced. No parameter was modified.
-        RuntimeError: the loss does not depend on the features. This is found out before the head moves, in the first
-            step with this head and `loss_fn`, which computes the gradient of the features once more for it. A graph
-            that loses the features later, or at the new head, is noticed after the head has moved.
+        RuntimeError: the loss does not depend on the features, or the head uses a reentrant checkpoint. This is found
+            out before the head moves, in the first step with this head and `loss_fn`, which computes the gradient of
+            the features once more for it. A graph that loses the features later, or at the new head, is noticed after
+            the head has moved.
     """
     check_players(optimizer, body, head)
     optimizer = _stepping_roles(optimizer)
