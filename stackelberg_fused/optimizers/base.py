@@ -170,7 +170,7 @@ class StackelbergOptimizer(Stepping):
         if self._shared.options["mode"] == "alternating":
             accumulated = self._shared.accumulated
             if role is None:
-                accumulated.note_all(self.param_groups)
+                accumulated.note_cleared(self.param_groups)
             else:
                 accumulated.note(self.player(role).param_groups)
 
