@@ -238,7 +238,7 @@ class Engine:
         for device in set(devices):
             here = [place for place, name in zip(places, devices, strict=True) if name == device]
             if may_overlap(np.concatenate(here)):
-                check_overlap((s.name, s.local) for unit in self.units for s in unit.table.slots)
+                check_overlap((s.name, s.param) for unit in self.units for s in unit.table.slots)
                 break
         for unit in self.units:
             unit.gradients.has_rebound = False

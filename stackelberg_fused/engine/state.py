@@ -19,7 +19,7 @@ from ..groups.schemes import (
     stored_names,
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
-from ..memory.arena import zeros_like
+from ..memory.arena import lasting, zeros_like
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from .state_checks import numbers
@@ -27,6 +27,7 @@ from .state_checks import numbers
 _BEGIN_WITH_WEIGHTS = ("ema", "master")
 
 
+@lasting
 @torch.no_grad()
 def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]

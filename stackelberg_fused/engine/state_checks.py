@@ -24,7 +24,7 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
-from ..memory.presence import has_memory, is_abstract, is_fake
+from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have
@@ -45,7 +45,7 @@ def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> 
             if not isinstance(entry, dict):
                 label = param_label(index, group, position)
                 raise TypeError(f"{label}: its state is {entry!r}, expected a dict")
-            if entry:
+            if entry and not is_uninitialized(param):
                 _check_entry(entry, param, group, param_label(index, group, position))
 
 

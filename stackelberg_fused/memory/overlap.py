@@ -26,8 +26,10 @@ def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def _overlaps_itself(tensor: Tensor) -> bool:
+def overlaps_itself(tensor: Tensor) -> bool:
     """Tell whether two elements share one memory location."""
+    if not has_memory(tensor):
+        return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < reach:
@@ -70,6 +72,7 @@ class _Span(NamedTuple):
     tensor: Tensor
 
 
+SHARED = "several of its elements share one memory location"
 # pairs are compared by their strides; of more tensors that interleave, their number would take over
 FEW = 8
 
@@ -77,7 +80,8 @@ FEW = 8
 def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise if two parameters, or two elements of one parameter, share memory.
 
-    Disjoint parameters in one storage are accepted, interleaved ones too. Those without memory share none.
+    Disjoint parameters in one storage are accepted, interleaved ones too. Those without memory share none. Elements of
+    a frozen parameter may share theirs, as an expanded one's do: nothing is written to it.
 
     Args:
         named: label and parameter; the label is for the message.
@@ -88,10 +92,10 @@ def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
     spans = []
     for label, param in named:
         tensor = local_tensor(param)
-        if tensor.numel() == 0 or not has_memory(tensor):
+        if not has_memory(tensor) or tensor.numel() == 0:
             continue
-        if _overlaps_itself(tensor):
-            raise ValueError(f"{label}: several of its elements share one memory location")
+        if (param.requires_grad or param.grad is not None) and overlaps_itself(tensor):
+            raise ValueError(f"{label}: {SHARED}")
         spans.append(_Span(str(tensor.device), *place_of(tensor), label, tensor))
     spans.sort(key=lambda span: span[:3])
     for cluster in _clusters(spans):

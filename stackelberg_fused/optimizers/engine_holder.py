@@ -21,6 +21,7 @@ from ..groups.param_groups import (
     param_label,
 )
 from ..layout.statistics import ClipLimits
+from ..memory.arena import lasting
 from ..memory.overlap import check_overlap
 from ..torch_compat import UNKNOWN
 from .attributes import SharedAttributes
@@ -47,6 +48,7 @@ class EngineHolder(SharedAttributes):
                 labelled.setdefault(id(param), (param_label(index, group, position), param))
         return list(labelled.values())
 
+    @lasting
     def _build(self, previous: Any = None) -> Engine:
         shared = self._shared
         is_flat = shared.options["grads"] == "flat"
