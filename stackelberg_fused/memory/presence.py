@@ -6,7 +6,7 @@ import sys
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def is_abstract(tensor: Tensor) -> bool:
@@ -27,7 +27,7 @@ def is_abstract(tensor: Tensor) -> bool:
 
 def is_uninitialized(tensor: Tensor) -> bool:
     """Tell whether a tensor is a parameter of a lazy module before its first forward, without even a shape."""
-    return isinstance(tensor, UninitializedTensorMixin)
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 def is_fake(tensor: Tensor) -> bool:
