@@ -257,7 +257,8 @@ class Engine:
         for device in set(devices):
             here = [place for place, name in zip(places, devices, strict=True) if name == device]
             if may_overlap(np.concatenate(here)):
-                check_overlap(named for unit in self.units for named in unit.held())
+                params = ((s.name, s.param) for unit in self.units for s in unit.table.slots)
+                check_overlap(params, (held for unit in self.units for held in unit.held_state()))
                 break
         for unit in self.units:
             unit.gradients.has_rebound = False

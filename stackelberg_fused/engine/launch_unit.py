@@ -110,17 +110,12 @@ class LaunchUnit:
     def places(self) -> np.ndarray:
         """int64 array [n, 2]: where the memory of each parameter, and of each tensor of its state, begins and ends."""
         if self._places_of_state is None:
-            found = [place_of(tensor) for _, tensor in self._held_state()]
+            found = [place_of(tensor) for _, tensor in self.held_state()]
             self._places_of_state = np.array(found, np.int64).reshape(-1, 2)
         return np.concatenate([self.gradients.places, self._places_of_state])
 
-    def held(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and their state, with their names in errors."""
-        yield from ((slot.name, slot.local) for slot in self.table.slots)
-        yield from self._held_state()
-
-    def _held_state(self) -> Iterator[tuple[str, Tensor]]:
-        """State but for the counts, of which there may be one for all parameters."""
+    def held_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Named as in errors; without the counts, of which there may be one for all parameters."""
         for slot, tensors in zip(self.table.slots, self.table.state_tensors, strict=True):
             for name, tensor in tensors.items():
                 if name not in COUNTS:

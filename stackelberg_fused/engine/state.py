@@ -19,7 +19,7 @@ from ..groups.schemes import (
     stored_names,
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
-from ..memory.arena import zeros_like
+from ..memory.arena import lasting, zeros_like
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from .state_checks import numbers
@@ -36,6 +36,7 @@ class NewState:
         entries: of each of these slots what it has, by name.
     """
 
+    @lasting
     @torch.no_grad()
     def __init__(
         self, table: Table, indices: Sequence[int], entries: Mapping[int, Mapping[str, Any]]
@@ -80,6 +81,8 @@ class NewState:
         ]
 
 
+@lasting
+@torch.no_grad()
 def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:

@@ -24,7 +24,7 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
-from ..memory.presence import has_memory, is_abstract, is_fake
+from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import LARGEST_SCALE
 
@@ -53,7 +53,7 @@ def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> 
                 raise ValueError(
                     f"{label}: its state is the very dict that is that of {of_owner}; each needs one of its own"
                 )
-            if entry:
+            if entry and not is_uninitialized(param):
                 _check_entry(entry, param, group, label)
 
 

@@ -24,6 +24,7 @@ from ..groups.param_groups import (
     param_label,
 )
 from ..layout.statistics import ClipLimits
+from ..memory.arena import lasting
 from ..memory.overlap import check_overlap
 from ..torch_compat import UNKNOWN
 from .attributes import SharedAttributes
@@ -58,6 +59,7 @@ class EngineHolder(SharedAttributes):
                 labelled.setdefault(id(param), (param_label(index, group, position), param))
         return list(labelled.values())
 
+    @lasting
     def _build(self, loaded: Loaded | None = None) -> Engine:
         """Build the engine and have the optimizer take it; nothing of this is seen unless all of it succeeds."""
         shared = self._shared
