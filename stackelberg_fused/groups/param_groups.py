@@ -86,8 +86,10 @@ def complete_group(
     if "lr" not in group and role == "head":
         _number(group_label(index, group), "lr", defaults["lr"])
         completed["lr"] = defaults["lr"] * head_lr_ratio
-    if rule != "sgd" and "decoupled_weight_decay" not in group:
-        completed["decoupled_weight_decay"] = rule == "adamw"
+    if "decoupled_weight_decay" not in group and (
+        rule != "sgd" or "decoupled_weight_decay" in defaults
+    ):
+        completed["decoupled_weight_decay"] = rule == "adamw"  # SGD's is coupled
     return completed
 
 

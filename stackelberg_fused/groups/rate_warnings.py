@@ -35,7 +35,7 @@ class RatioWatch:
         if fastest * (1 - ROUNDING) > slowest:
             self._warn(
                 "order",
-                f"the body's learning rate ({fastest:g}) is above the head's ({slowest:g}): "
+                f"the body's learning rate ({_said(fastest)}) is above the head's ({_said(slowest)}): "
                 "the body is meant to be the slow part",
             )
         elif fastest == slowest == head.max() != 0.0 and self._was_two_scale:
@@ -51,3 +51,8 @@ class RatioWatch:
         if kind not in self._warned:
             self._warned.add(kind)
             warn_caller(message)
+
+
+def _said(rate: float) -> str:
+    """A rate as its user wrote it: infinite ones are kept as the largest number."""
+    return f"{rate if rate <= LARGEST_FLOAT else np.inf:g}"

@@ -79,8 +79,7 @@ WIDTH = 80
 HEADING = """\
 The largest difference from the reference in one step, and (its bound): of each
 case the quantity that comes nearest to its bound. In ulp; of low-precision
-storage in steps of the stored format, and the percentage of elements that are
-rounded differently."""
+storage in steps of the stored format."""
 
 
 @dataclass
