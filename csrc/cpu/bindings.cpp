@@ -130,6 +130,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"))
       .def("describe", &sf::TensorAbi::describe, pybind11::arg("tensor"))
       .def("describe_gradient", &sf::TensorAbi::describe_gradient, pybind11::arg("tensor"))
+      .def("gradient_object", &sf::TensorAbi::gradient_object, pybind11::arg("tensor"))
       .def_static("keep_gradients", &sf::TensorAbi::keep_gradients, pybind11::arg("abi"), pybind11::arg("tensors"));
   m.def(
       "find_libtorch", [] { return sf::TorchFunctions("").path; },
@@ -137,9 +138,10 @@ PYBIND11_MODULE(_cpu, m) {
   pybind11::class_<sf::TensorAbi::HeldTensors>(m, "HeldTensors", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
                                "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")
-      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
+      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>,
+                          pybind11::object>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
-           pybind11::arg("abi"))
+           pybind11::arg("abi"), pybind11::arg("dtensor") = pybind11::none())
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
   pybind11::class_<sf::AddressSnapshot>(
       m, "AddressSnapshot", collected<sf::AddressSnapshot>(),

@@ -19,20 +19,24 @@ py::list copied(const py::list& list) {
 }  // namespace
 
 Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, int64_t active,
-               std::shared_ptr<const TensorAbi> abi)
+               std::shared_ptr<const TensorAbi> abi, py::object dtensor)
     : abi_(std::move(abi)),
       owners_(copied(owners)),
       locals_(copied(locals)),
       records_(reinterpret_cast<Record*>(records)),
       active_(reinterpret_cast<uint8_t*>(active)) {
+  if (!dtensor.is_none()) shards_ = std::make_unique<ShardReader>(py::type(dtensor));
   PyUnicode_InternInPlace(&grad_.ptr());
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
     Slot slot{
-        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}};
+        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}, {}};
+    const bool is_shard =
+        shards_ && shards_->is_shard(slot.owner) && shards_->local(slot.owner) == slot.local && shards_->spec(slot.owner);
     TensorView tensor;
-    if (slot.owner == slot.local && abi_->look(slot.local, &tensor)) {
+    if ((slot.owner == slot.local || is_shard) && abi_->look(slot.local, &tensor)) {
+      if (is_shard) slot.spec = py::reinterpret_borrow<py::object>(shards_->spec(slot.owner));
       if (slots_.empty()) first_ = tensor;
       slot.readable = same_device(tensor, first_);
       slot.dtype = tensor.dtype;
@@ -49,6 +53,7 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
 }
 
 bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const {
+  if (slot.spec) return read_shard_gradient(slot, gradients, address, fits);
   TensorView tensor;
   // other types may define `.grad` themselves, and of a single element only Python can tell whether it is negated
   if (slot.readable && slot.numel != 1 && abi_->is_common(slot.owner)) {
@@ -61,19 +66,41 @@ bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_
     auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(slot.owner, grad_.ptr()));
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) return false;
-    *fits = slot.readable && abi_->look(grad.ptr(), &tensor) && this->fits(slot, tensor);
-    // A lazily negated view does not fit. Autograd makes one for conj().imag, whose strides differ from the parameter's
-    // unless it has one element. Those of torch._neg_view(), or with the parameter's strides by as_strided(), go
-    // unseen.
-    if (*fits && slot.numel == 1) {
-      const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad.ptr(), is_neg_.ptr()));
-      if (!negative) throw py::error_already_set();
-      *fits = negative.ptr() != Py_True;
-    }
+    *fits = is_readable(slot, grad.ptr(), &tensor);
     gradients->add(std::move(grad));
   }
   *address = tensor.address;
   return true;
+}
+
+bool Reader::read_shard_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const {
+  py::object grad = abi_->grad_object(slot.owner);
+  if (grad.is_none()) return false;
+  TensorView tensor;
+  *fits = false;
+  if (shards_->is_shard(grad.ptr())) {
+    PyObject *local = shards_->local(grad.ptr()), *spec = shards_->spec(grad.ptr());
+    if (local && spec) {
+      if (spec != slot.spec.ptr() && shards_->same_layout(spec, slot.spec.ptr())) {
+        slot.spec = py::reinterpret_borrow<py::object>(spec);
+      }
+      *fits = spec == slot.spec.ptr() && is_readable(slot, local, &tensor);
+    }
+  }
+  gradients->add(std::move(grad));
+  *address = tensor.address;
+  return true;
+}
+
+bool Reader::is_readable(const Slot& slot, PyObject* tensor, TensorView* view) const {
+  if (!slot.readable || !abi_->look(tensor, view) || !fits(slot, *view)) return false;
+  if (slot.numel != 1) return true;
+  // A lazily negated view does not fit. Autograd makes one for conj().imag, whose strides differ from the parameter's
+  // unless it has one element. Those of torch._neg_view(), or with the parameter's strides by as_strided(), go
+  // unseen.
+  const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, is_neg_.ptr()));
+  if (!negative) throw py::error_already_set();
+  return negative.ptr() != Py_True;
 }
 
 bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
@@ -103,7 +130,8 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     Slot& slot = slots_[i];
     Record& record = records_[i];
     TensorView tensor;
-    if (!slot.readable || !abi_->look(slot.local, &tensor) || tensor.address != record.param || !fits(slot, tensor)) {
+    if (!slot.readable || !keeps_shard(slot) || !abi_->look(slot.local, &tensor) || tensor.address != record.param ||
+        !fits(slot, tensor)) {
       moved.append(i);
     }
     int64_t address = 0;

@@ -8,11 +8,17 @@ from typing import Any
 from torch import Tensor
 
 
+def dtensor_class() -> type | None:
+    """Return torch's DTensor; None where nothing has imported it, so that none exists."""
+    # no import here: it takes a second
+    module = sys.modules.get("torch.distributed.tensor")
+    return None if module is None else module.DTensor
+
+
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor."""
-    # no import here: it takes a second, and no DTensor exists before another module has imported it
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    dtensor = dtensor_class()
+    return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def local_tensor(tensor: Any) -> Tensor:
@@ -23,24 +29,36 @@ def local_tensor(tensor: Any) -> Tensor:
 def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
     """Return the local shard of a gradient, or the gradient itself if it is no DTensor.
 
+    Waits for a shard that a collective is still to bring.
+
     Args:
         grad, param: a gradient and its parameter.
         label: names the parameter in the messages.
 
     Raises:
         TypeError: only one of the two is a DTensor.
-        ValueError: their placements differ.
+        ValueError: they are laid out in different ways, or the gradient is not summed over ranks yet.
     """
     if is_sharded(grad) != is_sharded(param):
         mismatch = "the parameter is a DTensor, its gradient is not"
         if is_sharded(grad):
             mismatch = "the gradient is a DTensor, its parameter is not"
         raise TypeError(f"{label}: {mismatch}")
-    if is_sharded(grad) and grad.placements != param.placements:
+    if not is_sharded(grad):
+        return grad
+    if any(placement.is_partial() for placement in grad.placements):
+        raise ValueError(
+            f"{label}: its gradient has placements {grad.placements}, of which a part is still to be summed over ranks: "
+            f"redistribute it to {param.placements} before the step"
+        )
+    if grad.placements != param.placements:
         raise ValueError(
             f"{label}: gradient placements {grad.placements} differ from the parameter's {param.placements}"
         )
-    return local_tensor(grad)
+    if grad.device_mesh != param.device_mesh:
+        raise ValueError(f"{label}: gradient lies on {grad.device_mesh}, the parameter on {param.device_mesh}")
+    local = grad._local_tensor
+    return local.wait() if hasattr(local, "wait") else local
 
 
 def shard_like(local: Tensor, param: Any) -> Tensor:
