@@ -53,7 +53,6 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
 }
 
 bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const {
-  if (slot.spec) return read_shard_gradient(slot, gradients, address, fits);
   TensorView tensor;
   // other types may define `.grad` themselves, and of a single element only Python can tell whether it is negated
   if (slot.readable && slot.numel != 1 && abi_->is_common(slot.owner)) {
@@ -73,12 +72,13 @@ bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_
   return true;
 }
 
-bool Reader::read_shard_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const {
-  py::object grad = abi_->grad_object(slot.owner);
+bool Reader::read_shard_gradient(Slot& slot, py::object grad, TensorAbi::HeldTensors* gradients, int64_t* address,
+                                 bool* fits) const {
   if (grad.is_none()) return false;
   TensorView tensor;
   *fits = false;
   if (shards_->is_shard(grad.ptr())) {
+    slot.grad = abi_->trail(abi_->handle(grad.ptr()));
     PyObject *local = shards_->local(grad.ptr()), *spec = shards_->spec(grad.ptr());
     if (local && spec) {
       if (spec != slot.spec.ptr() && shards_->same_layout(spec, slot.spec.ptr())) {
@@ -115,18 +115,47 @@ bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
   return true;
 }
 
+void Reader::look_ahead(int64_t i, int64_t last) const {
+  if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
+  if (i + 8 < last) {
+    abi_->prefetch_implementation(slots_[i + 8].local);
+    slots_[i + 8].grad.prefetch();
+  }
+  if (i + 4 < last) abi_->prefetch_storage(slots_[i + 4].local);
+}
+
+// From an owner to the memory of its gradient's shard are five steps, each to memory that the one before names.
+void Reader::look_ahead(int64_t i, int64_t first, int64_t last, py::object* grads) const {
+  const auto is_shard = [&](int64_t j) { return first <= j && j < last && slots_[j].spec; };
+  const auto shard = [&](int64_t j) -> PyObject* {
+    PyObject* grad = is_shard(j) ? grads[j].ptr() : nullptr;
+    return grad && shards_->is_shard(grad) ? shards_->local(grad) : nullptr;
+  };
+  if (is_shard(i + 28)) abi_->prefetch_object(slots_[i + 28].owner);
+  if (is_shard(i + 24)) {
+    abi_->prefetch_implementation(slots_[i + 24].owner);
+    slots_[i + 24].grad.prefetch();
+  }
+  if (is_shard(i + 20)) {
+    grads[i + 20] = abi_->grad_object(slots_[i + 20].owner);
+    abi_->prefetch_object(grads[i + 20].ptr());
+  }
+  if (PyObject* local = shard(i + 15)) abi_->prefetch_object(local);
+  if (PyObject* local = shard(i + 10); local && abi_->is_common(local)) abi_->prefetch_implementation(local);
+}
+
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
   auto gradients = std::make_unique<TensorAbi::HeldTensors>(abi_);
   gradients->reserve(last - first);
+  std::vector<py::object> of_shards(shards_ ? last - first : 0);
+  py::object* grads = of_shards.data() - (shards_ ? first : 0);
+  // the first ones, which no slot before them looks ahead to
+  for (int64_t i = first - 28; shards_ && i < first; ++i) look_ahead(i, first, last, grads);
   py::list moved, mismatched;
   for (int64_t i = first; i < last; ++i) {
-    if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
-    if (i + 8 < last) {
-      abi_->prefetch_implementation(slots_[i + 8].local);
-      slots_[i + 8].grad.prefetch();
-    }
-    if (i + 4 < last) abi_->prefetch_storage(slots_[i + 4].local);
+    look_ahead(i, last);
+    if (shards_) look_ahead(i, first, last, grads);
     Slot& slot = slots_[i];
     Record& record = records_[i];
     TensorView tensor;
@@ -136,7 +165,9 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     int64_t address = 0;
     bool fits = true;
-    const bool present = read_gradient(slot, gradients.get(), &address, &fits);
+    const bool present = slot.spec
+                             ? read_shard_gradient(slot, std::move(grads[i]), gradients.get(), &address, &fits)
+                             : read_gradient(slot, gradients.get(), &address, &fits);
     if (present != static_cast<bool>(active_[i])) {
       active_[i] = present;
       switched_ = true;

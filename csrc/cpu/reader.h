@@ -56,7 +56,12 @@ class Reader {
   // read in the parameter's layout.
   bool read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const;
   // The same of a shard.
-  bool read_shard_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_t* address, bool* fits) const;
+  bool read_shard_gradient(Slot& slot, pybind11::object grad, TensorAbi::HeldTensors* gradients, int64_t* address,
+                           bool* fits) const;
+  // Ask for memory that slots after `i` will read.
+  void look_ahead(int64_t i, int64_t last) const;
+  // The same for shards; finds the gradients of some of them, `grads[slot]`.
+  void look_ahead(int64_t i, int64_t first, int64_t last, pybind11::object* grads) const;
   // Whether a gradient, or its shard, can be read in the parameter's layout.
   bool is_readable(const Slot& slot, PyObject* tensor, TensorView* view) const;
   // Whether the slot's parameter still holds the shard that it held at construction.
