@@ -26,6 +26,11 @@ def local_tensor(tensor: Any) -> Tensor:
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
+def same_placements(a: Any, b: Any) -> bool:
+    """Tell whether two DTensors lie on the same mesh in the same way."""
+    return bool(a.placements == b.placements and a.device_mesh == b.device_mesh)
+
+
 def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
     """Return the local shard of a gradient, or the gradient itself if it is no DTensor.
 
@@ -56,7 +61,9 @@ def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
             f"{label}: gradient placements {grad.placements} differ from the parameter's {param.placements}"
         )
     if grad.device_mesh != param.device_mesh:
-        raise ValueError(f"{label}: gradient lies on {grad.device_mesh}, the parameter on {param.device_mesh}")
+        raise ValueError(
+            f"{label}: gradient lies on {grad.device_mesh}, the parameter on {param.device_mesh}"
+        )
     local = grad._local_tensor
     return local.wait() if hasattr(local, "wait") else local
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..memory.sharding import dtensor_class, local_tensor
+from ..memory.sharding import dtensor_class, is_sharded, local_tensor, same_placements
 from .tensor_abi import tensor_abi
 
 try:
@@ -89,16 +89,20 @@ class PythonReader:
             or self._locals[i].data_ptr() != address
             or not self._fits(i, self._locals[i])
         ]
+        readable = [
+            None if grad is None else self._readable(i, grad)
+            for i, grad in zip(slots, gradients, strict=True)
+        ]
         mismatched = [
             i
-            for i, grad in zip(slots, gradients, strict=True)
-            if grad is not None and not (self._owners[i] is self._locals[i] and self._fits(i, grad))
+            for i, grad, found in zip(slots, gradients, readable, strict=True)
+            if grad is not None and found is None
         ]
         skipped = set(mismatched)
         addresses = np.array(
             [
-                grads[i] if i in skipped else 0 if grad is None else grad.data_ptr()
-                for i, grad in zip(slots, gradients, strict=True)
+                grads[i] if i in skipped else 0 if found is None else found.data_ptr()
+                for i, found in zip(slots, readable, strict=True)
             ],
             np.int64,
         )
@@ -116,6 +120,15 @@ class PythonReader:
         switched = not np.array_equal(present, self._active[span])
         self._active[span] = present
         return moved, mismatched, changed, switched, [g for g in gradients if g is not None]
+
+    def _readable(self, i: int, grad: Tensor) -> Tensor | None:
+        """The tensor whose memory is the gradient of slot `i`: its shard where the parameter is one; None: see `read`."""
+        owner = self._owners[i]
+        if owner is not self._locals[i]:
+            if not is_sharded(grad) or not same_placements(grad, owner):
+                return None
+            grad = grad._local_tensor
+        return grad if self._fits(i, grad) else None
 
     def _fits(self, i: int, tensor: Tensor) -> bool:
         """Tell whether a tensor has the layout, dtype and device of slot `i` at construction, and memory of its own."""
