@@ -3,6 +3,7 @@
 // field lists work as those of tables.h.
 #pragma once
 
+#include "exact_sum.h"
 #include "tables.h"
 
 namespace sf {
@@ -14,7 +15,8 @@ namespace sf {
   FIELD(int64_t, first_tile)                                                                                      \
   FIELD(int64_t, num_tiles)                                                                                       \
   FIELD(int64_t, first_head_tile)                                                                                 \
-  FIELD(double*, tile_sums) /* [tiles of the table] */                                                            \
+  FIELD(ExactSum*, sums)    /* [kSumCopies][2]; zero between launches */ \
+  FIELD(int64_t*, digits)   /* [2][kHostWords]: the sums of both players */ \
   FIELD(GradientStatistics*, statistics)                                                                          \
   FIELD(PerPlayer<double>, max_norm) /* infinity: no limit; where `joint`, max_norm[0] limits the norm of both */ \
   FIELD(int32_t, joint)                                                                                           \
@@ -52,7 +54,8 @@ struct StatisticsArgs {
   FIELD(int32_t*, arrived)           /* [records]: blocks that have read the count; 0 between launches */      \
   /* for the launch that projects onto joint sets */                                                           \
   FIELD(const JointSet*, sets)    /* null: there are none */                                                   \
-  FIELD(double*, set_sums)        /* [tiles]: squares of the updated elements of a ball */                     \
+  FIELD(ExactSum*, set_sums)      /* [sets][kSumCopies]: squares of the updated elements of a ball; zero between launches */ \
+  FIELD(int64_t*, set_digits)   /* [sets][kHostWords]: their sums */ \
   FIELD(double*, set_factors)     /* [sets]: scales the elements of a ball */                                  \
   FIELD(int32_t*, set_tiles_done) /* [sets]: tiles summed up so far; 0 between launches */                     \
   FIELD(int32_t*, moved)          /* [records]: 1 if this launch moved it */
@@ -69,8 +72,7 @@ struct StepArgs {
   FIELD(const Tile*, pieces)          \
   FIELD(int64_t, first_piece)         \
   FIELD(int64_t, num_pieces)          \
-  FIELD(const double*, set_sums)      \
-  FIELD(double*, set_factors)         \
+  FIELD(const double*, set_factors)   \
   FIELD(const int32_t*, moved)        \
   FIELD(const float*, found_inf)
 
