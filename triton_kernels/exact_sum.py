@@ -18,10 +18,7 @@ FIRST_KERNEL_DIGIT: tl.constexpr = tl.constexpr(exact_sum.FIRST_KERNEL_DIGIT)
 INFINITIES: tl.constexpr = tl.constexpr(exact_sum.INFINITIES)
 WORDS: tl.constexpr = tl.constexpr(exact_sum.WORDS)
 COPIES: tl.constexpr = tl.constexpr(exact_sum.COPIES)
-# the exponent of a unit of the kernels' lowest digit
-LOWEST: tl.constexpr = tl.constexpr(
-    exact_sum.LOWEST_EXPONENT + exact_sum.DIGIT_BITS * exact_sum.FIRST_KERNEL_DIGIT
-)
+LOWEST: tl.constexpr = tl.constexpr(exact_sum.LOWEST_KERNEL_EXPONENT)
 INFINITY_BITS: tl.constexpr = tl.constexpr(0x7F800000)
 LARGEST_BITS: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 SLICE_BITS: tl.constexpr = tl.constexpr(51)

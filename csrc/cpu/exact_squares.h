@@ -114,7 +114,7 @@ void add_squares(const float* x, int64_t count, ExactSum& sum) {
 
 // Adds a sum to one that other threads add to as well.
 void add_atomically(const ExactSum& sum, ExactSum& to) {
-  const auto *from = reinterpret_cast<const int64_t*>(&sum);
+  const auto* from = reinterpret_cast<const int64_t*>(&sum);
   auto* into = reinterpret_cast<int64_t*>(&to);
   for (int i = 0; i < kExactSumWords; ++i) {
     if (from[i]) __atomic_fetch_add(into + i, from[i], __ATOMIC_RELAXED);

@@ -25,6 +25,7 @@ WORDS = DIGITS + 2
 KERNEL_DIGITS = 23
 KERNEL_WORDS = KERNEL_DIGITS + 2
 FIRST_KERNEL_DIGIT = 59
+LOWEST_KERNEL_EXPONENT = LOWEST_EXPONENT + DIGIT_BITS * FIRST_KERNEL_DIGIT
 COPIES = 16  # that a sum is spread over while blocks add to it
 
 _MASK = 2**DIGIT_BITS - 1
@@ -39,7 +40,8 @@ def sum_of_squares(elements: Tensor) -> Tensor:
         elements: any shape, any real dtype.
 
     Returns:
-        int64 [WORDS]: digits, each less than 2 ** 32 times the number of elements, and the counts of INFINITIES and NANS.
+        int64 [WORDS]: digits, each less than 2 ** 36 times the number of elements, and the counts of INFINITIES and
+            NANS.
     """
     x = elements.detach().reshape(-1).double().abs()
     words = torch.zeros(WORDS, dtype=torch.int64, device=x.device)
@@ -62,7 +64,9 @@ def _add(words: Tensor, numbers: Tensor, exponents: Tensor) -> None:
     first, shift = place // DIGIT_BITS, place % DIGIT_BITS
     low = (numbers & _MASK) << shift
     high = (numbers >> DIGIT_BITS) << shift
-    for k, digit in enumerate((low & _MASK, (low >> DIGIT_BITS) + (high & _MASK), high >> DIGIT_BITS)):
+    for k, digit in enumerate(
+        (low & _MASK, (low >> DIGIT_BITS) + (high & _MASK), high >> DIGIT_BITS)
+    ):
         words.index_add_(0, first + k, digit)
 
 

@@ -147,7 +147,9 @@ def test_infinities_and_nans_are_counted(backend: str) -> None:
 
 def _split(values: torch.Tensor, chance: random.Random) -> list[torch.Tensor]:
     """Its elements in another order, in parts of any size."""
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(chance.getrandbits(32)))
+    order = torch.randperm(
+        len(values), generator=torch.Generator().manual_seed(chance.getrandbits(32))
+    )
     cuts = sorted(chance.sample(range(len(values)), min(len(values) - 1, chance.randint(0, 5))))
     return [part for part in torch.tensor_split(values[order], cuts) if len(part)]
 
@@ -161,7 +163,7 @@ def test_the_same_bits_however_elements_are_distributed(backend: str) -> None:
         for _ in range(2 if is_interpreting() else 5):
             parts = _split(values, chance)
             together = _optimizer([p for part in parts for p in (part, part.flip(0))], backend)
-            body = [g["params"] for g in together.param_groups][0]
+            body = together.param_groups[0]["params"]
             together.step()
             of_body = torch.cat([p.grad.cpu() for p in body])
             assert float(together.last_step.grad_norm["body"]) == _norm(of_body)

@@ -60,7 +60,7 @@ def test_a_sum_is_exact_and_rounded_once(dtype: torch.dtype, data: st.DataObject
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_numbers_of_any_range(dtype: torch.dtype, spread: int) -> None:
     torch.manual_seed(spread)
-    x = (torch.randn(3000).double() * torch.exp2(torch.empty(3000).uniform_(-spread, spread / 2)))
+    x = torch.randn(3000).double() * torch.exp2(torch.empty(3000).uniform_(-spread, spread / 2))
     x = x.to(dtype)
     assert float(rounded(sum_of_squares(x))) == _nearest(_exact(x))
 

@@ -145,7 +145,8 @@ int check(const std::vector<int32_t>& rules, int shifted, int shift) {
   return compare(cuda, cpu, "plain", shifted, shift);
 }
 
-// Compares the sums of both players with the CPU's, and the updates that are clipped by the factors that follow from them.
+// Compares the sums of both players with the CPU's, and the updates that are clipped by the factors that follow from
+// them.
 int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const size_t tiles = cuda.tiles.size();
