@@ -17,6 +17,9 @@ namespace sf {
 constexpr int kLaneEntries = kTileElements / (4 * kLanes);
 static_assert(kTileElements % (4 * kLanes) == 0);
 
+// Blocks that fit on a multiprocessor: enough bytes in flight, and registers for the elements that a thread keeps.
+constexpr int kBlocksPerMultiprocessorOfStatistics = 3;
+
 // The gradient of a tile as the update uses it, except for clipping: unscaled, and the mean with earlier gradients.
 struct EffectiveGradient {
   int64_t grad;  // address of the parameter's gradient; 0: absent
@@ -50,7 +53,7 @@ __device__ __forceinline__ void add_tile(const EffectiveGradient& x, int64_t lef
 #pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < count; i += kLanes) take(x.at(i));
     };
-    add_squares(static_cast<int>(threadIdx.x), visit, scratch, sum);
+    add_squares(thread_now(), visit, scratch, sum);
     return;
   }
   float loaded[kLaneEntries][4];
@@ -68,7 +71,7 @@ __device__ __forceinline__ void add_tile(const EffectiveGradient& x, int64_t lef
 #pragma unroll
     for (int i = 0; i < 4 * kLaneEntries; ++i) take(loaded[i / 4][i % 4]);
   };
-  add_squares(static_cast<int>(threadIdx.x), visit, scratch, sum);
+  add_squares(thread_now(), visit, scratch, sum);
 }
 
 // Adds nothing if the gradient moves nothing now.
@@ -83,18 +86,18 @@ __device__ __forceinline__ void add_gradient(const StatisticsArgs& args, const T
   add_tile(gradient, record.numel - tile.offset, scratch, sum);
 }
 
-__global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args) {
+__global__ void __launch_bounds__(kLanes, kBlocksPerMultiprocessorOfStatistics) statistics_kernel(StatisticsArgs args) {
   __shared__ SquaresScratch scratch;
   __shared__ ExactSum totals[2];
   __shared__ double rounded[2];
   __shared__ bool is_last;
-  const int thread = static_cast<int>(threadIdx.x);
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   // an absent gradient adds nothing, but its block has to be counted
   add_gradient(args, tile, record, scratch, args.sums[2 * (t % kSumCopies) + player_of(args, t)]);
   __syncthreads();
+  const int thread = thread_now();
   if (thread == 0) {
     __threadfence();  // orders what the block has added before the count
     is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;

@@ -24,7 +24,7 @@ from ..layout.table import STATE_FIELD
 from ..memory.arena import in_memory_order
 from ..memory.sharding import local_tensor
 from ..numerics import turns, update_rule
-from ..numerics.exact_sum import rounded, sum_of_squares
+from ..numerics.exact_sum import carried, rounded, sum_of_squares
 from ..numerics.projection import ball_factor, project_simplex, toward_zero
 from ..numerics.random_bits import random_bits
 from .base import Backend, BackendStatus, Launch
@@ -108,7 +108,7 @@ def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None
     """Scale the parameters of a group into its ball."""
     slots = [launch.table.slots[i] for i in members]
     digits = launch.needed_joint_sets.digits[launch.table.records["set"][members[0]] - 1]
-    digits.copy_(torch.stack([sum_of_squares(slot.local) for slot in slots]).sum(0))
+    digits.copy_(carried(torch.stack([sum_of_squares(slot.local) for slot in slots]).sum(0)))
     dtype = slots[0].local.dtype
     factor = ball_factor(rounded(digits), ball.radius, ball.largest, dtype)
     if factor == 1.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,14 @@ from ..native.tables import (
     SIMPLEX,
     TILE_ELEMENTS,
 )
-from ..numerics.exact_sum import COPIES, KERNEL_WORDS, WORDS
+from ..numerics.exact_sum import (
+    COPIES,
+    KERNEL_WORDS,
+    WORDS,
+    carried,
+    root,
+    rounded,
+)
 
 
 class JointSets:
@@ -91,6 +99,22 @@ class JointSets:
     def results(self) -> tuple[torch.Tensor, ...]:
         """What the launch of the update writes, in the order of struct StepArgs."""
         return self.sums, self.digits, self.factors, self.tiles_done, self.moved
+
+    def conclude_digits(self, digits: torch.Tensor) -> None:
+        """Take these sums, and write the factors of balls that follow from them, as if all of them had moved.
+
+        Args:
+            digits: int64 [sets, WORDS], e.g. `digits` of several ranks added up.
+        """
+        self.digits.copy_(carried(digits))
+        norms = root(rounded(self.digits))
+        size, largest = (
+            torch.from_numpy(self.sets[name].copy()).to(norms.device)
+            for name in ("size", "largest")
+        )
+        is_ball = torch.from_numpy(self.sets["kind"] == BALL).to(norms.device)
+        leaves = is_ball & (norms > largest) & (norms < math.inf)
+        self.factors.copy_(torch.where(leaves, size / norms, 1.0))
 
     def are_touched(self, moves: np.ndarray) -> bool:
         """Tell whether any element of a set is among these slots (bool [slots])."""

@@ -125,7 +125,7 @@ class Statistics:
         Args:
             digits: int64 [2, WORDS], e.g. `digits` of several tables or ranks added up; on any device.
         """
-        self.digits.copy_(move(digits, self.digits.device))
+        self.digits.copy_(exact_sum.carried(move(digits, self.digits.device)))
         sum_sq = exact_sum.rounded(self.digits)
         self.sum_sq.copy_(sum_sq)
         norms = exact_sum.root(torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]))

@@ -29,6 +29,7 @@ LOWEST_KERNEL_EXPONENT = LOWEST_EXPONENT + DIGIT_BITS * FIRST_KERNEL_DIGIT
 COPIES = 16  # that a sum is spread over while blocks add to it
 
 _MASK = 2**DIGIT_BITS - 1
+_AT_ONCE = 2**24  # elements, whose digits int64 has room for
 _MANTISSA_BITS = 53
 _HALF_BITS = 27
 
@@ -40,13 +41,18 @@ def sum_of_squares(elements: Tensor) -> Tensor:
         elements: any shape, any real dtype.
 
     Returns:
-        int64 [WORDS]: digits, each less than 2 ** 36 times the number of elements, and the counts of INFINITIES and
-            NANS.
+        int64 [WORDS]: digits in [0, 2 ** 32), and the counts of INFINITIES and NANS.
     """
-    x = elements.detach().reshape(-1).double().abs()
-    words = torch.zeros(WORDS, dtype=torch.int64, device=x.device)
-    words[INFINITIES] = (x == math.inf).sum()
-    words[NANS] = x.isnan().sum()
+    words = torch.zeros(WORDS, dtype=torch.int64, device=elements.device)
+    for part in elements.detach().reshape(-1).split(_AT_ONCE):
+        _add_squares(words, part.double().abs())
+        words = carried(words)
+    return words
+
+
+def _add_squares(words: Tensor, x: Tensor) -> None:
+    words[INFINITIES] += (x == math.inf).sum()
+    words[NANS] += x.isnan().sum()
     mantissa, exponent = torch.frexp(torch.where(x < math.inf, x, 0.0))
     whole = (mantissa * 2.0**_MANTISSA_BITS).long()
     # x is whole * 2 ** unit, and its square has three products, each of at most 54 bits
@@ -55,7 +61,6 @@ def sum_of_squares(elements: Tensor) -> Tensor:
     _add(words, low * low, 2 * unit)
     _add(words, high * low, 2 * unit + _HALF_BITS + 1)
     _add(words, high * high, 2 * unit + 2 * _HALF_BITS)
-    return words
 
 
 def _add(words: Tensor, numbers: Tensor, exponents: Tensor) -> None:
@@ -81,7 +86,7 @@ def rounded(words: Tensor) -> Tensor:
     Returns:
         float64 [...].
     """
-    digits = _carried(words[..., :DIGITS])
+    digits = carried(words)[..., :DIGITS]
     place = torch.arange(DIGITS, device=words.device)
     leading = torch.where(digits != 0, place, 0).amax(-1)  # the highest digit that is not zero
     below = (leading.unsqueeze(-1) - torch.arange(3, device=words.device)).clamp(min=0)
@@ -110,8 +115,13 @@ def root(x: Tensor) -> Tensor:
     return x.sqrt() if x.device.type != "cpu" else torch.from_numpy(np.sqrt(x.numpy()))
 
 
-def _carried(digits: Tensor) -> Tensor:
-    """Carry from every digit into those above it, after which they are in [0, 2 ** 32)."""
+def carried(words: Tensor) -> Tensor:
+    """Return sums of which every digit has been carried into those above it, so that it is in [0, 2 ** 32).
+
+    Args:
+        words: int64 [..., WORDS].
+    """
+    digits = words[..., :DIGITS]
     for _ in range(2):  # after which they are at most 2 ** 32
         carry = torch.nn.functional.pad((digits >> DIGIT_BITS)[..., :-1], (1, 0))
         digits = (digits & _MASK) + carry
@@ -120,4 +130,4 @@ def _carried(digits: Tensor) -> Tensor:
     source = torch.where(digits == _MASK, -1, place).cummax(-1).values
     carry = (digits >> DIGIT_BITS).gather(-1, source.clamp(min=0)) * (source >= 0)
     carry = torch.nn.functional.pad(carry[..., :-1], (1, 0))
-    return (digits + carry) & _MASK
+    return torch.cat([(digits + carry) & _MASK, words[..., DIGITS:]], -1)

@@ -213,3 +213,30 @@ def test_a_ball_leaves_the_exact_sum_of_its_elements(backend: str) -> None:
         assert math.sqrt(found) == _norm(torch.cat(values))
         assert not joint.sums.any()
         assert not joint.tiles_done.any()
+
+
+@by_backend
+def test_factors_of_balls_follow_from_their_digits(backend: str) -> None:
+    """As a launch writes them, and as they are where each of two ranks has half of the elements."""
+    instance, device = chosen(backend)
+    values, radius = _values("normal", 5000), 0.7
+
+    def stepped(*parts: torch.Tensor) -> Any:
+        params = [nn.Parameter(part.clone().to(device)) for part in parts]
+        ours = sf.StackelbergSGD(params, lr=0.0, backend=instance, constraint=sf.L2Ball(radius))
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        ours.step()
+        return ours._engine.units[0].table.joint_sets
+
+    together = stepped(values)
+    ranks = [stepped(part) for part in values.split(2000)]
+    if backend != "reference":  # which has no use for them
+        assert float(together.factors[0]) == radius / _norm(values)
+    digits = torch.stack([rank.digits for rank in ranks]).sum(0)
+    for rank in ranks:
+        rank.conclude_digits(digits)
+        assert float(rank.factors[0]) == radius / _norm(values)
+        assert torch.equal(rank.digits, together.digits)
+    together.conclude_digits(torch.zeros_like(digits))
+    assert float(together.factors[0]) == 1.0
