@@ -40,13 +40,14 @@ void step(std::string_view packed, int threads, const std::string& isa) {
         c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
       },
       &context);
+  if (context.args.sets) sf::conclude_balls(context.args);
 }
 
 void statistics(std::string_view packed, int threads, const std::string& isa) {
   const auto args = sf::unpack<sf::StatisticsArgs>(packed);
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::compute_statistics(args, kernel.tile_sum, threads);
+  sf::compute_statistics(args, kernel.sum_tiles, threads);
 }
 
 void project(std::string_view packed, int threads) {

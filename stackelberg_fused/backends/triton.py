@@ -73,7 +73,8 @@ class TritonBackend(Backend):
                 span.first_tile,
                 span.last_tile - span.first_tile,
                 table.first_head_tile,
-                statistics.tile_sums,
+                statistics.sums,
+                statistics.digits,
                 statistics.buffer.view(torch.float64),
                 statistics.limits_on_device(limits),
                 limits.joint,
@@ -115,8 +116,7 @@ def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:
     counts, scaling, joint = launch.table.counts, launch.scaling, launch.joint_sets
     results: tuple[Tensor, ...] = ()
     if joint is not None:
-        sets = tables["sets"].view(torch.int64)
-        results = (sets, joint.sums, joint.factors, joint.tiles_done, joint.moved)
+        results = (tables["sets"].view(torch.int64), *joint.results)
     return LaunchOptions(
         factors=launch.statistics and launch.statistics.factors,
         grad_scale=scaling and scaling.grad_scale,

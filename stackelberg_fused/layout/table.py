@@ -172,7 +172,7 @@ class Table:
     def statistics_of(self, span: Span) -> Statistics:
         """The buffers of a launch of gradient statistics; allocated when first asked for."""
         if span not in self.statistics:
-            self.statistics[span] = Statistics(len(self.tiles), self.device)
+            self.statistics[span] = Statistics(self.device)
         return self.statistics[span]
 
     @property
