@@ -112,6 +112,15 @@ SF_HOST_DEVICE double round_sum(ExactSum& sum) {
   return static_cast<double>(top) * power_of_two(kLowestExponent + kDigitBits * leading.place - (62 - bits));
 }
 
+// The sum of squares of float32 numbers that the host's words hold.
+SF_HOST_DEVICE ExactSum read_sum(const int64_t* words) {
+  ExactSum sum;
+  for (int i = 0; i < kDigits; ++i) sum.digit[i] = words[kFirstHostDigit + i];
+  sum.infinities = words[kHostWords - 2];
+  sum.nans = words[kHostWords - 1];
+  return sum;
+}
+
 // Rounds a sum and writes it where the host reads it.
 SF_HOST_DEVICE double conclude_sum(ExactSum& sum, int64_t* words) {
   const double rounded = round_sum(sum);

@@ -50,6 +50,8 @@ void statistics(std::string_view packed, int threads, const std::string& isa) {
   sf::compute_statistics(args, kernel.sum_tiles, threads);
 }
 
+void conclude(std::string_view packed) { sf::conclude_digits(sf::unpack<sf::StatisticsArgs>(packed)); }
+
 void project(std::string_view packed, int threads) {
   const auto args = sf::unpack<sf::ProjectArgs>(packed);
   pybind11::gil_scoped_release release;
@@ -110,6 +112,8 @@ PYBIND11_MODULE(_cpu, m) {
         arg("threads"), arg("isa") = "");
   m.def("statistics", &statistics, "Compute the statistics of the tiles' gradients; `args`: packed STATISTICS_ARGS.",
         arg("args"), arg("threads"), arg("isa") = "");
+  m.def("conclude", &conclude, "Write what follows from the digits of the statistics; `args`: packed STATISTICS_ARGS.",
+        arg("args"));
   m.def("project", &project, "Project what step() moved onto its joint sets; `args`: packed PROJECT_ARGS.", arg("args"),
         arg("threads"));
   m.def(

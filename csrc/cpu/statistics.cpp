@@ -26,4 +26,14 @@ void compute_statistics(const StatisticsArgs& args, SumTiles sum_tiles, int thre
   conclude(args, sums[0], sums[1]);
 }
 
+void conclude_digits(const StatisticsArgs& args) {
+  double sums[2];
+  for (int player = 0; player < 2; ++player) {
+    int64_t* words = args.digits + player * kHostWords;
+    ExactSum sum = read_sum(words);
+    sums[player] = conclude_sum(sum, words);
+  }
+  conclude(args, sums[0], sums[1]);
+}
+
 }  // namespace sf

@@ -57,6 +57,10 @@ class CpuBackend(Backend):
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
+    def conclude(self, launch: Launch, limits: ClipLimits) -> int:
+        _cpu.conclude(statistics_args(launch, limits, _tables(launch)))
+        return 0
+
     def step(self, launch: Launch) -> int:
         tables, threads = _tables(launch), torch.get_num_threads()
         update = partial(_cpu.step, step_args(launch, tables), threads, self._isa)
@@ -69,10 +73,10 @@ class CpuBackend(Backend):
 
 def _tables(launch: Launch) -> dict[str, int]:
     """Addresses of the host's own."""
-    table, joint = launch.table, launch.joint_sets
+    table, joint, measured = launch.table, launch.joint_sets, launch.measured
     found = {
         "records": table.records_address,
-        "tiles": table.tiles_address,
+        "tiles": table.tiles_address if measured is None else measured.tiles.ctypes.data,
         "rows": table.rows.address,
     }
     if joint is not None:

@@ -69,9 +69,7 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
     values = (
         tables["records"],
         tables["tiles"],
-        span.first_tile,
-        span.last_tile - span.first_tile,
-        table.first_head_tile,
+        *measured_tiles(launch),
         statistics.sums.data_ptr(),
         statistics.digits.data_ptr(),
         statistics.buffer.data_ptr(),
@@ -85,6 +83,14 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
         0 if table.counts is None else table.counts.waited.data_ptr(),
     )
     return _STATISTICS.pack(*values)
+
+
+def measured_tiles(launch: Launch) -> tuple[int, int, int]:
+    """The first tile that is measured, their number, and the first one of the head's."""
+    span, first_head, part = launch.span, launch.table.first_head_tile, launch.measured
+    if part is None:
+        return span.first_tile, span.last_tile - span.first_tile, first_head
+    return (*part.range_in(span), part.before(first_head))
 
 
 def _address(tensor: Tensor | None) -> int:

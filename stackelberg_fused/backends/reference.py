@@ -53,7 +53,8 @@ class ReferenceBackend(Backend):
         table, span = launch.table, launch.span
         digits = torch.zeros_like(launch.needed_statistics.digits)
         for i in range(span.first_slot, span.last_slot):
-            grad = _moving_gradient(launch, i)
+            is_measured = launch.measured is None or launch.measured.slots[i]
+            grad = _moving_gradient(launch, i) if is_measured else None
             if grad is not None:
                 digits[ROLES.index(table.slots[i].role)] += sum_of_squares(grad)
         launch.needed_statistics.conclude_digits(digits, limits)
