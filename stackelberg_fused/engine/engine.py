@@ -38,6 +38,7 @@ from .placement import (
     collect_slots,
     merged,
 )
+from .replaced_params import ReplacedParameters
 from .state_requests import StateRequests
 
 
@@ -102,6 +103,7 @@ class Engine:
         ]
         self._turns_of_groups, self._across_rebuilds = turns_of_groups, across_rebuilds
         self._watch = across_rebuilds.watch
+        self._replaced = ReplacedParameters(groups)
         # warnings may be errors: before anything is modified
         self._look_at_rates(list(range(len(groups))))
 
@@ -213,6 +215,8 @@ class Engine:
         if checks_all and role is not None:
             self._prepare(None, limits is not None)
         pending = self._prepare(role, limits is not None)
+        if self._replaced.is_new:
+            self._replaced.refuse_marked()
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):
@@ -223,6 +227,8 @@ class Engine:
         if changed:
             self._accept(changed)
         staged = self._stage(pending, limits is not None, scaling, zero_grad)
+        if not any(staged):
+            self._replaced.refuse_orphans()
         launches, statistics = 0, None
         if limits is not None and self.units:
             launches, statistics = self._measure(staged, limits, role)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -146,10 +147,8 @@ class Ranks:
             return
         for connection in self._connections:
             connection.close()
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._server.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._server.wait()
         self._server = None
         shutil.rmtree(self._folder, ignore_errors=True)
