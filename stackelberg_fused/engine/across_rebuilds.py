@@ -21,7 +21,8 @@ class AcrossRebuilds:
 
     Attributes:
         placed: ids of parameters that were moved into arenas, or have to stay where they are.
-        reported: kinds of parameters for which the user was told that the reference steps them.
+        reported: kinds of parameters for which the user was told that the reference steps them, and parameters of which
+            else something was said.
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
         tables: of the last engine; None before the first.

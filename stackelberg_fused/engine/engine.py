@@ -37,6 +37,7 @@ from .placement import (
     Placement,
     collect_slots,
     merged,
+    report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
 from .state_requests import StateRequests
@@ -86,6 +87,7 @@ class Engine:
         check_joint_sets(collected, groups)
         self._frozen = FrozenParameters(collected, groups, state, requested)
         slots = self._frozen.updated
+        report_long_vectors(merged(slots.values()), across_rebuilds.reported)
         backends = self._choose_backends(slots, requested, across_rebuilds)
         if flat_grads:
             refuse_unflattened(slot for of_kind in slots.values() for slot in of_kind)
