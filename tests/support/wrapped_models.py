@@ -129,7 +129,11 @@ def batches(steps: int, wrapper: str) -> Iterator[tuple[Tensor, Tensor]]:
 
 def whole(tensor: Any) -> Tensor:
     """A tensor, or all of the tensor of which this rank has a shard."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    if tensor.dtype is torch.int16:  # neither gloo nor NCCL has it
+        return tensor.int().full_tensor().short()
+    return tensor.full_tensor()
 
 
 def local(tensor: Any) -> Tensor:
