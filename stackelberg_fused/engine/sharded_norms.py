@@ -11,7 +11,9 @@ import torch
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.tile_subset import TileSubset
 from ..memory.sharding import place_in_mesh, sum_over_ranks
+from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
+from .rank_agreement import refuse_different_ranks
 
 
 class _OfMesh:
@@ -39,10 +41,17 @@ class ShardedNorms:
 
     Args:
         units: all of the optimizer's.
+        groups: its param groups.
+        across_rebuilds: remembers whether ranks agreed.
     """
 
-    def __init__(self, units: Sequence[LaunchUnit]) -> None:
-        self._units = units
+    def __init__(
+        self,
+        units: Sequence[LaunchUnit],
+        groups: list[dict[str, Any]],
+        across_rebuilds: AcrossRebuilds,
+    ) -> None:
+        self._units, self._groups, self._across_rebuilds = units, groups, across_rebuilds
         meshes: list[Any] = []
         for unit in units:
             for slot in unit.table.slots:
@@ -54,9 +63,27 @@ class ShardedNorms:
         self._concludes = all(unit.backend.is_native for unit in units)
 
     @classmethod
-    def of(cls, units: Sequence[LaunchUnit]) -> ShardedNorms | None:
+    def of(
+        cls,
+        units: Sequence[LaunchUnit],
+        groups: list[dict[str, Any]],
+        across_rebuilds: AcrossRebuilds,
+    ) -> ShardedNorms | None:
         """Those of some units; None where no parameter is sharded."""
-        return cls(units) if any(unit.gradients.sharded for unit in units) else None
+        if not any(unit.gradients.sharded for unit in units):
+            return None
+        return cls(units, groups, across_rebuilds)
+
+    def agree(self, limits: ClipLimits) -> None:
+        """Compare ranks before they first wait for each other, and after groups were added.
+
+        Raises:
+            ValueError, RuntimeError: see `refuse_different_ranks`.
+        """
+        # not whenever the engine was built again: an edit on one rank alone would have it wait for the others
+        if self._across_rebuilds.agreed_groups != len(self._groups):
+            refuse_different_ranks(self._groups, {"max_grad_norm": limits})
+            self._across_rebuilds.agreed_groups = len(self._groups)
 
     def measure(
         self, staged: Sequence[Staged | None], limits: ClipLimits, role: str | None
