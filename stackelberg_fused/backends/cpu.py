@@ -8,6 +8,7 @@ import torch
 
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
+from ..layout.tile_subset import TileSubset
 from .base import (
     Backend,
     BackendStatus,
@@ -53,7 +54,7 @@ class CpuBackend(Backend):
         return refusal_of_kernel(self.name, "cpu", kind)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        args = statistics_args(launch, limits, _tables(launch))
+        args = statistics_args(launch, limits, _tables(launch, launch.measured))
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
@@ -71,9 +72,9 @@ class CpuBackend(Backend):
         return 2
 
 
-def _tables(launch: Launch) -> dict[str, int]:
-    """Addresses of the host's own."""
-    table, joint, measured = launch.table, launch.joint_sets, launch.measured
+def _tables(launch: Launch, measured: TileSubset | None = None) -> dict[str, int]:
+    """Addresses of the host's own; of these tiles, where only some are measured."""
+    table, joint = launch.table, launch.joint_sets
     found = {
         "records": table.records_address,
         "tiles": table.tiles_address if measured is None else measured.tiles.ctypes.data,

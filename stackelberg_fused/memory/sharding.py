@@ -88,7 +88,8 @@ def place_in_mesh(param: Any) -> tuple[Any, bool]:
 def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
     """Add up a tensor over all ranks of a mesh, in place.
 
-    One all-reduce, if the mesh has one dimension or is that of all ranks; else one for each dimension. Every rank of the mesh has to call this.
+    One all-reduce, if the mesh has one dimension or is that of all ranks; else one for each dimension. Every rank of
+    the mesh has to call this.
     """
     dist = torch.distributed
     if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
