@@ -66,11 +66,11 @@ def _tiles_moved(tiles, moved, begin, end):
 
 
 @triton.jit
-def report_tile(record, index, tile_index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
+def report_tile(record, index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
     """Write down what projecting needs to know of a tile; the last program of a ball computes its factor.
 
     Args:
-        record: of the tile; index: its place among the records; tile_index: the tile's among the tiles.
+        record: of the tile; index: its place among the records.
         has_moved: whether this launch moved it.
         joint: pointers: sets, set_sums, set_digits, set_factors, set_tiles_done, moved of struct StepArgs.
     """
@@ -83,7 +83,7 @@ def report_tile(record, index, tile_index, offset, has_moved, tiles, joint, TILE
         tl.debug_barrier()
         count = tl.load(record + NUMEL) - offset
         sums = set_sums + set_index * COPIES * KERNEL_WORDS
-        copy = sums + (tile_index % COPIES) * KERNEL_WORDS
+        copy = sums + (tl.program_id(0) % COPIES) * KERNEL_WORDS
         for start in range(0, TILE, SCALAR_PASS):
             within = start + tl.arange(0, SCALAR_PASS)
             params = pointers(tl.load(record + PARAM), offset + within, False)

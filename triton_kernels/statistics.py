@@ -182,7 +182,7 @@ def statistics_kernel(
         moves = (moves | (sums & has_sum)) & (waits == 0)
         gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     player = tile_index >= first_head_tile
-    copy = sums_of_players + ((tile_index % COPIES) * 2 + player) * KERNEL_WORDS
+    copy = sums_of_players + ((tl.program_id(0) % COPIES) * 2 + player) * KERNEL_WORDS
     # one that does not move adds nothing, and its program still counts as done
     if moves:
         if LOW_PRECISION & MODE:

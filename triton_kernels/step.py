@@ -211,12 +211,14 @@ def step_kernel(
         # read again what would take registers until here
         index = tl.load(tile)
         record = records + index * RECORD_WORDS
+        if LOW_PRECISION & MODE:
+            offset = tl.load(tile + 1)
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
             reports = reports & (tl.load(found_inf) == 0)
         if reports:
             joint = (sets, set_sums, set_digits, set_factors, set_tiles_done, moved)
-            report_tile(record, index, tile_index, offset, moves, tiles, joint, TILE)
+            report_tile(record, index, offset, moves, tiles, joint, TILE)
 
 
 def launch_step(
