@@ -116,9 +116,28 @@ __global__ void __launch_bounds__(kLanes, kBlocksPerMultiprocessorOfStatistics) 
   args.statistics->blocks_done = 0;
 }
 
+// What follows from digits that are there already, those of several tables or ranks.
+__global__ void __launch_bounds__(32) conclude_kernel(StatisticsArgs args) {
+  __shared__ double rounded[2];
+  const int thread = thread_now();
+  if (thread < 2) {
+    int64_t* words = args.digits + thread * kHostWords;
+    ExactSum sum = read_sum(words);
+    rounded[thread] = conclude_sum(sum, words);
+  }
+  __syncthreads();
+  if (!thread) conclude(args, rounded[0], rounded[1]);
+}
+
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream) {
   if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
   SF_LAUNCH(statistics_kernel, static_cast<unsigned>(args.num_tiles), kLanes, stream, args);
+  return launch_error();
+}
+
+const char* launch_conclude(const StatisticsArgs& args, int device, int64_t stream) {
+  if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
+  SF_LAUNCH(conclude_kernel, 1, 32, stream, args);
   return launch_error();
 }
 

@@ -59,8 +59,8 @@ class ShardedNorms:
                 if mesh not in meshes:
                     meshes.append(mesh)
         self._of_mesh = [_OfMesh(mesh, i, units) for i, mesh in enumerate(meshes)]
-        # the kernels' sums have no room for squares of float64 numbers, which others may have added
-        self._concludes = all(unit.backend.is_native for unit in units)
+        # kernels have no room for squares of float64 numbers, which another backend may have added up
+        self._concludes = all(unit.backend.reads_memory for unit in units)
 
     @classmethod
     def of(
@@ -103,7 +103,9 @@ class ShardedNorms:
         for of_mesh in self._of_mesh:
             here = torch.zeros_like(total)
             for (unit, ready), subset, part in zip(pairs, of_mesh.subsets, parts, strict=True):
-                if ready is None or (subset is not None and not len(subset.tiles)):
+                if ready is None or (
+                    subset is not None and not subset.range_in(ready.launch.span)[1]
+                ):
                     continue
                 launches += unit.measure(ready, limits, subset)
                 here += part.digits.to(here.device)
