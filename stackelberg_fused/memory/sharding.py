@@ -92,6 +92,8 @@ def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
     the mesh has to call this.
     """
     dist = torch.distributed
+    if mesh.size() == 1:
+        return
     if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
         dist.all_reduce(tensor)
         return
