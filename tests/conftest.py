@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 from quick_interpreter import patch_once_per_launch, refuse_integer_masks
+from ranks import Ranks
 from selection import quick, spread
 from still_running import StillRunning
 
@@ -82,3 +83,11 @@ def _same_seed_one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Several processes that call a function of the test's, see `ranks.py`."""
+    found = Ranks()
+    yield found
+    found.close()

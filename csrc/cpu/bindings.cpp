@@ -40,14 +40,17 @@ void step(std::string_view packed, int threads, const std::string& isa) {
         c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
       },
       &context);
+  if (context.args.sets) sf::conclude_balls(context.args);
 }
 
 void statistics(std::string_view packed, int threads, const std::string& isa) {
   const auto args = sf::unpack<sf::StatisticsArgs>(packed);
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::compute_statistics(args, kernel.tile_sum, threads);
+  sf::compute_statistics(args, kernel.sum_tiles, threads);
 }
+
+void conclude(std::string_view packed) { sf::conclude_digits(sf::unpack<sf::StatisticsArgs>(packed)); }
 
 void project(std::string_view packed, int threads) {
   const auto args = sf::unpack<sf::ProjectArgs>(packed);
@@ -109,6 +112,8 @@ PYBIND11_MODULE(_cpu, m) {
         arg("threads"), arg("isa") = "");
   m.def("statistics", &statistics, "Compute the statistics of the tiles' gradients; `args`: packed STATISTICS_ARGS.",
         arg("args"), arg("threads"), arg("isa") = "");
+  m.def("conclude", &conclude, "Write what follows from the digits of the statistics; `args`: packed STATISTICS_ARGS.",
+        arg("args"));
   m.def("project", &project, "Project what step() moved onto its joint sets; `args`: packed PROJECT_ARGS.", arg("args"),
         arg("threads"));
   m.def(
@@ -130,6 +135,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def("increment_versions", &sf::TensorAbi::increment_versions, pybind11::arg("tensors"))
       .def("describe", &sf::TensorAbi::describe, pybind11::arg("tensor"))
       .def("describe_gradient", &sf::TensorAbi::describe_gradient, pybind11::arg("tensor"))
+      .def("gradient_object", &sf::TensorAbi::gradient_object, pybind11::arg("tensor"))
       .def_static("keep_gradients", &sf::TensorAbi::keep_gradients, pybind11::arg("abi"), pybind11::arg("tensors"));
   m.def(
       "find_libtorch", [] { return sf::TorchFunctions("").path; },
@@ -137,9 +143,10 @@ PYBIND11_MODULE(_cpu, m) {
   pybind11::class_<sf::TensorAbi::HeldTensors>(m, "HeldTensors", "Tensors that stay alive as long as this does.");
   pybind11::class_<sf::Reader>(m, "Reader", collected<sf::Reader>(),
                                "Reads addresses of parameters and gradients; see stackelberg_fused/native/reader.py.")
-      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>>(),
+      .def(pybind11::init<pybind11::list, pybind11::list, int64_t, int64_t, std::shared_ptr<const sf::TensorAbi>,
+                          pybind11::object>(),
            pybind11::arg("owners"), pybind11::arg("local_tensors"), pybind11::arg("records"), pybind11::arg("active"),
-           pybind11::arg("abi"))
+           pybind11::arg("abi"), pybind11::arg("dtensor") = pybind11::none())
       .def("read", &sf::Reader::read, pybind11::arg("first"), pybind11::arg("last"));
   pybind11::class_<sf::AddressSnapshot>(
       m, "AddressSnapshot", collected<sf::AddressSnapshot>(),

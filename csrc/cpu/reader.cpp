@@ -19,20 +19,24 @@ py::list copied(const py::list& list) {
 }  // namespace
 
 Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, int64_t active,
-               std::shared_ptr<const TensorAbi> abi)
+               std::shared_ptr<const TensorAbi> abi, py::object dtensor)
     : abi_(std::move(abi)),
       owners_(copied(owners)),
       locals_(copied(locals)),
       records_(reinterpret_cast<Record*>(records)),
       active_(reinterpret_cast<uint8_t*>(active)) {
+  if (!dtensor.is_none()) shards_ = std::make_unique<ShardReader>(py::type(dtensor));
   PyUnicode_InternInPlace(&grad_.ptr());
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
     Slot slot{
-        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}};
+        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}, {}};
+    const bool is_shard =
+        shards_ && shards_->is_shard(slot.owner) && shards_->local(slot.owner) == slot.local && shards_->spec(slot.owner);
     TensorView tensor;
-    if (slot.owner == slot.local && abi_->look(slot.local, &tensor)) {
+    if ((slot.owner == slot.local || is_shard) && abi_->look(slot.local, &tensor)) {
+      if (is_shard) slot.spec = py::reinterpret_borrow<py::object>(shards_->spec(slot.owner));
       if (slots_.empty()) first_ = tensor;
       slot.readable = same_device(tensor, first_);
       slot.dtype = tensor.dtype;
@@ -61,19 +65,42 @@ bool Reader::read_gradient(Slot& slot, TensorAbi::HeldTensors* gradients, int64_
     auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(slot.owner, grad_.ptr()));
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) return false;
-    *fits = slot.readable && abi_->look(grad.ptr(), &tensor) && this->fits(slot, tensor);
-    // A lazily negated view does not fit. Autograd makes one for conj().imag, whose strides differ from the parameter's
-    // unless it has one element. Those of torch._neg_view(), or with the parameter's strides by as_strided(), go
-    // unseen.
-    if (*fits && slot.numel == 1) {
-      const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad.ptr(), is_neg_.ptr()));
-      if (!negative) throw py::error_already_set();
-      *fits = negative.ptr() != Py_True;
-    }
+    *fits = is_readable(slot, grad.ptr(), &tensor);
     gradients->add(std::move(grad));
   }
   *address = tensor.address;
   return true;
+}
+
+bool Reader::read_shard_gradient(Slot& slot, py::object grad, TensorAbi::HeldTensors* gradients, int64_t* address,
+                                 bool* fits) const {
+  if (grad.is_none()) return false;
+  TensorView tensor;
+  *fits = false;
+  if (shards_->is_shard(grad.ptr())) {
+    slot.grad = abi_->trail(abi_->handle(grad.ptr()));
+    PyObject *local = shards_->local(grad.ptr()), *spec = shards_->spec(grad.ptr());
+    if (local && spec) {
+      if (spec != slot.spec.ptr() && shards_->same_layout(spec, slot.spec.ptr())) {
+        slot.spec = py::reinterpret_borrow<py::object>(spec);
+      }
+      *fits = spec == slot.spec.ptr() && is_readable(slot, local, &tensor);
+    }
+  }
+  gradients->add(std::move(grad));
+  *address = tensor.address;
+  return true;
+}
+
+bool Reader::is_readable(const Slot& slot, PyObject* tensor, TensorView* view) const {
+  if (!slot.readable || !abi_->look(tensor, view) || !fits(slot, *view)) return false;
+  if (slot.numel != 1) return true;
+  // A lazily negated view does not fit. Autograd makes one for conj().imag, whose strides differ from the parameter's
+  // unless it has one element. Those of torch._neg_view(), or with the parameter's strides by as_strided(), go
+  // unseen.
+  const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, is_neg_.ptr()));
+  if (!negative) throw py::error_already_set();
+  return negative.ptr() != Py_True;
 }
 
 bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
@@ -88,27 +115,59 @@ bool Reader::fits(const Slot& slot, const TensorView& tensor) const {
   return true;
 }
 
+void Reader::look_ahead(int64_t i, int64_t last) const {
+  if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
+  if (i + 8 < last) {
+    abi_->prefetch_implementation(slots_[i + 8].local);
+    slots_[i + 8].grad.prefetch();
+  }
+  if (i + 4 < last) abi_->prefetch_storage(slots_[i + 4].local);
+}
+
+// From an owner to the memory of its gradient's shard are five steps, each to memory that the one before names.
+void Reader::look_ahead(int64_t i, int64_t first, int64_t last, py::object* grads) const {
+  const auto is_shard = [&](int64_t j) { return first <= j && j < last && slots_[j].spec; };
+  const auto shard = [&](int64_t j) -> PyObject* {
+    PyObject* grad = is_shard(j) ? grads[j].ptr() : nullptr;
+    return grad && shards_->is_shard(grad) ? shards_->local(grad) : nullptr;
+  };
+  if (is_shard(i + 28)) abi_->prefetch_object(slots_[i + 28].owner);
+  if (is_shard(i + 24)) {
+    abi_->prefetch_implementation(slots_[i + 24].owner);
+    slots_[i + 24].grad.prefetch();
+  }
+  if (is_shard(i + 20)) {
+    grads[i + 20] = abi_->grad_object(slots_[i + 20].owner);
+    abi_->prefetch_object(grads[i + 20].ptr());
+  }
+  if (PyObject* local = shard(i + 15)) abi_->prefetch_object(local);
+  if (PyObject* local = shard(i + 10); local && abi_->is_common(local)) abi_->prefetch_implementation(local);
+}
+
 py::tuple Reader::read(int64_t first, int64_t last) {
   if (first < 0 || last > static_cast<int64_t>(slots_.size())) throw py::index_error("no such slots");
   auto gradients = std::make_unique<TensorAbi::HeldTensors>(abi_);
   gradients->reserve(last - first);
+  std::vector<py::object> of_shards(shards_ ? last - first : 0);
+  py::object* grads = of_shards.data() - (shards_ ? first : 0);
+  // the first ones, which no slot before them looks ahead to
+  for (int64_t i = first - 28; shards_ && i < first; ++i) look_ahead(i, first, last, grads);
   py::list moved, mismatched;
   for (int64_t i = first; i < last; ++i) {
-    if (i + 12 < last) abi_->prefetch_object(slots_[i + 12].local);
-    if (i + 8 < last) {
-      abi_->prefetch_implementation(slots_[i + 8].local);
-      slots_[i + 8].grad.prefetch();
-    }
-    if (i + 4 < last) abi_->prefetch_storage(slots_[i + 4].local);
+    look_ahead(i, last);
+    if (shards_) look_ahead(i, first, last, grads);
     Slot& slot = slots_[i];
     Record& record = records_[i];
     TensorView tensor;
-    if (!slot.readable || !abi_->look(slot.local, &tensor) || tensor.address != record.param || !fits(slot, tensor)) {
+    if (!slot.readable || !keeps_shard(slot) || !abi_->look(slot.local, &tensor) || tensor.address != record.param ||
+        !fits(slot, tensor)) {
       moved.append(i);
     }
     int64_t address = 0;
     bool fits = true;
-    const bool present = read_gradient(slot, gradients.get(), &address, &fits);
+    const bool present = slot.spec
+                             ? read_shard_gradient(slot, std::move(grads[i]), gradients.get(), &address, &fits)
+                             : read_gradient(slot, gradients.get(), &address, &fits);
     if (present != static_cast<bool>(active_[i])) {
       active_[i] = present;
       switched_ = true;

@@ -16,21 +16,29 @@ namespace {
 // Closed again, for torch stays where it is.
 class Library {
  public:
+  // `name` is a path, or what torch calls a library of its own.
   explicit Library(const std::string& name) {
-    const std::string torchs[] = {"libtorch_cpu.so", "libtorch_cpu.dylib"};
-    for (const std::string& file : torchs) {
-      if ((library_ = dlopen((name.empty() ? file : name).c_str(), RTLD_LAZY | RTLD_NOLOAD))) return;
+    for (const char* ending : {"", ".so", ".dylib"}) {
+      if ((library_ = dlopen((name + ending).c_str(), RTLD_LAZY | RTLD_NOLOAD))) return;
     }
-    throw std::runtime_error((name.empty() ? "libtorch_cpu" : name) + " is not loaded");
   }
-  ~Library() { dlclose(library_); }
+  ~Library() {
+    if (library_) dlclose(library_);
+  }
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;
 
+  bool is_loaded() const { return library_; }
+
   template <typename Function>
   void find(const char* name, Function* out) const {
-    *out = reinterpret_cast<Function>(dlsym(library_, name));
+    *out = find_if_there<Function>(name);
     if (!*out) throw std::runtime_error(std::string("this torch has no ") + name);
+  }
+  // Null where there is none.
+  template <typename Function>
+  Function find_if_there(const char* name) const {
+    return library_ ? reinterpret_cast<Function>(dlsym(library_, name)) : nullptr;
   }
 
  private:
@@ -64,7 +72,9 @@ py::tuple as_tuple(const void* implementation, const TensorView& view) {
 }  // namespace
 
 TorchFunctions::TorchFunctions(const std::string& library) {
-  const Library torch(library);
+  const std::string file = library.empty() ? "libtorch_cpu" : library;
+  const Library torch(file);
+  if (!torch.is_loaded()) throw std::runtime_error(file + " is not loaded");
   torch.find("aoti_torch_layout_strided", &layout_strided);
   torch.find("aoti_torch_get_data_ptr", &data_ptr);
   torch.find("aoti_torch_get_dim", &dim);
@@ -79,8 +89,9 @@ TorchFunctions::TorchFunctions(const std::string& library) {
   torch.find("aoti_torch_assign_tensors", &assign);
   torch.find("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", &bump_version);
   torch.find("_ZNK3c1010TensorImpl4gradEv", &grad);
-  Dl_info file;
-  if (dladdr(reinterpret_cast<const void*>(layout_strided), &file) && file.dli_fname) path = file.dli_fname;
+  wrap = Library("libtorch_python").find_if_there<decltype(wrap)>("_Z16THPVariable_WrapRKN2at10TensorBaseE");
+  Dl_info found;
+  if (dladdr(reinterpret_cast<const void*>(layout_strided), &found) && found.dli_fname) path = found.dli_fname;
 }
 
 TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, int64_t impl, int64_t address,
@@ -90,6 +101,7 @@ TensorAbi::TensorAbi(py::tuple types, py::object no_dispatch, py::handle probe, 
       no_dispatch_(std::move(no_dispatch)),
       offset_(find_offset(probe, impl)) {
   PyUnicode_InternInPlace(&dispatch_name_.ptr());
+  PyUnicode_InternInPlace(&grad_name_.ptr());
   strided_ = torch_.layout_strided();
   TensorView view;
   const bool right = look(probe.ptr(), &view) && view.address == address && view.ndim == 2 && view.shape[0] == 2 &&
@@ -138,6 +150,16 @@ bool TensorAbi::look_inside(const void* tensor, TensorView* out) const {
 const void* TensorAbi::grad(PyObject* object) const {
   const void* found = torch_.grad(implementation(object));
   return *static_cast<const void* const*>(found) == undefined_ ? nullptr : found;
+}
+
+py::object TensorAbi::grad_object(PyObject* object) const {
+  const void* found = grad(object);
+  if (!found) return py::none();
+  // asking Python takes a microsecond where a class may intercept attributes, as DTensor may
+  auto grad = py::reinterpret_steal<py::object>(torch_.wrap ? torch_.wrap(found)
+                                                            : PyObject_GetAttr(object, grad_name_.ptr()));
+  if (!grad) throw py::error_already_set();
+  return grad;
 }
 
 void TensorAbi::HeldTensors::add(const void* tensor) {

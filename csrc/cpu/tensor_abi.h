@@ -1,6 +1,6 @@
 // Tensors, read without a Python call and without a header of torch: by functions of libtorch that are looked up in the
 // running process. Those named aoti_torch_* are a C interface that torch keeps stable for models compiled ahead of time
-// (torch/csrc/inductor/aoti_torch/c/shim.h). Three things are not stable: the two C++ functions below, of whose mangled
+// (torch/csrc/inductor/aoti_torch/c/shim.h). Four things are not stable: the three C++ functions below, of whose mangled
 // names the return type is no part, and where a Python object keeps its tensor. So a torch has to be probed before it
 // is trusted: stackelberg_fused/native/tensor_abi.py says when and how.
 #pragma once
@@ -40,11 +40,13 @@ struct TorchFunctions {
   int32_t (*new_handle)(const void* tensor, void** out);
   int32_t (*delete_handle)(void* tensor);
   int32_t (*assign)(const void* from, void* to);
-  // The two that are exported, but not stable:
+  // The three that are exported, but not stable:
   // void torch::autograd::impl::bump_version(const at::Tensor&)
   void (*bump_version)(const void* tensor);
   // const at::Tensor& c10::TensorImpl::grad() const
   const void* (*grad)(const void* implementation);
+  // PyObject* THPVariable_Wrap(const at::TensorBase&), of libtorch_python; null where that has none, or is not loaded.
+  PyObject* (*wrap)(const void* tensor) = nullptr;
 
   std::string path;  // where the library lies
 };
@@ -83,6 +85,8 @@ class TensorAbi {
   // What `.grad` of such an object is: a handle that is valid until `.grad` is set, or null. Not wrapped in a Python
   // object, which is most of what asking Python costs.
   const void* grad(PyObject* object) const;
+  // The same as an object, None without a gradient: of a DTensor, whose shard only its object knows.
+  pybind11::object grad_object(PyObject* object) const;
 
   // Tensors that stay alive as long as this does.
   class HeldTensors {
@@ -134,6 +138,8 @@ class TensorAbi {
   // What grad() and look_at() see: None without a gradient; where look_at() sees nothing, its implementation and
   // whether it is strided.
   pybind11::object describe_gradient(pybind11::handle tensor) const;
+  // What grad_object() returns.
+  pybind11::object gradient_object(pybind11::handle tensor) const { return grad_object(tensor.ptr()); }
   // Of tensors that have one each.
   static std::unique_ptr<HeldTensors> keep_gradients(std::shared_ptr<const TensorAbi> abi,
                                                      const pybind11::list& tensors);
@@ -147,7 +153,7 @@ class TensorAbi {
   TorchFunctions torch_;
   pybind11::tuple types_;
   pybind11::object no_dispatch_;
-  pybind11::str dispatch_name_{"__torch_dispatch__"};
+  pybind11::str dispatch_name_{"__torch_dispatch__"}, grad_name_{"grad"};
   std::size_t offset_ = 0;
   int32_t strided_ = 0;
   const void* undefined_ = nullptr;   // the implementation of all tensors that are none

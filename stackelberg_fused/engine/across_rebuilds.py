@@ -21,13 +21,15 @@ class AcrossRebuilds:
 
     Attributes:
         placed: ids of parameters that were moved into arenas, or have to stay where they are.
-        reported: kinds of parameters for which the user was told that the reference steps them.
+        reported: kinds of parameters for which the user was told that the reference steps them, and parameters of which
+            else something was said.
         turns: `update_every` and `update_every_grads` by id of a group, to which the counts in the state belong.
         flat: buffers of flat gradients, by the key of the table that they were made for.
         tables: of the last engine; None before the first.
         counts: the arrays that step counts of all engines lie in; who has popped an entry of the state may put it back.
         rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
+        agreed_groups: the number of param groups when ranks that share parameters were last compared.
     """
 
     placed: set[int] = field(default_factory=set)
@@ -38,6 +40,7 @@ class AcrossRebuilds:
     counts: list[weakref.ref[np.ndarray]] = field(default_factory=list)
     rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)
+    agreed_groups: int = 0
 
     def own_counts(self) -> OwnCounts | None:
         """The step counts that are not the user's; None before the first engine."""

@@ -92,7 +92,6 @@ class Gradients:
         self._table.note_formats()
 
     def _gather(self, span: Span) -> Gathered:
-        self._check_shards(span)
         moved, mismatched, changed, switched, gradients = self._reader.read(
             span.first_slot, span.last_slot
         )
@@ -244,16 +243,12 @@ class Gradients:
                 "without it"
             )
 
-    def _check_shards(self, span: Span) -> None:
-        for i in self.sharded:
-            slot = self._table.slots[i]
-            if span.first_slot <= i < span.last_slot and local_tensor(slot.param) is not slot.local:
-                raise RebuildNeeded(slot.name)
-
     def _follow(self, i: int) -> None:
         """Accept a parameter whose `.data` was rebound to memory like the old, or raise."""
         slot, table = self._table.slots[i], self._table
         local = slot.local
+        if local_tensor(slot.param) is not local:
+            raise RebuildNeeded(slot.name)
         for what, now, before in (
             ("dtype", local.dtype, slot.scheme.param),
             ("device", local.device, table.device),

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..groups.constraints import joint_set
+from ..groups.float32_state import name_of, reason
 from ..groups.param_groups import param_label
 from ..groups.rules import as_integer
-from ..groups.schemes import check_scheme, scheme_of
+from ..groups.schemes import EIGHT_BITS, check_scheme, scheme_of
 from ..layout.slot import Kind, Slot
 from ..memory.arena import is_dense, move_into_arenas, owns_storage
 from ..memory.overlap import SHARED, overlaps_itself
@@ -41,7 +42,7 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
                 is_strided = local.layout is torch.strided and not local.is_nested
                 dense = is_strided and is_dense(local) and not local.is_neg()
                 key = stream_key(as_integer(group["seed"]), index, position)
-                scheme = scheme_of(group, local)
+                scheme = scheme_of(group, param, name_of(group, position))
                 slot = Slot(param, label, index, role, position, local, dense, scheme, key)
                 slots[_kind(slot, group)].append(slot)
     return slots
@@ -51,7 +52,10 @@ def _kind(slot: Slot, group: dict[str, Any]) -> Kind:
     local, present = slot.local, not is_abstract(slot.local)
     if joint_set(group) is None:
         return Kind(local.device, local.dtype, slot.scheme.is_direct, has_memory=present)
-    direct = all(scheme_of(group, local_tensor(p)).is_direct for p in group["params"])
+    direct = all(
+        scheme_of(group, p, name_of(group, position)).is_direct
+        for position, p in enumerate(group["params"])
+    )
     return Kind(local.device, local.dtype, direct, not direct, present)
 
 
@@ -64,7 +68,8 @@ def merged(slots: Iterable[list[Slot]]) -> list[Slot]:
 def misfit(slot: Slot, groups: list[dict[str, Any]]) -> str:
     """Why a parameter cannot be updated, or stored as its group says; empty where it can."""
     try:
-        check_scheme(slot.name, groups[slot.group], slot.param)
+        group = groups[slot.group]
+        check_scheme(slot.name, group, slot.param, name_of(group, slot.position))
     except (TypeError, ValueError) as error:
         return str(error)
     return f"{slot.name}: {SHARED}" if overlaps_itself(slot.local) else ""
@@ -73,6 +78,26 @@ def misfit(slot: Slot, groups: list[dict[str, Any]]) -> str:
 def is_trained(slot: Slot) -> bool:
     """Tell whether a parameter is trained, as opposed to frozen."""
     return slot.param.requires_grad or slot.param.grad is not None
+
+
+def report_long_vectors(slots: Iterable[Slot], reported: set[Any]) -> None:
+    """Say once of each parameter of one dimension that its state has fewer bits, since it was a matrix.
+
+    Args:
+        reported: of whom it was said; changed in place.
+    """
+    for slot in slots:
+        if slot.scheme.is_direct or slot.scheme.state is torch.float32 or slot.param.dim() > 1:
+            continue
+        why = reason(slot.param)
+        if why and ("float32_state", slot.name) not in reported:
+            reported.add(("float32_state", slot.name))
+            log.info(
+                "%s has state of %s, though it has one dimension: %s",
+                slot.name,
+                "8 bits" if slot.scheme.state is EIGHT_BITS else slot.scheme.state,
+                why,
+            )
 
 
 class Placement:

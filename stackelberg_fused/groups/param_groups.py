@@ -14,6 +14,7 @@ from torch import Tensor
 from ..memory.presence import is_fake, is_uninitialized
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
+from .float32_state import name_of
 from .rules import HYPERPARAMETERS, as_integer, as_number, is_integer
 from .schemes import check_scheme, check_scheme_names
 
@@ -314,7 +315,7 @@ def check_params(group: dict[str, Any], index: int) -> None:
         if not param.is_floating_point() and not frozen:
             raise TypeError(f"{label}: parameters must be real floating point, got {param.dtype}")
         if not frozen:
-            check_scheme(label, group, param)
+            check_scheme(label, group, param, name_of(group, position))
             _check_presence(label, param)
         if not (param.is_leaf or param.retains_grad or group.get("differentiable")):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntFlag
 from numbers import Integral, Real
-from types import NoneType
+from types import FunctionType, NoneType
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "adamw": _ADAM_NAMES,
     "sgd": _SGD_NAMES,
 }
-_IMMUTABLE = {int, float, bool, tuple, str, NoneType, *CONSTRAINTS}
+_IMMUTABLE = {int, float, bool, tuple, str, NoneType, FunctionType, *CONSTRAINTS}
 
 
 def as_number(value: Any) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..memory.presence import is_abstract
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import BLOCK
+from .float32_state import FLOAT32_STATE, has_float32_state
 from .rules import as_integer, is_integer, sums_gradients
 
 FULL_PRECISION = (torch.float32, torch.float64)
@@ -35,7 +36,6 @@ STATE_DTYPES: dict[Any, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
     "8bit": EIGHT_BITS,
 }
-FLOAT32_STATE = ("vectors", "none")
 
 # beside a weight, by its master: the tensor's name in the state
 MASTER_STATE = {
@@ -141,14 +141,19 @@ def stored_names(scheme: Scheme, group: dict[str, Any]) -> dict[str, torch.dtype
     return {name: dtype for whole in names for name, dtype in scheme.dtypes(whole).items()}
 
 
-def scheme_of(group: dict[str, Any], param: Tensor) -> Scheme:
-    """The scheme of a parameter, from checked settings of its group."""
+def scheme_of(group: dict[str, Any], param: Tensor, name: str = "") -> Scheme:
+    """The scheme of a parameter, from checked settings of its group.
+
+    Args:
+        param: the parameter itself, not its local shard.
+        name: its own, where it is known.
+    """
     dtype = param.dtype
     is_narrow = dtype in (*HALF_PRECISION, torch.float32)
     if group.get("differentiable") or not is_narrow or is_abstract(local_tensor(param)):
         return Scheme(dtype, None, dtype, True)
     state = STATE_DTYPES[group["state_dtype"]] or torch.float32
-    if group["float32_state"] == "vectors" and param.dim() <= 1:
+    if state is not torch.float32 and has_float32_state(group, param, name):
         state = torch.float32
     if dtype is torch.float32:
         return Scheme(dtype, None, state, state is torch.float32)
@@ -163,12 +168,14 @@ def check_scheme_names(label: str, group: dict[str, Any]) -> None:
         ("float32_state", FLOAT32_STATE),
     ):
         value = group[name]
+        is_predicate = name == "float32_state" and callable(value)
         try:
-            is_known = value in known
+            is_known = is_predicate or value in known
         except TypeError:
             is_known = False
         if not is_known:
             said = ", ".join(map(repr, known))
+            said += " or a function of name and parameter" * (name == "float32_state")
             raise ValueError(f"{label}: unknown {name} {value!r}, expected one of {said}")
     seed = group["seed"]
     if not is_integer(seed):
@@ -179,7 +186,7 @@ def check_scheme_names(label: str, group: dict[str, Any]) -> None:
         raise ValueError(f"{label}: differentiable=True goes with neither master nor state_dtype")
 
 
-def check_scheme(label: str, group: dict[str, Any], param: Tensor) -> None:
+def check_scheme(label: str, group: dict[str, Any], param: Tensor, name: str = "") -> None:
     """Raise ValueError or TypeError, naming the parameter, where it cannot be stored as its group says."""
     dtype, master = param.dtype, group["master"]
     if dtype not in (*FULL_PRECISION, *HALF_PRECISION):
@@ -200,7 +207,11 @@ def check_scheme(label: str, group: dict[str, Any], param: Tensor) -> None:
             f"{label}: state_dtype {group['state_dtype']!r} is for parameters of at most 32 bits; a float64 "
             "parameter has float64 state"
         )
-    if scheme_of(group, param).state is EIGHT_BITS and is_sharded(param):
+    try:
+        state = scheme_of(group, param, name).state
+    except TypeError as error:  # the answer of a predicate
+        raise TypeError(f"{label}: {error}") from error
+    if state is EIGHT_BITS and is_sharded(param):
         raise ValueError(
             f"{label}: state_dtype '8bit' does not know DTensor shards, whose blocks would end at shards; "
             "there are float32 and bfloat16"

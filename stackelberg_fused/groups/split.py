@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..memory.flattened import original_shapes
 from ..memory.presence import is_uninitialized
 from ..warning import warn_caller
 from .detect_head import candidates, detect_head, unwrapped
@@ -84,8 +85,11 @@ def _head_ids(model: nn.Module, head_names: set[str], tied: str) -> set[int]:
 
 
 def is_no_decay(param: nn.Parameter) -> bool:
-    """Tell whether a parameter is usually exempt from weight decay: biases, norm scales."""
-    return param.dim() <= 1
+    """Tell whether a parameter is usually exempt from weight decay: biases, norm scales.
+
+    What FSDP1 has flattened counts with the shape that it had.
+    """
+    return all(len(shape) <= 1 for shape in original_shapes(param) or (param.shape,))
 
 
 def split_body_head(

@@ -5,14 +5,21 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def dtensor_class() -> type | None:
+    """Return torch's DTensor; None where nothing has imported it, so that none exists."""
+    # no import here: it takes a second
+    module = sys.modules.get("torch.distributed.tensor")
+    return None if module is None else module.DTensor
 
 
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor."""
-    # no import here: it takes a second, and no DTensor exists before another module has imported it
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    dtensor = dtensor_class()
+    return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def local_tensor(tensor: Any) -> Tensor:
@@ -20,8 +27,15 @@ def local_tensor(tensor: Any) -> Tensor:
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
+def same_placements(a: Any, b: Any) -> bool:
+    """Tell whether two DTensors lie on the same mesh in the same way."""
+    return bool(a.placements == b.placements and a.device_mesh == b.device_mesh)
+
+
 def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
     """Return the local shard of a gradient, or the gradient itself if it is no DTensor.
+
+    Waits for a shard that a collective is still to bring.
 
     Args:
         grad, param: a gradient and its parameter.
@@ -29,18 +43,62 @@ def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
 
     Raises:
         TypeError: only one of the two is a DTensor.
-        ValueError: their placements differ.
+        ValueError: they are laid out in different ways, or the gradient is not summed over ranks yet.
     """
     if is_sharded(grad) != is_sharded(param):
         mismatch = "the parameter is a DTensor, its gradient is not"
         if is_sharded(grad):
             mismatch = "the gradient is a DTensor, its parameter is not"
         raise TypeError(f"{label}: {mismatch}")
-    if is_sharded(grad) and grad.placements != param.placements:
+    if not is_sharded(grad):
+        return grad
+    if any(placement.is_partial() for placement in grad.placements):
+        raise ValueError(
+            f"{label}: its gradient has placements {grad.placements}, it is still to be summed over ranks: "
+            f"redistribute it to {param.placements} before the step"
+        )
+    if grad.placements != param.placements:
         raise ValueError(
             f"{label}: gradient placements {grad.placements} differ from the parameter's {param.placements}"
         )
-    return local_tensor(grad)
+    if grad.device_mesh != param.device_mesh:
+        raise ValueError(
+            f"{label}: gradient lies on {grad.device_mesh}, the parameter on {param.device_mesh}"
+        )
+    local = grad._local_tensor
+    return local.wait() if hasattr(local, "wait") else local
+
+
+def place_in_mesh(param: Any) -> tuple[Any, bool]:
+    """Return the mesh that a parameter is laid out over, None if it is no DTensor, and whether it counts here.
+
+    Of copies of one shard, which several ranks hold where a dimension of the mesh replicates it, one counts: that of
+    the ranks which come first in each such dimension.
+    """
+    if not is_sharded(param):
+        return None, True
+    coordinate = param.device_mesh.get_coordinate() or ()
+    at_first = all(
+        placement.is_shard() or at == 0
+        for placement, at in zip(param.placements, coordinate, strict=False)
+    )
+    return param.device_mesh, at_first
+
+
+def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
+    """Add up a tensor over all ranks of a mesh, in place.
+
+    One all-reduce, if the mesh has one dimension or is that of all ranks; else one for each dimension. Every rank of
+    the mesh has to call this.
+    """
+    dist = torch.distributed
+    if mesh.size() == 1:
+        return
+    if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
+        dist.all_reduce(tensor)
+        return
+    for dimension in range(mesh.ndim):
+        dist.all_reduce(tensor, group=mesh.get_group(dimension))
 
 
 def shard_like(local: Tensor, param: Any) -> Tensor:

@@ -7,6 +7,7 @@ cost grows with the number of parameters; `csrc/cpu/reader.cpp` does the same wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory.sharding import dtensor_class, is_sharded, local_tensor, same_placements
 from .tensor_abi import tensor_abi
 
 try:
     from .._cpu import Reader as NativeReader
 except ImportError:
     NativeReader = None
+
+log = logging.getLogger("stackelberg_fused")
 
 
 class Reader(Protocol):
@@ -36,10 +40,10 @@ class Reader(Protocol):
         """Update the records of the slots `[first, last)`.
 
         Returns:
-            moved: the slots whose parameter has another address than in its record, or another layout than at
-                construction. Their records keep the old parameter.
-            mismatched: the slots whose gradient may not fit its parameter in layout, dtype or device. Their records
-                keep the old gradient. The caller checks the slots of both lists.
+            moved: the slots whose parameter has another address than in its record, another layout than at
+                construction, or another tensor as its shard. Their records keep the old parameter.
+            mismatched: the slots whose gradient may not fit its parameter in layout, placements, dtype or device. Their
+                records keep the old gradient. The caller checks the slots of both lists.
             changed: True if a record was written.
             switched: True if a gradient appeared or disappeared.
             gradients: an object that keeps the gradients alive. Their memory has to last until the end of the launch,
@@ -57,7 +61,7 @@ def same_layout(tensor: Tensor, shape: Sequence[int], stride: Sequence[int]) -> 
 
 
 class PythonReader:
-    """`Reader` for tensors that the native reader cannot read: shards, or any with a torch unknown to `TensorAbi`."""
+    """`Reader` for a torch that native code does not know."""
 
     def __init__(
         self,
@@ -81,18 +85,24 @@ class PythonReader:
         moved = [
             i
             for i, address in zip(slots, param_addresses, strict=True)
-            if self._locals[i].data_ptr() != address or not self._fits(i, self._locals[i])
+            if local_tensor(self._owners[i]) is not self._locals[i]
+            or self._locals[i].data_ptr() != address
+            or not self._fits(i, self._locals[i])
+        ]
+        readable = [
+            None if grad is None else self._readable(i, grad)
+            for i, grad in zip(slots, gradients, strict=True)
         ]
         mismatched = [
             i
-            for i, grad in zip(slots, gradients, strict=True)
-            if grad is not None and not (self._owners[i] is self._locals[i] and self._fits(i, grad))
+            for i, grad, found in zip(slots, gradients, readable, strict=True)
+            if grad is not None and found is None
         ]
         skipped = set(mismatched)
         addresses = np.array(
             [
-                grads[i] if i in skipped else 0 if grad is None else grad.data_ptr()
-                for i, grad in zip(slots, gradients, strict=True)
+                grads[i] if i in skipped else 0 if found is None else found.data_ptr()
+                for i, found in zip(slots, readable, strict=True)
             ],
             np.int64,
         )
@@ -110,6 +120,15 @@ class PythonReader:
         switched = not np.array_equal(present, self._active[span])
         self._active[span] = present
         return moved, mismatched, changed, switched, [g for g in gradients if g is not None]
+
+    def _readable(self, i: int, grad: Any) -> Tensor | None:
+        """The tensor whose memory is the gradient of slot `i`, or its shard; None where it does not fit, see `read`."""
+        owner = self._owners[i]
+        if owner is not self._locals[i]:
+            if not is_sharded(grad) or not same_placements(grad, owner):
+                return None
+            grad = grad._local_tensor
+        return grad if self._fits(i, grad) else None
 
     def _fits(self, i: int, tensor: Tensor) -> bool:
         """Tell whether a tensor has the layout, dtype and device of slot `i` at construction, and memory of its own."""
@@ -135,9 +154,14 @@ def make_reader(
     records: np.ndarray,
     active: np.ndarray,
 ) -> Reader:
-    """Return the native reader if it supports this torch and no tensor is sharded, else a `PythonReader`."""
-    unsharded = all(owner is local for owner, local in zip(owners, local_tensors, strict=True))
-    abi = tensor_abi() if unsharded else None
+    """Return the native reader if it knows this torch and its DTensors, else a `PythonReader`."""
+    abi = tensor_abi()
     if abi is None:
         return PythonReader(owners, local_tensors, records, active)
-    return NativeReader(owners, local_tensors, records.ctypes.data, active.ctypes.data, abi)
+    sharded = any(owner is not local for owner, local in zip(owners, local_tensors, strict=True))
+    arguments = owners, local_tensors, records.ctypes.data, active.ctypes.data, abi
+    try:
+        return NativeReader(*arguments, dtensor_class() if sharded else None)
+    except RuntimeError as error:
+        log.info("shards are read by Python, one by one: %s", error)
+        return PythonReader(owners, local_tensors, records, active)

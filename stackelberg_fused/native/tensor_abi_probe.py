@@ -61,6 +61,10 @@ def check(abi: Any) -> None:
     for name, tensor in samples.items():
         _compare(f"a tensor ({name})", abi.describe(tensor), tensor, numbers)
         _compare(f"a gradient ({name})", abi.describe_gradient(tensor), tensor.grad, numbers)
+        if abi.gradient_object(tensor) is not tensor.grad:
+            raise RuntimeError(
+                f"of a gradient ({name}) native code finds another object than Python"
+            )
     _check_versions(abi)
     _check_keeping(abi)
 

@@ -59,8 +59,9 @@ class StackelbergAdam(StackelbergOptimizer):
             bits of it) or "fp32"; by role as a dict, or per group. See docs/numerics.md.
         state_dtype: of moments: float32 (the default, also of 16-bit parameters), bfloat16, or "8bit" (codes in blocks
             of 32), stochastically rounded; by role as a dict, or per group.
-        float32_state: "vectors": parameters of at most one dimension keep float32 state whatever `state_dtype` says;
-            or "none".
+        float32_state: "vectors": parameters of at most one dimension keep float32 state whatever `state_dtype` says
+            (what FSDP1 flattened counts with the shape that it had); "none"; or a function of a parameter's name (empty
+            if unknown) and the parameter that says so; by role as a dict, or per group.
         seed: of the random numbers of stochastic rounding; >= 0. It is saved in state dicts, and loaded.
 
     Raises:

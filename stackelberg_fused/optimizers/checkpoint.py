@@ -124,6 +124,8 @@ def packed_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **{n: v.packed() if isinstance(v, Constraint) else v for n, v in group.items()},
             **plain_integers(group),
+            # an optimizer keeps its own when it loads; a function is no plain value
+            **({"float32_state": "function"} if callable(group.get("float32_state")) else {}),
         }
         for group in groups
     ]

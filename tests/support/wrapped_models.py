@@ -1,0 +1,141 @@
+"""One small model in the wrappers of torch.distributed, for tests on several ranks.
+
+Its sizes are odd on purpose: seven rows are not divisible by two or three ranks, and the second layer has fewer rows
+than there are ranks, so that some hold nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import normal
+from torch import Tensor, nn
+
+ROWS = 12  # of a batch, for 1, 2, 3 or 4 ranks
+
+
+def plain() -> nn.Sequential:
+    """The body is the first two layers, the head the last one."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2), nn.Tanh(), nn.Linear(2, 4))
+    return model.requires_grad_()
+
+
+def groups_of(model: nn.Module) -> list[dict[str, Any]]:
+    """A body group and a head group of parameters with names; a wrapper's prefixes do not count."""
+    last = "4."
+    named = [(_bare(name), p) for name, p in model.named_parameters()]
+    return [
+        {"params": [(n, p) for n, p in named if not n.startswith(last)], "lr": 0.01},
+        {"params": [(n, p) for n, p in named if n.startswith(last)], "lr": 0.1, "role": "head"},
+    ]
+
+
+def _bare(name: str) -> str:
+    for prefix in ("_fsdp_wrapped_module.", "module."):
+        name = name.replace(prefix, "")
+    return name
+
+
+def _mesh(*shape: int) -> Any:
+    names = ("outer", "inner")[-len(shape) :]
+    return dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [part for part in model if isinstance(part, nn.Linear)]
+
+
+def ddp(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def _fsdp1(model: nn.Module, **how: Any) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    policy = ModuleWrapPolicy({nn.Linear})
+    return FullyShardedDataParallel(
+        model, auto_wrap_policy=policy, device_id=torch.device("cpu"), **how
+    )
+
+
+def fsdp1(model: nn.Module) -> nn.Module:
+    return _fsdp1(model, use_orig_params=True)
+
+
+def fsdp1_flat(model: nn.Module) -> nn.Module:
+    return _fsdp1(model, use_orig_params=False)
+
+
+def fsdp2(model: nn.Module, mesh: Any = None) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = mesh or _mesh(dist.get_world_size())
+    for part in (*_layers(model), model):
+        fully_shard(part, mesh=mesh)
+    return model
+
+
+def hsdp(model: nn.Module) -> nn.Module:
+    return fsdp2(model, _mesh(2, 2))
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    """Tensor parallel over the inner pairs of ranks, sharded over the outer ones."""
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = _mesh(2, 2)
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    # the width that the inner pairs share has to be even there
+    parallelize_module(model, mesh["inner"], plan)
+    return fsdp2(model, mesh["outer"])
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    return model
+
+
+# by name, with the number of parts into which a batch is split
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": unwrapped,
+    "DDP": ddp,
+    "FSDP1": fsdp1,
+    "FSDP1, flat": fsdp1_flat,
+    "FSDP2": fsdp2,
+    "HSDP": hsdp,
+    "TP + FSDP2": tensor_parallel,
+}
+
+
+def batches(steps: int, wrapper: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's rows of each batch; of a tensor parallel pair both have the same."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if wrapper == "TP + FSDP2":
+        world, rank = world // 2, rank // 2
+    if wrapper == "none":
+        world, rank = 1, 0
+    rows = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    for step in range(steps):
+        yield normal((ROWS, 5), 2 * step)[rows], normal((ROWS, 4), 2 * step + 1)[rows]
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor, or all of the tensor of which this rank has a shard."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    if tensor.dtype is torch.int16:  # neither gloo nor NCCL has it
+        return tensor.int().full_tensor().short()
+    return tensor.full_tensor()
+
+
+def local(tensor: Any) -> Tensor:
+    """What this rank has of a tensor."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
