@@ -92,28 +92,28 @@ def _load(
 
 
 @triton.jit
-def _load_tile(
-    gradient, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
+def _add_tile(
+    copy, gradient, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
-    """The elements of a tile's gradient.
+    """Add the squares of a tile's gradient to a copy of a sum.
 
     Args:
         sums: whether there may be a sum of earlier ones.
     """
     full = (count >= TILE) & ((gradient.address & 15) == 0)
+    # each branch adds: one that only loaded would become predicates of wide accesses
     if TURNS & MODE:
         if sums:
-            x = _load(gradient, offset, count, False, True, DTYPE, TILE)
+            add_squares(copy, _load(gradient, offset, count, False, True, DTYPE, TILE))
         elif full:
-            x = _load(gradient, offset, count, True, False, DTYPE, TILE)
+            add_squares(copy, _load(gradient, offset, count, True, False, DTYPE, TILE))
         else:
-            x = _load(gradient, offset, count, False, False, DTYPE, TILE)
+            add_squares(copy, _load(gradient, offset, count, False, False, DTYPE, TILE))
     else:
         if full:
-            x = _load(gradient, offset, count, True, False, DTYPE, TILE)
+            add_squares(copy, _load(gradient, offset, count, True, False, DTYPE, TILE))
         else:
-            x = _load(gradient, offset, count, False, False, DTYPE, TILE)
-    return x
+            add_squares(copy, _load(gradient, offset, count, False, False, DTYPE, TILE))
 
 
 @triton.jit
@@ -188,14 +188,13 @@ def statistics_kernel(
         if LOW_PRECISION & MODE:
             dtype = tl.load(record + GRAD_DTYPE)
             if dtype == FLOAT32:
-                x = _load_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+                _add_tile(copy, gradient, sums, offset, count, FLOAT32, MODE, TILE)
             elif dtype == BFLOAT16:
-                x = _load_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
+                _add_tile(copy, gradient, sums, offset, count, BFLOAT16, MODE, TILE)
             else:
-                x = _load_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
+                _add_tile(copy, gradient, sums, offset, count, FLOAT16, MODE, TILE)
         else:
-            x = _load_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
-        add_squares(copy, x)
+            _add_tile(copy, gradient, sums, offset, count, FLOAT32, MODE, TILE)
     # what was added before the count, by whichever thread added it
     tl.debug_barrier()
     blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE

@@ -70,6 +70,17 @@ def test_shuffles(shim: ctypes.PyDLL) -> None:
     assert out[6].tolist() == np.where(lane < 16, lane ^ 1, lane ^ 2).tolist()
 
 
+def test_reductions(shim: ctypes.PyDLL) -> None:
+    out = np.zeros((4, 32), np.uint32)
+    shim.run_reduce_lanes(_pointer(out))
+    assert shim.last_error() is None
+    values = [0xFFFFFFF0, *range(6, 37)]  # unsigned, and sums wrap around
+    assert out[0].tolist() == [sum(values) % 2**32] * 32
+    assert out[1].tolist() == [6] * 32
+    assert out[2].tolist() == [values[0]] * 32
+    assert out[3].tolist() == [values[0]] * 16 + [21] * 16
+
+
 def test_votes(shim: ctypes.PyDLL) -> None:
     out = np.full((6, 32), -1, np.int32)
     shim.run_ask_lanes(_pointer(out))

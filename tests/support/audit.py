@@ -191,10 +191,9 @@ def audit_statistics(kernel: sass.Kernel) -> None:
     assert kernel.count("LDL", "STL", "LD", "ST") == 0, f"{name} spills, or uses generic addresses"
     assert all(not access.guard for access in kernel.wide_accesses()), name
     assert kernel.wide_in_loops() == []
-    assert {path.load_bytes for path in kernel.paths()} == {
-        0,
-        4 * TILE_ELEMENTS // STATISTICS_THREADS,
-    }, name
+    of_float32 = 4 * TILE_ELEMENTS // STATISTICS_THREADS
+    # gradients of 16 bits may take 64-bit accesses, which do not count as wide
+    assert {path.load_bytes for path in kernel.paths()} - {of_float32 // 2} == {0, of_float32}, name
     assert {path.store_bytes for path in kernel.paths()} == {0}, name
 
 

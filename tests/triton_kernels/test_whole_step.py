@@ -15,6 +15,7 @@ from stackelberg_fused.backends.triton import is_interpreting
 
 FILES = (
     "layout/test_statistics.py",
+    "layout/test_exact_norms.py",
     "layout/test_scaling.py",
     "layout/test_tile_subset.py",
     "layout/test_device_counts.py",

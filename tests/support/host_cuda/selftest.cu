@@ -49,6 +49,20 @@ __global__ void shuffle_lanes(int* out) {
   }
 }
 
+// Sum, smallest and largest of lane + 5, or of a large number in lane 0, over the warp, and one of them over each half.
+__global__ void reduce_lanes(unsigned* out) {
+  const unsigned lane = threadIdx.x, all = 0xffffffffu, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  const unsigned value = lane ? lane + 5 : 0xfffffff0u;
+  out[lane] = __reduce_add_sync(all, value);
+  out[32 + lane] = __reduce_min_sync(all, value);
+  out[64 + lane] = __reduce_max_sync(all, value);
+  if (lane < 16) {
+    out[96 + lane] = __reduce_max_sync(half, value);
+  } else {
+    out[96 + lane] = __reduce_min_sync(half, value);
+  }
+}
+
 // Asks whether any lane is number 0, 16 or 32: out[k * 32 + lane] for the warp, out[(3 + k) * 32 + lane] for the lane's
 // half of it.
 __global__ void ask_lanes(int* out) {
@@ -117,6 +131,8 @@ void run_sum_blocks(const float* in, float* out, int count, int blocks, int thre
 }
 
 void run_shuffle_lanes(int* out) { SF_LAUNCH((shuffle_lanes), 1, 32, 0, out); }
+
+void run_reduce_lanes(unsigned* out) { SF_LAUNCH((reduce_lanes), 1, 32, 0, out); }
 
 void run_ask_lanes(int* out) { SF_LAUNCH((ask_lanes), 1, 32, 0, out); }
 
