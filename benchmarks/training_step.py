@@ -42,7 +42,7 @@ def our_bytes(training_step: TrainingStep) -> int:
     The norms read g. The average is read and written while p is at hand.
     """
     average = 8 if training_step.ema_decay is not None else 0
-    return (SCALER_BYTES if training_step.scaled else 0) + 4 + ADAM_BYTES + average + CLEAR_BYTES
+    return 4 + ADAM_BYTES + average + CLEAR_BYTES
 
 
 def torch_bytes(training_step: TrainingStep) -> int:
@@ -56,9 +56,9 @@ def torch_bytes(training_step: TrainingStep) -> int:
     return scaler + 4 + clip + ADAM_BYTES + average + CLEAR_BYTES
 
 
-def _make_scaler(device: str) -> torch.amp.GradScaler:
+def _make_scaler(cls: type[torch.amp.GradScaler], device: str) -> torch.amp.GradScaler:
     # the scale never grows, since the gradients stay the same
-    scaler = torch.amp.GradScaler(device, init_scale=SCALE, growth_interval=2**31 - 1)
+    scaler = cls(device, init_scale=SCALE, growth_interval=2**31 - 1)
     # a scaler makes its tensors when it scales a loss
     scaler.scale(torch.ones((), device=device))
     return scaler
@@ -75,7 +75,9 @@ def _make_ours(groups: Groups, backend: str, training_step: TrainingStep) -> Opt
     )
     if not training_step.scaled:
         return optimizer, functools.partial(optimizer.step, zero_grad=True)
-    scaler = _make_scaler(groups[0]["params"][0].device.type)
+    import stackelberg_fused as sf
+
+    scaler = _make_scaler(sf.GradScaler, groups[0]["params"][0].device.type)
 
     def step() -> None:
         scaler.step(optimizer, zero_grad=True)
@@ -107,7 +109,7 @@ class TorchTrainingStep:
         ]
         self._params = [p for group in torch_groups for p in group["params"]]
         device = self._params[0].device.type
-        self._scaler = _make_scaler(device) if training_step.scaled else None
+        self._scaler = _make_scaler(torch.amp.GradScaler, device) if training_step.scaled else None
         self._averages: list[torch.Tensor] = []
         if training_step.ema_decay is not None:
             self._averages = [p.detach().clone() for p in self._params]

@@ -25,6 +25,13 @@ SF_HOST_DEVICE double square(float x) { return static_cast<double>(x) * static_c
 
 SF_HOST_DEVICE double add_parts(const double part[4]) { return (part[0] + part[2]) + (part[1] + part[3]); }
 
+// A sum of squares of float32 is finite where they all are: it cannot overflow.
+SF_HOST_DEVICE bool is_finite(double sum) { return sum - sum == 0; }
+
+// What a tile adds to the sums where infinities are looked for: a gradient that moves nothing now adds nothing to the
+// norms, but if it is not finite, so are they.
+SF_HOST_DEVICE double counted(double sum, bool moves) { return moves || !is_finite(sum) ? sum : 0.0; }
+
 #if !defined(__CUDA_ARCH__)
 // Adds the upper half of the lanes to the lower half until one is left; `width` is a power of two.
 SF_HOST_DEVICE double fold_lanes(double* lanes, int width = kLanes) {
@@ -65,6 +72,7 @@ SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double hea
     const double norm = args.joint ? s.total_norm : s.norm[player];
     s.factor[player] = static_cast<float>(clip_factor(norm, args.max_norm[player]));
   }
+  if (args.found_inf) *args.found_inf = is_finite(body + head) ? 0.0f : 1.0f;
 }
 
 // The factor that removes the scale of the loss from a gradient.

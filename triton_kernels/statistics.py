@@ -134,6 +134,12 @@ def _clip_factor(norm, max_norm):
     return tl.where(clips, factor, 1.0)
 
 
+@triton.jit
+def _counted(total, moves):
+    """As `counted` of csrc/summation.h."""
+    return tl.where((moves != 0) | (total - total != 0), total, 0.0)
+
+
 @triton.jit(do_not_specialize=["first_tile", "num_tiles", "first_head_tile"])
 def statistics_kernel(
     records,
@@ -148,7 +154,9 @@ def statistics_kernel(
     rows,
     groups,
     waited,
+    found_inf,
     JOINT: tl.constexpr,
+    FINDS: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
     CONSTANTS: tl.constexpr,
@@ -163,6 +171,7 @@ def statistics_kernel(
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
         grad_scale: float32 pointer: of the loss, in MODE SCALED.
         rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
+        found_inf: float32 pointer: becomes 1 if a gradient is not finite, also one that waits, else 0; where it FINDS.
         CONSTANTS: see `constants_of`.
     """
     tile_index = first_tile + tl.program_id(0)
@@ -178,6 +187,7 @@ def statistics_kernel(
         unscale = divide(1.0, tl.load(grad_scale))
     gradient = Gradient(grad, grad, unscale, 1.0)
     sums = False
+    counts = moves
     if TURNS & MODE:
         row_index = tl.load(record + ROW)
         row_words = rows + row_index * ROW_WORDS
@@ -188,7 +198,13 @@ def statistics_kernel(
         waits, has_sum = turn_of(row_words, group, waited_before, COUNTED & MODE)
         mean_weight = tl.load(row_words + MEAN_WEIGHT)
         sums = mean_weight != 0
-        moves = (moves | (sums & has_sum)) & (waits == 0)
+        counts = (moves | (sums & has_sum)) & (waits == 0)
+        if FINDS:
+            # one that waits is only looked at, without those that are summed up
+            sums = sums & counts
+            moves = moves | counts
+        else:
+            moves = counts
         gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     if moves == 0:
         # adds nothing, and its program still counts as done
@@ -201,11 +217,10 @@ def statistics_kernel(
             total = _sum_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
         else:
             total = _sum_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
-        tl.store(tile_sums + tile_index, total)
+        tl.store(tile_sums + tile_index, _counted(total, counts))
     else:
-        tl.store(
-            tile_sums + tile_index, _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
-        )
+        total = _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+        tl.store(tile_sums + tile_index, _counted(total, counts))
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
@@ -228,6 +243,9 @@ def statistics_kernel(
         head_factor = _clip_factor(head_norm, tl.load(limits + 1))
         tl.store(factors, body_factor.to(tl.float32))
         tl.store(factors + 1, head_factor.to(tl.float32))
+        if FINDS:
+            both = body + head
+            tl.store(found_inf, tl.where(both - both == 0, 0.0, 1.0))
         tl.store(blocks_done, 0)
 
 
@@ -242,16 +260,18 @@ def launch_statistics(
     limits: torch.Tensor,
     joint: bool,
     rows: torch.Tensor,
+    found_inf: torch.Tensor | None,
     options: LaunchOptions,
 ) -> None:
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
         records: int64 [parameters * 24], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], statistics: float64 [8],
-            limits: float64 [2], rows: float32 [rows * 20]; on one device.
+            limits: float64 [2], rows: float32 [rows * 20], found_inf: float32 [1] where infinities are looked for; on
+            one device.
         options: of the step, of which the statistics take what there is before clipping.
     """
-    given = (options.grad_scale, rows, options.groups, options.waited)
+    given = (options.grad_scale, rows, options.groups, options.waited, found_inf)
     statistics_kernel[(num_tiles,)](
         records,
         tiles,
@@ -264,6 +284,7 @@ def launch_statistics(
         # a pointer that the mode does not use may be any
         *(rows if tensor is None else tensor for tensor in given),
         JOINT=joint,
+        FINDS=found_inf is not None,
         MODE=options.mode & STATISTICS_MODES,
         TILE=TILE_ELEMENTS,
         CONSTANTS=constants_of(statistics_kernel),

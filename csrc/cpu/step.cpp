@@ -53,22 +53,38 @@ void take_mean(const Record& record, const Row& row, float unscale, const float*
   for (int64_t i = 0; i < count; ++i) mean[i] = mean_gradient(row, grad_sum[i], grad ? unscale * grad[i] : 0.0f);
 }
 
-// The sum of squares of at most a tile of elements, in the order of summation.h.
-double sum_of_squares(const float* elements, int64_t count) {
+// The sum of squares of at most a tile of elements, each multiplied by `scale` first, in the order of summation.h.
+// Meanwhile it prefetches `next`, the tile that comes after, where there is one: a processor does so by itself only
+// within a page, and a tile that is read once has four.
+double sum_of_squares(const float* __restrict elements, int64_t count, float scale, const float* next) {
   constexpr int row = 4 * kLanes;  // one entry of each lane
-  float padded[kTileElements];
-  if (count < kTileElements) {
-    for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? elements[i] : 0.0f;
-    elements = padded;
-  }
+  constexpr int line = 16;
   double parts[row], lanes[kLanes];
-  for (int i = 0; i < row; ++i) {
-    double sum = square(elements[i]);
-    for (int k = 1; k < kLaneEntries; ++k) sum += square(elements[k * row + i]);
-    parts[i] = sum;
+  int entries = kLanes;
+  if (count == kTileElements) {
+    for (int begin = 0; begin < row; begin += line) {
+      for (int k = 0; next && k < kLaneEntries; ++k) __builtin_prefetch(next + k * row + begin);
+      for (int i = begin; i < begin + line; ++i) {
+        double sum = square(scale * elements[i]);
+        for (int k = 1; k < kLaneEntries; ++k) sum += square(scale * elements[k * row + i]);
+        parts[i] = sum;
+      }
+    }
+  } else {
+    const int first = count < row ? static_cast<int>(count) : row;
+    entries = (first + 3) / 4;
+    for (int i = 0; i < first; ++i) parts[i] = square(scale * elements[i]);
+    for (int i = first; i < 4 * entries; ++i) parts[i] = 0;
+    for (int64_t begin = row; begin < count; begin += row) {
+      const int64_t left = count - begin;
+      for (int i = 0; i < (left < row ? left : row); ++i) parts[i] += square(scale * elements[begin + i]);
+    }
   }
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
-  return fold_lanes(lanes);
+  int width = 1;
+  while (width < entries) width *= 2;
+  for (int lane = 0; lane < entries; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
+  for (int lane = entries; lane < width; ++lane) lanes[lane] = 0;
+  return fold_lanes(lanes, width);
 }
 
 // Writes what the projection onto a joint set needs to know about a tile.
@@ -76,7 +92,7 @@ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record
   // other threads write the same value for other tiles of the record
   __atomic_store_n(args.moved + tile.record, moved, __ATOMIC_RELAXED);
   if (args.sets[record.set - 1].kind == kBall) {
-    args.set_sums[t] = sum_of_squares(pointer<const float>(record.param, tile.offset), count);
+    args.set_sums[t] = sum_of_squares(pointer<const float>(record.param, tile.offset), count, 1.0f, nullptr);
   }
 }
 
@@ -134,21 +150,19 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   const Tile tile = args.tiles[t];
   const Record& record = args.records[tile.record];
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad)) return 0;
+  const bool moves = turn.moves(record.grad);
+  if (!moves && !(args.found_inf && record.grad)) return 0;
   const float unscale = unscaling(args.grad_scale);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
-  float converted[kTileElements], effective[kTileElements];
+  float converted[kTileElements], mean[kTileElements];
   const float* const gradient = gradient_of(record, tile.offset, count, converted);
-  const float* grad = gradient;
-  if (turn.sums()) {
-    take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, effective);
-    grad = effective;
-  } else if (args.grad_scale) {
-    for (int64_t i = 0; i < count; ++i) effective[i] = unscale * gradient[i];
-    grad = effective;
+  if (moves && turn.sums()) {
+    take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, mean);
+    return sum_of_squares(mean, count, 1.0f, nullptr);
   }
-  return sum_of_squares(grad, count);
+  const bool goes_on = gradient != converted && left >= 2 * kTileElements;
+  return counted(sum_of_squares(gradient, count, unscale, goes_on ? gradient + kTileElements : nullptr), moves);
 }
 
 }  // namespace

@@ -63,13 +63,13 @@ __device__ __forceinline__ double lane_sum(const EffectiveGradient& x, int64_t l
   return add_parts(part);
 }
 
-// The sum of a lane; 0 if the gradient moves nothing now.
+// The sum of a lane; 0 if the gradient moves nothing now, unless infinities are looked for.
 __device__ __forceinline__ double lane_sum_of_gradient(const StatisticsArgs& args, const Tile& tile,
-                                                       const Record& record) {
-  const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad != 0)) return 0.0;
+                                                       const Record& record, const Turn& turn) {
+  const bool moves = turn.moves(record.grad != 0);
+  if (!moves && !(args.found_inf && record.grad)) return 0.0;
   const float* grad_sum = nullptr;
-  if (turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
+  if (moves && turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
   const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
                                       grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
   return lane_sum(gradient, record.numel - tile.offset);
@@ -82,10 +82,11 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
+  const Turn turn = turn_of(args, tile.record, record);
   // an absent gradient adds nothing, but its block has to be counted
-  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record), shared);
+  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record, turn), shared);
   if (lane == 0) {
-    args.tile_sums[t] = sum;
+    args.tile_sums[t] = counted(sum, turn.moves(record.grad != 0));
     __threadfence();  // orders the sum before the count
     is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
   }

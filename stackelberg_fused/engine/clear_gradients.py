@@ -23,15 +23,14 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
         for slot in table.slots[span.first_slot : span.last_slot]:
             slot.param.grad = None
         return
-    params = (slot.param for slot in table.slots[span.first_slot : span.last_slot])
-    grads = [grad for param in params if (grad := param.grad) is not None]
     if staged is not None and staged.launch.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
         _zero(pending.gathered.copied)
         if unit.backend.reads_memory:
-            increment_versions(grads)
+            increment_versions(flat.views_in(span))
     else:
-        _zero(grads)
+        params = (slot.param for slot in table.slots[span.first_slot : span.last_slot])
+        _zero([grad for param in params if (grad := param.grad) is not None])
     if not pending.clears:
         flat.attach(table, span, keep=False)
         flat.drop_others(table, span)

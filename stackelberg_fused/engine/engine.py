@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..backends import Backend, resolve_backend
@@ -19,11 +20,12 @@ from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import param_label
 from ..layout.joint_sets import check_joint_sets
-from ..layout.scaling import Scaling
+from ..layout.scaling import Scaling, Search
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap, may_overlap
+from ..memory.sharding import Ranks, ranks_of_shards
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
 from .clear_gradients import clear_gradients
@@ -31,6 +33,7 @@ from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
 from .group_turns import GroupTurns
+from .infinities import found_by_any
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -106,6 +109,7 @@ class Engine:
                 # every parameter is stepped, and tools that look for state find it only here
                 unit.allocate_trained()
             across_rebuilds.note_tables([unit.table for unit in self.units])
+        self._ranks: dict[str | None, list[Ranks]] = {}
         self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
         self.requests = StateRequests(groups, state, across_rebuilds.rates)
 
@@ -194,6 +198,8 @@ class Engine:
         if checks_all and role is not None:
             self._prepare(None, limits is not None)
         pending = self._prepare(role, limits is not None)
+        search = None if scaling is None else scaling.search
+        is_measured = limits is not None or search is not None
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):
@@ -203,10 +209,12 @@ class Engine:
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)
-        staged = self._stage(pending, limits is not None, scaling, zero_grad)
+        staged = self._stage(pending, is_measured, scaling, zero_grad)
         launches, statistics = 0, None
-        if limits is not None and self.units:
-            launches, statistics = self._measure(staged, limits, role)
+        if is_measured and self.units:
+            launches, statistics = self._measure(staged, limits or ClipLimits.none(), role)
+        if search is not None:
+            staged = self._skip_if_infinite(staged, search, role)
         launches += self._launch(staged)
         for unit in self.units:
             if unit.has_new_state:
@@ -214,7 +222,7 @@ class Engine:
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
-        return launches, statistics
+        return launches, statistics if limits is not None else None
 
     def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
@@ -316,6 +324,33 @@ class Engine:
         elif not running:
             parts[0].nothing(limits)
         return launches, parts[0]
+
+    def _skip_if_infinite(
+        self, staged: list[Staged | None], search: Search, role: str | None
+    ) -> list[Staged | None]:
+        """Have all tables and ranks agree on what was found; without the launches that the host then leaves out.
+
+        Where counts are on the device, so is the answer, and the launch is made in any case.
+        """
+        found = [ready.launch.scaling for ready in staged if ready is not None]
+        parts = [scaling.found_inf for scaling in found if scaling and scaling.found_inf is not None]
+        if role not in self._ranks:
+            self._ranks[role] = ranks_of_shards(
+                slot.param for unit in self.units for slot in unit.table.slots_in(role)
+            )
+        ranks = [*self._ranks[role], *search.ranks]
+        devices = [unit.table.device for unit in self.units] or [torch.device("cpu")]
+        total = found_by_any(parts, ranks, devices[0])
+        if parts or ranks:
+            search.found.append(total)
+        on_host = [unit for unit in self.units if unit.table.counts is None]
+        if not on_host or not bool(total):
+            return staged
+        for unit in on_host:
+            unit.skipped = True
+        return [
+            None if unit.skipped else ready for unit, ready in zip(self.units, staged, strict=True)
+        ]
 
     def was_edited(self) -> bool:
         """Tell whether parameters of the groups, or their state, were replaced since the last step."""
