@@ -54,16 +54,17 @@ void take_mean(const Record& record, const Row& row, float unscale, const float*
 }
 
 // The sum of squares of at most a tile of elements, each multiplied by `scale` first, in the order of summation.h.
-// Meanwhile it prefetches `next`, the tile that comes after, where there is one: a processor does so by itself only
-// within a page, and a tile that is read once has four.
-double sum_of_squares(const float* __restrict elements, int64_t count, float scale, const float* next) {
+// Meanwhile it prefetches a tile from `later`, unless that is null: by itself a processor does so within a page only,
+// of which a tile has four.
+double sum_of_squares(const float* __restrict elements, int64_t count, float scale, const float* later) {
   constexpr int row = 4 * kLanes;  // one entry of each lane
   constexpr int line = 16;
   double parts[row], lanes[kLanes];
   int entries = kLanes;
   if (count == kTileElements) {
     for (int begin = 0; begin < row; begin += line) {
-      for (int k = 0; next && k < kLaneEntries; ++k) __builtin_prefetch(next + k * row + begin);
+      // into the second-level cache: the first one holds the sums
+      for (int k = 0; later && k < kLaneEntries; ++k) __builtin_prefetch(later + k * row + begin, 0, 2);
       for (int i = begin; i < begin + line; ++i) {
         double sum = square(scale * elements[i]);
         for (int k = 1; k < kLaneEntries; ++k) sum += square(scale * elements[k * row + i]);
@@ -161,8 +162,9 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
     take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, mean);
     return sum_of_squares(mean, count, 1.0f, nullptr);
   }
-  const bool goes_on = gradient != converted && left >= 2 * kTileElements;
-  return counted(sum_of_squares(gradient, count, unscale, goes_on ? gradient + kTileElements : nullptr), moves);
+  constexpr int64_t ahead = 2 * kTileElements;
+  const bool goes_on = gradient != converted && left >= ahead + kTileElements;
+  return counted(sum_of_squares(gradient, count, unscale, goes_on ? gradient + ahead : nullptr), moves);
 }
 
 }  // namespace

@@ -344,6 +344,10 @@ class Engine:
         if parts or ranks:
             search.found.append(total)
         on_host = [unit for unit in self.units if unit.table.counts is None]
+        if len(on_host) < len(self.units):
+            for unit, ready in zip(self.units, staged, strict=True):
+                if ready is not None and unit.table.counts is not None:
+                    unit.conclude_anew(ready)
         if not on_host or not bool(total):
             return staged
         for unit in on_host:

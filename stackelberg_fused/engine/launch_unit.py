@@ -218,6 +218,13 @@ class LaunchUnit:
         )
         return Staged(pending.gathered, plan, launch)
 
+    def conclude_anew(self, staged: Staged) -> None:
+        """Follow the search for infinities, which is over, in what completes a step that is counted on the device."""
+        launch = staged.launch
+        launch.conclusion = self._conclusion(
+            staged.gathered, launch.span, staged.plan, launch.scaling
+        )
+
     def measure(self, staged: Staged, limits: ClipLimits) -> int:
         """Compute the statistics of the gradients that are about to be stepped; returns the launches made."""
         span = staged.launch.span
