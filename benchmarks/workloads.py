@@ -86,8 +86,8 @@ class Workload:
         devices: where the row is measured.
         targets: bounds for our contestants.
         new_gradients: each step gets gradients that are other objects at other addresses.
-        training_step: work around the update. Gradients then stay in their memory and are filled
-            before each step.
+        training_step: work around the update. Gradients then lie in each contestant's own memory, which
+            is filled before each step.
         states: `state_dtype` of our contestants in a low-precision row. There every contestant starts
             from numbers that bfloat16 holds, whatever dtype it stores them in.
     """
