@@ -147,6 +147,15 @@ def scaler_record(scaler: Any, optimizer: Any) -> dict[str, Any] | None:
     return record if record.keys() >= {"stage", "found_inf_per_device"} else None
 
 
+def refuse_unreduced_scaler() -> None:
+    """Raise RuntimeError where this torch's scaler cannot be told what other ranks have found."""
+    if not hasattr(torch.amp.GradScaler, "_unscale_grads_"):
+        raise RuntimeError(
+            f"GradScaler: process_group is not known to the scaler of torch {torch.__version__}; use "
+            "torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler"
+        )
+
+
 def scale_of(scaler: Any) -> Tensor:
     """Return a gradient scaler's scale, float32 []; where there is a `scaler_record`."""
     return cast("Tensor", scaler._scale)

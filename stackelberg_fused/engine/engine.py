@@ -333,7 +333,9 @@ class Engine:
         Where counts are on the device, so is the answer, and the launch is made in any case.
         """
         found = [ready.launch.scaling for ready in staged if ready is not None]
-        parts = [scaling.found_inf for scaling in found if scaling and scaling.found_inf is not None]
+        parts = [
+            scaling.found_inf for scaling in found if scaling and scaling.found_inf is not None
+        ]
         if role not in self._ranks:
             self._ranks[role] = ranks_of_shards(
                 slot.param for unit in self.units for slot in unit.table.slots_in(role)

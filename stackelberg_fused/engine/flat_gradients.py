@@ -18,7 +18,6 @@ from ..memory.presence import is_abstract
 from ..memory.sharding import is_sharded
 from ..native.tensor_abi import increment_versions
 
-
 _requires_grad = attrgetter("requires_grad")
 
 

@@ -53,10 +53,12 @@ class Scaling:
 
     def on(self, device: torch.device) -> Scaling:
         """The same on another device; with a `found_inf` of its own, of 0, where it is to be found out."""
-        moved = (t if t is None else move(t, device) for t in (self.grad_scale, self.found_inf))
-        if self.search is None:
-            return Scaling(*moved)
-        return Scaling(next(moved), torch.zeros((), device=device), self.search)
+        grad_scale, found_inf = (
+            t if t is None else move(t, device) for t in (self.grad_scale, self.found_inf)
+        )
+        if self.search is not None:
+            found_inf = torch.zeros((), device=device)
+        return Scaling(grad_scale, found_inf, self.search)
 
     def says_skip(self) -> bool:
         """Tell whether it is known already that the step is to be skipped; waits for the device."""

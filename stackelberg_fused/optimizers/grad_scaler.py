@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import OptState
 from ..engine.infinities import found_by_any
 from ..layout.scaling import Search
 from ..memory.sharding import Ranks
-from ..torch_compat import scale_of, scaler_record
+from ..torch_compat import refuse_unreduced_scaler, scale_of, scaler_record
 from .player import Player
 from .stepping import Stepping
 
@@ -55,7 +55,10 @@ class GradScaler(torch.amp.GradScaler):
         super().__init__(
             device, init_scale, growth_factor, backoff_factor, growth_interval, enabled
         )
-        self._ranks = [] if process_group is None else [Ranks(process_group, device)]
+        self._ranks: list[Ranks] = []
+        if process_group is not None:
+            refuse_unreduced_scaler()
+            self._ranks.append(Ranks(process_group, device))
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """As in torch; for optimizers of this library with a closure too, by position or keyword.
@@ -72,7 +75,9 @@ class GradScaler(torch.amp.GradScaler):
         )
         closure = args[0] if args else kwargs.get("closure")
         if looks and closure is not None:
-            self.scale(torch.zeros((), device=_device_of(optimizer)))  # or the closure comes too late
+            self.scale(
+                torch.zeros((), device=_device_of(optimizer))
+            )  # or the closure comes too late
         record = scaler_record(self, optimizer) if looks else None
         if record is None or record["stage"] is not OptState.READY:
             return super().step(optimizer, *args, **kwargs)
@@ -81,12 +86,16 @@ class GradScaler(torch.amp.GradScaler):
         if not search.found:
             raise AssertionError("No inf checks were recorded for this optimizer.")
         # torch's update adds what other optimizers found to it
-        found = torch.stack(search.found).sum(0) if len(search.found) > 1 else search.found[0].clone()
+        found = (
+            torch.stack(search.found).sum(0) if len(search.found) > 1 else search.found[0].clone()
+        )
         record["found_inf_per_device"] = {found.device: found}
         record["stage"] = OptState.STEPPED
         return result
 
-    def _unscale_grads_(self, optimizer: Any, *args: Any, **kwargs: Any) -> dict[torch.device, Tensor]:
+    def _unscale_grads_(
+        self, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> dict[torch.device, Tensor]:
         """What torch's way finds, by device; agreed on by all ranks."""
         found: dict[torch.device, Tensor] = super()._unscale_grads_(optimizer, *args, **kwargs)
         if not self._ranks:
@@ -101,7 +110,7 @@ def _device_of(optimizer: Stepping | Player) -> torch.device:
 
 
 def _step_with(
-    search: Search, scale: Tensor, optimizer: Stepping | Player, args: Any, kwargs: Any
+    search: Search, scale: Tensor, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Take a step whose gradients were scaled, and that looks for infinities; returns the closure's loss."""
     given = getattr(optimizer, "grad_scale", None)  # somebody may have scaled the loss before

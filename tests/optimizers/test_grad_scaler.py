@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,10 +45,14 @@ def _set_gradients(optimizer: Any, number: int, scale: float) -> None:
     for p in with_gradient:
         p.grad.mul_(scale)
     if number in OVERFLOWS:
-        with_gradient[number % len(with_gradient)].grad.view(-1)[-1] = (torch.inf, torch.nan)[number % 2]
+        with_gradient[number % len(with_gradient)].grad.view(-1)[-1] = (torch.inf, torch.nan)[
+            number % 2
+        ]
 
 
-def _train(cls: Any, *optimizers: Any, between: Callable[..., None] | None = None, **how: Any) -> Any:
+def _train(
+    cls: Any, *optimizers: Any, between: Callable[..., None] | None = None, **how: Any
+) -> Any:
     """Steps under one scaler, some of them skipped; returns the scales."""
     scaler, scales = _scaler(cls, all_params(optimizers[0])[0].device.type), []
     for number in range(STEPS):
@@ -100,6 +105,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*not in the flat buffer:UserWarning")
 @pytest.mark.parametrize("name", SETTINGS)
 @by_backend
 def test_with_everything_that_a_step_may_do(backend: str, name: str) -> None:
@@ -201,6 +207,7 @@ def test_without_a_limit_no_norms_are_reported(backend: str, fused: bool | None)
     assert not bool(report.skipped)
 
 
+@pytest.mark.filterwarnings("ignore:.*not in the flat buffer:UserWarning")
 @pytest.mark.parametrize("grads", ["gather", "flat"])
 @by_backend
 def test_a_skipped_step_moves_nothing_and_clears(backend: str, grads: str) -> None:
@@ -229,7 +236,7 @@ def test_a_skipped_step_moves_nothing_and_clears(backend: str, grads: str) -> No
 def test_several_tables_agree() -> None:
     dtypes = (torch.float32, torch.float64)
     params = [nn.Parameter(normal(5, i, dtype)) for i, dtype in enumerate(dtypes)]
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="reference"):
         ours = sf.StackelbergSGD(params, lr=1.0, backend="auto", max_grad_norm=1e9)
     values, scaler = [p.detach().clone() for p in params], _scaler(sf.GradScaler)
     for bad in (0, 1):
@@ -285,7 +292,11 @@ def test_several_optimizers_under_one_scaler_one_of_them_torchs() -> None:
     found = []
     for cls, kind in zip(SCALERS, (sf.StackelbergAdamW, torch.optim.AdamW), strict=True):
         params = [nn.Parameter(normal(9, i)) for i in range(3)]
-        own = [kind([params[0]], lr=0.1), kind([params[1]], lr=0.2), torch.optim.SGD([params[2]], 0.1)]
+        own = [
+            kind([params[0]], lr=0.1),
+            kind([params[1]], lr=0.2),
+            torch.optim.SGD([params[2]], 0.1),
+        ]
         scaler, scales = _scaler(cls), []
         for number in range(8):
             for i, optimizer in enumerate(own):
@@ -306,35 +317,41 @@ def test_several_optimizers_under_one_scaler_one_of_them_torchs() -> None:
         torch.testing.assert_close(p, q, **SEVERAL_STEPS)
 
 
+def _train_by_closures(mode: str, by: str, scaled: bool) -> Any:
+    """Four steps, of which the second finds infinities, or is left out where nothing scales."""
+    p, q = nn.Parameter(normal(4, 1)), nn.Parameter(normal(4, 2))
+    groups = [{"params": [p]}, {"params": [q], "role": "head"}]
+    ours = sf.StackelbergAdamW(groups, lr=0.1, mode=mode, max_grad_norm=1.0)
+    scaler = sf.GradScaler("cpu", init_scale=SCALE, growth_interval=1000, enabled=scaled)
+    factor = 1.0
+
+    def closure() -> torch.Tensor:
+        ours.zero_grad()
+        loss = (p * q).square().sum() * factor
+        scaler.scale(loss).backward()
+        return loss.detach()
+
+    for number in range(4):
+        is_bad = number == 1
+        factor = torch.inf if is_bad else 1.0
+        if not scaled:
+            if not is_bad:
+                ours.step(closure)
+            continue
+        step = partial(scaler.step, ours)
+        loss = step(closure) if by == "position" else step(closure=closure)
+        assert bool(ours.last_step.skipped) == is_bad
+        assert bool(loss.isfinite()) != is_bad
+        scaler.update()
+    assert scaler.get_scale() == (SCALE / 2 if scaled else 1.0)
+    return ours
+
+
 @pytest.mark.parametrize("by", ["position", "keyword"])
 @pytest.mark.parametrize("mode", ["simultaneous", "alternating"])
 def test_closures(mode: str, by: str) -> None:
     """torch's scaler has no use for them; here infinities are looked for in what they leave."""
-    found = []
-    for scaled in (True, False):
-        p, q = nn.Parameter(normal(4, 1)), nn.Parameter(normal(4, 2))
-        groups = [{"params": [p]}, {"params": [q], "role": "head"}]
-        ours = sf.StackelbergAdamW(groups, lr=0.1, mode=mode, max_grad_norm=1.0)
-        scaler, bad = sf.GradScaler("cpu", init_scale=SCALE, growth_interval=1000), False
-
-        def closure() -> torch.Tensor:
-            ours.zero_grad()
-            loss = (p * q).square().sum() * (torch.inf if bad else 1.0)
-            (scaler.scale(loss) if scaled else loss).backward()
-            return loss.detach()
-
-        for number in range(4):
-            bad = number == 1
-            if scaled:
-                loss = scaler.step(ours, closure) if by == "position" else scaler.step(ours, closure=closure)
-                assert bool(ours.last_step.skipped) == bad
-                scaler.update()
-                assert loss.isfinite() != bad
-            elif not bad:
-                ours.step(closure)
-        assert not scaled or scaler.get_scale() == SCALE / 2
-        found.append(ours)
-    assert_same_optimizers(*found)
+    assert_same_optimizers(*(_train_by_closures(mode, by, scaled) for scaled in (True, False)))
 
 
 @by_fused
@@ -441,6 +458,7 @@ def test_a_scale_of_the_optimizers_own_is_multiplied(player: bool) -> None:
     assert getattr(stepped, "grad_scale", None) is None
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_differentiable_steps_take_torchs_way() -> None:
     p = torch.ones(3, requires_grad=True).clone()
     ours = sf.StackelbergSGD([p], lr=1.0, differentiable=True)
@@ -451,6 +469,7 @@ def test_differentiable_steps_take_torchs_way() -> None:
     assert p.grad.tolist() == [1.0] * 3
 
 
+@pytest.mark.filterwarnings("ignore:.*has been overridden after learning rate:UserWarning")
 def test_a_rate_schedule_hooks_and_wrapped_steps_see_the_step() -> None:
     p, seen = nn.Parameter(torch.ones(3)), []
     ours, scaler = sf.StackelbergSGD([p], lr=1.0), _scaler(sf.GradScaler)
@@ -463,3 +482,18 @@ def test_a_rate_schedule_hooks_and_wrapped_steps_see_the_step() -> None:
     schedule.step()
     assert seen == ["wrapper", "hook"]
     assert p.tolist() == [0.0] * 3
+
+
+def test_a_torch_that_keeps_its_scalers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the scaler goes torch's way."""
+    monkeypatch.setattr("stackelberg_fused.optimizers.grad_scaler.scaler_record", lambda *_: None)
+    ours, torchs = (_optimizer(ADAM, "cpu") for _ in SCALERS)
+    assert _train(sf.GradScaler, ours) == _train(torch.amp.GradScaler, torchs)
+    assert_same_optimizers(ours, torchs)
+
+
+def test_a_torch_that_cannot_be_told_of_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.amp.GradScaler, "_unscale_grads_")
+    sf.GradScaler("cpu")
+    with pytest.raises(RuntimeError, match="process_group"):
+        sf.GradScaler("cpu", process_group=object())
