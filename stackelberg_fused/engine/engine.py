@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..backends import Backend, resolve_backend
@@ -21,12 +20,11 @@ from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import param_label
 from ..layout.joint_sets import check_joint_sets
-from ..layout.scaling import Scaling, Search
+from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics, combine
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap, may_overlap
-from ..memory.sharding import Ranks, ranks_of_shards
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
 from .clear_gradients import clear_gradients
@@ -34,7 +32,7 @@ from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
 from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
-from .infinities import found_by_any
+from .infinities import Infinities
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -105,7 +103,7 @@ class Engine:
         ]
         self._turns_of_groups, self._across_rebuilds = turns_of_groups, across_rebuilds
         self._watch = across_rebuilds.watch
-        self._ranks: dict[str | None, list[Ranks]] = {}  # by role, once they are asked for
+        self._infinities = Infinities(self.units)
         # warnings may be errors: before anything is modified
         self._look_at_rates(list(range(len(groups))))
 
@@ -233,7 +231,7 @@ class Engine:
         if is_measured and self.units:
             launches, statistics = self._measure(staged, limits or ClipLimits.none(), role)
         if search is not None:
-            staged = self._skip_if_infinite(staged, search, role)
+            staged = self._infinities.agree(staged, search, role)
         launches += self._launch(staged)
         for unit in self.units:
             if unit.has_new_state:
@@ -344,39 +342,6 @@ class Engine:
         elif not running:
             parts[0].nothing(limits)
         return launches, parts[0]
-
-    def _skip_if_infinite(
-        self, staged: list[Staged | None], search: Search, role: str | None
-    ) -> list[Staged | None]:
-        """Have all tables and ranks agree on what was found; without the launches that the host then leaves out.
-
-        Where counts are on the device, so is the answer, and the launch is made in any case.
-        """
-        found = [ready.launch.scaling for ready in staged if ready is not None]
-        parts = [
-            scaling.found_inf for scaling in found if scaling and scaling.found_inf is not None
-        ]
-        if role not in self._ranks:
-            self._ranks[role] = ranks_of_shards(
-                slot.param for unit in self.units for slot in unit.table.slots_in(role)
-            )
-        ranks = [*self._ranks[role], *search.ranks]
-        devices = [unit.table.device for unit in self.units] or [torch.device("cpu")]
-        total = found_by_any(parts, ranks, devices[0])
-        if parts or ranks:
-            search.found.append(total)
-        on_host = [unit for unit in self.units if unit.table.counts is None]
-        if len(on_host) < len(self.units):
-            for unit, ready in zip(self.units, staged, strict=True):
-                if ready is not None and unit.table.counts is not None:
-                    unit.conclude_anew(ready)
-        if not on_host or not bool(total):
-            return staged
-        for unit in on_host:
-            unit.skipped = True
-        return [
-            None if unit.skipped else ready for unit, ready in zip(self.units, staged, strict=True)
-        ]
 
     def was_edited(self) -> bool:
         """Tell whether parameters of the groups, or their state, were replaced since the last step."""

@@ -60,6 +60,11 @@ class Staged:
     plan: StepPlan
     launch: Launch
 
+    @property
+    def found_inf(self) -> Tensor | None:
+        """What its scaler, or its statistics launch, says of infinities."""
+        return None if self.launch.scaling is None else self.launch.scaling.found_inf
+
 
 class LaunchUnit:
     """One table with the backend that updates it and the gradients that feed it."""
