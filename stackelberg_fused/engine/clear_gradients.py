@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import repeat
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +22,9 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
     """
     table, span, flat = unit.table, pending.span, unit.flat
     if flat is None:
-        for slot in table.slots[span.first_slot : span.last_slot]:
-            slot.param.grad = None
+        params = unit.gradients.params[span.first_slot : span.last_slot]
+        # a loop in C: at every step, over every parameter
+        deque(map(setattr, params, repeat("grad"), repeat(None)), 0)
         return
     if staged is not None and staged.launch.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
@@ -29,7 +32,7 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
         if unit.backend.reads_memory:
             increment_versions(flat.views_in(span))
     else:
-        params = (slot.param for slot in table.slots[span.first_slot : span.last_slot])
+        params = unit.gradients.params[span.first_slot : span.last_slot]
         _zero([grad for param in params if (grad := param.grad) is not None])
     if not pending.clears:
         flat.attach(table, span, keep=False)
