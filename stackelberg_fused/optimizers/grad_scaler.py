@@ -75,9 +75,8 @@ class GradScaler(torch.amp.GradScaler):
         )
         closure = args[0] if args else kwargs.get("closure")
         if looks and closure is not None:
-            self.scale(
-                torch.zeros((), device=_device_of(optimizer))
-            )  # or the closure comes too late
+            # makes the scale, which the closure would make too late
+            self.scale(torch.zeros((), device=_device_of(optimizer)))
         record = scaler_record(self, optimizer) if looks else None
         if record is None or record["stage"] is not OptState.READY:
             return super().step(optimizer, *args, **kwargs)
