@@ -28,10 +28,6 @@ SF_HOST_DEVICE double add_parts(const double part[4]) { return (part[0] + part[2
 // A sum of squares of float32 is finite where they all are: it cannot overflow.
 SF_HOST_DEVICE bool is_finite(double sum) { return sum - sum == 0; }
 
-// What a tile adds to the sums where infinities are looked for: a gradient that moves nothing now adds nothing to the
-// norms, but if it is not finite, so are they.
-SF_HOST_DEVICE double counted(double sum, bool moves) { return moves || !is_finite(sum) ? sum : 0.0; }
-
 #if !defined(__CUDA_ARCH__)
 // Adds the upper half of the lanes to the lower half until one is left; `width` is a power of two.
 SF_HOST_DEVICE double fold_lanes(double* lanes, int width = kLanes) {
@@ -77,6 +73,17 @@ SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double hea
 
 // The factor that removes the scale of the loss from a gradient.
 SF_HOST_DEVICE float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
+
+// The same for statistics. Where infinities are looked for, a gradient that waits is multiplied by 0: it adds nothing
+// to the norms unless it is not finite, when the product is NaN.
+SF_HOST_DEVICE float unscaling(const StatisticsArgs& args, bool moves) {
+  return moves ? unscaling(args.grad_scale) : 0.0f;
+}
+
+// Tells whether the statistics read a gradient: one that moves a parameter now, or may be infinite.
+SF_HOST_DEVICE bool is_read(const StatisticsArgs& args, bool has_grad, bool moves) {
+  return moves || (args.found_inf && has_grad);
+}
 
 // The factor that clips the gradients of a tile.
 SF_HOST_DEVICE float clipping(const StepArgs& args, int64_t tile) {

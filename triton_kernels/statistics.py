@@ -134,12 +134,6 @@ def _clip_factor(norm, max_norm):
     return tl.where(clips, factor, 1.0)
 
 
-@triton.jit
-def _counted(total, moves):
-    """As `counted` of csrc/summation.h."""
-    return tl.where((moves != 0) | (total - total != 0), total, 0.0)
-
-
 @triton.jit(do_not_specialize=["first_tile", "num_tiles", "first_head_tile"])
 def statistics_kernel(
     records,
@@ -187,7 +181,6 @@ def statistics_kernel(
         unscale = divide(1.0, tl.load(grad_scale))
     gradient = Gradient(grad, grad, unscale, 1.0)
     sums = False
-    counts = moves
     if TURNS & MODE:
         row_index = tl.load(record + ROW)
         row_words = rows + row_index * ROW_WORDS
@@ -198,13 +191,13 @@ def statistics_kernel(
         waits, has_sum = turn_of(row_words, group, waited_before, COUNTED & MODE)
         mean_weight = tl.load(row_words + MEAN_WEIGHT)
         sums = mean_weight != 0
-        counts = (moves | (sums & has_sum)) & (waits == 0)
+        has_grad = moves
+        moves = (moves | (sums & has_sum)) & (waits == 0)
         if FINDS:
-            # one that waits is only looked at, without those that are summed up
-            sums = sums & counts
-            moves = moves | counts
-        else:
-            moves = counts
+            # one that waits is multiplied by 0: it adds nothing unless it is not finite
+            unscale = tl.where(moves, unscale, 0.0)
+            sums = sums & moves
+            moves = moves | has_grad
         gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     if moves == 0:
         # adds nothing, and its program still counts as done
@@ -217,10 +210,11 @@ def statistics_kernel(
             total = _sum_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
         else:
             total = _sum_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
-        tl.store(tile_sums + tile_index, _counted(total, counts))
+        tl.store(tile_sums + tile_index, total)
     else:
-        total = _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
-        tl.store(tile_sums + tile_index, _counted(total, counts))
+        tl.store(
+            tile_sums + tile_index, _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+        )
     # the sum before the count, by whichever thread stored it
     tl.debug_barrier()
     blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE

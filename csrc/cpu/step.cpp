@@ -152,8 +152,8 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   const Record& record = args.records[tile.record];
   const Turn turn = turn_of(args, tile.record, record);
   const bool moves = turn.moves(record.grad);
-  if (!moves && !(args.found_inf && record.grad)) return 0;
-  const float unscale = unscaling(args.grad_scale);
+  if (!is_read(args, record.grad, moves)) return 0;
+  const float unscale = unscaling(args, moves);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
   float converted[kTileElements], mean[kTileElements];
@@ -164,7 +164,7 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
   }
   constexpr int64_t ahead = 2 * kTileElements;
   const bool goes_on = gradient != converted && left >= ahead + kTileElements;
-  return counted(sum_of_squares(gradient, count, unscale, goes_on ? gradient + ahead : nullptr), moves);
+  return sum_of_squares(gradient, count, unscale, goes_on ? gradient + ahead : nullptr);
 }
 
 }  // namespace

@@ -65,13 +65,14 @@ __device__ __forceinline__ double lane_sum(const EffectiveGradient& x, int64_t l
 
 // The sum of a lane; 0 if the gradient moves nothing now, unless infinities are looked for.
 __device__ __forceinline__ double lane_sum_of_gradient(const StatisticsArgs& args, const Tile& tile,
-                                                       const Record& record, const Turn& turn) {
+                                                       const Record& record) {
+  const Turn turn = turn_of(args, tile.record, record);
   const bool moves = turn.moves(record.grad != 0);
-  if (!moves && !(args.found_inf && record.grad)) return 0.0;
+  if (!is_read(args, record.grad != 0, moves)) return 0.0;
   const float* grad_sum = nullptr;
   if (moves && turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
   const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
-                                      grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
+                                      grad_sum,    args.rows[record.row], unscaling(args, moves)};
   return lane_sum(gradient, record.numel - tile.offset);
 }
 
@@ -82,11 +83,10 @@ __global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args)
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
-  const Turn turn = turn_of(args, tile.record, record);
   // an absent gradient adds nothing, but its block has to be counted
-  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record, turn), shared);
+  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record), shared);
   if (lane == 0) {
-    args.tile_sums[t] = counted(sum, turn.moves(record.grad != 0));
+    args.tile_sums[t] = sum;
     __threadfence();  // orders the sum before the count
     is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
   }
