@@ -22,7 +22,10 @@ class GradScaler(torch.amp.GradScaler):
     torch's scaler reads and writes every gradient, one after the other, to look for infinities and to unscale it. This
     one leaves both to the step of the optimizers of this library, whose launch of gradient statistics, the one that
     clips, looks for infinities too. Which steps are skipped, the scale and the weights are as with torch's scaler, and
-    state dicts load either way. Other optimizers, and one whose gradients `unscale_` unscaled, take torch's way.
+    state dicts load either way.
+
+    Torch's way is taken by other optimizers, by one whose gradients `unscale_` unscaled, and by
+    `step(optimizer, role="head")`, where that looks at all gradients of the optimizer: pass it `optimizer.player("head")`.
 
     - `.grad` keeps the scale of the loss after the step, unless `unscale_` was called. `max_grad_norm` clips by the
       norm without it.
@@ -72,6 +75,8 @@ class GradScaler(torch.amp.GradScaler):
             self.is_enabled()
             and isinstance(optimizer, (Stepping, Player))
             and not optimizer._shared.options["differentiable"]
+            and kwargs.get("role")
+            is None  # torch's scaler looks at the other player's gradients too
         )
         closure = args[0] if args else kwargs.get("closure")
         if looks and closure is not None:

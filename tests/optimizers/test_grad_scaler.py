@@ -288,6 +288,26 @@ def test_players_are_skipped_each_on_its_own(fused: bool | None) -> None:
     assert_same_optimizers(sides[0][0], sides[1][0])
 
 
+@by_fused
+def test_one_role_of_an_optimizer_is_skipped_for_an_infinity_of_the_other(
+    fused: bool | None,
+) -> None:
+    sides = []
+    for cls in SCALERS:
+        optimizer, scaler = _optimizer(ADAM, "cpu", fused=fused), _scaler(cls)
+        for number in range(4):
+            set_gradients(optimizer.param_groups, number)
+            if number == 2:
+                next(p for p in all_params(optimizer.player("body")) if p.numel()).grad[0] = (
+                    torch.inf
+                )
+            scaler.step(optimizer, role="head")
+            scaler.update()
+        sides.append((optimizer, scaler.get_scale()))
+    assert sides[0][1] == sides[1][1]
+    assert_same_optimizers(sides[0][0], sides[1][0])
+
+
 def test_several_optimizers_under_one_scaler_one_of_them_torchs() -> None:
     found = []
     for cls, kind in zip(SCALERS, (sf.StackelbergAdamW, torch.optim.AdamW), strict=True):
