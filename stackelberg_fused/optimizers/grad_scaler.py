@@ -25,7 +25,7 @@ class GradScaler(torch.amp.GradScaler):
     state dicts load either way.
 
     Torch's way is taken by other optimizers, by one whose gradients `unscale_` unscaled, and by
-    `step(optimizer, role="head")`, where that looks at all gradients of the optimizer: pass it `optimizer.player("head")`.
+    `step(optimizer, role="head")`, where that looks at all gradients of the optimizer. Pass `optimizer.player("head")`.
 
     - `.grad` keeps the scale of the loss after the step, unless `unscale_` was called. `max_grad_norm` clips by the
       norm without it.
