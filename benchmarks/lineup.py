@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .contestant import Contestant
 from .low_precision import low_precision_contestants
-from .peers import float32_contestants
+from .peers import float32_contestants, torch_merged
 from .sharded import sharded_contestants
 from .training_step import training_step_contestants
 from .workloads import Workload
@@ -18,4 +18,5 @@ def contestants_for(workload: Workload) -> list[Contestant]:
         return low_precision_contestants(workload.states)
     if workload.training_step is not None:
         return training_step_contestants(workload.training_step)
-    return float32_contestants()
+    merged = [torch_merged()] if workload.distinct_groups < workload.groups else []
+    return [*float32_contestants(), *merged]

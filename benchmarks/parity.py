@@ -191,8 +191,8 @@ def parity_error(
         error = error or average_error(params, optimizer, expected)
         if not contestant.exact:
             error = error or moments_error(params, optimizer, expected)
-        cleared = all(p.grad is not None and not p.grad.any() for p in params)
-        return error or ("" if cleared else "gradients are not zero after the step")
+        cleared = all(p.grad is None or not p.grad.any() for p in params)
+        return error or ("" if cleared else "gradients are not cleared after the step")
 
 
 def reference_step(

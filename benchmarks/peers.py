@@ -47,6 +47,19 @@ def _make_compiled(groups: Groups) -> OptimizerAndStep:
     return optimizer, torch.compile(lambda: step())
 
 
+def _make_merged(groups: Groups) -> OptimizerAndStep:
+    merged: dict[tuple[float, float, str], dict[str, Any]] = {}
+    for group in groups:
+        key = group["lr"], group["weight_decay"], group["role"]
+        merged.setdefault(key, group | {"params": []})["params"].extend(group["params"])
+    return make_torch(list(merged.values()), fused=True)
+
+
+def torch_merged() -> Contestant:
+    """Return torch's fused AdamW over as few groups as the settings allow, which is free for anyone."""
+    return Contestant(f"{TORCH_FUSED}, merged", "torch", _make_merged, available_everywhere)
+
+
 def torch_contestants() -> list[Contestant]:
     """Return torch.optim.AdamW in each of its variants."""
     fused, foreach = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,15 +58,15 @@ class PreparedContestant:
     """A contestant's optimizer over its own copy of the parameters.
 
     Attributes:
-        owns_gradients: gradients lie in the contestant's own memory; its step clears them, and
-            `set_gradients` fills them again.
+        memory: of its gradients, in a training step, whose tools may write to them; else empty. The step
+            clears them, and `set_gradients` fills them again.
         is_sharded: parameters are DTensors.
     """
 
     params: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     step: Step
-    owns_gradients: bool = False
+    memory: Tensors = field(default_factory=list)
     is_sharded: bool = False
 
     @classmethod
@@ -81,24 +81,37 @@ class PreparedContestant:
             if is_sharded
             else [torch.nn.Parameter(t) for t in copies]
         )
-        owns_gradients = workload.training_step is not None
-        if owns_gradients:
+        memory: Tensors = []
+        if workload.training_step is not None:
             for p in params:
                 p.grad = torch.zeros_like(p)
         made = contestant.make(workload.param_groups(params))
-        return cls(params, *made, owns_gradients, is_sharded)
+        if workload.training_step is not None:
+            memory = [p.grad for p in params if p.grad is not None]
+        return cls(params, *made, memory, is_sharded)
 
     def lay_out(self, grads: Tensors) -> Tensors:
         """Return gradients laid out as the parameters."""
         return sharded_gradients(self.params, grads) if self.is_sharded else grads
 
     def set_gradients(self, grads: Tensors) -> None:
-        """Give each parameter its gradient: as it is, or copied into the contestant's own memory."""
-        if self.owns_gradients:
-            torch._foreach_copy_([p.grad for p in self.params], grads)
+        """Give each parameter its gradient: as it is, or copied into the contestant's own memory.
+
+        Who set it to None gets another tensor for it, as from a backward pass.
+        """
+        if self.memory:
+            torch._foreach_copy_(self.memory, grads)
+            for p, own in zip(self.params, self.memory, strict=True):
+                if p.grad is None:
+                    p.grad = own.detach()
             return
         for p, g in zip(self.params, grads, strict=True):
             p.grad = g
+
+    def refill(self, grads: Tensors) -> None:
+        """Give each parameter its gradient again, where the step clears them."""
+        if self.memory:
+            self.set_gradients(grads)
 
     def action(self, device: str, *gradients: Tensors) -> Action:
         """Return the step as an action; before each call, parameters get the next set of gradients.
@@ -110,7 +123,7 @@ class PreparedContestant:
         laid_out = [self.lay_out(grads) for grads in gradients]
         self.set_gradients(laid_out[0])
         action = Action(self.step, device)
-        if self.owns_gradients or len(laid_out) > 1:
+        if self.memory or len(laid_out) > 1:
             sets = itertools.cycle(laid_out)
             action.setup = lambda: self.set_gradients(next(sets))
         return action
@@ -176,9 +189,12 @@ def prepare(
             stored = stored_bytes(prepared.params, prepared.optimizer.state)
             record["stored_bytes_per_parameter"] = round(stored / workload.numel, 4)
             for _ in range(WARM_UP_STEPS - 1):
+                prepared.refill(grads)
                 prepared.step()
+        prepared.refill(grads)
         record["launches"] = count_launches(prepared, settings.device)
-        if prepared.owns_gradients and settings.device == "cuda":
+        prepared.refill(grads)
+        if prepared.memory and settings.device == "cuda":
             # includes the kernels of the scaler and of clip_grad_norm_
             record["kernels"] = count_gpu_kernels(prepared)
     except CompileTimeout:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .low_precision import STATES
-from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
+from .shapes import Shape, bert_base_shapes, gpt2_small_shapes, resnet50_shapes
 from .workloads import TORCH_FUSED, UNSHARDED, Target, TrainingStep, Workload
 
 # parts of rows' names, as they are in committed results
@@ -18,6 +18,8 @@ SHARDED = ", sharded over a "
 CLIPPED, FULL = TrainingStep(), TrainingStep(scaled=True, ema_decay=0.999)
 # norms first, then everything else
 TWO_LAUNCHES = Target("launches", 2)
+AT_LEAST_10 = (Target(TORCH_FUSED, 10.0),)
+LAST_BERT_LAYER = 13  # after the embeddings and twelve layers
 ANYWHERE = ("cpu", "cuda")
 
 NamedShapes = list[tuple[str, Shape]]
@@ -72,6 +74,7 @@ def workloads() -> list[Workload]:
     gpt2 = gpt2_small_shapes()
     return [
         *_cpu_rows(many, gpt2),
+        *_many_group_rows(),
         *_gpu_rows(gpt2),
         *_training_step_rows(many, gpt2),
         *_low_precision_rows(gpt2),
@@ -98,6 +101,34 @@ def _cpu_rows(many: tuple[Any, ...], gpt2: NamedShapes) -> list[Workload]:
             targets=(Target(TORCH_FUSED, 1.0), Target("stream", 0.9)),
         ),
     ]
+
+
+def _many_group_rows() -> list[Workload]:
+    """Groups as scripts make them: merged where they are equal, or one per tensor with a rate for each layer."""
+    few = ("465 tensors x 1000 in 28 groups", 465, (1000,), lambda i: i * 28 // 465, 27)
+    bert = bert_base_shapes()
+    layers = [_bert_layer(name) for name, _ in bert]
+    return [
+        _uniform(few[0] + NEW_GRADIENTS, *few[1:], targets=AT_LEAST_10, new_gradients=True),
+        Workload(
+            "201 groups of BERT's layers, each its own rate (109M)" + NEW_GRADIENTS,
+            tuple(shape for _, shape in bert),
+            tuple(range(len(bert))),
+            layers.index(LAST_BERT_LAYER),
+            devices=ANYWHERE,
+            targets=(Target(TORCH_FUSED, 1.0), Target("launches", 1)),
+            new_gradients=True,
+            # decays from the head down, as is usual in fine-tuning; biases and norms do not decay
+            rates=tuple(0.9 ** (LAST_BERT_LAYER - layer) for layer in layers),
+            decays=tuple(float(len(shape) > 1) for _, shape in bert),
+        ),
+    ]
+
+
+def _bert_layer(name: str) -> int:
+    if name.startswith("embeddings"):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("layer") else LAST_BERT_LAYER
 
 
 def _gpu_rows(gpt2: NamedShapes) -> list[Workload]:
@@ -150,7 +181,12 @@ def _gpu_rows(gpt2: NamedShapes) -> list[Workload]:
 
 def _training_step_rows(many: tuple[Any, ...], gpt2: NamedShapes) -> list[Workload]:
     return [
-        _uniform(TRAINING_STEP + many[0], *many[1:], targets=(TWO_LAUNCHES,), training_step=FULL),
+        _uniform(
+            TRAINING_STEP + many[0],
+            *many[1:],
+            targets=(*AT_LEAST_10, TWO_LAUNCHES),
+            training_step=FULL,
+        ),
         _model(
             "clip per role + step + clear: GPT-2-small shapes, 2 groups",
             gpt2,
@@ -166,7 +202,7 @@ def _training_step_rows(many: tuple[Any, ...], gpt2: NamedShapes) -> list[Worklo
             _gpt2_head,
             1,
             devices=ANYWHERE,
-            targets=(TWO_LAUNCHES,),
+            targets=(Target(TORCH_FUSED, 2.2, device="cpu"), TWO_LAUNCHES),
             training_step=FULL,
         ),
     ]

@@ -27,6 +27,32 @@ def gpt2_small_shapes() -> list[tuple[str, Shape]]:
     return [*shapes, ("ln_f.weight", (width,)), ("ln_f.bias", (width,))]
 
 
+def bert_base_shapes() -> list[tuple[str, Shape]]:
+    """BERT base, uncased, with a classifier of two classes: 201 tensors, 109 483 778 elements."""
+    width, layers = 768, 12
+
+    def linear(name: str, outputs: int, inputs: int) -> list[tuple[str, Shape]]:
+        return [(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))]
+
+    def norm(name: str) -> list[tuple[str, Shape]]:
+        return [(f"{name}.weight", (width,)), (f"{name}.bias", (width,))]
+
+    shapes: list[tuple[str, Shape]] = [
+        ("embeddings.word", (30522, width)),
+        ("embeddings.position", (512, width)),
+        ("embeddings.token_type", (2, width)),
+        *norm("embeddings.norm"),
+    ]
+    for i in range(layers):
+        for name in ("query", "key", "value", "attention"):
+            shapes += linear(f"layer.{i}.{name}", width, width)
+        shapes += norm(f"layer.{i}.attention_norm")
+        shapes += linear(f"layer.{i}.intermediate", 4 * width, width)
+        shapes += linear(f"layer.{i}.output", width, 4 * width)
+        shapes += norm(f"layer.{i}.output_norm")
+    return [*shapes, *linear("pooler", width, width), *linear("classifier", 2, width)]
+
+
 def resnet50_shapes() -> list[tuple[str, Shape]]:
     """ResNet-50 for 1000 classes: 161 tensors, 25 557 032 elements."""
     shapes: list[tuple[str, Shape]] = []

@@ -1,10 +1,9 @@
 """Contestants of the training-step rows: the update with the work that training scripts do around it.
 
-Both sides do what a user would write, with a real ``torch.amp.GradScaler`` where the step has one. Torch's
-scaler looks for infinities on both sides, since our optimizer leaves that to it. Torch's side uses its fastest
-tools: clipping by foreach, fused AdamW, and the foreach update of ``swa_utils`` without the bookkeeping of
-``AveragedModel``. Gradients stay in memory, as they do for users who reduce them in buffers, and the step clears
-them: with ``set_to_none``, clearing would be free on both sides.
+Both sides do what a user would write, each with its own gradient scaler where the step has one, and set gradients
+to None at the end, as `zero_grad()` does: each step gets new ones. Torch's side uses its fastest tools: clipping by
+foreach, fused AdamW, and the foreach update of ``swa_utils`` without the bookkeeping of ``AveragedModel``. Its
+flattened variant has to clear in place, because gradients are views there.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from .workloads import (
     TrainingStep,
 )
 
-# the scaler's look for infinities reads and writes each gradient in place, whether it unscales or not
+# torch's scaler looks for infinities as it unscales, and reads and writes each gradient
 SCALER_BYTES = 8
 CLEAR_BYTES = 4
 
@@ -39,13 +38,13 @@ CLEAR_BYTES = 4
 def our_bytes(training_step: TrainingStep) -> int:
     """Return the bytes per parameter of our step.
 
-    The norms read g. The average is read and written while p is at hand.
+    The norms read g, and find infinities. The average is read and written while p is at hand.
     """
     average = 8 if training_step.ema_decay is not None else 0
-    return (SCALER_BYTES if training_step.scaled else 0) + 4 + ADAM_BYTES + average + CLEAR_BYTES
+    return 4 + ADAM_BYTES + average
 
 
-def torch_bytes(training_step: TrainingStep) -> int:
+def torch_bytes(training_step: TrainingStep, flattened: bool) -> int:
     """Return the bytes per parameter of torch's step.
 
     The norms read g, clipping reads and writes it, and the average's kernel reads p again.
@@ -53,12 +52,12 @@ def torch_bytes(training_step: TrainingStep) -> int:
     clip = 8
     average = 12 if training_step.ema_decay is not None else 0
     scaler = SCALER_BYTES if training_step.scaled else 0
-    return scaler + 4 + clip + ADAM_BYTES + average + CLEAR_BYTES
+    return scaler + 4 + clip + ADAM_BYTES + average + (CLEAR_BYTES if flattened else 0)
 
 
-def _make_scaler(device: str) -> torch.amp.GradScaler:
+def _make_scaler(cls: type[torch.amp.GradScaler], device: str) -> torch.amp.GradScaler:
     # the scale never grows, since the gradients stay the same
-    scaler = torch.amp.GradScaler(device, init_scale=SCALE, growth_interval=2**31 - 1)
+    scaler = cls(device, init_scale=SCALE, growth_interval=2**31 - 1)
     # a scaler makes its tensors when it scales a loss
     scaler.scale(torch.ones((), device=device))
     return scaler
@@ -70,12 +69,12 @@ def _make_ours(groups: Groups, backend: str, training_step: TrainingStep) -> Opt
         backend=backend,
         max_grad_norm=MAX_GRAD_NORM,
         ema_decay=training_step.ema_decay,
-        grads="flat",
-        fused=training_step.scaled or None,  # the scaler leaves unscaling and skipping to the step
     )
     if not training_step.scaled:
         return optimizer, functools.partial(optimizer.step, zero_grad=True)
-    scaler = _make_scaler(groups[0]["params"][0].device.type)
+    import stackelberg_fused as sf
+
+    scaler = _make_scaler(sf.GradScaler, groups[0]["params"][0].device.type)
 
     def step() -> None:
         scaler.step(optimizer, zero_grad=True)
@@ -93,7 +92,7 @@ class TorchTrainingStep:
     """
 
     def __init__(self, training_step: TrainingStep, groups: Groups, flattened: bool) -> None:
-        self._groups = groups
+        self._groups, self._flattened = groups, flattened
         torch_groups = [_flattened(group) for group in groups] if flattened else groups
         self._optimizer = torch.optim.AdamW(
             without_roles(torch_groups), fused=True, **HYPERPARAMETERS
@@ -107,7 +106,7 @@ class TorchTrainingStep:
         ]
         self._params = [p for group in torch_groups for p in group["params"]]
         device = self._params[0].device.type
-        self._scaler = _make_scaler(device) if training_step.scaled else None
+        self._scaler = _make_scaler(torch.amp.GradScaler, device) if training_step.scaled else None
         self._averages: list[torch.Tensor] = []
         if training_step.ema_decay is not None:
             self._averages = [p.detach().clone() for p in self._params]
@@ -127,7 +126,7 @@ class TorchTrainingStep:
             scaler.update()
         if self._averages:
             self._average(self._averages, self._params, 0)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=not self._flattened)
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
@@ -180,7 +179,7 @@ def training_step_contestants(training_step: TrainingStep) -> list[Contestant]:
             "torch",
             functools.partial(_make_torch, training_step=training_step, flattened=flattened),
             available_everywhere,
-            bytes_per_parameter=torch_bytes(training_step),
+            bytes_per_parameter=torch_bytes(training_step, flattened),
         )
         for name, flattened in ((TORCH_FUSED, False), (f"{TORCH_FUSED}, flattened", True))
     ]

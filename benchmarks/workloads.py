@@ -89,8 +89,10 @@ class Workload:
         devices: where the row is measured.
         targets: bounds for our contestants.
         new_gradients: each step gets gradients that are other objects at other addresses.
-        training_step: work around the update. Gradients then stay in their memory and are filled
-            before each step.
+        training_step: work around the update. Gradients then lie in each contestant's own memory, which
+            is filled before each step.
+        rates, decays: of each group, as multiples of the body's rate and of the weight decay; empty: rates that
+            all differ, and the same decay.
         states: `state_dtype` of our contestants in a low-precision row. There every contestant starts
             from numbers that bfloat16 holds, whatever dtype it stores them in.
         mesh: shape of a mesh of this one process that parameters and gradients are sharded over, each in its first
@@ -105,6 +107,8 @@ class Workload:
     targets: tuple[Target, ...] = ()
     new_gradients: bool = False
     training_step: TrainingStep | None = None
+    rates: tuple[float, ...] = ()
+    decays: tuple[float, ...] = ()
     states: str | None = None
     mesh: tuple[int, ...] = ()
 
@@ -117,6 +121,11 @@ class Workload:
     def groups(self) -> int:
         """Number of param groups."""
         return max(self.group_of) + 1
+
+    @property
+    def distinct_groups(self) -> int:
+        """Number of groups that differ in their settings: the others could be merged into them."""
+        return len(set(zip(self.rates, self.decays, strict=True))) or self.groups
 
     @property
     def gradients(self) -> str:
@@ -146,24 +155,30 @@ class Workload:
         members: list[list[torch.nn.Parameter]] = [[] for _ in range(self.groups)]
         for p, group in zip(params, self.group_of, strict=True):
             members[group].append(p)
-        # rates differ by up to two per cent, so that no two groups can be merged
+        # these differ by up to two per cent, so that no two groups can be merged
+        rates = self.rates or [1 + 0.02 * index / self.groups for index in range(self.groups)]
+        decays = self.decays or [1.0] * self.groups
         return [
             param_group(
                 group,
-                HYPERPARAMETERS["lr"] * (1 + 0.02 * index / self.groups),
+                HYPERPARAMETERS["lr"] * rates[index],
                 index >= self.first_head,
+                HYPERPARAMETERS["weight_decay"] * decays[index],
             )
             for index, group in enumerate(members)
         ]
 
 
 def param_group(
-    params: list[torch.nn.Parameter], body_rate: float, is_head: bool
+    params: list[torch.nn.Parameter],
+    body_rate: float,
+    is_head: bool,
+    weight_decay: float = HYPERPARAMETERS["weight_decay"],
 ) -> dict[str, Any]:
     """Describe one param group; a head's learning rate is `HEAD_LR_RATIO` times `body_rate`."""
     return {
         "params": params,
         "lr": body_rate * (HEAD_LR_RATIO if is_head else 1.0),
-        "weight_decay": HYPERPARAMETERS["weight_decay"],
+        "weight_decay": weight_decay,
         "role": "head" if is_head else "body",
     }

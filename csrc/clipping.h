@@ -16,6 +16,8 @@ SF_HOST_DEVICE double clip_factor(double norm, double max_norm) {
   return factor < 1.0 || factor != factor ? factor : 1.0;
 }
 
+SF_HOST_DEVICE bool is_finite(double x) { return x - x == 0; }
+
 // Writes all statistics that follow from the two sums of squares.
 SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double head) {
   GradientStatistics& s = *args.statistics;
@@ -28,10 +30,22 @@ SF_HOST_DEVICE void conclude(const StatisticsArgs& args, double body, double hea
     const double norm = args.joint ? s.total_norm : s.norm[player];
     s.factor[player] = static_cast<float>(clip_factor(norm, args.max_norm[player]));
   }
+  if (args.found_inf) *args.found_inf = is_finite(body + head) ? 0.0f : 1.0f;
 }
 
 // The factor that removes the scale of the loss from a gradient.
 SF_HOST_DEVICE float unscaling(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
+
+// The same for statistics. Where infinities are looked for, a gradient that waits is multiplied by 0: it adds nothing
+// to the norms unless it is not finite, when the product is NaN.
+SF_HOST_DEVICE float unscaling(const StatisticsArgs& args, bool moves) {
+  return moves ? unscaling(args.grad_scale) : 0.0f;
+}
+
+// Tells whether the statistics read a gradient: one that moves a parameter now, or may be infinite.
+SF_HOST_DEVICE bool is_read(const StatisticsArgs& args, bool has_grad, bool moves) {
+  return moves || (args.found_inf && has_grad);
+}
 
 // The player, 0 or 1, that a tile belongs to.
 template <typename Args>

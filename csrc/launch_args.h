@@ -24,7 +24,8 @@ namespace sf {
   FIELD(const float*, grad_scale) /* of the loss; null: 1 */                                                      \
   FIELD(const Row*, rows)         /* from here on as in StepArgs */                                               \
   FIELD(const GroupScalars*, groups)                                                                              \
-  FIELD(const float*, waited)
+  FIELD(const float*, waited)                                                                                     \
+  FIELD(float*, found_inf) /* becomes 1 if a gradient is not finite, also one that waits, else 0; null: unasked */
 
 struct StatisticsArgs {
   SF_STATISTICS_ARGS_FIELDS(SF_DECLARE_FIELD)

@@ -19,6 +19,7 @@ __all__ = [
     "BestResponse",
     "Box",
     "Curvature",
+    "GradScaler",
     "L2Ball",
     "NonNegative",
     "RatioSearch",
@@ -68,6 +69,7 @@ if _no_torch is None:
     )
     from .groups.split import split_body_head
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
+    from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD
 
     # pickles name a class by its module: those of today are to load when it has moved inside of the package

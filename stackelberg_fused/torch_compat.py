@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -125,6 +125,40 @@ def disabled_dispatch() -> Any:
         AttributeError: this torch has no such thing; its tensors are not to be read natively then.
     """
     return Tensor.__torch_dispatch__
+
+
+def scaler_record(scaler: Any, optimizer: Any) -> dict[str, Any] | None:
+    """Return what a gradient scaler knows of an optimizer since its last update, to be written to.
+
+    `stage`: an `OptState`; `found_inf_per_device`: by device, what was found of infinities. None where this torch keeps
+    that elsewhere, or the scaler's scale: then the scaler has to go its own way.
+
+    Raises:
+        AssertionError: of torch's, as nothing was scaled yet.
+    """
+    states, check = (
+        getattr(scaler, name, None)
+        for name in ("_per_optimizer_states", "_check_scale_growth_tracker")
+    )
+    if states is None or check is None or not hasattr(scaler, "_scale"):
+        return None
+    check("step")
+    record: dict[str, Any] = states[id(optimizer)]
+    return record if record.keys() >= {"stage", "found_inf_per_device"} else None
+
+
+def refuse_unreduced_scaler() -> None:
+    """Raise RuntimeError where this torch's scaler cannot be told what other ranks have found."""
+    if not hasattr(torch.amp.GradScaler, "_unscale_grads_"):
+        raise RuntimeError(
+            f"GradScaler: process_group is not known to the scaler of torch {torch.__version__}; use "
+            "torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler"
+        )
+
+
+def scale_of(scaler: Any) -> Tensor:
+    """Return a gradient scaler's scale, float32 []; where there is a `scaler_record`."""
+    return cast("Tensor", scaler._scale)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -127,5 +127,10 @@ def test_the_torch_here_has_them_all() -> None:
     assert torch_compat.profiler._is_profiler_enabled is False
     assert torch_compat.disable_dynamo is torch._disable_dynamo
     assert torch_compat.pytree is torch.utils._pytree
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    assert torch_compat.scaler_record(scaler, scaler) is not None
+    assert float(torch_compat.scale_of(scaler)) == 65536.0
+    torch_compat.refuse_unreduced_scaler()
     optimizer = torch.optim.SGD([torch.zeros(1)])
     assert optimizer._optimizer_step_pre_hooks == optimizer._optimizer_step_post_hooks == {}

@@ -138,7 +138,9 @@ def statistics_kernel(
     rows,
     groups,
     waited,
+    found_inf,
     JOINT: tl.constexpr,
+    FINDS: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
     CONSTANTS: tl.constexpr,
@@ -154,6 +156,7 @@ def statistics_kernel(
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
         grad_scale: float32 pointer: of the loss, in MODE SCALED.
         rows, groups, waited: as in struct StepArgs, in MODE TURNS; the latter two where it is also COUNTED.
+        found_inf: float32 pointer: becomes 1 if a gradient is not finite, also one that waits, else 0; where it FINDS.
         CONSTANTS: see `constants_of`.
     """
     tile_index = first_tile + tl.program_id(0)
@@ -179,7 +182,13 @@ def statistics_kernel(
         waits, has_sum = turn_of(row_words, group, waited_before, COUNTED & MODE)
         mean_weight = tl.load(row_words + MEAN_WEIGHT)
         sums = mean_weight != 0
+        has_grad = moves
         moves = (moves | (sums & has_sum)) & (waits == 0)
+        if FINDS:
+            # one that waits is multiplied by 0: it adds nothing unless it is not finite
+            unscale = tl.where(moves, unscale, 0.0)
+            sums = sums & moves
+            moves = moves | has_grad
         gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
     player = tile_index >= first_head_tile
     copy = sums_of_players + ((tl.program_id(0) % COPIES) * 2 + player) * KERNEL_WORDS
@@ -216,6 +225,9 @@ def statistics_kernel(
         head_factor = _clip_factor(head_norm, tl.load(limits + 1))
         tl.store(factors, body_factor.to(tl.float32))
         tl.store(factors + 1, head_factor.to(tl.float32))
+        if FINDS:
+            both = body + head
+            tl.store(found_inf, tl.where(both - both == 0, 0.0, 1.0))
         tl.store(blocks_done, 0)
 
 
@@ -231,16 +243,18 @@ def launch_statistics(
     limits: torch.Tensor,
     joint: bool,
     rows: torch.Tensor,
+    found_inf: torch.Tensor | None,
     options: LaunchOptions,
 ) -> None:
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
         records: int64 [parameters * 24], tiles: int64 [tiles * 2], sums: int64 [COPIES, 2, KERNEL_WORDS], digits: int64
-            [2, WORDS], statistics: float64 [8], limits: float64 [2], rows: float32 [rows * 20]; on one device.
+            [2, WORDS], statistics: float64 [8], limits: float64 [2], rows: float32 [rows * 20], found_inf: float32 [1]
+            where infinities are looked for; on one device.
         options: of the step, of which the statistics take what there is before clipping.
     """
-    given = (options.grad_scale, rows, options.groups, options.waited)
+    given = (options.grad_scale, rows, options.groups, options.waited, found_inf)
     statistics_kernel[(num_tiles,)](
         records,
         tiles,
@@ -254,6 +268,7 @@ def launch_statistics(
         # a pointer that the mode does not use may be any
         *(rows if tensor is None else tensor for tensor in given),
         JOINT=joint,
+        FINDS=found_inf is not None,
         MODE=options.mode & STATISTICS_MODES,
         TILE=TILE_ELEMENTS,
         CONSTANTS=constants_of(statistics_kernel),

@@ -120,17 +120,18 @@ void add_tile(const StatisticsArgs& args, int64_t t, ExactSum& sum) {
   const Tile tile = args.tiles[t];
   const Record& record = args.records[tile.record];
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad)) return;
-  const float unscale = unscaling(args.grad_scale);
+  const bool moves = turn.moves(record.grad);
+  if (!is_read(args, record.grad, moves)) return;
+  const float unscale = unscaling(args, moves);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
   float converted[kTileElements], effective[kTileElements];
   const float* const gradient = gradient_of(record, tile.offset, count, converted);
   const float* grad = gradient;
-  if (turn.sums()) {
+  if (moves && turn.sums()) {
     take_mean(record, args.rows[record.row], unscale, gradient, tile.offset, count, effective);
     grad = effective;
-  } else if (args.grad_scale) {
+  } else if (unscale != 1.0f) {
     for (int64_t i = 0; i < count; ++i) effective[i] = unscale * gradient[i];
     grad = effective;
   }

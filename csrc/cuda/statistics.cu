@@ -74,15 +74,16 @@ __device__ __forceinline__ void add_tile(const EffectiveGradient& x, int64_t lef
   add_squares(thread_now(), visit, scratch, sum);
 }
 
-// Adds nothing if the gradient moves nothing now.
+// Adds nothing if the gradient moves nothing now, unless infinities are looked for.
 __device__ __forceinline__ void add_gradient(const StatisticsArgs& args, const Tile& tile, const Record& record,
                                              SquaresScratch& scratch, ExactSum& sum) {
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad != 0)) return;
+  const bool moves = turn.moves(record.grad != 0);
+  if (!is_read(args, record.grad != 0, moves)) return;
   const float* grad_sum = nullptr;
-  if (turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
+  if (moves && turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
   const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
-                                      grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
+                                      grad_sum,    args.rows[record.row], unscaling(args, moves)};
   add_tile(gradient, record.numel - tile.offset, scratch, sum);
 }
 

@@ -81,6 +81,7 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
         tables["rows"],
         tables.get("groups", 0),
         0 if table.counts is None else table.counts.waited.data_ptr(),
+        0 if launch.scaling is None else _address(launch.scaling.sought),
     )
     return _STATISTICS.pack(*values)
 

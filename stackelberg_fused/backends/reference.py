@@ -58,6 +58,8 @@ class ReferenceBackend(Backend):
             if grad is not None:
                 digits[ROLES.index(table.slots[i].role)] += sum_of_squares(grad)
         launch.needed_statistics.conclude_digits(digits, limits)
+        if launch.scaling is not None and launch.scaling.sought is not None:
+            _look_for_infinities(launch, launch.scaling.sought)
         return 0
 
     def step(self, launch: Launch) -> int:
@@ -103,6 +105,15 @@ class ReferenceBackend(Backend):
                 if group["ema_decay"] is not None:
                     ema = local_tensor(launch.state[table.slots[i].param]["ema"])
                     update_rule.ema_update(local.to(ema.dtype), ema, group)
+
+
+@torch.no_grad()
+def _look_for_infinities(launch: Launch, found_inf: Tensor) -> None:
+    """Write 1 to `found_inf` if a gradient is not finite once it is unscaled, also one that waits."""
+    for i in range(launch.span.first_slot, launch.span.last_slot):
+        for grad in (_moving_gradient(launch, i), _unscaled(launch, i)):
+            if grad is not None:
+                found_inf.clamp_(min=1 - grad.isfinite().all().to(found_inf))
 
 
 def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:

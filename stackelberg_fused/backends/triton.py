@@ -78,6 +78,7 @@ class TritonBackend(Backend):
                 statistics.limits_on_device(limits),
                 limits.joint,
                 tables["rows"].view(torch.float32),
+                launch.scaling and launch.scaling.sought,
                 _options(launch, tables),
             )
         return 1

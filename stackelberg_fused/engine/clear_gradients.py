@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import repeat
 from typing import Any
 
 from torch import Tensor
@@ -20,18 +22,18 @@ def clear_gradients(unit: LaunchUnit, pending: Pending, staged: Staged | None) -
     """
     table, span, flat = unit.table, pending.span, unit.flat
     if flat is None:
-        for slot in table.slots[span.first_slot : span.last_slot]:
-            slot.param.grad = None
+        params = unit.gradients.params[span.first_slot : span.last_slot]
+        # a loop in C: at every step, over every parameter
+        deque(map(setattr, params, repeat("grad"), repeat(None)), 0)
         return
-    params = (slot.param for slot in table.slots[span.first_slot : span.last_slot])
-    grads = [grad for param in params if (grad := param.grad) is not None]
     if staged is not None and staged.launch.zero_grads:
         # the launch cleared copies where it read them, and autograd knows of nothing that it did
         _zero(pending.gathered.copied)
         if unit.backend.reads_memory:
-            increment_versions(grads)
+            increment_versions(flat.views_in(span))
     else:
-        _zero(grads)
+        params = unit.gradients.params[span.first_slot : span.last_slot]
+        _zero([grad for param in params if (grad := param.grad) is not None])
     if not pending.clears:
         flat.attach(table, span, keep=False)
         flat.drop_others(table, span)

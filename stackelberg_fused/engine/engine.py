@@ -32,6 +32,7 @@ from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
 from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
+from .infinities import Infinities
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -108,6 +109,7 @@ class Engine:
         self._turns_of_groups, self._across_rebuilds = turns_of_groups, across_rebuilds
         self._watch = across_rebuilds.watch
         self._replaced = ReplacedParameters(groups)
+        self._infinities = Infinities(self.units)
         # warnings may be errors: before anything is modified
         self._look_at_rates(list(range(len(groups))))
 
@@ -221,7 +223,9 @@ class Engine:
         pending = self._prepare(role)
         if self._replaced.is_new:
             self._replaced.refuse_marked()
-        if limits is not None and self._sharded_norms is not None:
+        search = None if scaling is None else scaling.search
+        is_measured = limits is not None or search is not None
+        if is_measured and self._sharded_norms is not None:
             self._sharded_norms.agree(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
@@ -232,12 +236,14 @@ class Engine:
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)
-        staged = self._stage(pending, limits is not None, scaling, zero_grad)
+        staged = self._stage(pending, is_measured, scaling, zero_grad)
         if not any(staged):
             self._replaced.refuse_orphans()
         launches, statistics = 0, None
-        if limits is not None and self.units:
-            launches, statistics = self._measure(staged, limits, role)
+        if is_measured and self.units:
+            launches, statistics = self._measure(staged, limits or ClipLimits.none(), role)
+        if search is not None:
+            staged = self._infinities.agree(staged, search, role)
         launches += self._launch(staged)
         for unit in self.units:
             if unit.has_new_state:
@@ -245,7 +251,7 @@ class Engine:
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
-        return launches, statistics
+        return launches, statistics if limits is not None else None
 
     def _prepare(self, role: str | None) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from ..memory.arena import one_buffer, view_of
 from ..memory.presence import is_abstract
 from ..memory.sharding import is_sharded
 from ..native.tensor_abi import increment_versions
+
+_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class FlatGradients:
                 self._places[i] = _Place(buffer, offset, like)
             self._has_place[slots] = True
         self._views = {i: place.view() for i, place in self._places.items()}
+        self._views_in: dict[Span, list[Tensor]] = {}
         self._addresses = np.zeros(len(table.slots), np.int64)
         self._bases: list[int] = []  # where the buffers were when addresses were noted
         self._note_addresses()
@@ -115,6 +119,7 @@ class FlatGradients:
                 continue
             if view.data_ptr() != self._addresses[i]:  # as after `grad.data = ...`
                 view = self._views[i] = self._places[i].view()
+                self._views_in.clear()
             if grad is view:
                 continue
             if keep and grad is not None:
@@ -131,14 +136,21 @@ class FlatGradients:
             if role in (None, name):
                 buffer.zero_()
         # views in memory, but not in autograd's eyes
-        inside = range(span.first_slot, span.last_slot)
-        increment_versions([view for i, view in self._views.items() if i in inside])
+        increment_versions(self.views_in(span))
         self.attach(table, span, keep=False)
         self.drop_others(table, span)
 
+    def views_in(self, span: Span) -> list[Tensor]:
+        """The views of a span's parameters: their gradients, where none is misplaced."""
+        found = self._views_in.get(span)
+        if found is None:
+            inside = range(span.first_slot, span.last_slot)
+            found = self._views_in[span] = [v for i, v in self._views.items() if i in inside]
+        return found
+
     def is_outdated(self) -> bool:
         """Tell whether a parameter was frozen or unfrozen since the buffers were made."""
-        return [param.requires_grad for param in self._params] != self._trained
+        return list(map(_requires_grad, self._params)) != self._trained
 
     def let_go(self) -> None:
         """Take their views from parameters that were frozen since: they are not trained any more."""

@@ -47,6 +47,7 @@ class Gradients:
     Attributes:
         active: bool array [n]: slots that have a gradient.
         active_version: counts changes of `active`.
+        params: of the slots.
         sharded: slots whose parameter is a DTensor.
         places: int64 array [n, 2]: where the memory of each parameter begins and ends.
         has_rebound: some parameter was rebound to other memory; whoever checked that none overlap sets it back.
@@ -65,8 +66,9 @@ class Gradients:
         self._gapped = [i for i, slot in enumerate(slots) if not slot.dense]
         self.active = np.zeros(len(slots), bool)
         self.active_version = 0
+        self.params = [slot.param for slot in slots]
         self._reader = make_reader(
-            [slot.param for slot in slots],
+            self.params,
             [slot.local for slot in slots],
             table.records,
             self.active,

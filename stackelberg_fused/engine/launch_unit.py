@@ -61,6 +61,11 @@ class Staged:
     plan: StepPlan
     launch: Launch
 
+    @property
+    def found_inf(self) -> Tensor | None:
+        """What its scaler, or its statistics launch, says of infinities."""
+        return None if self.launch.scaling is None else self.launch.scaling.found_inf
+
 
 class LaunchUnit:
     """One table with the backend that updates it and the gradients that feed it."""
@@ -227,6 +232,13 @@ class LaunchUnit:
             self._conclusion(pending.gathered, span, plan, scaling),
         )
         return Staged(pending.gathered, plan, launch)
+
+    def conclude_anew(self, staged: Staged) -> None:
+        """Follow the search for infinities, which is over, in what completes a step that is counted on the device."""
+        launch = staged.launch
+        launch.conclusion = self._conclusion(
+            staged.gathered, launch.span, staged.plan, launch.scaling
+        )
 
     def measure(
         self, staged: Staged, limits: ClipLimits, measured: TileSubset | None = None

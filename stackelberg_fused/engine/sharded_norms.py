@@ -74,7 +74,7 @@ class ShardedNorms:
             return None
         return cls(units, groups, across_rebuilds)
 
-    def agree(self, limits: ClipLimits) -> None:
+    def agree(self, limits: ClipLimits | None) -> None:
         """Compare ranks before they first wait for each other, and after groups were added.
 
         Raises:

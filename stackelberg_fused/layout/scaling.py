@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..memory.sharding import Ranks
+
+
+@dataclass(eq=False)
+class Search:
+    """A look for infinities, which the statistics launch of a step takes in the scaler's place.
+
+    Attributes:
+        ranks: who agrees on what was found, beside those that share DTensors.
+        found: what the steps found that had gradients, float32 [] each: not 0 where some were not finite.
+    """
+
+    ranks: Sequence[Ranks] = ()
+    found: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -16,15 +32,19 @@ class Scaling:
     Attributes:
         grad_scale: what the loss was multiplied by; None where the gradients were unscaled already.
         found_inf: not 0 where a gradient is not finite: then nothing moves.
+        search: there where `found_inf` is yet to be found out, by the statistics launch, which writes it.
     """
 
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    search: Search | None = None
 
     @classmethod
     def of(cls, attributes: dict[str, Any]) -> Scaling | None:
         """Read what a scaler set among an optimizer's attributes; None where no scaler is at work."""
         grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
+        if "search" in attributes:
+            return cls(_scalar("grad_scale", grad_scale), None, attributes["search"])
         if grad_scale is None and found_inf is None:
             return None
         if isinstance(found_inf, int) and found_inf == 0:
@@ -32,13 +52,29 @@ class Scaling:
         return cls(_scalar("grad_scale", grad_scale), _scalar("found_inf", found_inf))
 
     def on(self, device: torch.device) -> Scaling:
-        """The same on another device."""
-        moved = (t if t is None else move(t, device) for t in (self.grad_scale, self.found_inf))
-        return Scaling(*moved)
+        """The same on another device; with a `found_inf` of its own, of 0, where it is to be found out."""
+        grad_scale, found_inf = (
+            t if t is None else move(t, device) for t in (self.grad_scale, self.found_inf)
+        )
+        if self.search is not None:
+            found_inf = torch.zeros((), device=device)
+        return Scaling(grad_scale, found_inf, self.search)
 
     def says_skip(self) -> bool:
-        """Tell whether the step is to be skipped; waits for the device."""
-        return self.found_inf is not None and bool(self.found_inf)
+        """Tell whether it is known already that the step is to be skipped; waits for the device."""
+        return self.search is None and self.found_inf is not None and bool(self.found_inf)
+
+    @property
+    def last_found(self) -> Tensor | None:
+        """`found_inf` of the last step that was taken with this; None where it had no gradients to look at."""
+        if self.search is None:
+            return self.found_inf
+        return self.search.found[-1] if self.search.found else None
+
+    @property
+    def sought(self) -> Tensor | None:
+        """`found_inf` where the statistics launch is to write it, else None."""
+        return None if self.search is None else self.found_inf
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

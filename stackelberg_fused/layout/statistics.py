@@ -35,6 +35,11 @@ class ClipLimits:
     joint: bool
 
     @classmethod
+    def none(cls) -> ClipLimits:
+        """Measure everything, clip nothing."""
+        return cls(math.inf, math.inf, True)
+
+    @classmethod
     def of(cls, value: Any) -> ClipLimits | None:
         """`max_grad_norm` as users give it: None, a number over everything, or a dict with one per player.
 

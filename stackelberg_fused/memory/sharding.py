@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,3 +116,30 @@ def shard_like(local: Tensor, param: Any) -> Tensor:
         shape=param.shape,
         stride=param.stride(),
     )
+
+
+class Ranks(NamedTuple):
+    """Ranks that have to agree on something.
+
+    Attributes:
+        group: process group.
+        device_type: of tensors that it reduces.
+    """
+
+    group: Any
+    device_type: str
+
+
+def ranks_of_shards(params: Iterable[Tensor]) -> list[Ranks]:
+    """Return the groups of ranks that hold different parts of these parameters, by mesh and dimension.
+
+    In the order of the parameters, which is the same on all ranks. A parameter counts whether it has a gradient here or
+    not: a rank that has none still has to answer. Those that hold replicas know the same anyway.
+    """
+    found: dict[tuple[Any, int], Ranks] = {}
+    for param in filter(is_sharded, params):
+        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        for dim, placement in enumerate(placements):
+            if not placement.is_replicate() and (mesh, dim) not in found:
+                found[(mesh, dim)] = Ranks(mesh.get_group(dim), mesh.device_type)
+    return list(found.values())

@@ -110,5 +110,5 @@ STATISTICS_ARGS = {
     **dict.fromkeys(("sums", "digits", "statistics"), "q"),
     "max_norm": "2d",
     **dict.fromkeys(("joint", "takes_turns"), "i"),
-    **dict.fromkeys(("grad_scale", "rows", "groups", "waited"), "q"),
+    **dict.fromkeys(("grad_scale", "rows", "groups", "waited", "found_inf"), "q"),
 }

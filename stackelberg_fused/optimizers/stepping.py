@@ -146,7 +146,7 @@ class Stepping(EngineHolder):
             return
         shared.last, shared.found_inf = last, None
         if scaling is not None:
-            shared.met_scaler, shared.found_inf = True, scaling.found_inf
+            shared.met_scaler, shared.found_inf = True, scaling.last_found
         shared.launches += last[0]
         if len(shared.stepped) < len(ROLES):
             shared.stepped.update(ROLES if role is None else (role,))

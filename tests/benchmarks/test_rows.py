@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from bench_rows import ROWS
+from stackelberg_fused.benchmarks.lineup import contestants_for
 from stackelberg_fused.benchmarks.low_precision import STATES, low_precision_contestants
+from stackelberg_fused.benchmarks.peers import torch_merged
 from stackelberg_fused.benchmarks.workloads import TORCH_FUSED
 
 LOW_PRECISION_ROWS = {row.states: row for row in ROWS.values() if row.states is not None}
@@ -17,6 +20,13 @@ LOW_PRECISION_ROWS = {row.states: row for row in ROWS.values() if row.states is 
         ("465 groups x 1000", 465, 465_000, 465),
         ("2 tensors, 150k", 2, 150_000, 2),
         ("GPT-2-small shapes (148 tensors, 124M), 2 groups", 148, 124_439_808, 2),
+        ("465 tensors x 1000 in 28 groups, new gradients", 465, 465_000, 28),
+        (
+            "201 groups of BERT's layers, each its own rate (109M), new gradients",
+            201,
+            109_483_778,
+            201,
+        ),
         ("1G parameters fp32, 2 groups", 60, 1_006_632_960, 2),
         ("465 groups, 29M parameters", 465, 29_062_500, 465),
         ("ResNet-50 shapes (161 tensors, 25.6M), 2 groups, eager", 161, 25_557_032, 2),
@@ -50,3 +60,18 @@ def test_the_target_of_8_bits_is_of_two_schemes_and_of_the_cpu():
         (1.5, "ours bf16 stochastic", "cpu"),
         (1.5, "ours bf16 split8", "cpu"),
     ]
+
+
+def test_torch_is_also_given_berts_groups_merged_where_they_are_equal():
+    row = next(row for name, row in ROWS.items() if "BERT" in name)
+    # the embeddings, twelve layers, and the head, each with and without weight decay
+    assert row.distinct_groups == 28
+    assert [c.name for c in contestants_for(row)][-1] == "torch fused, merged"
+    others = [r for r in ROWS.values() if r is not row]
+    assert all(r.distinct_groups == r.groups for r in others)
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in row.shapes]
+    optimizer, _ = torch_merged().make(row.param_groups(params))
+    assert len(optimizer.param_groups) == 28
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 201
+    heads = [group for group in row.param_groups(params) if group["role"] == "head"]
+    assert [len(heads), len(row.shapes)] == [4, 201]

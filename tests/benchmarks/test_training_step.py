@@ -1,4 +1,4 @@
-"""The training-step rows: each part of the step is checked, and gradients are cleared in place."""
+"""The training-step rows: each part of the step is checked, and gradients are cleared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def without(part: str, contestant: Contestant) -> Contestant:
     return dataclasses.replace(contestant, make=make)
 
 
-def test_everyone_makes_the_same_training_step_and_clears_in_place():
+def test_everyone_makes_the_same_training_step_and_clears():
     entries = run_row(TRAINING_STEP, TRAINING_STEP_CONTESTANTS, FAST, None)["entries"]
     assert [e["name"] for e in entries] == [
         "ours cpu",
@@ -39,7 +39,7 @@ def test_everyone_makes_the_same_training_step_and_clears_in_place():
     ]
     assert {e["status"] for e in entries} == {TIMED}
     assert entries[0]["launches"] == 2
-    assert [e["bytes_per_parameter"] for e in entries] == [52, 52, 64, 64]
+    assert [e["bytes_per_parameter"] for e in entries] == [40, 40, 60, 64]
 
 
 @pytest.mark.parametrize("position", [2, 3])
@@ -48,7 +48,7 @@ def test_everyone_makes_the_same_training_step_and_clears_in_place():
     [
         ("clip", "exp_avg of"),
         ("average", "ema of"),
-        ("clear", "not zero"),
+        ("clear", "not cleared"),
         ("unscale", ""),
     ],
 )

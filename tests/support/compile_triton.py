@@ -122,9 +122,9 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         return step.step_kernel.compiled[-1]
 
     def compile_statistics(**options: Any) -> Any:
-        sums = WORDS, WORDS, DOUBLES, DOUBLES
+        sums, found_inf = (WORDS, WORDS, DOUBLES, DOUBLES), options.get("found_inf")
         statistics.launch_statistics(
-            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, LaunchOptions(**options)
+            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, found_inf, LaunchOptions(**options)
         )
         return statistics.statistics_kernel.compiled[-1]
 

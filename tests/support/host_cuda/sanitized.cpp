@@ -164,6 +164,8 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   args.max_norm[0] = 1;
   args.max_norm[1] = 0.5;
   args.rows = cuda.rows.data();
+  float found_inf = -1;
+  args.found_inf = &found_inf;
   if (const char* error = launch_statistics(args, 0, 0)) {
     std::printf("launch failed: %s\n", error);
     return 1;
@@ -183,7 +185,7 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
     std::printf("the digits differ\n");
     return 1;
   }
-  if (statistics->blocks_done || !(statistics->factor[0] < 1) || !(statistics->factor[1] < 1)) {
+  if (found_inf != 0 || statistics->blocks_done || !(statistics->factor[0] < 1) || !(statistics->factor[1] < 1)) {
     std::printf("the last block did not conclude\n");
     return 1;
   }
