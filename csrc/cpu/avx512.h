@@ -123,10 +123,13 @@ SF_HOST_DEVICE Bits max_bytes(Bits a, Bits b) { return as_bits(_mm512_max_epu8(a
 // The upper 16 bits of 32 numbers, in order.
 SF_HOST_DEVICE Bits upper_halves(const EvenOdd<Bits>& x) { return blend<0xFFFF0000>(x.odd, x.even >> 16); }
 
+// Sixteen float16 numbers.
+SF_HOST_DEVICE Numbers from_float16(__m256i words) { return _mm512_cvtph_ps(words); }
+
 // The first (HALF = 0) or the last sixteen (1) of 32 float16 numbers.
 template <int HALF>
 SF_HOST_DEVICE Numbers from_float16_words(Bits words) {
-  return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(as_m512i(words), HALF));
+  return from_float16(_mm512_extracti64x4_epi64(as_m512i(words), HALF));
 }
 
 // Convert 32 numbers in the order of memory to those at even and at odd places, and back.

@@ -3,29 +3,131 @@
 // of a block, then the odd ones.
 #pragma once
 
+#include <type_traits>
+
 #include "codec.h"
 #include "cpu/avx512.h"
+#include "tables.h"
 
 #if SF_AVX512
 
 namespace sf {
 namespace {
 
-SF_HOST_DEVICE EvenOdd<Numbers> read_bfloat16(const uint16_t* from) {
-  const Bits words = load<Bits>(from);
-  return {as_numbers(words << 16), as_numbers(words & broadcast<0xFFFF0000>())};
+// Fetches the block that begins at element `at`, of BYTES each.
+template <int BYTES>
+SF_HOST_DEVICE void prefetch_block(const void* from, int64_t at) {
+  // where an element has one byte, half of these prefetches repeat the last cache line
+  for (int line = 0; line < (BYTES * kBlock + 63) / 64; ++line) {
+    __builtin_prefetch(static_cast<const char*>(from) + at * BYTES + 64 * line);
+  }
 }
 
-// to_bfloat16, without its final shift.
-SF_HOST_DEVICE Bits to_nearest(Bits x) { return x + broadcast<0x7FFF>() + (x >> 16 & broadcast<1>()); }
+// --- bfloat16 and float16 ---
 
-// join<8>, but NaN where a zero has a negative remainder; that is out of range too.
-SF_HOST_DEVICE EvenOdd<Numbers> read_split8(const uint16_t* part, const int8_t* remainder) {
-  const __m512i rest = _mm512_cvtepi8_epi16(load<__m256i>(remainder));
-  const Bits upper = as_bits(_mm512_add_epi16(as_m512i(load<Bits>(part)), _mm512_srai_epi16(rest, 15)));
-  const Bits lower = shift_words_left<8>(as_bits(rest));
+// Sixteen numbers that are rounded to bfloat16, whose bits are the upper halves of the lanes; lower halves are undefined.
+struct Bfloat16Lanes {
+  Bits upper;
+};
+// Sixteen numbers that are rounded to float16, in the order of the lanes.
+struct Float16Lanes {
+  __m256i words;
+};
+template <int DTYPE>
+using Rounded = std::conditional_t<DTYPE == kBfloat16, Bfloat16Lanes, Float16Lanes>;
+
+SF_HOST_DEVICE Numbers numbers_of(const Bfloat16Lanes& x) { return as_numbers(x.upper & broadcast<0xFFFF0000>()); }
+SF_HOST_DEVICE Numbers numbers_of(const Float16Lanes& x) { return from_float16(x.words); }
+
+// The 16-bit numbers of a block, in the order of memory.
+SF_HOST_DEVICE Bits in_memory_order(const EvenOdd<Bfloat16Lanes>& x) {
+  return upper_halves({x.even.upper, x.odd.upper});
+}
+SF_HOST_DEVICE Bits in_memory_order(const EvenOdd<Float16Lanes>& x) {
+  return as_bits(_mm512_cvtepu16_epi32(x.even.words)) | as_bits(_mm512_cvtepu16_epi32(x.odd.words)) << 16;
+}
+
+// Reads the block of a dtype that begins at element `at`.
+template <int DTYPE>
+SF_HOST_DEVICE EvenOdd<Numbers> read_numbers(const void* from, int64_t at) {
+  if constexpr (DTYPE == kFloat32) {
+    return deinterleave(load_pair<Numbers>(static_cast<const float*>(from) + at));
+  } else if constexpr (DTYPE == kBfloat16) {
+    const Bits words = load<Bits>(static_cast<const uint16_t*>(from) + at);
+    return {as_numbers(words << 16), as_numbers(words & broadcast<0xFFFF0000>())};
+  } else {
+    const uint16_t* const words = static_cast<const uint16_t*>(from) + at;
+    return deinterleave({from_float16(load<__m256i>(words)), from_float16(load<__m256i>(words + 16))});
+  }
+}
+
+SF_HOST_DEVICE void write_float32(void* to, int64_t at, const EvenOdd<Bits>& x) {
+  store_pair(static_cast<float*>(to) + at, interleave({as_numbers(x.even), as_numbers(x.odd)}));
+}
+
+// to_bfloat16 or to_float16.
+template <int DTYPE>
+SF_HOST_DEVICE Rounded<DTYPE> to_nearest(Bits x) {
+  if constexpr (DTYPE == kBfloat16) {
+    return {x + broadcast<0x7FFF>() + (x >> 16 & broadcast<1>())};
+  } else {
+    return {_mm512_cvtps_ph(as_numbers(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+}
+
+// to_bfloat16 or to_float16 with 16 random bits per lane.
+template <int DTYPE>
+SF_HOST_DEVICE Rounded<DTYPE> to_stochastic(Bits x, Bits random) {
+  if constexpr (DTYPE == kBfloat16) {
+    return {x + random};
+  } else {
+    const Bits magnitude = x & broadcast<kMagnitude>(), offset = random >> 3;
+    const Numbers fraction = _mm512_cvtepi32_ps(as_m512i(offset)) * 0x1p-13f;
+    // both products are exact, so that fusing one of them with the sum changes nothing
+    const Numbers steps = _mm512_roundscale_ps(multiply_add(as_numbers(magnitude), broadcast(0x1p24f), fraction),
+                                               _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    const Bits by_bits = (magnitude + offset) & broadcast<~0x1FFFu>();
+    const Bits rounded = magnitude < broadcast<0x38800000>() ? as_bits(steps * 0x1p-24f) : by_bits;
+    return to_nearest<kFloat16>(blend<kMagnitude>(rounded, x));
+  }
+}
+
+// --- the further bits of weights ---
+
+// `compensated`
+template <int DTYPE>
+SF_HOST_DEVICE Numbers compensated(Numbers stored, Numbers lost) {
+  constexpr uint32_t least = DTYPE == kBfloat16 ? 0x00800000 : 0x38800000;
+  const Bits exponent = as_bits(stored) & broadcast<kInfinity>();
+  const Bits at_least = exponent > broadcast<least>() ? exponent : broadcast<least>();
+  const Numbers half_step = as_numbers(at_least) * (DTYPE == kBfloat16 ? 0x1p-8f : 0x1p-11f);
+  const __mmask16 counts = _mm512_cmp_ps_mask(as_numbers(as_bits(lost) & broadcast<kMagnitude>()), half_step, _CMP_LE_OQ);
+  return stored + _mm512_maskz_mov_ps(counts, lost);
+}
+
+// `compensation`
+SF_HOST_DEVICE Bits compensation(Numbers weight, Numbers stored) {
+  constexpr int nan_or_infinity = 0x99;
+  const Numbers lost = weight - stored;
+  return as_bits(_mm512_maskz_mov_ps(static_cast<__mmask16>(~_mm512_fpclass_ps_mask(lost, nan_or_infinity)), lost));
+}
+
+// `join`, but NaN where a zero has a negative remainder; that is out of range too. REMAINDER has 8 or 16 bits.
+template <typename REMAINDER>
+SF_HOST_DEVICE EvenOdd<Numbers> read_split(const void* param, const void* remainder, int64_t at) {
+  Bits rest, lower;
+  if constexpr (sizeof(REMAINDER) == 1) {
+    rest = as_bits(_mm512_cvtepi8_epi16(load<__m256i>(static_cast<const REMAINDER*>(remainder) + at)));
+    lower = shift_words_left<8>(rest);
+  } else {
+    rest = lower = load<Bits>(static_cast<const REMAINDER*>(remainder) + at);
+  }
+  const Bits part = load<Bits>(static_cast<const uint16_t*>(param) + at);
+  const Bits upper = as_bits(_mm512_add_epi16(as_m512i(part), as_m512i(shift_words_right_signed<15>(rest))));
   return {as_numbers(blend<0xFFFF0000>(upper << 16, lower)), as_numbers(blend<0xFFFF0000>(upper, lower >> 16))};
 }
+
+// --- 8-bit codes ---
 
 // Decodes the first moments of two blocks to float16, in units of their scale. A code is such a float16 number without
 // its top exponent bit and its lower fraction bits.
