@@ -45,9 +45,7 @@ class PlainMoments {
     return {read_numbers<DTYPE>(tile.exp_avg, at), read_numbers<DTYPE>(tile.exp_avg_sq, at)};
   }
   SF_HOST_DEVICE_MEMBER void observe(int, const MomentsOfBlock&) {}
-  SF_HOST_DEVICE_MEMBER bool finish(const TileMoments&, int64_t, Numbers not_finite, Scaling&) const {
-    return !_mm512_cmpneq_ps_mask(not_finite, not_finite);
-  }
+  SF_HOST_DEVICE_MEMBER bool finish(const TileMoments&, int64_t, Scaling&) const { return true; }
 
   SF_HOST_DEVICE_MEMBER static void write_block(const TileMoments& tile, int64_t at, const float* exp_avg,
                                                 const float* exp_avg_sq, const EvenOdd<Bits>& random, const Scaling&,
@@ -62,9 +60,8 @@ class PlainMoments {
     if constexpr (DTYPE == kFloat32) {
       write_float32(to, at, x);
     } else {
-      const EvenOdd<Bfloat16Lanes> rounded = {to_stochastic<kBfloat16>(x.even, random.even),
-                                              to_stochastic<kBfloat16>(x.odd, random.odd)};
-      store(static_cast<uint16_t*>(to) + at, in_memory_order(rounded));
+      const EvenOdd<Bfloat16Lanes> rounded = {{x.even + random.even}, {x.odd + random.odd}};
+      write_rounded(to, at, rounded);
     }
   }
 };
@@ -91,14 +88,16 @@ class EightBitMoments {
   SF_HOST_DEVICE_MEMBER void begin_pair(const TileMoments& tile, int64_t at) {
     const Bits codes = load<Bits>(static_cast<const uint8_t*>(tile.exp_avg) + at);
     code_ = max_bytes(code_, codes & broadcast<0x7F7F7F7F>());
-    code_sq_ = max_bytes(code_sq_, load<Bits>(static_cast<const uint8_t*>(tile.exp_avg_sq) + at));
+    const Bits codes_sq = load<Bits>(static_cast<const uint8_t*>(tile.exp_avg_sq) + at);
+    code_sq_ = max_bytes(code_sq_, codes_sq);
+    has_subnormal_ = _mm512_cmplt_epu8_mask(as_m512i(codes_sq), as_m512i(broadcast<0x08080808>())) != 0;
     as_float16_ = first_as_float16(codes);
   }
   // Block B of a pair, 0 or 1.
   template <int B>
   SF_HOST_DEVICE_MEMBER MomentsOfBlock read(const TileMoments& tile, int64_t at, int block) const {
     return {decode_first<B>(as_float16_, scale_[block]),
-            decode_second(static_cast<const uint8_t*>(tile.exp_avg_sq) + at, scale_sq_[block])};
+            decode_second(static_cast<const uint8_t*>(tile.exp_avg_sq) + at, scale_sq_[block], has_subnormal_)};
   }
   SF_HOST_DEVICE_MEMBER void observe(int block, const MomentsOfBlock& of) {
     // the maxima may lose a NaN or a negative second moment, but then the weight is NaN
@@ -106,15 +105,13 @@ class EightBitMoments {
     largest_sq_[block] = as_bits(maximum(of.exp_avg_sq.even, of.exp_avg_sq.odd));
   }
   // Writes the scales of a chunk. Returns false, and writes nothing, if the chunk is out of range.
-  SF_HOST_DEVICE_MEMBER bool finish(const TileMoments& tile, int64_t first, Numbers not_finite,
-                                    Scaling& scaling) const {
+  SF_HOST_DEVICE_MEMBER bool finish(const TileMoments& tile, int64_t first, Scaling& scaling) const {
     const Bits largest = row_maxima(largest_), largest_sq = row_maxima(largest_sq_);
     // from here on half of an inverse scale would be subnormal
     constexpr uint32_t too_large = kLargestScaled - (1u << 23);
     const uint64_t out_of_range =
         _mm512_cmpge_epu32_mask(as_m512i(largest), as_m512i(broadcast<too_large>())) |
         _mm512_cmpge_epu32_mask(as_m512i(largest_sq), as_m512i(broadcast<too_large>())) |
-        _mm512_cmpneq_ps_mask(not_finite, not_finite) |
         _mm512_cmpgt_epu8_mask(as_m512i(code_), as_m512i(broadcast<FirstMoment::largest * 0x01010101>())) |
         _mm512_cmpgt_epu8_mask(as_m512i(code_sq_), as_m512i(broadcast<SecondMoment::largest * 0x01010101>()));
     if (out_of_range) return false;
@@ -153,6 +150,7 @@ class EightBitMoments {
  private:
   alignas(64) float scale_[kBlocks], scale_sq_[kBlocks];
   EvenOdd<Bits> as_float16_;                     // the first moments of the pair
+  bool has_subnormal_;                           // some second moment of the pair
   Bits largest_[kBlocks], largest_sq_[kBlocks];  // the maximum of each row is that of a block
   Bits code_ = Bits{}, code_sq_ = Bits{};        // the largest codes that were read, without signs
 };

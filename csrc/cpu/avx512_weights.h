@@ -42,18 +42,25 @@ struct Weights {
       MASTER == kSplit8 ? 1 : MASTER == kSplit16 || MASTER == kKahan ? 2 : MASTER == kMaster32 ? 4 : 0;
 
   SF_HOST_DEVICE_MEMBER static EvenOdd<Numbers> read(const TileWeights& tile, int64_t at) {
-    if constexpr (MASTER == kSplit8) return read_split<int8_t>(tile.param, tile.master, at);
-    if constexpr (MASTER == kSplit16) return read_split<int16_t>(tile.param, tile.master, at);
-    const EvenOdd<Numbers> stored = read_numbers<PARAM>(tile.param, at);
-    if constexpr (MASTER == kKahan) {
-      const EvenOdd<Numbers> lost = read_numbers<PARAM>(tile.master, at);
-      return {compensated<PARAM>(stored.even, lost.even), compensated<PARAM>(stored.odd, lost.odd)};
+    if constexpr (master_bytes != 0) {
+      const uint16_t* const param = static_cast<const uint16_t*>(tile.param) + at;
+      const void* const master = static_cast<const char*>(tile.master) + at * master_bytes;
+      if constexpr (MASTER == kSplit8) return read_split(param, static_cast<const int8_t*>(master));
+      if constexpr (MASTER == kSplit16) return read_split(param, static_cast<const int16_t*>(master));
+      if constexpr (MASTER == kKahan) return read_kahan<PARAM>(param, static_cast<const uint16_t*>(master));
+      if constexpr (MASTER == kMaster32) return read_master<PARAM>(param, static_cast<const float*>(master));
     }
-    if constexpr (MASTER == kMaster32) {
-      const EvenOdd<Numbers> whole = read_numbers<kFloat32>(tile.master, at);
-      return {current(stored.even, whole.even), current(stored.odd, whole.odd)};
-    }
-    return stored;
+    return read_numbers<PARAM>(tile.param, at);
+  }
+
+  // Adds to `range` what tells whether all weights of a chunk are finite and, where there are compensations, not so
+  // large that a parameter could be infinite.
+  SF_HOST_DEVICE_MEMBER static Numbers add_to_range(Numbers range, Numbers weight) {
+    return multiply_add(weight, MASTER == kKahan ? weight : Numbers{}, range);
+  }
+  SF_HOST_DEVICE_MEMBER static bool is_in_range(Numbers range) {
+    const float limit = MASTER == kKahan && PARAM == kFloat16 ? 65504.0f * 65504.0f : __builtin_inff();
+    return _mm512_cmp_ps_mask(range, broadcast(limit), _CMP_LT_OQ) == 0xFFFF;
   }
 
   SF_HOST_DEVICE_MEMBER static void prefetch(const TileWeights& tile, int64_t at) {
@@ -71,20 +78,27 @@ struct Weights {
       if constexpr (MASTER == kSplit8) weight = {weight.even + broadcast<0x80>(), weight.odd + broadcast<0x80>()};
       const Bits remainder = blend<0xFFFF0000>(weight.odd << 16, weight.even);
       if constexpr (MASTER == kSplit16) store(static_cast<int16_t*>(tile.master) + at, remainder);
-      write_param(tile, at, {{weight.even + broadcast<0x8000>()}, {weight.odd + broadcast<0x8000>()}});
+      const EvenOdd<Bfloat16Lanes> rounded = {{weight.even + broadcast<0x8000>()}, {weight.odd + broadcast<0x8000>()}};
+      write_rounded(tile.param, at, rounded);
       return remainder;
-    } else if constexpr (MASTER == kStochastic) {
-      write_param(tile, at,
-                  {to_stochastic<PARAM>(weight.even, random.even), to_stochastic<PARAM>(weight.odd, random.odd)});
+    } else if constexpr (PARAM == kBfloat16 && MASTER == kStochastic) {
+      const EvenOdd<Bfloat16Lanes> rounded = {{weight.even + random.even}, {weight.odd + random.odd}};
+      write_rounded(tile.param, at, rounded);
     } else {
+      if constexpr (MASTER == kStochastic) {
+        weight = {float16_steps(weight.even, random.even), float16_steps(weight.odd, random.odd)};
+      }
+      if constexpr (PARAM == kFloat16) weight = interleave(weight);
       const EvenOdd<Rounded<PARAM>> rounded = {to_nearest<PARAM>(weight.even), to_nearest<PARAM>(weight.odd)};
-      write_param(tile, at, rounded);
-      if constexpr (MASTER == kMaster32) write_float32(tile.master, at, weight);
+      write_rounded(tile.param, at, rounded);
       if constexpr (MASTER == kKahan) {
-        const EvenOdd<Rounded<PARAM>> lost = {
-            to_nearest<PARAM>(compensation(as_numbers(weight.even), numbers_of(rounded.even))),
-            to_nearest<PARAM>(compensation(as_numbers(weight.odd), numbers_of(rounded.odd)))};
-        store(static_cast<uint16_t*>(tile.master) + at, in_memory_order(lost));
+        const EvenOdd<Rounded<PARAM>> lost = {compensation<PARAM>(weight.even, rounded.even),
+                                              compensation<PARAM>(weight.odd, rounded.odd)};
+        write_rounded(tile.master, at, lost);
+      }
+      if constexpr (MASTER == kMaster32) {
+        if constexpr (PARAM == kBfloat16) weight = interleave(weight);
+        store_pair(static_cast<float*>(tile.master) + at, weight);
       }
     }
     return Bits{};
@@ -95,17 +109,6 @@ struct Weights {
     if constexpr (MASTER == kSplit8) {
       store(static_cast<int8_t*>(tile.master) + at, pack_bytes(shift_words_right<8>(words[0]), words[1]));
     }
-  }
-
- private:
-  SF_HOST_DEVICE_MEMBER static void write_param(const TileWeights& tile, int64_t at,
-                                                const EvenOdd<Rounded<PARAM>>& rounded) {
-    store(static_cast<uint16_t*>(tile.param) + at, in_memory_order(rounded));
-  }
-  // The float32 weight, or the parameter if someone has changed it since.
-  SF_HOST_DEVICE_MEMBER static Numbers current(Numbers stored, Numbers whole) {
-    const Bits rounded = as_bits(numbers_of(to_nearest<PARAM>(as_bits(whole))));
-    return rounded == as_bits(stored) ? whole : stored;
   }
 };
 

@@ -74,10 +74,10 @@ struct Avx512Arithmetic {
   }
 };
 
-// Updates block B of a pair, 0 or 1. `not_finite` becomes NaN where a weight is not finite.
+// Updates block B of a pair, 0 or 1. `range` is that of Weights::add_to_range().
 template <int RULE, int B, typename Weights, typename Moments>
-SF_HOST_DEVICE void update_block(const VectorTile& tile, const Row& row, bool is_boxed, int64_t at, int block,
-                                 Moments& moments, Block& to, Numbers& not_finite) {
+SF_HOST_DEVICE void update_block(const VectorTile& tile, const Row& row, int64_t at, int block, Moments& moments,
+                                 Block& to, Numbers& range) {
   EvenOdd<Numbers> weight = Weights::read(tile.weights, at);
   const EvenOdd<Numbers> grad = read_grad(tile.weights, at, kAhead);
   Weights::prefetch(tile.weights, at + kAhead);
@@ -85,14 +85,11 @@ SF_HOST_DEVICE void update_block(const VectorTile& tile, const Row& row, bool is
   Numbers none;
   adam_update<RULE, Avx512Arithmetic>(row, weight.even, grad.even, of.exp_avg.even, of.exp_avg_sq.even, none);
   adam_update<RULE, Avx512Arithmetic>(row, weight.odd, grad.odd, of.exp_avg.odd, of.exp_avg_sq.odd, none);
-  not_finite = multiply_add(weight.even, Numbers{}, multiply_add(weight.odd, Numbers{}, not_finite));
+  range = Weights::add_to_range(Weights::add_to_range(range, weight.even), weight.odd);
   moments.observe(block, of);
   store_pair(to.weight, weight);
   store_pair(to.exp_avg, of.exp_avg);
   store_pair(to.exp_avg_sq, of.exp_avg_sq);
-  if (is_boxed) {
-    for (float& x : to.weight) x = project(row, x);
-  }
 }
 
 // The words from which the hash makes the random numbers of the block at `first`, one per two elements.
@@ -129,35 +126,34 @@ void update_by(const VectorTile& given_tile, const Row& given_row, const Fallbac
   const VectorTile tile = given_tile;  // copies that no store can alias
   const Row row = given_row;
   const bool is_boxed = row.low > -__builtin_inff() || row.high < __builtin_inff();
-  DecodedChunk<Moments> chunks[2];
-  const DecodedChunk<Moments>* previous = nullptr;  // updated, but not written yet
+  DecodedChunk<Moments> chunk;
   for (int64_t first = 0; first < tile.count; first += kChunk) {
-    DecodedChunk<Moments>& chunk = chunks[first / kChunk % 2];
     chunk.first = first;
     Moments moments(tile.moments, first);
-    Numbers not_finite = Numbers{};
-    Bits next = unmixed_words(tile.stream, first - kChunk);
+    Numbers range = Numbers{};
     for (int block = 0; block < kBlocks; block += 2) {
-      const int64_t at = first + block * kBlock;
+      const int64_t at = hidden(first + block * kBlock);
       moments.begin_pair(tile.moments, at);
       Moments::prefetch_pair(tile.moments, at + kAhead);
       Block* const to = chunk.blocks + block;
-      Words<Moments> words;
-      if (previous) write_block<Weights>(tile, *previous, block, next, words);
-      update_block<RULE, 0, Weights>(tile, row, is_boxed, at, block, moments, to[0], not_finite);
-      if (previous) write_block<Weights>(tile, *previous, block + 1, next, words);
-      update_block<RULE, 1, Weights>(tile, row, is_boxed, at + kBlock, block + 1, moments, to[1], not_finite);
-      if (previous) write_pair<Weights>(tile, *previous, block, words);
+      update_block<RULE, 0, Weights>(tile, row, at, block, moments, to[0], range);
+      update_block<RULE, 1, Weights>(tile, row, at + kBlock, block + 1, moments, to[1], range);
     }
-    previous = moments.finish(tile.moments, first, not_finite, chunk.scaling) ? &chunk : nullptr;
-    if (!previous) fallback(first, first + kChunk);
-  }
-  if (!previous) return;
-  Bits next = unmixed_words(tile.stream, previous->first);
-  for (int block = 0; block < kBlocks; block += 2) {
-    Words<Moments> words;
-    for (int b = 0; b < 2; ++b) write_block<Weights>(tile, *previous, block + b, next, words);
-    write_pair<Weights>(tile, *previous, block, words);
+    if (is_boxed) {
+      for (Block& of : chunk.blocks) {
+        for (float& x : of.weight) x = project(row, x);
+      }
+    }
+    if (!Weights::is_in_range(range) || !moments.finish(tile.moments, first, chunk.scaling)) {
+      fallback(first, first + kChunk);
+      continue;
+    }
+    Bits next = unmixed_words(tile.stream, first);
+    for (int block = 0; block < kBlocks; block += 2) {
+      Words<Moments> words;
+      for (int b = 0; b < 2; ++b) write_block<Weights>(tile, chunk, block + b, next, words);
+      write_pair<Weights>(tile, chunk, block, words);
+    }
   }
 }
 
