@@ -67,6 +67,15 @@ class CpuBackend(Backend):
         return 2
 
 
+def updated_elements() -> dict[str, int]:
+    """Count the elements that this backend has updated in this process, by path; all paths give the same bits.
+
+    "in place": all of it float32. Of what is not, "vectors": by AVX-512, numbers in registers from unpacking to storing;
+    "chunks": the general path, of any rule and any processor. Empty where the extension is not built.
+    """
+    return {} if _cpu is None else dict(_cpu.updated_elements())
+
+
 def _tables(launch: Launch) -> dict[str, int]:
     """Addresses of the host's own."""
     table, joint = launch.table, launch.joint_sets
