@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ class AcrossRebuilds:
         """The step counts that are not the user's; None before the first engine."""
         return None if self.tables is None else OwnCounts(self.tables, self.counts)
 
-    def note_tables(self, tables: list[Table]) -> None:
-        """Take these for the tables of the last engine."""
-        self.tables = tables
+    def notes_of(self, tables: list[Table]) -> list[partial[Any]]:
+        """The calls after which these are the tables of the last engine."""
         alive = [ref for ref in self.counts if ref() is not None]
-        self.counts = [*alive, *(weakref.ref(table.step_counts) for table in tables)]
+        counts = [*alive, *(weakref.ref(table.step_counts) for table in tables)]
+        return [partial(self.__dict__.update, tables=tables, counts=counts)]

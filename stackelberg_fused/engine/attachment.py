@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..layout.table import STATE_FIELD, Table
 from ..memory.presence import has_memory, is_abstract
 from ..memory.sharding import local_tensor
 from .given_counts import OwnCounts, check_given, is_given
-from .state import set_entry, zeros_of
+from .state import NewState, note_in_table, zeros_of
 from .state_checks import numbers
 from .state_conversion import as_stored
 
@@ -24,14 +25,16 @@ from .state_conversion import as_stored
 class Attachment:
     """The connection of a new table to the state its parameters already have.
 
-    It is planned first, which allocates all that is needed and modifies nothing, and made then.
+    It is planned first, which allocates all that is needed and modifies nothing. Then the table is connected, which
+    nobody knows yet, and last come `calls`, which modify the state.
 
     Args:
-        table: its step counts and state addresses are set when it is made.
+        table: nobody's yet.
         state: the optimizer's state; entries become views of `table.steps` and, where they have to move, of arenas.
         previous: state before a state dict was loaded. Loaded values are copied, into the previous tensors where there
             are any, so that the optimizer never shares memory with a checkpoint.
         own: see `is_given`.
+        gives: every trained parameter gets whatever state it lacks.
     """
 
     @torch.no_grad()
@@ -41,6 +44,7 @@ class Attachment:
         state: Mapping[Tensor, dict[str, Any]],
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
         own: OwnCounts | None = None,
+        gives: bool = False,
     ) -> None:
         self._table, self._state = table, state
         self._is_loaded, self._own = previous is not None, own
@@ -56,6 +60,11 @@ class Attachment:
 
         if previous is not None:
             self._separate()
+        slots = enumerate(table.slots if gives else ())
+        # tables of which every parameter is stepped, and tools that look for state find it only here
+        trained = [i for i, slot in slots if slot.param.requires_grad]
+        self.without = [i for i in trained if not self._entries[i]]
+        self._new = NewState(table, trained, {i: self._held(i) for i in trained})
 
     def _separate(self) -> None:
         """Copy loaded tensors that another one is to be copied into: a state dict may hold the state of before."""
@@ -64,6 +73,11 @@ class Attachment:
             for name, (local, place) in found.items():
                 if place is not local and id(local) in held:
                     self._stored[i][name] = local.clone(), place
+
+    def _held(self, i: int) -> dict[str, Any]:
+        """What a slot will have of its own state."""
+        counts = {name: None for name in ("waited",) if name in self._entries[i]}
+        return {**counts, **({"step": None} if self._entries[i] else {}), **self._stored.get(i, {})}
 
     def _is_given(self, entry: dict[str, Any]) -> bool:
         """Tell whether a step count stays where it is: in a tensor of the user's."""
@@ -95,32 +109,43 @@ class Attachment:
             has_memory(tensor) or is_abstract(slot.local)
         )
 
-    @torch.no_grad()
-    def make(self) -> None:
-        """Copy what has to move, and have table and state refer to each other."""
-        table, state = self._table, self._state
+    def connect(self) -> list[partial[Any]]:
+        """Connect the table to its state; returns the calls, of built-in functions alone, that change that state."""
+        table, calls = self._table, list[partial[Any]]()
         for name, counts in (("step", table.step_counts), ("waited", table.waited_counts)):
             given = {i: e[name] for i, e in enumerate(self._entries) if name in e}
             for i, count in numbers(given).items():
                 counts[i] = count
-        for i, stored in self._stored.items():
-            entry = self._entries[i]
-            has_buffer = has_moment(entry, "momentum_buffer")
-            if "step" not in entry and has_buffer:
-                table.step_counts[i] = 1.0
-            if self._is_given(entry):
-                table.given_counts[i] = table.state_tensors[i]["step"] = entry["step"]
-            else:
-                entry["step"] = table.state_tensors[i]["step"] = table.steps[i]
-            if "waited" in entry:
-                entry["waited"] = table.state_tensors[i]["waited"] = table.waited[i]
-            # a buffer without a step was allocated for one that a gradient scaler skipped
-            table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
-            for name in STATE_FIELD:
-                if name not in stored:
-                    entry.pop(name, None)
-                    continue
-                local, place = stored[name]
-                if place is not local:
-                    place.copy_(local)
-                set_entry(table, i, name, place, state)
+        for i in self._stored:
+            calls += self._connect_slot(i)
+        return calls
+
+    def _connect_slot(self, i: int) -> list[partial[Any]]:
+        table, entry, stored = self._table, self._entries[i], self._stored[i]
+        tensors, calls = table.state_tensors[i], list[partial[Any]]()
+        has_buffer = has_moment(entry, "momentum_buffer")
+        if "step" not in entry and has_buffer:
+            table.step_counts[i] = 1.0
+        if self._is_given(entry):
+            table.given_counts[i] = tensors["step"] = entry["step"]
+        else:
+            tensors["step"] = table.steps[i]
+        if "waited" in entry:
+            tensors["waited"] = table.waited[i]
+        # a buffer without a step was allocated for one that a gradient scaler skipped
+        table.momentum_ready[i] = has_buffer and table.step_counts[i] > 0
+        for name in STATE_FIELD:
+            if name not in stored:
+                calls.append(partial(entry.pop, name, None))
+                continue
+            local, place = stored[name]
+            if place is not local:
+                # of detached ones: autograd would ask for no_grad(), which is Python
+                calls.append(partial(place.detach().copy_, local.detach()))
+            note_in_table(table, i, name, place)
+        return [*calls, partial(entry.update, {**tensors})]
+
+    def connect_new(self) -> list[partial[Any]]:
+        """As `connect`, for the state that trained parameters lacked."""
+        self._new.note_addresses()
+        return [*self._new.calls(self._state)]

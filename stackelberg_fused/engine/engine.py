@@ -7,14 +7,15 @@ one launch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ..backends import Backend, resolve_backend
-from ..backends.interrupts import HeldSignals
+from ..backends.interrupts import HeldSignals, make_calls
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import param_label
@@ -30,7 +31,7 @@ from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
-from .group_turns import GroupTurns
+from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
 from .launch_unit import LaunchUnit, Pending, Staged
 from .placement import (
     Placement,
@@ -54,6 +55,8 @@ def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: 
 class Engine:
     """Every launch unit of an optimizer.
 
+    It allocates all that it needs when it is made, and takes over the state by `attach`.
+
     Args:
         groups: checked param groups.
         state: the optimizer's state.
@@ -76,7 +79,8 @@ class Engine:
     ) -> None:
         self.groups = groups
         self.state = state
-        self.is_broken = False  # accepted hyperparameters that not all of its units follow
+        # until it is attached; later: it accepted hyperparameters that not all of its units follow
+        self.is_broken = True
         collected = collect_slots(groups)
         check_joint_sets(collected, groups)
         self._frozen = FrozenParameters(collected, groups, state, requested)
@@ -93,21 +97,36 @@ class Engine:
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = across_rebuilds.own_counts()
-        attachments = [Attachment(unit.table, state, previous, own) for unit in self.units]
+        self._attachments = [
+            Attachment(unit.table, state, previous, own, flat_grads) for unit in self.units
+        ]
+        self._turns_of_groups, self._across_rebuilds = turns_of_groups, across_rebuilds
         self._watch = across_rebuilds.watch
         # warnings may be errors: before anything is modified
         self._look_at_rates(list(range(len(groups))))
-        # after an interrupt the next engine would take counts of tables that nobody knows for the user's
-        with HeldSignals():
-            for attachment in attachments:
-                attachment.make()
-            turns_of_groups.connect(unit.table for unit in self.units)
-            for unit in self.units if flat_grads else ():
-                # every parameter is stepped, and tools that look for state find it only here
-                unit.allocate_trained()
-            across_rebuilds.note_tables([unit.table for unit in self.units])
-        self._edits = EditDetector(groups, state, self.hyperparameters, self.units)
-        self.requests = StateRequests(groups, state, across_rebuilds.rates)
+
+    def attach(self, also: Iterable[partial[Any]]) -> None:
+        """Take over the optimizer's state.
+
+        Args:
+            also: calls of built-in functions; no interrupt comes between the state's change and these.
+        """
+        attachments, tables = self._attachments, [unit.table for unit in self.units]
+        calls = [call for attachment in attachments for call in attachment.connect()]
+        # before there are counts of parameters that have not waited yet
+        self._turns_of_groups.connect(tables)
+        anew = {id(self.groups[index]): NO_TURN for index in unfitting_rounds(tables, self.groups)}
+        calls.append(partial(self._across_rebuilds.turns.update, anew))
+        for attachment, unit in zip(attachments, self.units, strict=True):
+            calls += attachment.connect_new()
+            unit.note_early(attachment.without)
+        # or the next engine would take counts of tables that nobody knows for the user's
+        calls += self._across_rebuilds.notes_of(tables)
+        make_calls([*calls, *also])
+        self._attachments = []
+        self._edits = EditDetector(self.groups, self.state, self.hyperparameters, self.units)
+        self.requests = StateRequests(self.groups, self.state, self._across_rebuilds.rates)
+        self.is_broken = False
 
     def _choose_backends(
         self,
@@ -232,13 +251,14 @@ class Engine:
         return pending
 
     def _refuse_overlap(self) -> None:
-        """Raise for parameters that were rebound onto the memory of others."""
-        places = [unit.gradients.places for unit in self.units]
+        """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
+        places = [unit.places() for unit in self.units]
         devices = [str(unit.table.device) for unit in self.units]
         for device in set(devices):
             here = [place for place, name in zip(places, devices, strict=True) if name == device]
             if may_overlap(np.concatenate(here)):
-                check_overlap((s.name, s.local) for unit in self.units for s in unit.table.slots)
+                params = ((s.name, s.param) for unit in self.units for s in unit.table.slots)
+                check_overlap(params, (held for unit in self.units for held in unit.held_state()))
                 break
         for unit in self.units:
             unit.gradients.has_rebound = False

@@ -1,4 +1,4 @@
-"""Frozen parameters: most belong to no table, until they are trained."""
+"""Frozen parameters, and those of lazy modules: most belong to no table, until they are trained or have a shape."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..groups.hyperparameters import turn_of
 from ..groups.param_groups import ROLES
 from ..layout.slot import Kind, Slot
 from ..layout.table import RebuildNeeded
+from ..memory.presence import is_uninitialized
 from .placement import is_trained, misfit
 
 
@@ -67,7 +68,8 @@ class FrozenParameters:
             for slot in of_kind
             if not is_trained(slot) and misfit(slot, groups)
         ]
-        self.is_any = bool(left_out or self._unfit)
+        self._uninitialized = [p for g in groups for p in g["params"] if is_uninitialized(p)]
+        self.is_any = bool(left_out or self._unfit or self._uninitialized)
 
     def _has_waited(self, slot: Slot) -> bool:
         return "waited" in (self._state.get(slot.param) or {})
@@ -78,7 +80,7 @@ class FrozenParameters:
         self._sleeping = [param for param, group in may_wait if turn_of(group)[0] > 1]
 
     def check(self) -> None:
-        """Raise RebuildNeeded for a parameter that is trained now, ValueError for one that cannot be."""
+        """Raise RebuildNeeded for a parameter that is trained now or has a shape, ValueError for one that cannot be."""
         for slot in self._unfit:
             if slot.param.grad is not None:
                 raise ValueError(misfit(slot, self._groups))
@@ -88,10 +90,18 @@ class FrozenParameters:
         for param in self._sleeping:
             if param.requires_grad:
                 raise RebuildNeeded("a parameter that was frozen waits with its group")
+        if self._have_shapes():
+            raise RebuildNeeded("a lazy module has seen its first input")
 
     def are_trained(self) -> bool:
-        """Tell whether any parameter that was left out is trained now."""
+        """Tell whether any parameter that was left out is trained now, or has a shape."""
+        if self._have_shapes():
+            return True
         return any(p.requires_grad or p.grad is not None for p in self._left_out[None])
+
+    def _have_shapes(self) -> bool:
+        """Tell whether a lazy module saw its first input, which gave its parameters their shapes."""
+        return not all(map(is_uninitialized, self._uninitialized))
 
     def drop_gradients(self, role: str | None) -> None:
         """Set the gradients of a role, or all, to None."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..groups.hyperparameters import turn_of
+from ..groups.rules import sums_gradients
 from ..layout.table import Table
+
+# what no group has: its counts are of no round of its own, and it begins one when it is accepted
+NO_TURN = (0, "")
 
 
 class GroupTurns:
@@ -60,3 +66,22 @@ class GroupTurns:
             slots = np.flatnonzero(np.isin(table.rows.slot_group, new))
             if table.counts is not None and len(slots):
                 table.waited[slots] = 0.0
+
+
+def unfitting_rounds(tables: Iterable[Table], groups: Sequence[dict[str, Any]]) -> set[int]:
+    """The groups whose parameters waited in rounds of another setting, which cannot be gone on with.
+
+    That is where the state was saved, or left by a group that was replaced, with another `update_every` or
+    `update_every_grads`: more steps than a round has, or a mean of which the first gradients are missing.
+    """
+    found = set()
+    for table in tables:
+        for i in np.flatnonzero(table.waited_counts >= 2).tolist():
+            group = groups[table.slots[i].group]
+            tensors = table.state_tensors[i]
+            if "waited" not in tensors:
+                continue  # nothing was saved; it waits with its group
+            is_over = table.waited_counts[i] // 2 >= turn_of(group)[0]
+            if is_over or (sums_gradients(group) and "grad_sum" not in tensors):
+                found.add(table.slots[i].group)
+    return found

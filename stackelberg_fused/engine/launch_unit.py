@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,8 @@ from ..groups.schemes import has_moment
 from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
-from ..layout.table import Table
+from ..layout.table import COUNTS, Table
+from ..memory.overlap import place_of
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor
 from ..native.change_detection import make_address_snapshot
@@ -87,10 +88,11 @@ class LaunchUnit:
         self._is_captured = False
         # somebody may exchange the memory of the state (`state.data = ...`)
         self.state_addresses = make_address_snapshot([])
+        self._places_of_state: np.ndarray | None = None
 
-    def allocate_trained(self) -> None:
-        """As `StepPlanner.allocate_trained`."""
-        self._planner.allocate_trained()
+    def note_early(self, slots: list[int]) -> None:
+        """As `StepPlanner.note_early`."""
+        self._planner.note_early(slots)
 
     def make_state(self, pending: Pending) -> None:
         """Give the parameters that have a gradient the state of their first step, without taking it."""
@@ -103,6 +105,21 @@ class LaunchUnit:
         self.has_new_state = False
         tensors = [local_tensor(t) for of in self.table.state_tensors for t in of.values()]
         self.state_addresses = make_address_snapshot([t for t in tensors if not is_abstract(t)])
+        self._places_of_state = None
+
+    def places(self) -> np.ndarray:
+        """int64 array [n, 2]: where the memory of each parameter, and of each tensor of its state, begins and ends."""
+        if self._places_of_state is None:
+            found = [place_of(tensor) for _, tensor in self.held_state()]
+            self._places_of_state = np.array(found, np.int64).reshape(-1, 2)
+        return np.concatenate([self.gradients.places, self._places_of_state])
+
+    def held_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Named as in errors; without the counts, of which there may be one for all parameters."""
+        for slot, tensors in zip(self.table.slots, self.table.state_tensors, strict=True):
+            for name, tensor in tensors.items():
+                if name not in COUNTS:
+                    yield f"{name} of {slot.name}", local_tensor(tensor)
 
     def refuse_rates(self, changed: list[int]) -> None:
         """Raise for groups whose rate is in a tensor that neither the host nor the parameters' device can read."""

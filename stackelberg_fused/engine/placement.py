@@ -16,7 +16,8 @@ from ..groups.rules import as_integer
 from ..groups.schemes import check_scheme, scheme_of
 from ..layout.slot import Kind, Slot
 from ..memory.arena import is_dense, move_into_arenas, owns_storage
-from ..memory.presence import has_memory, is_abstract
+from ..memory.overlap import SHARED, overlaps_itself
+from ..memory.presence import has_memory, is_abstract, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.random_bits import stream_key
 
@@ -24,7 +25,7 @@ log = logging.getLogger("stackelberg_fused")
 
 
 def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
-    """One slot per distinct parameter, per device and dtype, body before head, groups in order."""
+    """One slot per distinct parameter that has a shape, per device and dtype, body before head, groups in order."""
     slots: dict[Kind, list[Slot]] = defaultdict(list)
     seen: set[int] = set()
     for role in ("body", "head"):
@@ -32,7 +33,7 @@ def collect_slots(groups: list[dict[str, Any]]) -> dict[Kind, list[Slot]]:
             if group["role"] != role:
                 continue
             for position, param in enumerate(group["params"]):
-                if id(param) in seen:
+                if id(param) in seen or is_uninitialized(param):
                     continue
                 seen.add(id(param))
                 local = local_tensor(param)
@@ -61,12 +62,12 @@ def merged(slots: Iterable[list[Slot]]) -> list[Slot]:
 
 
 def misfit(slot: Slot, groups: list[dict[str, Any]]) -> str:
-    """Why a parameter cannot be stored as its group says; empty where it can."""
+    """Why a parameter cannot be updated, or stored as its group says; empty where it can."""
     try:
         check_scheme(slot.name, groups[slot.group], slot.param)
     except (TypeError, ValueError) as error:
         return str(error)
-    return ""
+    return f"{slot.name}: {SHARED}" if overlaps_itself(slot.local) else ""
 
 
 def is_trained(slot: Slot) -> bool:

@@ -19,7 +19,7 @@ from ..groups.schemes import (
     stored_names,
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
-from ..memory.arena import zeros_like
+from ..memory.arena import lasting, zeros_like
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from .state_checks import numbers
@@ -27,36 +27,70 @@ from .state_checks import numbers
 _BEGIN_WITH_WEIGHTS = ("ema", "master")
 
 
+class NewState:
+    """Whatever state the slots `indices` of a table need and do not have yet: zeros, or the weights.
+
+    Allocating it modifies nothing. Then the table notes it, and `calls` put it into the optimizer's state.
+
+    Args:
+        entries: of each of these slots what it has, by name.
+    """
+
+    @lasting
+    @torch.no_grad()
+    def __init__(
+        self, table: Table, indices: Sequence[int], entries: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        self._table = table
+        self._found: dict[int, dict[str, Tensor]] = {i: {} for i in indices}
+        self._addresses: list[tuple[int, str, int]] = []
+        missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
+        for i, new in self._found.items():
+            self._count(i, entries[i], new)
+            slot = table.slots[i]
+            for name, dtype in stored_names(slot.scheme, table.groups[slot.group]).items():
+                if entries[i].get(name) is None:
+                    missing[name, dtype].append(i)
+        for (name, _), slots in missing.items():
+            places = zeros_of(table, slots, name, table.packs_state)
+            for i, place in zip(slots, places, strict=True):
+                if name in _BEGIN_WITH_WEIGHTS:
+                    place.copy_(table.slots[i].local)
+                self._found[i][name] = _as_entry(table, i, name, place)
+                self._addresses.append((i, name, place.data_ptr()))
+
+    def _count(self, i: int, entry: Mapping[str, Any], new: dict[str, Tensor]) -> None:
+        table = self._table
+        if "step" not in entry:
+            new["step"] = table.steps[i]
+        if "waited" not in entry and turn_of(table.groups[table.slots[i].group])[0] > 1:
+            new["waited"] = table.waited[i]
+
+    def note_addresses(self) -> None:
+        """Have the table's records say where it lies."""
+        for address in self._addresses:
+            self._table.set_state_address(*address)
+
+    def calls(self, state: Mapping[Tensor, dict[str, Any]]) -> list[partial[None]]:
+        """The calls that put it into the table's and the optimizer's state; the entries themselves are made here."""
+        table = self._table
+        return [
+            partial(held.update, new)
+            for i, new in self._found.items()
+            for held in (table.state_tensors[i], state[table.slots[i].param])
+        ]
+
+
+@lasting
 @torch.no_grad()
 def allocate_state(
     table: Table, indices: Sequence[int], state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
-    """Give the slots `indices` whatever state their group needs and they do not have yet: zeros, or the weights."""
-    found: dict[int, dict[str, Tensor]] = {i: {} for i in indices}
-    missing: dict[tuple[str, torch.dtype], list[int]] = defaultdict(list)
-    for i, new in found.items():
-        slot = table.slots[i]
-        entry, group = state.get(slot.param) or {}, table.groups[slot.group]
-        if "step" not in entry:
-            new["step"] = table.steps[i]
-        if "waited" not in entry and turn_of(group)[0] > 1:
-            new["waited"] = table.waited[i]
-        for name, dtype in stored_names(slot.scheme, group).items():
-            if entry.get(name) is None:
-                missing[name, dtype].append(i)
-    addresses: list[tuple[int, str, int]] = []
-    for (name, _), slots in missing.items():
-        for i, place in zip(slots, zeros_of(table, slots, name, table.packs_state), strict=True):
-            if name in _BEGIN_WITH_WEIGHTS:
-                place.copy_(table.slots[i].local)
-            found[i][name] = _as_entry(table, i, name, place)
-            addresses.append((i, name, place.data_ptr()))
+    """Give the slots `indices` whatever state their group needs and they do not have yet."""
     # all of it is there before any is noted: an entry with a part of its state fits no rule
-    for address in addresses:
-        table.set_state_address(*address)
-    # in one go, for interrupts
-    entries = [(table.state_tensors[i], state[table.slots[i].param], found[i]) for i in indices]
-    make_calls([partial(held.update, new) for *both, new in entries for held in both])
+    new = NewState(table, indices, {i: state.get(table.slots[i].param) or {} for i in indices})
+    new.note_addresses()
+    make_calls(new.calls(state))  # in one go, for interrupts
 
 
 def zeros_of(table: Table, indices: Sequence[int], name: str, pack: bool = False) -> list[Tensor]:
@@ -98,12 +132,11 @@ def drop_averages(
     return dropped
 
 
-def set_entry(
-    table: Table, i: int, name: str, place: Tensor, state: Mapping[Tensor, dict[str, Any]]
-) -> None:
-    entry = _as_entry(table, i, name, place)
-    state[table.slots[i].param][name] = table.state_tensors[i][name] = entry
+def note_in_table(table: Table, i: int, name: str, place: Tensor) -> Tensor:
+    """Connect a slot to a tensor of its state; returns what the optimizer's state is to hold of it."""
+    entry = table.state_tensors[i][name] = _as_entry(table, i, name, place)
     table.set_state_address(i, name, place.data_ptr())
+    return entry
 
 
 def is_attached(table: Table, state: Mapping[Tensor, dict[str, Any]]) -> bool:

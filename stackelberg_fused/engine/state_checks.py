@@ -24,7 +24,8 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
-from ..memory.presence import has_memory, is_abstract, is_fake
+from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
+from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have
@@ -39,14 +40,21 @@ _MOST_STATE = {
 
 def check_loaded(state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
     """Raise ValueError or TypeError, naming the parameter, for a state that cannot be that of the parameters."""
+    owners: dict[int, tuple[Tensor, str]] = {}
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
-            entry = state.get(param, {})
+            if param not in state:
+                continue
+            entry, label = state[param], param_label(index, group, position)
             if not isinstance(entry, dict):
-                label = param_label(index, group, position)
                 raise TypeError(f"{label}: its state is {entry!r}, expected a dict")
-            if entry:
-                _check_entry(entry, param, group, param_label(index, group, position))
+            owner, of_owner = owners.setdefault(id(entry), (param, label))
+            if owner is not param:
+                raise ValueError(
+                    f"{label}: its state is the very dict that is that of {of_owner}; each needs one of its own"
+                )
+            if entry and not is_uninitialized(param):
+                _check_entry(entry, param, group, label)
 
 
 def _check_entry(
@@ -76,6 +84,7 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
             )
+        _check_layout(name, value, param, label)
         # nothing could be copied out of it
         is_lost = (value.is_meta or is_fake(value)) and not param.is_meta
         if is_lost or not (is_abstract(value) or has_memory(value)):
@@ -97,6 +106,27 @@ def _check_entry(
             raise ValueError(
                 f"{label}: state dict has {name} {count!r}, expected one number >= 0 and below 2**53"
             )
+
+
+def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
+    """Raise ValueError for a tensor that could not be copied into memory of the parameter's own shape.
+
+    Sparse numbers can be: with sparse gradients, torch's SGD has such momentum.
+    """
+    is_code = name in (code_name(moment_of(name)), scale_name(moment_of(name)))
+    known = (torch.strided,) if is_code else (torch.strided, torch.sparse_coo)
+    if value.layout not in known:
+        raise ValueError(f"{label}: state dict has {name} of layout {value.layout}")
+    if name.endswith("_scale") or not (is_sharded(value) or is_sharded(param)):
+        return
+    both = is_sharded(value) and is_sharded(param) and param.device_mesh.size() > 1
+    is_other = both and value.placements != param.placements
+    here, wanted = tuple(local_tensor(value).shape), tuple(local_tensor(param).shape)
+    if is_other or here != wanted:
+        raise ValueError(
+            f"{label}: state dict has another part of {name} in this process, of shape {here}, than the parameter is, "
+            f"of shape {wanted}: load it with set_optimizer_state_dict of torch.distributed.checkpoint"
+        )
 
 
 def _check_kind(name: str, value: Tensor, label: str) -> None:

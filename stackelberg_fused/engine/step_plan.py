@@ -78,17 +78,16 @@ class StepPlanner:
         self._has_state[slots] = False
         self._uncounted = None
 
-    def allocate_trained(self) -> None:
-        """Give every parameter that is trained its state before its first step."""
-        slots = enumerate(self._table.slots)
-        self.allocate_early([i for i, slot in slots if slot.param.requires_grad])
-
     def allocate_early(self, slots: list[int]) -> None:
         """Give slots their state before the step that needs it; no group begins to wait by it."""
         without = [i for i in slots if not self._table.state_tensors[i]]
         allocate_state(self._table, slots, self._state)
+        self.note_early(without)
+
+    def note_early(self, slots: list[int]) -> None:
+        """Know that slots got their state before the step that needs it."""
         self._uncounted = None
-        self._is_early[without] = True
+        self._is_early[slots] = True
 
     def allocate(self, plan: StepPlan) -> None:
         """Give the slots of a plan the state that they lack."""

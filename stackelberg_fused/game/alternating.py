@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..groups.option_types import Role
+from ..groups.rules import as_integer, is_integer
 from ..layout.statistics import LastStep
 from ..optimizers.base import StackelbergOptimizer
 from ..optimizers.player import Player
@@ -108,18 +109,19 @@ def alternating_step(
         ValueError, TypeError, RuntimeError: an argument does not fit, a parameter is in a group of the other role, the
             features need no gradient, or DistributedDataParallel wraps a larger module that contains `body` or `head`,
             so that its gradients would not be reduced. No parameter was modified.
-        RuntimeError: the loss does not depend on the features. This is found out before the head moves, in the first
-            step with this head and `loss_fn`, which computes the gradient of the features once more for it. A graph
-            that loses the features later, or at the new head, is noticed after the head has moved.
+        RuntimeError: the loss does not depend on the features, or the head uses a reentrant checkpoint. This is found
+            out before the head moves, in the first step with this head and `loss_fn`, which computes the gradient of
+            the features once more for it. A graph that loses the features later, or at the new head, is noticed after
+            the head has moved.
     """
     check_players(optimizer, body, head)
     optimizer = _stepping_roles(optimizer)
     exact = isinstance(head_steps, str)
-    _check_int("microbatches", microbatches)
+    microbatches = _count("microbatches", microbatches)
     if exact:
         _check_exact(optimizer, head, loss_fn, head_steps, ridge)
     else:
-        _check_int("head_steps", head_steps)
+        head_steps = _count("head_steps", head_steps)
         if ridge:
             raise ValueError("ridge goes with head_steps='exact' only")
     rows = split_both(inputs, targets, microbatches)
@@ -166,11 +168,14 @@ def _stepping_roles(optimizer: StackelbergOptimizer) -> StackelbergOptimizer:
     return optimizer if takes_role else bare
 
 
-def _check_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _count(name: str, value: Any) -> int:
+    """Return a number of steps or parts, >= 1, as Python's integer."""
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
+    count = as_integer(value)
+    if count < 1:
+        raise ValueError(f"{name} must be >= 1, got {count}")
+    return count
 
 
 def _check_exact(optimizer: Any, head: Any, loss_fn: Any, head_steps: Any, ridge: float) -> None:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..groups.rules import is_number
+
 LOSSES = ("mse", "cross_entropy")
 
 
@@ -72,9 +74,9 @@ def check_ridge(ridge: Any, needed_for: str = "") -> float:
     Raises:
         TypeError, ValueError: `ridge` is no such number.
     """
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
+    if not is_number(ridge):
         raise TypeError(f"ridge must be a number, got {ridge!r}")
-    if not 0.0 <= ridge < math.inf:
+    if not 0.0 <= float(ridge) < math.inf:
         raise ValueError(f"ridge must be finite and >= 0, got {ridge}")
     if needed_for and ridge == 0:
         raise ValueError(f"{needed_for} needs a ridge > 0")

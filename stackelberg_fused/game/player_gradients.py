@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +104,8 @@ def head_gradient(
         needs_features: compute the gradient of the features too, only to see that there is one.
 
     Raises:
-        RuntimeError: there is none: the loss does not depend on the features.
+        RuntimeError: there is none: the loss does not depend on the features. With `needs_features`, before any
+            gradient was computed: a part of the head is checkpointed in torch's reentrant way.
     """
     total: Any = 0.0
     leaves: list[Tensor] = []
@@ -114,12 +115,36 @@ def head_gradient(
                 part.with_leaf_features() if needs_features else (part.detached_features(), [])
             )
             loss = _loss(loss_fn, head(features), part)
+            if needs_features:
+                _refuse_reentrant_checkpoint(loss)
             _scaled(loss, scaler).backward()
         leaves += [leaf for _, leaf in pairs]
         total = total + loss.detach().view(())
     if needs_features and all(leaf.grad is None for leaf in leaves):
         raise _no_dependence()
     return total
+
+
+def _refuse_reentrant_checkpoint(loss: Tensor) -> None:
+    """Raise for a checkpoint that would leave its part of the head without gradients: its features need none later."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_of([loss])):
+        raise RuntimeError(
+            "the head or the loss uses torch.utils.checkpoint with use_reentrant=True, which gives no gradients for "
+            "fixed features: pass use_reentrant=False there"
+        )
+
+
+def graph_of(tensors: Iterable[Any]) -> Iterator[Any]:
+    """Yield each node of the autograd graph behind tensors once; other objects have none."""
+    nodes = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor)]
+    visited = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        yield node
+        nodes.extend(next_node for next_node, _ in node.next_functions)
 
 
 def _no_dependence() -> RuntimeError:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..groups.param_groups import ROLES
 from ..optimizers.base import StackelbergOptimizer
 from ..torch_compat import pytree, version_of
+from .player_gradients import graph_of
 
 # the last check that passed, by optimizer: weak references to body and head, and a hash of each param group
 _checked: weakref.WeakKeyDictionary[StackelbergOptimizer, tuple[Any, Any, tuple[int, ...]]] = (
@@ -161,20 +162,13 @@ def refuse_head_in_graph(optimizer: StackelbergOptimizer, body: Any, features: l
         for name, p in _parameter_labels(g)
     }
     leaves = [leaf for part in features for leaf in pytree.tree_leaves(part)]
-    nodes = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
-    visited = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
+    for node in graph_of(leaves):
         variable = getattr(node, "variable", None)
         if id(variable) in head_names:
             raise ValueError(
                 f"{head_names[id(variable)]} of the head is used by the body too: take mode='alternating', which "
                 "evaluates the model as a whole"
             )
-        nodes.extend(next_node for next_node, _ in node.next_functions)
     _remember(searched, key)
 
 

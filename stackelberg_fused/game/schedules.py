@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..groups.rate_warnings import ROUNDING
+from ..groups.rules import is_number
 from ..warning import warn_caller
 
 
@@ -82,11 +83,12 @@ class _RoleFactorLR(LRScheduler):
 
 def _number(name: str, value: Any, least: float, most: float) -> float:
     """Return `value` as a float, or raise TypeError or ValueError unless it is a number in [least, most]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not least <= value <= most:
+    number = float(value)
+    if not least <= number <= most:
         raise ValueError(f"{name} must be >= {least:g} and <= {most:g}, got {value}")
-    return float(value)
+    return number
 
 
 class TwoTimeScaleLR(_RoleFactorLR):
@@ -125,14 +127,15 @@ class TwoTimeScaleLR(_RoleFactorLR):
         }
         self.offset = _number("offset", offset, 1e-9, 1e18)
         super().__init__(optimizer, last_epoch)
-        if body_exponent < head_exponent and not self._has_warned:
+        slowness = self.exponents["head"] - self.exponents["body"]
+        if slowness > 0 and not self._has_warned:
             rates = [
                 [_rate(lr) for lr, g in self._initial() if g["role"] == role]
                 for role in ("body", "head")
             ]
             if all(rates) and max(rates[0]) > 0:
                 ratio = min(rates[1]) / max(rates[0])
-                crossing = self.offset * (ratio ** (1 / (head_exponent - body_exponent)) - 1)
+                crossing = self.offset * (ratio ** (1 / slowness) - 1)
                 self._warn(
                     f"the body's rate decays more slowly than the head's and is above it from step {crossing:.3g} on"
                 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..memory.presence import is_fake
+from ..memory.presence import is_fake, is_uninitialized
 from ..native.tables import LARGEST_FLOAT
 from .constraints import as_constraint
 from .rules import HYPERPARAMETERS, as_integer, as_number, is_integer
@@ -304,6 +304,8 @@ def check_params(group: dict[str, Any], index: int) -> None:
         label = param_label(index, group, position)
         if not isinstance(param, Tensor):
             raise TypeError(f"{label}: expected a tensor, got {torch.typename(param)}")
+        if is_uninitialized(param):
+            continue  # looked at once it has a shape
         frozen = not param.requires_grad and param.grad is None
         if param.layout is not torch.strided and not frozen:
             raise TypeError(f"{label}: {param.layout} parameters are not supported")
@@ -319,8 +321,10 @@ def check_params(group: dict[str, Any], index: int) -> None:
 
 
 def _check_presence(label: str, param: Tensor) -> None:
-    """Raise ValueError for a trained parameter that nothing can update; wrappers can be, by their operations."""
+    """Raise ValueError or TypeError for a trained parameter that nothing can update; wrappers can be, by operations."""
     if param.is_meta:
         raise ValueError(f"{label}: lives on the meta device, it has no memory to update")
+    if param.is_nested:  # jagged ones have a layout of their own
+        raise TypeError(f"{label}: nested parameters are not supported")
     if is_fake(param):
         raise ValueError(f"{label}: is a fake tensor, it has no memory to update")

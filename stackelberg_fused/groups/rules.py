@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntFlag
-from numbers import Integral
+from numbers import Integral, Real
 from types import NoneType
 from typing import Any
 
@@ -83,6 +83,15 @@ def as_integer(value: Any) -> int:
     if type(value) is int:
         return value
     return int(value.item() if isinstance(value, (Tensor, np.ndarray)) else value)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a real number: Python's, NumPy's, or an array or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and value.dtype is not torch.bool
+    if isinstance(value, np.ndarray):
+        return value.size == 1 and value.dtype.kind in "iuf"
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_volatile(group: dict[str, Any]) -> bool:

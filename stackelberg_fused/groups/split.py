@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..memory.presence import is_uninitialized
 from ..warning import warn_caller
 from .detect_head import candidates, detect_head, unwrapped
 from .option_types import Tied
@@ -144,6 +145,12 @@ def _groups_of(
 ) -> list[dict[str, Any]]:
     if not no_decay:
         return [{"params": pairs, "role": role}]
+    for name, param in pairs:
+        if is_uninitialized(param):
+            raise ValueError(
+                f"no_decay=True asks for the shape of {name!r}, which a lazy module gives it on its first input: run "
+                "the model once before"
+            )
     decayed = [(n, p) for n, p in pairs if not is_no_decay(p)]
     rest = [(n, p) for n, p in pairs if is_no_decay(p)]
     groups: list[dict[str, Any]] = [

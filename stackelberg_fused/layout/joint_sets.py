@@ -10,6 +10,7 @@ import torch
 
 from ..groups.constraints import JointSet, L2Ball, joint_set
 from ..groups.param_groups import group_label
+from ..memory.overlap import SHARED, overlaps_itself
 from ..memory.sharding import is_sharded
 from ..native.tables import (
     BALL,
@@ -152,6 +153,8 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
                     f"{slot.name}: {constraint} needs the elements of all of its group, a {type(slot.local).__name__} "
                     "has no memory of its own"
                 )
+            if overlaps_itself(slot.local):
+                raise ValueError(f"{slot.name}: {SHARED}")  # a ball scales frozen ones too
             if slot.scheme.master not in (None, "stochastic"):
                 raise ValueError(
                     f"{slot.name}: {constraint} does not know master {slot.scheme.master!r}: projected are parameters "

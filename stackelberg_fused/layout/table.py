@@ -21,6 +21,7 @@ from ..groups.schemes import (
     code_name,
     scale_name,
 )
+from ..memory.arena import lasting
 from ..native.tables import RECORD, TILE_ELEMENTS
 from .device_counts import DeviceCounts
 from .joint_sets import JointSets, make_joint_sets
@@ -133,6 +134,7 @@ class Table:
             self.write("row", slice(None), self.rows.slot_row)
             self._written_rows = self.rows.slot_row
 
+    @lasting
     def device_counts(self) -> DeviceCounts:
         """The step counts for a device, as they are on the host; see `count_on_device`."""
         empty = np.flatnonzero(self.records["numel"] == 0).tolist()
@@ -152,6 +154,7 @@ class Table:
         self.sums = self.hyperparameters.static["mean_weight"][slot_group] != 0
         self.takes_turns = bool((self.update_every > 1).any())
 
+    @lasting
     def set_joint_sets(self) -> None:
         """Follow the hyperparameters in what parameters are projected onto by a launch of its own."""
         self.joint_sets = make_joint_sets(
@@ -165,6 +168,7 @@ class Table:
         here = self.update_every[span.first_slot : span.last_slot]
         return self.takes_turns and bool((here > 1).any())
 
+    @lasting
     def statistics_of(self, span: Span) -> Statistics:
         """The buffers of a launch of gradient statistics; allocated when first asked for."""
         if span not in self.statistics:

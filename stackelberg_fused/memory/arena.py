@@ -7,16 +7,37 @@ keeps the arena alive. So saving one layer writes one layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
 ALIGNMENT = 64  # elements
 BUCKET_BYTES = 256 * 2**20  # the largest arena of several parameters
 ZEROS_BYTES = 2**20  # and of several tensors of state
 PACKED_BYTES = 2**16  # state of so many bytes has memory of its own
+
+
+def lasting(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Have a function make ordinary tensors within `torch.inference_mode()` too: what it makes is used after it.
+
+    A tensor that is made there can be neither written nor saved for a backward outside.
+    """
+
+    @wraps(function)
+    def made(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return made
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -81,6 +102,7 @@ def _offsets(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
     return offsets, end
 
 
+@lasting
 @torch.no_grad()
 def move_into_arenas(parameters: Sequence[Tensor]) -> None:
     """Move the data of dense parameters into new arenas, in order.
@@ -142,6 +164,7 @@ def one_buffer(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor,
     return arena, offsets
 
 
+@lasting
 def view_of(arena: Tensor, offset: int, like: Tensor) -> Tensor:
     """Return a tensor of the shape and strides of `like` at an offset of an arena, in the arena's own storage.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -26,8 +27,10 @@ def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def _overlaps_itself(tensor: Tensor) -> bool:
+def overlaps_itself(tensor: Tensor) -> bool:
     """Tell whether two elements share one memory location."""
+    if not has_memory(tensor):
+        return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < reach:
@@ -70,28 +73,36 @@ class _Span(NamedTuple):
     tensor: Tensor
 
 
+SHARED = "several of its elements share one memory location"
 # pairs are compared by their strides; of more tensors that interleave, their number would take over
 FEW = 8
 
 
-def check_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise if two parameters, or two elements of one parameter, share memory.
+def check_overlap(
+    named: Iterable[tuple[str, Tensor]], state: Iterable[tuple[str, Tensor]] = ()
+) -> None:
+    """Raise if two parameters or tensors of state, or two elements of one, share memory.
 
-    Disjoint parameters in one storage are accepted, interleaved ones too. Those without memory share none.
+    Disjoint parameters in one storage are accepted, interleaved ones too. Those without memory share none. Elements of
+    a frozen parameter may share theirs, as an expanded one's do: nothing is written to it.
 
     Args:
         named: label and parameter; the label is for the message.
+        state: label and plain tensor.
 
     Raises:
         ValueError: memory is shared; names the parameters.
     """
     spans = []
-    for label, param in named:
-        tensor = local_tensor(param)
-        if tensor.numel() == 0 or not has_memory(tensor):
+    params = (
+        (label, local_tensor(param), param.requires_grad or param.grad is not None)
+        for label, param in named
+    )
+    for label, tensor, is_written in chain(params, ((*each, True) for each in state)):
+        if not has_memory(tensor) or tensor.numel() == 0:
             continue
-        if _overlaps_itself(tensor):
-            raise ValueError(f"{label}: several of its elements share one memory location")
+        if is_written and overlaps_itself(tensor):
+            raise ValueError(f"{label}: {SHARED}")
         spans.append(_Span(str(tensor.device), *place_of(tensor), label, tensor))
     spans.sort(key=lambda span: span[:3])
     for cluster in _clusters(spans):

@@ -6,14 +6,16 @@ import sys
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def is_abstract(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of a kind without memory of its own: meta, fake, sparse or nested, or a wrapper.
+    """Tell whether a tensor is of a kind without memory of its own: meta, fake, sparse or nested, a wrapper, or a lazy
+    module's.
 
     Wrappers are of a class with a `__torch_dispatch__`: its operations find the elements, wherever these are.
     """
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    if is_uninitialized(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         return True
     if tensor.device.type == "meta" or is_fake(tensor):
         return True
@@ -21,6 +23,11 @@ def is_abstract(tensor: Tensor) -> bool:
     own = getattr(Tensor, "__torch_dispatch__", None)
     is_plain = getattr(type(tensor), "__torch_dispatch__", None) is own
     return not is_plain and tensor.numel() > 0 and not tensor.data_ptr()
+
+
+def is_uninitialized(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a parameter of a lazy module before its first forward, without even a shape."""
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 def is_fake(tensor: Tensor) -> bool:

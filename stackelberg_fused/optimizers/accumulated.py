@@ -27,7 +27,8 @@ class AccumulatedGradients:
     Attributes:
         is_unsure: a step may have moved parameters, and its gradients were not taken for left over ones: it is at it,
             or an interrupt came between. Then none is refused, rather than one that nobody accumulated.
-        is_used: a step was given a closure; until then only steps of one player are taken, and nobody asks.
+        is_used: a step was given a closure; until then only steps of one player are taken, which note a single
+            gradient of each role, so that they cost no more in this mode: a backward pass writes it with the others.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,8 @@ class AccumulatedGradients:
         self._left: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._is_stepping = False
         self.is_unsure = self.is_used = False
+        # by role: the id of the parameter whose gradient stands for all; None: each stands for itself
+        self._standing: dict[str, int] | None = None
 
     def note(self, groups: Groups) -> None:
         """Take the gradients of now for left over ones."""
@@ -48,10 +51,35 @@ class AccumulatedGradients:
                     left[id(param)] = weakref.ref(grad), version_of(grad)
 
     def note_all(self, groups: Groups) -> None:
-        """Take the gradients of all groups for left over ones, after a step or zeroing that is no part of a step."""
-        if self.is_used and not self._is_stepping:
+        """Take the gradients of all groups for left over ones, after a step that is no part of a step."""
+        if self._is_stepping:
+            return
+        if self.is_used:
+            self._standing = None
             self.note(groups)
-            self.is_unsure = False
+        else:
+            self._note_one_of_each_role(groups)
+        self.is_unsure = False
+
+    def note_cleared(self, groups: Groups) -> None:
+        """As `note_all`, of gradients that were cleared: those that are zero again need not be noted to be seen."""
+        if self.is_used:
+            self.note_all(groups)
+        else:
+            self._standing, self.is_unsure = None, False
+
+    def _note_one_of_each_role(self, groups: Groups) -> None:
+        self._standing = standing = {}
+        for group in groups:
+            role = group["role"]
+            if role in standing:
+                continue
+            for param in group["params"]:
+                grad = param.grad
+                if grad is not None:
+                    standing[role] = id(param)
+                    self._left[id(param)] = weakref.ref(grad), version_of(grad)
+                    break
 
     def left_over(self, groups: Groups) -> list[dict[str, Any]]:
         """A group of the parameters whose gradients are left over; to be noted again where these are moved."""
@@ -88,9 +116,12 @@ class AccumulatedGradients:
     def _written(self, groups: Groups) -> Iterator[tuple[str, Tensor]]:
         """Gradients that are not what they were, with their parameters' names in messages."""
         for index, group in enumerate(groups):
+            stands = None if self._standing is None else self._standing.get(group["role"])
             for position, param in enumerate(group["params"]):
                 grad = param.grad
-                if grad is not None and not self._is_left(param, grad):
+                if grad is None or stands not in (None, id(param)):
+                    continue
+                if not self._is_left(param, grad):
                     yield param_label(index, group, position), grad
 
     def _is_left(self, param: Tensor, grad: Tensor) -> bool:

@@ -60,7 +60,7 @@ class StackelbergOptimizer(Stepping):
         self._complete_hooks()
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
         check_overlap(self._labelled(self.param_groups))
-        self._shared.engine = self._build()
+        self._build()
         register(self)
         lost.look_at_groups(self.param_groups, defaults["lr"], of_optimizer["max_grad_norm"])
         warn_of_lost_options(self, options)
@@ -118,10 +118,11 @@ class StackelbergOptimizer(Stepping):
         try:
             shared.alone("ema_weights()", enter)
             yield
-            swap.leave()
-        except BaseException:  # an interrupt, too, as it was entered or before it was left
-            swap.leave()
-            raise
+        finally:  # after an interrupt, too, as it was entered
+            try:
+                swap.leave()
+            finally:
+                swap.leave()  # nothing happens unless an interrupt ended the first one
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
@@ -161,13 +162,15 @@ class StackelbergOptimizer(Stepping):
         if self._shared.options["grads"] == "flat":
             self._shared.alone("zero_grad()", lambda: self._current().zero_flat(role))
         elif role is None:
-            super().zero_grad(set_to_none)
+            # torch's tensors do not bear that one thread reads a gradient as another one sets it: the process dies
+            self._shared.alone("zero_grad()", partial(super().zero_grad, set_to_none))
         else:
-            clear_as_torch(self.player(role).param_groups, set_to_none)
+            groups = self.player(role).param_groups
+            self._shared.alone("zero_grad()", partial(clear_as_torch, groups, set_to_none))
         if self._shared.options["mode"] == "alternating":
             accumulated = self._shared.accumulated
             if role is None:
-                accumulated.note_all(self.param_groups)
+                accumulated.note_cleared(self.param_groups)
             else:
                 accumulated.note(self.player(role).param_groups)
 
@@ -220,11 +223,13 @@ class StackelbergOptimizer(Stepping):
                 fill_in(given, completed)
                 shared.accumulated.note([completed])
             self._append(given)
-            if shared.engine is not None:
+            before = shared.engine
+            if before is not None:
                 try:
                     self._build_again()
                 except BaseException:
-                    shared.param_groups.pop()
+                    if shared.engine is before:  # it may also come once all is done
+                        shared.param_groups.pop()
                     raise
 
     def _append(self, group: dict[str, Any]) -> None:

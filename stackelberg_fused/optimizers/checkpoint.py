@@ -133,14 +133,18 @@ def _merged(
     loaded: list[dict[str, Any]], groups: list[dict[str, Any]], defaults: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Loaded groups, completed with what a dict from torch's namesake does not know."""
-    merged = []
+    merged: list[dict[str, Any]] = []
+    rates: set[int] = set()
     for index, (new, old) in enumerate(zip(loaded, groups, strict=True)):
         own = {name: old[name] for name in ("role", "rule", *_EXECUTION) if name in old}
         # what torch's namesake knows nothing of
         own.update({n: old[n] for n in _OURS if n in old and n not in new})
-        # Adam's and AdamW's dicts of torch tell themselves apart by this
-        if "rule" in new or ("decoupled_weight_decay" in new and old["rule"] != "sgd"):
+        # Adam's and AdamW's dicts of torch tell themselves apart by this; what AdamW loads, it goes on with as AdamW
+        is_torchs = "rule" not in new and "decoupled_weight_decay" in new
+        if "rule" in new or (is_torchs and old["rule"] == "adam"):
             own.pop("rule")
+        elif is_torchs and old["rule"] == "adamw":
+            own["decoupled_weight_decay"] = True
         if "role" in new:
             own.pop("role")
         group = complete_group({**new, **own}, defaults, 1.0, index)
@@ -148,5 +152,9 @@ def _merged(
             group["cautious"] = False  # the dict made it a group of another rule
         check_hyperparameters(group, index)
         group["constraint"] = as_constraint(group["constraint"])
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and id(lr) in rates and not lr.requires_grad:
+            group["lr"] = lr = lr.clone()  # schedulers fill it in place
+        rates.add(id(lr))
         merged.append(group)
     return merged

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, cast
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from typing_extensions import Self
@@ -21,6 +24,7 @@ from ..groups.param_groups import (
     param_label,
 )
 from ..layout.statistics import ClipLimits
+from ..memory.arena import lasting
 from ..memory.overlap import check_overlap
 from ..torch_compat import UNKNOWN
 from .attributes import SharedAttributes
@@ -30,6 +34,14 @@ from .shared import Shared
 
 _OF_TORCH = ("defaults", "state", "param_groups")
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+class Loaded(NamedTuple):
+    """What an engine is built for, and an optimizer takes over from a state dict when it is built."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    across_rebuilds: AcrossRebuilds
 
 
 def _bare(cls: type[EngineHolder]) -> EngineHolder:
@@ -47,19 +59,26 @@ class EngineHolder(SharedAttributes):
                 labelled.setdefault(id(param), (param_label(index, group, position), param))
         return list(labelled.values())
 
-    def _build(self, previous: Any = None) -> Engine:
+    @lasting
+    def _build(self, loaded: Loaded | None = None) -> Engine:
+        """Build the engine and have the optimizer take it; nothing of this is seen unless all of it succeeds."""
         shared = self._shared
+        of = loaded or Loaded(shared.param_groups, shared.state, shared.across_rebuilds)
         is_flat = shared.options["grads"] == "flat"
-        left = shared.accumulated.left_over(shared.param_groups) if is_flat else []
+        left = shared.accumulated.left_over(of.param_groups) if is_flat else []
+        # until there is one: an edit that is refused is refused at every step
+        shared.is_stale = True
         engine = Engine(
-            shared.param_groups,
-            shared.state,
+            of.param_groups,
+            of.state,
             shared.options["backend"],
             shared.options["flatten"],
             is_flat,
-            shared.across_rebuilds,
-            previous,
+            of.across_rebuilds,
+            None if loaded is None else shared.state,
         )
+        now = {**of._asdict(), "engine": engine, "is_stale": False}
+        engine.attach(partial(setattr, shared, name, value) for name, value in now.items())
         shared.accumulated.note(left)  # they may lie in other buffers now
         return engine
 
@@ -75,9 +94,7 @@ class EngineHolder(SharedAttributes):
             check_params(group, index)
         check_overlap(self._labelled(shared.param_groups))
         check_loaded(shared.state, shared.param_groups)
-        shared.engine = engine = self._build()
-        shared.is_stale = False
-        return engine
+        return self._build()
 
     def _current(self) -> Engine:
         """The engine as a question between steps needs it; a step itself finds out what was edited."""
@@ -145,16 +162,11 @@ class EngineHolder(SharedAttributes):
         """Load all of a state dict or nothing; an interrupt comes before or after."""
         shared = self._shared
         complete = complete_state(state, shared.param_groups, shared.defaults)
+        groups = complete["param_groups"]
+        turns = {id(group): turn_of(group) for group in groups}
         with HeldSignals():
-            before = shared.state, shared.param_groups, shared.across_rebuilds.turns
-            shared.state, shared.param_groups = complete["state"], complete["param_groups"]
-            shared.across_rebuilds.turns = {id(g): turn_of(g) for g in shared.param_groups}
-            try:
-                shared.engine, shared.is_stale = self._build(before[0]), False
-            except BaseException:  # no memory
-                shared.state, shared.param_groups, shared.across_rebuilds.turns = before
-                shared.is_stale = True
-                raise
+            across_rebuilds = replace(shared.across_rebuilds, turns=turns)
+            self._build(Loaded(groups, complete["state"], across_rebuilds))
 
     def _unpickle(self, state: dict[str, Any]) -> None:
         """Become the optimizer that was pickled or copied; its engine is built when it is first needed."""

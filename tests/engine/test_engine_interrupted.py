@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
-import ctypes
-import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +10,7 @@ import torch
 from backends import by_backend, by_native_backend, chosen
 from cases import normal, set_gradients
 from checks import all_params, assert_same_optimizers
-from interrupted import SIGNAL, Interrupt, Interrupting, raising_handler
+from interrupted import ARRIVALS, Interrupt, Interrupting, raising_handler
 from torch import nn
 
 import stackelberg_fused as sf
@@ -155,17 +151,6 @@ def test_a_first_step_that_allocates_state(backend: str, kind: str) -> None:
             optimizer.step()
         assert_same_optimizers(ours, twin, f"interrupted at {number}")
         number, came = number + (101 if backend == "cpu" else 411), interrupting.came
-
-
-# built-in functions, which run no instruction after which a handler would be called
-ARRIVALS = {
-    "signal": partial(_thread.interrupt_main, SIGNAL),
-    "asynchronous exception": partial(
-        ctypes.pythonapi.PyThreadState_SetAsyncExc,
-        ctypes.c_ulong(threading.main_thread().ident or 0),
-        ctypes.py_object(Interrupt),
-    ),
-}
 
 
 @by_native_backend

@@ -153,6 +153,7 @@ FROZEN: dict[str, Callable[[], Tensor]] = {
     "wrapper": lambda: Scaled(torch.ones(4)),
     "sparse": lambda: torch.ones(4).to_sparse(),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "expanded": lambda: torch.ones(1).expand(4),
 }
 
 
@@ -181,6 +182,7 @@ def test_frozen_ones_are_left_alone(name: str, grads: str, rule: str) -> None:
     mine.add_param_group({"params": _frozen(name)})
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
 @pytest.mark.parametrize("name", FROZEN)
 def test_nothing_but_frozen_ones(name: str) -> None:
     optimizer = sf.StackelbergAdamW(_frozen(name))
@@ -214,9 +216,32 @@ def test_one_without_values_that_is_trained_later(name: str) -> None:
     assert_same_bits(plain, before)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("flatten", [True, False])
+def test_elements_in_one_place_that_are_trained_later(flatten: bool, backend: str) -> None:
+    frozen, plain = _frozen("expanded"), nn.Parameter(normal(4, 3))
+    optimizer = sf.StackelbergSGD([plain, *frozen], lr=1.0, flatten=flatten, backend=backend)
+    frozen[1].grad = torch.ones(4)
+    plain.grad, before = torch.ones(4), plain.detach().clone()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"parameter 2 .*share one memory location"):
+            optimizer.step()
+    assert_same_bits(plain, before)
+    frozen[1].grad = None
+    optimizer.step()
+    assert_same_bits(plain, before - 1)
+
+
+def test_a_ball_takes_no_elements_in_one_place() -> None:
+    params = [nn.Parameter(normal(4, 3)), *_frozen("expanded")]
+    with pytest.raises(ValueError, match=r"parameter 1 .*share one memory location"):
+        sf.StackelbergSGD(params, lr=1.0, constraint=sf.L2Ball(0.5))
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "meta": (lambda: FROZEN["meta"](), {}, "parameter 1 .*meta device, it has no memory"),
     "fake": (lambda: FROZEN["fake"](), {}, "parameter 1 .*fake tensor, it has no memory"),
+    "nested": (lambda: FROZEN["nested"](), {}, "parameter 1 .*nested parameters are not supported"),
     "cpu": (lambda: FROZEN["wrapper"](), {"backend": "cpu"}, "parameter 1 .*backend='reference'"),
     "state": (lambda: FROZEN["wrapper"](), {"state_dtype": "8bit"}, "parameter 1 .*a Scaled"),
     "master": (lambda: FROZEN["wrapper"](), {"master": "kahan"}, "parameter 1 .*a Scaled"),
@@ -224,6 +249,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name_before_anything_moves(name: str) -> None:
     make, settings, message = REFUSED[name]

@@ -230,10 +230,12 @@ def test_a_model_that_is_moved_before_the_first_step() -> None:
     assert messages == []
 
 
+@pytest.mark.parametrize("given", [{}, {"master": None}], ids=["default", "given"])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_bfloat16_without_a_master(kind: Any) -> None:
+def test_bfloat16_without_a_master(kind: Any, given: dict[str, Any]) -> None:
+    """A configuration passes the default as well: a `None` that was given says nothing more than one that was not."""
     model = nn.Linear(3, 4, dtype=torch.bfloat16)
-    named = kind(model.named_parameters())
+    named = kind(model.named_parameters(), **given)
     with pytest.warns(UserWarning, match=r"'weight' of .* and 1 others: .*'stochastic'.*'split16'"):
         _steps(named)
     with _warned() as messages:

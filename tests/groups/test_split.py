@@ -203,3 +203,12 @@ def test_a_layer_under_two_names() -> None:
     assert _names(sf.split_body_head(model, model.lm_head))[1] == ["block.2.weight"]
     with pytest.raises(ValueError, match=r"block\.2\.weight = lm_head\.weight"):
         sf.split_body_head(model, "lm_head")
+
+
+def test_shapes_that_a_lazy_module_has_not_yet() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"no_decay=True asks for the shape of '0.weight'"):
+        sf.split_body_head(model, head="1", no_decay=True)
+    body, head = sf.split_body_head(model, head="1")
+    assert [name for name, _ in body["params"]] == ["0.weight", "0.bias"]
+    assert [name for name, _ in head["params"]] == ["1.weight", "1.bias"]

@@ -41,6 +41,7 @@ ABSTRACT: dict[str, Callable[[], Tensor]] = {
     "fake": _fake,
     "wrapper": lambda: wrapped(torch.ones(3)),
     "sparse": lambda: torch.eye(3).to_sparse(),
+    "of a lazy module": lambda: nn.LazyLinear(3).weight,
 }
 PRESENT: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: torch.ones(3),

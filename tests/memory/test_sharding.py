@@ -205,6 +205,33 @@ def test_distributed_checkpoint_of_a_plain_model() -> None:
         assert fresh.param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.parametrize("found", ["whole", "other rows"])
+def test_state_of_another_part(mesh: Any, found: str) -> None:
+    """A shard of 2 rows of 4, as the first of two processes has it; the state dict has all of them, or three."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    def shard(rows: int, seed: int) -> Any:
+        local = normal((rows, 3), seed)
+        return DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=torch.Size([4, 3]), stride=(3, 1)
+        )
+
+    param = nn.Parameter(shard(2, 0))
+    optimizer = ADAM.ours([("layer.weight", param)], backend="cpu")
+    param.grad = shard(2, 1)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["exp_avg"].to_local().fill_(9.0)
+    other = normal((4, 3), 2) if found == "whole" else shard(3, 2)
+    saved["state"][0]["exp_avg_sq"] = other
+    held = {n: v.to_local().clone() for n, v in optimizer.state[param].items() if v.dim()}
+    with pytest.raises(ValueError, match=r"'layer.weight'.*exp_avg_sq.*set_optimizer_state_dict"):
+        optimizer.load_state_dict(saved)
+    for name, value in held.items():
+        assert_same_bits(optimizer.state[param][name].to_local(), value)
+    optimizer.step()
+
+
 def test_zero_redundancy_optimizer(gloo: None) -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 

@@ -150,6 +150,31 @@ def test_steps_by_hand_in_between() -> None:
         game.optimizer.step(game.backward, role="head")
 
 
+@pytest.mark.parametrize("kind, grads", KINDS)
+@pytest.mark.parametrize("clears", [False, True])
+def test_steps_by_hand_before_the_first_closure(kind: str, grads: str, clears: bool) -> None:
+    games = [Game(kind, grads) for _ in range(5)]
+    for game in games:
+        for role in ("head", "body"):
+            game.backward()
+            game.optimizer.step(role=role, zero_grad=clears)
+    went_on, zeroed, accumulated, of_the_head, of_one = games
+    went_on.step()  # clears what was left over
+    zeroed.backward()
+    zeroed.optimizer.zero_grad()
+    zeroed.step()
+    assert_same_players(went_on.players, zeroed.players)
+    accumulated.backward()
+    of_the_head.players[1](torch.ones(1, 7)).sum().backward()
+    of_one.optimizer.zero_grad(set_to_none=False)
+    of_one.players[1].bias.sum().backward()
+    for game, number in ((accumulated, 0), (of_the_head, 1), (of_one, 1)):
+        before = Snapshot(game.optimizer)
+        with pytest.raises(RuntimeError, match=f"param group {number} .*accumulated"):
+            game.step()
+        before.assert_unchanged()
+
+
 def test_after_an_error_of_the_closure() -> None:
     game = Game()
     calls: list[int] = []

@@ -65,7 +65,6 @@ GROUPS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
     "a set": (lambda m: [{"params": {m["a"], m["b"]}}], TypeError, "ordered collections"),
     "a tensor": (lambda m: m["a"], TypeError, "iterable of Tensors or dicts"),
     "nothing": (lambda m: [], ValueError, "empty parameter list"),
-    "uninitialized": (lambda m: [m["a"], nn.UninitializedParameter()], ValueError, "uninitialized parameter"),
 }
 ADAM: dict[str, tuple[dict[str, Any], str]] = {
     "lr": ({"lr": -1e-3}, "invalid lr -0.001"),

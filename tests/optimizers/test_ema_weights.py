@@ -25,10 +25,12 @@ from checks import (
     assert_same_bits,
     assert_same_optimizers,
 )
+from failing_allocator import FailingAllocator, NoMemory
+from interrupted import ARRIVALS, Interrupt, raising_handler
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.optimizers import ema_weights
+from stackelberg_fused.optimizers.ema_weights import AverageSwap
 
 
 @by_backend
@@ -117,28 +119,44 @@ def test_averages_that_do_not_fit_are_not_put_in_halfway() -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize("arrival", ARRIVALS)
+@pytest.mark.parametrize("after", [0, 1, 4, 8])
 def test_an_interrupt_leaves_weights_and_averages_where_they_were(
-    after: int, monkeypatch: pytest.MonkeyPatch
+    after: int, arrival: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = averaging_optimizer(ADAM, "cpu", ema_decay=0.9)
     train(ours)
-    assert len(averages(ours)) > after
     weights, kept = values(ours), [ema.clone() for ema in averages(ours)]
-    calls, exchange = [], ema_weights._exchange_one
+    exchange = AverageSwap._exchange
 
-    def interrupted(param: Any, ema: Any, narrow: Any) -> None:
-        calls.append(param)
-        if len(calls) == after + 1:
-            raise KeyboardInterrupt
-        exchange(param, ema, narrow)
+    def interrupted(swap: AverageSwap, is_in: bool) -> Any:
+        calls = exchange(swap, is_in)
+        return [*calls[:after], *([ARRIVALS[arrival]] if is_in else []), *calls[after:]]
 
-    monkeypatch.setattr(ema_weights, "_exchange_one", interrupted)
-    with pytest.raises(KeyboardInterrupt), ours.ema_weights():
+    monkeypatch.setattr(AverageSwap, "_exchange", interrupted)
+    with raising_handler(), pytest.raises(Interrupt), ours.ema_weights():
         pass
     assert_all_same(values(ours), weights)
     assert_all_same(averages(ours), kept)
     train(ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_memory_averages_are_not_put_in_and_weights_come_back(dtype: torch.dtype) -> None:
+    params = [nn.Parameter(normal(n, n).to(dtype)) for n in (3, 50, 7)]
+    ours = sf.StackelbergAdamW(params, lr=0.1, backend="cpu", ema_decay=0.5)
+    for number in range(2):
+        step(ours, seed=number)
+    before = Snapshot(ours)
+    for refused in range(1 if dtype is torch.float32 else len(params)):
+        with FailingAllocator(refused), pytest.raises(NoMemory), ours.ema_weights():
+            pass
+        before.assert_unchanged(versions=False)
+    context = ours.ema_weights()
+    context.__enter__()
+    with FailingAllocator(0):
+        context.__exit__(None, None, None)
+    before.assert_unchanged(versions=False)
 
 
 def test_averages_that_cannot_be_taken_out_again_are_not_forgotten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from backends import chosen
 from cases import normal, set_gradients
 from checks import all_params, assert_same_optimizers
 from games import data, optimizer_of, players
-from interrupted import Interrupting
+from interrupted import ARRIVALS, Interrupting
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
@@ -21,6 +22,7 @@ import stackelberg_fused as sf
 # these tests give new gradients, as torch's `zero_grad()` of a model would have it
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*not in the flat buffer")]
 
+by_arrival = pytest.mark.parametrize("arrival", ARRIVALS)
 AVERAGED = {"ema_decay": 0.5, "max_grad_norm": 1.0}
 
 
@@ -58,19 +60,21 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _interruptions(
-    make: Callable[[], Any], call: Callable[[Any], Any], stride: int
+    make: Callable[[], Any], call: Callable[[Any], Any], stride: int, arrival: str = "signal"
 ) -> Iterator[tuple[Any, str]]:
     """An optimizer whose call was interrupted, for every `stride`-th instruction of the call, and where that was."""
     number, came = 1, True
     while came:
-        optimizer, interrupting = make(), Interrupting(number)
+        optimizer, interrupting = make(), Interrupting(number, arrival)
         interrupting(lambda made=optimizer: call(made))
         yield optimizer, f"interrupted at {number}"
         number, came = number + stride, interrupting.came
     assert number > 10 * stride
 
 
-def _assert_whole(make: Callable[[], Any], call: Callable[[Any], Any], stride: int) -> None:
+def _assert_whole(
+    make: Callable[[], Any], call: Callable[[Any], Any], stride: int, arrival: str
+) -> None:
     """Nothing was done or all of it, whether or not the call is made again; the next step is as it should be."""
     undone, done = make(), make()
     call(done)
@@ -79,7 +83,7 @@ def _assert_whole(make: Callable[[], Any], call: Callable[[Any], Any], stride: i
     _step(undone)
     _step(done)
     stepped = [_look(undone), _look(done)]
-    for optimizer, where in _interruptions(make, call, stride):
+    for optimizer, where in _interruptions(make, call, stride, arrival):
         found = _look(optimizer)
         (kind,) = [i for i, outcome in enumerate(outcomes) if _is_same(found, outcome)][-1:] or [-1]
         assert kind >= 0, f"{where}: half done"
@@ -92,7 +96,8 @@ def _assert_whole(make: Callable[[], Any], call: Callable[[Any], Any], stride: i
 
 @pytest.mark.parametrize("backend, stride", [("cpu", 331), ("reference", 577)])
 @pytest.mark.parametrize("grads", ["gather", "flat"])
-def test_a_state_dict_is_loaded_or_not(backend: str, stride: int, grads: str) -> None:
+@by_arrival
+def test_a_state_dict_is_loaded_or_not(arrival: str, backend: str, stride: int, grads: str) -> None:
     other = _optimizer(backend, 5, **AVERAGED)
     other.param_groups[0]["lr"] = 0.03
     saved = copy.deepcopy(other.state_dict())
@@ -100,11 +105,13 @@ def test_a_state_dict_is_loaded_or_not(backend: str, stride: int, grads: str) ->
         lambda: _optimizer(backend, grads=grads, **AVERAGED),
         lambda o: o.load_state_dict(saved),
         stride,
+        arrival,
     )
 
 
 @pytest.mark.parametrize("low", [False, True])
-def test_averages_are_put_in_and_taken_out_again(low: bool) -> None:
+@by_arrival
+def test_averages_are_put_in_and_taken_out_again(arrival: str, low: bool) -> None:
     def evaluate(optimizer: Any) -> None:
         with optimizer.ema_weights():
             pass
@@ -115,24 +122,31 @@ def test_averages_are_put_in_and_taken_out_again(low: bool) -> None:
         _step(optimizer, 0)
         return optimizer
 
-    _assert_whole(make, evaluate, 5)
+    _assert_whole(make, evaluate, 5, arrival)
 
 
-def test_an_evaluation_that_is_interrupted_has_its_weights_back() -> None:
+def _evaluate(optimizer: Any, error: type[Exception] | None) -> None:
+    with contextlib.suppress(KeyError), optimizer.ema_weights():
+        if error is not None:
+            raise error
+
+
+@by_arrival
+def test_an_evaluation_that_is_interrupted_has_its_weights_back(arrival: str) -> None:
     optimizer = _optimizer(ema_decay=0.5)
     before = _look(optimizer)
     for number in range(1, 2000, 37):
-        with pytest.raises(KeyError), optimizer.ema_weights():
-            raise KeyError
-        Interrupting(number)(lambda: optimizer.ema_weights().__enter__())
-        assert _is_same(_look(optimizer), before), number
+        for error in (None, KeyError):
+            Interrupting(number, arrival)(lambda error=error: _evaluate(optimizer, error))
+            assert _is_same(_look(optimizer), before), number
 
 
-def test_an_added_group_is_all_there_or_not_at_all() -> None:
+@by_arrival
+def test_an_added_group_is_all_there_or_not_at_all(arrival: str) -> None:
     def add(optimizer: Any) -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))]})
 
-    for optimizer, where in _interruptions(_optimizer, add, 331):
+    for optimizer, where in _interruptions(_optimizer, add, 331, arrival):
         twin = _optimizer()
         if len(optimizer.param_groups) == 3:
             add(twin)
@@ -143,12 +157,13 @@ def test_an_added_group_is_all_there_or_not_at_all() -> None:
         add(optimizer)
 
 
-def test_the_counts_of_an_engine_that_was_never_there_are_not_the_users() -> None:
+@by_arrival
+def test_the_counts_of_an_engine_that_was_never_there_are_not_the_users(arrival: str) -> None:
     def edit(optimizer: Any) -> None:
         optimizer.state[all_params(optimizer)[0]]["exp_avg"] = torch.zeros(3)
         optimizer.step()
 
-    for optimizer, where in _interruptions(_optimizer, edit, 97):
+    for optimizer, where in _interruptions(_optimizer, edit, 97, arrival):
         _step(optimizer)
         given = [unit.table.given_counts for unit in optimizer._shared.engine.units]
         assert not any(given), where

@@ -326,10 +326,11 @@ def test_two_threads_at_a_time(grads: str) -> None:
         "add_param_group": lambda: ours.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
         "ema_weights": lambda: ours.ema_weights().__enter__(),
         "backend": lambda: ours.backend,
+        "zero_grad": ours.zero_grad,
+        "zero_grad of a player": ours.player("head").zero_grad,
     }
     if grads == "flat":
         calls["flat_grads"] = lambda: ours.flat_grads
-        calls["zero_grad"] = ours.zero_grad
     found = _while_a_step_runs(ours, list(calls.values()))
     for name, error in zip(calls, found, strict=True):
         assert "another thread is in a step" in str(error), name

@@ -1,12 +1,15 @@
-"""Signals that arrive at a chosen instruction of the library, and what they must leave behind: a whole step or none."""
+"""Interrupts that arrive at a chosen instruction of the library, and what they must leave behind: all or nothing."""
 
 from __future__ import annotations
 
 import _thread
+import ctypes
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -35,20 +38,34 @@ def raising_handler() -> Iterator[None]:
         signal.signal(SIGNAL, previous)
 
 
+# built-in functions, which run no instruction after which a handler would be called
+ARRIVALS: dict[str, Callable[[], Any]] = {
+    "signal": partial(_thread.interrupt_main, SIGNAL),
+    "asynchronous exception": partial(
+        ctypes.pythonapi.PyThreadState_SetAsyncExc,
+        ctypes.c_ulong(threading.main_thread().ident or 0),
+        ctypes.py_object(Interrupt),
+    ),
+}
+
+
 def arrive() -> None:
     """Have the signal arrive; its handler is called when Python next looks for signals."""
-    _thread.interrupt_main(SIGNAL)
+    ARRIVALS["signal"]()
 
 
 class Interrupting:
-    """Makes calls in which a signal arrives before the `number`-th instruction that the library executes.
+    """Makes calls in which an interrupt arrives before the `number`-th instruction that the library executes.
+
+    Args:
+        arrival: of `ARRIVALS`.
 
     Attributes:
         came: whether the call got that far.
     """
 
-    def __init__(self, number: int) -> None:
-        self._left = number
+    def __init__(self, number: int, arrival: str = "signal") -> None:
+        self._left, self._arrive = number, ARRIVALS[arrival]
         self.came = False
 
     def __call__(self, function: Callable[[], Any]) -> bool:
@@ -75,5 +92,5 @@ class Interrupting:
             self._left -= 1
             if self._left == 0:
                 self.came = True
-                arrive()
+                self._arrive()
         return self._trace
