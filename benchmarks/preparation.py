@@ -72,6 +72,9 @@ class PreparedContestant:
     ) -> PreparedContestant:
         """Copy the initial parameters and build the optimizer over them."""
         params = [torch.nn.Parameter(t.to(contestant.dtype, copy=True)) for t in start]
+        if contestant.gradients is not contestant.dtype:
+            for p in params:
+                p.grad_dtype = None  # any
         owns_gradients = workload.training_step is not None
         if owns_gradients:
             for p in params:
@@ -135,7 +138,7 @@ def prepare(
 ) -> tuple[PreparedContestant | None, dict[str, Any]]:
     """Build a contestant, check its first step and warm it up.
 
-    `grads` have the contestant's dtype. Returns the contestant, or None if it cannot be timed, and its
+    `grads` have the dtype of the contestant's gradients. Returns the contestant, or None if it cannot be timed, and its
     record for the JSON, which gives the reason.
     """
     record: dict[str, Any] = {
