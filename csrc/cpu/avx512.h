@@ -5,20 +5,10 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define SF_AVX512 1
 
-#if !defined(__clang__)
-// GCC's header has vectors that it leaves undefined on purpose
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/intrinsics.h"
 #include "host_device.h"
 
 namespace sf {
@@ -123,8 +113,8 @@ SF_HOST_DEVICE Bits max_bytes(Bits a, Bits b) { return as_bits(_mm512_max_epu8(a
 // The upper 16 bits of 32 numbers, in order.
 SF_HOST_DEVICE Bits upper_halves(const EvenOdd<Bits>& x) {
   // (b & mask) | (a & ~mask): the result takes the register of `a`, which is needed for nothing else
-  return as_bits(_mm512_ternarylogic_epi32(as_m512i(x.even >> 16), as_m512i(x.odd), as_m512i(broadcast<0xFFFF0000>()),
-                                           0xD8));
+  return as_bits(
+      _mm512_ternarylogic_epi32(as_m512i(x.even >> 16), as_m512i(x.odd), as_m512i(broadcast<0xFFFF0000>()), 0xD8));
 }
 
 // The same number, of whose origin the compiler knows nothing: so it addresses arrays of different elements by one

@@ -74,6 +74,7 @@ SF_HOST_DEVICE void write_rounded(void* to, int64_t at, const EvenOdd<Float16Lan
 template <int DTYPE>
 SF_HOST_DEVICE Rounded<DTYPE> to_nearest(Bits x) {
   if constexpr (DTYPE == kBfloat16) {
+    // half a step less one, and one more where the result would be odd otherwise: a tie goes to the even one
     const __mmask16 is_odd = _mm512_test_epi32_mask(as_m512i(x), as_m512i(broadcast<0x10000>()));
     const __m512i up = as_m512i(x + broadcast<0x7FFF>());
     return {as_bits(_mm512_mask_sub_epi32(up, is_odd, up, _mm512_set1_epi32(-1)))};

@@ -1,5 +1,6 @@
-// Reads and writes Adam's two moments by the vectors of avx512.h: one struct per kind of state. A struct of a chunk
-// that is being read has read(), observe() and finish(); write_block() and write_pair() take the chunk before it.
+// Reads and writes Adam's two moments by the vectors of avx512.h: one class per kind of state. An object holds what is
+// known of a chunk while it is read, block by block and pair by pair: read(), observe(), and finish() in the end.
+// write_block() and write_pair() then write it.
 #pragma once
 
 #include "cpu/avx512_codec.h"
@@ -8,6 +9,9 @@
 
 namespace sf {
 namespace {
+
+// Bytes per element of a moment.
+constexpr int bytes_of_moment(int32_t state) { return state == kState32 ? 4 : state == kState16 ? 2 : 1; }
 
 // Addresses of a tile's first elements.
 struct TileMoments {
@@ -143,8 +147,7 @@ class EightBitMoments {
   SF_HOST_DEVICE_MEMBER static void write_pair(const TileMoments& tile, int64_t at, const float* const (&exp_avg_sq)[2],
                                                const Words& words) {
     store(static_cast<uint8_t*>(tile.exp_avg) + at, first_codes(words.exp_avg));
-    store(static_cast<uint8_t*>(tile.exp_avg_sq) + at,
-          second_codes(words.exp_avg_sq, exp_avg_sq[0], exp_avg_sq[1]));
+    store(static_cast<uint8_t*>(tile.exp_avg_sq) + at, second_codes(words.exp_avg_sq, exp_avg_sq[0], exp_avg_sq[1]));
   }
 
  private:
@@ -156,8 +159,8 @@ class EightBitMoments {
 };
 
 template <int STATE>
-using Moments = std::conditional_t<STATE == kState8, EightBitMoments,
-                                   PlainMoments<STATE == kState16 ? kBfloat16 : kFloat32>>;
+using Moments =
+    std::conditional_t<STATE == kState8, EightBitMoments, PlainMoments<STATE == kState16 ? kBfloat16 : kFloat32>>;
 
 #endif
 

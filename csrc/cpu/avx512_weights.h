@@ -1,5 +1,5 @@
-// Reads and writes the weights and gradients of a tile by the vectors of avx512.h, a block of 32 at a time: one template
-// for all dtypes and masters.
+// Reads and writes the weights and gradients of a tile by the vectors of avx512.h, a block of 32 at a time: one
+// template for all dtypes and masters.
 #pragma once
 
 #include "cpu/avx512_codec.h"
@@ -7,6 +7,12 @@
 
 namespace sf {
 namespace {
+
+// Bytes per element of what is stored beside a parameter.
+constexpr int bytes_of_master(int32_t master) {
+  if (master == kNoMaster || master == kStochastic) return 0;
+  return master == kMaster32 ? 4 : master == kSplit8 ? 1 : 2;
+}
 
 // Addresses of a tile's first elements.
 struct TileWeights {
@@ -36,10 +42,8 @@ SF_HOST_DEVICE EvenOdd<Numbers> read_grad(const TileWeights& tile, int64_t at, i
 // Weights whose parameter is a PARAM, with what MASTER stores beside it.
 template <int PARAM, int MASTER>
 struct Weights {
-  static constexpr int param = PARAM, master = MASTER;
   static constexpr int param_bytes = PARAM == kFloat32 ? 4 : 2;
-  static constexpr int master_bytes =
-      MASTER == kSplit8 ? 1 : MASTER == kSplit16 || MASTER == kKahan ? 2 : MASTER == kMaster32 ? 4 : 0;
+  static constexpr int master_bytes = bytes_of_master(MASTER);
 
   SF_HOST_DEVICE_MEMBER static EvenOdd<Numbers> read(const TileWeights& tile, int64_t at) {
     if constexpr (master_bytes != 0) {

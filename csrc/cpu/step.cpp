@@ -23,10 +23,6 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
   update_by_rule(row, of, count);
 }
 
-// Bytes per element.
-int64_t state_bytes(int32_t state) { return state == kState32 ? 4 : state == kState16 ? 2 : 1; }
-int64_t master_bytes(int32_t master) { return master == kMaster32 ? 4 : master == kSplit8 ? 1 : 2; }
-
 // Updates a tile that is not float32 by the path of vector_path.h. The chunks that this cannot update, and the ragged
 // end, take the general path. `grad` points to the gradient of the tile's first element, of a Dtype.
 void update_tile_by_vectors(const Record& record, const Row& given, const void* grad, int32_t grad_dtype,
@@ -41,10 +37,10 @@ void update_tile_by_vectors(const Record& record, const Row& given, const void* 
     counts.chunks += end - begin;
     if (begin < whole) counts.vectors -= end - begin;
   };
-  const int64_t bytes = state_bytes(tile.format.state) * offset;
+  const int64_t bytes = offset * bytes_of_moment(tile.format.state);
   const VectorTile chunks = {
       {pointer<char>(record.param, offset * bytes_of(tile.format.param)),
-       pointer<char>(record.master, offset * master_bytes(tile.format.master)), grad, grad_dtype},
+       pointer<char>(record.master, offset * bytes_of_master(tile.format.master)), grad, grad_dtype},
       {pointer<char>(record.exp_avg, bytes), pointer<char>(record.exp_avg_sq, bytes),
        pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
        pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock)},

@@ -6,8 +6,8 @@
 
 namespace sf {
 
-// How many elements an update took by each of its paths, which give the same bits: float32 where they lie; other formats
-// by vectors (vector_path.h), or a chunk at a time (low_precision.h).
+// How many elements an update took by each of its paths, which give the same bits: float32 where they lie; other
+// formats by vectors (vector_path.h), or a chunk at a time (low_precision.h).
 struct PathCounts {
   int64_t in_place, vectors, chunks;
 };
