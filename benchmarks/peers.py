@@ -166,7 +166,9 @@ def peers() -> list[Contestant]:
         peer("torchao 8-bit", "torchao", EVERYWHERE, make_torchao, compiled=True, **eight_bit),
         peer("bitsandbytes", name, EVERYWHERE, bits32, name),
         peer("bitsandbytes 8-bit", name, EVERYWHERE, bits8, name, **eight_bit),
-        peer(f"{CPU_FORK} 8-bit", name, CPU_ONLY, make_bitsandbytes_cpu_fork, CPU_FORK, **eight_bit),
+        peer(
+            f"{CPU_FORK} 8-bit", name, CPU_ONLY, make_bitsandbytes_cpu_fork, CPU_FORK, **eight_bit
+        ),
         peer("DeepSpeed", "deepspeed", EVERYWHERE, _make_deepspeed, compiled=True),
     ]
 

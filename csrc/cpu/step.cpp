@@ -84,11 +84,6 @@ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record
   }
 }
 
-// True unless all of a record is float32, and the gradient that moves it too.
-bool is_low_precision(const Record& record, const Turn& turn) {
-  return record.format || (record.grad_dtype != kFloat32 && !turn.sums());
-}
-
 // Returns a gradient as float32: a pointer to it, or to `converted`; null where there is none.
 const float* gradient_of(const Record& record, int64_t offset, int64_t count, float* converted) {
   if (!record.grad) return nullptr;
@@ -108,8 +103,8 @@ PathCounts update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const int64_t count = left < kTileElements ? left : kTileElements;
     float converted[kTileElements], mean[kTileElements];
     const Turn turn = turn_of(args, tile.record, record);
-    const bool has_gradient = record.grad, adds = moves && turn.adds(has_gradient);
-    const bool by_vectors = is_low_precision(record, turn) && has_vector_path(args.rows[record.row].rule);
+    const bool has_gradient = record.grad;
+    const bool by_vectors = record.format && has_vector_path(args.rows[record.row].rule);
     // vectors read gradients as they are stored
     const bool reads_float32 = turn.sums() || !by_vectors;
     const float* const gradient = reads_float32 ? gradient_of(record, tile.offset, count, converted) : nullptr;
@@ -136,7 +131,7 @@ PathCounts update_tiles(const StepArgs& args, int64_t first, int64_t last) {
         counts.in_place += count;
       }
       if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
-    } else if (adds) {
+    } else if (moves && turn.adds(has_gradient)) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
     if (args.zero_grads && has_gradient) {

@@ -167,6 +167,7 @@ void update_by_rule(const VectorTile& tile, const Row& row, const Fallback& fall
   }
 }
 
+// Float32 with float32 state is no record of fewer bits: that is updated where it lies.
 template <int PARAM, int MASTER, typename Fallback>
 void update_by_state(const VectorTile& tile, int32_t state, const Row& row, const Fallback& fallback) {
   switch (state) {
@@ -175,7 +176,7 @@ void update_by_state(const VectorTile& tile, int32_t state, const Row& row, cons
     case kState16:
       return update_by_rule<Weights<PARAM, MASTER>, Moments<kState16>>(tile, row, fallback);
     default:
-      return update_by_rule<Weights<PARAM, MASTER>, Moments<kState32>>(tile, row, fallback);
+      if constexpr (PARAM != kFloat32) update_by_rule<Weights<PARAM, MASTER>, Moments<kState32>>(tile, row, fallback);
   }
 }
 

@@ -70,7 +70,7 @@ class CpuBackend(Backend):
 def updated_elements() -> dict[str, int]:
     """Count the elements that this backend has updated in this process, by path; all paths give the same bits.
 
-    "in place": all of it float32. Of what is not, "vectors": by AVX-512, numbers in registers from unpacking to storing;
+    "in place": float32 with float32 state. Others "vectors": by AVX-512, in registers from unpacking to storing; or
     "chunks": the general path, of any rule and any processor. Empty where the extension is not built.
     """
     return {} if _cpu is None else dict(_cpu.updated_elements())

@@ -53,7 +53,7 @@ def test_the_targets_of_fewer_bits_are_of_the_cpu_and_of_what_moves_few_bytes():
                 assert (states, target.contestant) not in bounds
                 bounds[states, target.contestant] = target.bound
     eight_bit = {name: bound for (states, name), bound in bounds.items() if states == "8bit"}
-    assert eight_bit == {name: 1.4 for name in OURS} | {
+    assert eight_bit == dict.fromkeys(OURS, 1.4) | {
         "ours bf16 stochastic": 1.5,
         "ours bf16 split8": 1.5,
     }
