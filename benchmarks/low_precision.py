@@ -42,10 +42,14 @@ MASTERS: dict[str | None, torch.dtype | None] = {
     "kahan": BF16,  # that of the parameter
     None: None,
 }
-# ours by name: parameters, `master`, gradients
-OURS: dict[str, tuple[torch.dtype, str | None, torch.dtype]] = {
+# a scheme of ours: parameters, `master`, gradients
+Scheme = tuple[torch.dtype, str | None, torch.dtype]
+SCHEMES: dict[str, Scheme] = {
     **{f"ours bf16 {master or 'nearest'}": (BF16, master, BF16) for master in MASTERS},
     "ours fp32": (FP32, None, FP32),
+}
+# not with float32 states, where all together would not fit into the memory of a small machine
+FURTHER_SCHEMES: dict[str, Scheme] = {
     "ours fp16 kahan": (FP16, "kahan", FP16),
     "ours bf16 split16, fp32 gradients": (BF16, "split16", FP32),
     "ours fp32, bf16 gradients": (FP32, None, BF16),
@@ -64,9 +68,14 @@ def our_dtypes(
     return StoredDtypes(param, getattr(torch, state), further, grad=grad)
 
 
+def schemes(state: str) -> dict[str, Scheme]:
+    """Return our schemes of a row by their contestants' names."""
+    return SCHEMES if state == "float32" else SCHEMES | FURTHER_SCHEMES
+
+
 def bytes_moved(name: str, state: str) -> float:
-    """Return the bytes per parameter that a step of one of `OURS` moves at least, scales left out."""
-    param, master, grad = OURS[name]
+    """Return the bytes per parameter that a step of one of them moves at least, scales left out."""
+    param, master, grad = schemes(state)[name]
     dtypes = our_dtypes(param, master, state, grad)
     return dataclasses.replace(dtypes, scale=None).moved
 
@@ -97,7 +106,7 @@ def _ours(state: str) -> list[Contestant]:
             functools.partial(_ours_available, grad is not param),
             **_fields(our_dtypes(param, master, state, grad)),
         )
-        for name, (param, master, grad) in OURS.items()
+        for name, (param, master, grad) in schemes(state).items()
     ]
     return [*contestants, find_contestant(ours_by_backend(), "ours reference")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .low_precision import OURS, STATES, bytes_moved
+from .low_precision import STATES, bytes_moved, schemes
 from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
 from .workloads import TORCH_FUSED, Target, TrainingStep, Workload
 
@@ -189,7 +189,7 @@ def _low_precision_rows(gpt2: NamedShapes) -> list[Workload]:
     def targets(states: str) -> tuple[Target, ...]:
         found = named.get(states, ())
         has_target = {target.contestant for target in found}
-        rest = [name for name in OURS if name not in has_target]
+        rest = [name for name in schemes(states) if name not in has_target]
         few = [name for name in rest if bytes_moved(name, states) <= FEW_BYTES]
         return found + tuple(Target(TORCH_FUSED, 1.4, name, "cpu") for name in few)
 

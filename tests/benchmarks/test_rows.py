@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bench_rows import ROWS
-from stackelberg_fused.benchmarks.low_precision import OURS, STATES, low_precision_contestants
+from stackelberg_fused.benchmarks.low_precision import STATES, low_precision_contestants, schemes
 from stackelberg_fused.benchmarks.workloads import TORCH_FUSED
 
 LOW_PRECISION_ROWS = {row.states: row for row in ROWS.values() if row.states is not None}
@@ -53,11 +53,11 @@ def test_the_targets_of_fewer_bits_are_of_the_cpu_and_of_what_moves_few_bytes():
                 assert (states, target.contestant) not in bounds
                 bounds[states, target.contestant] = target.bound
     eight_bit = {name: bound for (states, name), bound in bounds.items() if states == "8bit"}
-    assert eight_bit == dict.fromkeys(OURS, 1.4) | {
+    assert eight_bit == dict.fromkeys(schemes("8bit"), 1.4) | {
         "ours bf16 stochastic": 1.5,
         "ours bf16 split8": 1.5,
     }
     # 20 bytes and more of 28 cannot be 1.4 times as fast, where memory sets the time
     names = {name for states, name in bounds if states == "bfloat16"}
-    assert set(OURS) - names == {"ours fp32", "ours bf16 split16, fp32 gradients"}
+    assert set(schemes("bfloat16")) - names == {"ours fp32", "ours bf16 split16, fp32 gradients"}
     assert not [name for states, name in bounds if states == "float32"]
