@@ -37,8 +37,8 @@ CXXFLAGS = [
     *("-fvisibility=hidden", "-fPIC", "-pthread", "-Wall", "-Icsrc"),
     *(["-DSF_X86=1"] if X86 else []),
 ]
-AVX2 = ["-mavx2", "-mfma"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]  # every processor with AVX2 has F16C
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # these are compiled once per instruction set, and csrc/cpu/dispatch.cpp chooses the best at run time
 PER_ISA = ("csrc/cpu/step.cpp", "csrc/cpu/bandwidth_probe.cpp")
 ISAS = {"avx512": [*AVX512, "-mprefer-vector-width=512"], "avx2": AVX2} if X86 else {}

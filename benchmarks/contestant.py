@@ -31,7 +31,8 @@ class Contestant:
         compiled: the first step compiles, under a time limit.
         max_numel: the most parameters it is timed with.
         bytes_per_parameter: the least that a step has to move.
-        dtype: of its parameters and gradients.
+        dtype: of its parameters.
+        grad_dtype: of their gradients; None means `dtype`.
         sharded: it gets DTensors in a row that has a mesh.
     """
 
@@ -45,6 +46,12 @@ class Contestant:
     bytes_per_parameter: float = ADAM_BYTES
     dtype: torch.dtype = torch.float32
     sharded: bool = True
+    grad_dtype: torch.dtype | None = None
+
+    @property
+    def gradients(self) -> torch.dtype:
+        """The dtype of its gradients."""
+        return self.grad_dtype or self.dtype
 
 
 def find_contestant(contestants: Iterable[Contestant], name: str) -> Contestant:

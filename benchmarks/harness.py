@@ -75,15 +75,15 @@ def run_row(
     start = workload.start(settings.device, SEED)
     gradients = {
         dtype: gradient_sets(workload, settings.device, SEED, dtype)
-        for dtype in dict.fromkeys((torch.float32, *(c.dtype for c in contestants)))
+        for dtype in dict.fromkeys((torch.float32, *(c.gradients for c in contestants)))
     }
     reference = find_contestant(contestants, "ours reference")
-    expected = reference_step(reference, workload, start, gradients[reference.dtype][0])
+    expected = reference_step(reference, workload, start, gradients[reference.gradients][0])
     # allocated before the contestants, whose check of the free memory then sees the probes' share
     probes, row["stream_is"] = bandwidth.probes(workload.numel, settings.device)
     actions: dict[str, Action] = {}
     for contestant in contestants:
-        sets = gradients[contestant.dtype]
+        sets = gradients[contestant.gradients]
         prepared, record = prepare(contestant, workload, settings, start, sets[0], expected)
         row["entries"].append(record)
         if prepared is not None:

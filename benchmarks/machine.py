@@ -25,6 +25,7 @@ PACKAGES = (
     "torch-optimi",
     "torchao",
     "bitsandbytes",
+    "bitsandbytes-cpu-fork",
     "deepspeed",
 )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,13 +82,31 @@ def torch_contestants() -> list[Contestant]:
 # --- peers: each function builds the same AdamW as its package spells it
 
 
-def installed(package: str, devices: tuple[str, ...], device: str) -> Availability:
-    """Tell whether a package is installed and runs on a device."""
-    if importlib.util.find_spec(package) is None:
+# a fork of bitsandbytes under the same module name: either has to be in a folder of its own
+CPU_FORK = "bitsandbytes-cpu-fork"
+
+
+def installed(
+    package: str, devices: tuple[str, ...], device: str, distribution: str | None = None
+) -> Availability:
+    """Tell whether a package is installed, by that distribution if one is named, and runs on a device."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
         return False, "not installed"
+    if distribution is not None and not _is_from(spec, distribution):
+        return False, f"not installed: another distribution provides {package}"
     if device not in devices:
         return False, f"runs on {' and '.join(devices)} only"
     return True, ""
+
+
+def _is_from(spec: ModuleSpec, distribution: str) -> bool:
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    folders = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
+    return Path(str(found.locate_file(spec.name))).resolve() in folders
 
 
 def make_optimi(groups: Groups, **options: Any) -> OptimizerAndStep:
@@ -108,13 +130,20 @@ def make_bitsandbytes(groups: Groups, bits: int) -> OptimizerAndStep:
     return _build(package.AdamW, groups, optim_bits=bits)
 
 
+def make_bitsandbytes_cpu_fork(groups: Groups) -> OptimizerAndStep:
+    """Build the AdamW of bitsandbytes' CPU fork with states of 8 bits."""
+    # its AVX-512 library, in the wheel for most systems, takes one thread; its AVX2 library takes all
+    os.environ.setdefault("BNB_CPU_DISABLE_AVX512", "1")
+    return make_bitsandbytes(groups, bits=8)
+
+
 def _make_deepspeed(groups: Groups) -> OptimizerAndStep:
     package = importlib.import_module("deepspeed.ops.adam")
     on_host = groups[0]["params"][0].device.type == "cpu"
     return _build(package.DeepSpeedCPUAdam if on_host else package.FusedAdam, groups)
 
 
-EVERYWHERE, GPU_ONLY = ("cpu", "cuda"), ("cuda",)
+EVERYWHERE, CPU_ONLY, GPU_ONLY = ("cpu", "cuda"), ("cpu",), ("cuda",)
 
 
 def peer(
@@ -122,10 +151,15 @@ def peer(
     package: str,
     devices: tuple[str, ...],
     make: Callable[[Groups], OptimizerAndStep],
+    distribution: str | None = None,
     **fields: Any,
 ) -> Contestant:
-    """Describe another library's optimizer; `fields` are further ones of `Contestant`."""
-    return Contestant(name, "peer", make, functools.partial(installed, package, devices), **fields)
+    """Describe another library's optimizer; `fields` are further ones of `Contestant`.
+
+    `distribution` is what has to provide the package, where several do.
+    """
+    available = functools.partial(installed, package, devices, distribution=distribution)
+    return Contestant(name, "peer", make, available, **fields)
 
 
 def peers() -> list[Contestant]:
@@ -136,14 +170,18 @@ def peers() -> list[Contestant]:
         for quantize in (False, True)
     )
     bits32, bits8 = (functools.partial(make_bitsandbytes, bits=bits) for bits in (32, 8))
-    eight_bit = {"bytes_per_parameter": EIGHT_BIT_BYTES}
+    name = "bitsandbytes"
+    eight_bit: dict[str, Any] = {"bytes_per_parameter": EIGHT_BIT_BYTES}
     return [
         peer("torch-optimi", "optimi", EVERYWHERE, make_optimi),
         peer("FlashOptim", "flashoptim", GPU_ONLY, flash32),
         peer("FlashOptim 8-bit", "flashoptim", GPU_ONLY, flash8, **eight_bit),
         peer("torchao 8-bit", "torchao", EVERYWHERE, make_torchao, compiled=True, **eight_bit),
-        peer("bitsandbytes", "bitsandbytes", EVERYWHERE, bits32),
-        peer("bitsandbytes 8-bit", "bitsandbytes", EVERYWHERE, bits8, **eight_bit),
+        peer("bitsandbytes", name, EVERYWHERE, bits32, name),
+        peer("bitsandbytes 8-bit", name, EVERYWHERE, bits8, name, **eight_bit),
+        peer(
+            f"{CPU_FORK} 8-bit", name, CPU_ONLY, make_bitsandbytes_cpu_fork, CPU_FORK, **eight_bit
+        ),
         peer("DeepSpeed", "deepspeed", EVERYWHERE, _make_deepspeed, compiled=True),
     ]
 

@@ -81,6 +81,9 @@ class PreparedContestant:
             if is_sharded
             else [torch.nn.Parameter(t) for t in copies]
         )
+        if contestant.gradients is not contestant.dtype:
+            for p in params:
+                p.grad_dtype = None  # any
         memory: Tensors = []
         if workload.training_step is not None:
             for p in params:
@@ -163,7 +166,7 @@ def prepare(
 ) -> tuple[PreparedContestant | None, dict[str, Any]]:
     """Build a contestant, check its first step and warm it up.
 
-    `grads` have the contestant's dtype. Returns the contestant, or None if it cannot be timed, and its
+    `grads` have the dtype of the contestant's gradients. Returns the contestant, or None if it cannot be timed, and its
     record for the JSON, which gives the reason.
     """
     record: dict[str, Any] = {

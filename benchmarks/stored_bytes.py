@@ -15,11 +15,12 @@ class StoredDtypes:
     """The dtypes that Adam stores for one element of a matrix; norms and biases may have wider ones.
 
     Attributes:
-        param: of the parameter, and of its gradient.
+        param: of the parameter.
         state: of each of the two moments.
         master: of the weight's further bits beside the parameter, if there are any.
         scale: of the scale that `block` elements of a moment share, if there is one.
         block: elements per scale.
+        grad: of the gradient; None means `param`.
     """
 
     param: torch.dtype
@@ -27,6 +28,7 @@ class StoredDtypes:
     master: torch.dtype | None = None
     scale: torch.dtype | None = None
     block: int = 1
+    grad: torch.dtype | None = None
 
     @property
     def stored(self) -> float:
@@ -38,7 +40,7 @@ class StoredDtypes:
     @property
     def moved(self) -> float:
         """Bytes per parameter that a step moves at least: it reads the gradient, and reads and writes the rest."""
-        return self.param.itemsize + 2 * self.stored
+        return (self.grad or self.param).itemsize + 2 * self.stored
 
 
 def stored_bytes(params: Iterable[torch.Tensor], state: Mapping[Any, Mapping[str, Any]]) -> int:

@@ -48,7 +48,7 @@ def _time_contestant(request: dict[str, Any]) -> dict[str, Any]:
     start = workload.start(device, SEED)
     prepared = PreparedContestant.build(contestant, workload, start)
     del start
-    action = prepared.action(device, *gradient_sets(workload, device, SEED, contestant.dtype))
+    action = prepared.action(device, *gradient_sets(workload, device, SEED, contestant.gradients))
     samples, load = measure_when_quiet(
         lambda: interleave({contestant.name: action}, request["rounds"], request["seconds"]),
         request["patience"],

@@ -31,8 +31,8 @@ SF_HOST_DEVICE float square_root(float x) {
 }
 
 // The operations of a rule that C++ has no operators for, correctly rounded for all operands. Rules take them as a
-// parameter: cpu/eight_bit.h has them for vectors, cuda/in_range_math.cuh without the checks for operands that are very
-// large or very small; both give the same bits.
+// parameter: cpu/vector_path.h has them for vectors, cuda/in_range_math.cuh without the checks for operands that are
+// very large or very small; both give the same bits.
 struct Ieee {
   SF_HOST_DEVICE_MEMBER static float multiply_add(float a, float b, float c) { return fused_multiply_add(a, b, c); }
   SF_HOST_DEVICE_MEMBER static float ratio(float exp_avg, float second_moment, float eps) {

@@ -5,20 +5,10 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define SF_AVX512 1
 
-#if !defined(__clang__)
-// GCC's header has vectors that it leaves undefined on purpose
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/intrinsics.h"
 #include "host_device.h"
 
 namespace sf {
@@ -121,12 +111,26 @@ SF_HOST_DEVICE Bits shift_words_right_signed(Bits x) {
 SF_HOST_DEVICE Bits max_bytes(Bits a, Bits b) { return as_bits(_mm512_max_epu8(as_m512i(a), as_m512i(b))); }
 
 // The upper 16 bits of 32 numbers, in order.
-SF_HOST_DEVICE Bits upper_halves(const EvenOdd<Bits>& x) { return blend<0xFFFF0000>(x.odd, x.even >> 16); }
+SF_HOST_DEVICE Bits upper_halves(const EvenOdd<Bits>& x) {
+  // (b & mask) | (a & ~mask): the result takes the register of `a`, which is needed for nothing else
+  return as_bits(
+      _mm512_ternarylogic_epi32(as_m512i(x.even >> 16), as_m512i(x.odd), as_m512i(broadcast<0xFFFF0000>()), 0xD8));
+}
+
+// The same number, of whose origin the compiler knows nothing: so it addresses arrays of different elements by one
+// counter, instead of one for each of them.
+SF_HOST_DEVICE int64_t hidden(int64_t x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
+// Sixteen float16 numbers.
+SF_HOST_DEVICE Numbers from_float16(__m256i words) { return _mm512_cvtph_ps(words); }
 
 // The first (HALF = 0) or the last sixteen (1) of 32 float16 numbers.
 template <int HALF>
 SF_HOST_DEVICE Numbers from_float16_words(Bits words) {
-  return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(as_m512i(words), HALF));
+  return from_float16(_mm512_extracti64x4_epi64(as_m512i(words), HALF));
 }
 
 // Convert 32 numbers in the order of memory to those at even and at odd places, and back.
@@ -137,10 +141,11 @@ SF_HOST_DEVICE EvenOdd<Numbers> deinterleave(const EvenOdd<Numbers>& in_order) {
           _mm512_permutex2var_ps(in_order.even, odd, in_order.odd)};
 }
 
-SF_HOST_DEVICE EvenOdd<Numbers> interleave(const EvenOdd<Numbers>& x) {
+SF_HOST_DEVICE EvenOdd<Bits> interleave(const EvenOdd<Bits>& x) {
   const __m512i first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i second = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
-  return {_mm512_permutex2var_ps(x.even, first, x.odd), _mm512_permutex2var_ps(x.even, second, x.odd)};
+  return {as_bits(_mm512_permutex2var_epi32(as_m512i(x.even), first, as_m512i(x.odd))),
+          as_bits(_mm512_permutex2var_epi32(as_m512i(x.even), second, as_m512i(x.odd)))};
 }
 
 // The lower bytes of the 16-bit lanes of `first`, then the upper bytes of the lanes of `second`.

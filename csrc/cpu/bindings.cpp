@@ -1,6 +1,7 @@
 // Registrations only. Arguments are plain addresses, so that no torch header is needed.
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -27,6 +28,17 @@ const sf::Kernel& require_kernel(const std::string& isa) {
   return *kernel;
 }
 
+// Elements that this process has updated, by path.
+struct {
+  std::atomic<int64_t> in_place{0}, vectors{0}, chunks{0};
+
+  void add(const sf::PathCounts& counts) {
+    if (counts.in_place) in_place.fetch_add(counts.in_place, std::memory_order_relaxed);
+    if (counts.vectors) vectors.fetch_add(counts.vectors, std::memory_order_relaxed);
+    if (counts.chunks) chunks.fetch_add(counts.chunks, std::memory_order_relaxed);
+  }
+} updated_elements;
+
 void step(std::string_view packed, int threads, const std::string& isa) {
   struct Context {
     sf::StepArgs args;
@@ -37,7 +49,7 @@ void step(std::string_view packed, int threads, const std::string& isa) {
       context.args.num_tiles, threads,
       [](void* opaque, int64_t begin, int64_t end) {
         const Context& c = *static_cast<Context*>(opaque);
-        c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
+        updated_elements.add(c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end));
       },
       &context);
   if (context.args.sets) sf::conclude_balls(context.args);
@@ -123,6 +135,16 @@ PYBIND11_MODULE(_cpu, m) {
       "update_rows", [](int64_t table) { return sf::update_rows(*reinterpret_cast<const sf::RowTable*>(table)); },
       "Compute the rows of a table for the coming step; return False if its slots have to be regrouped.",
       pybind11::arg("table"));
+  m.def(
+      "updated_elements",
+      [] {
+        pybind11::dict found;
+        found["in place"] = updated_elements.in_place.load();
+        found["vectors"] = updated_elements.vectors.load();
+        found["chunks"] = updated_elements.chunks.load();
+        return found;
+      },
+      "How many elements step() has updated in this process, by the path that they took (csrc/cpu/step.h).");
   m.def("stream_adam_bytes", &stream_adam_bytes, "Read four float32 arrays and write three: 28 B per element.");
   m.def(
       "isa", [](const std::string& isa) { return std::string(require_kernel(isa).isa); }, pybind11::arg("isa") = "",

@@ -7,10 +7,10 @@
 #include "clipping.h"
 #include "cpu/chunk.h"
 #include "cpu/dispatch.h"
-#include "cpu/eight_bit.h"
 #include "cpu/elements.h"
 #include "cpu/exact_squares.h"
 #include "cpu/low_precision.h"
+#include "cpu/vector_path.h"
 #include "turn.h"
 
 namespace sf {
@@ -24,26 +24,30 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
   update_by_rule(row, of, count);
 }
 
-// Updates a tile by the path of eight_bit.h. The chunks that this cannot update, and the ragged end, take the general
-// path.
-void update_eight_bit_tile(const Record& record, const Row& given, int64_t offset, int64_t count) {
+// Updates a tile that is not float32 by the path of vector_path.h. The chunks that this cannot update, and the ragged
+// end, take the general path. `grad` points to the gradient of the tile's first element, of a Dtype.
+void update_tile_by_vectors(const Record& record, const Row& given, const void* grad, int32_t grad_dtype,
+                            int64_t offset, int64_t count, PathCounts& counts) {
   const LowPrecisionTile tile = low_precision_tile(record, given, offset);
-  const auto update_range = [&](int64_t begin, int64_t end) {
-    float grad[kChunk];
-    read_floats(record.grad_dtype, record.grad, offset + begin, end - begin, grad);
-    update_chunks(tile, grad, begin, end);
-  };
   const int64_t whole = count / kChunk * kChunk;
-  const int64_t bytes = offset * bytes_of(tile.format.param);
-  const EightBitTile chunks = {{pointer<char>(record.param, bytes), pointer<const char>(record.grad, bytes),
-                                pointer<int8_t>(record.master, offset)},
-                               pointer<uint8_t>(record.exp_avg, offset),
-                               pointer<uint8_t>(record.exp_avg_sq, offset),
-                               pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
-                               pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock),
-                               tile.stream,
-                               whole};
-  update_eight_bit(chunks, tile.format, tile.row, update_range);
+  counts.vectors += whole;
+  const auto update_range = [&](int64_t begin, int64_t end) {
+    float converted[kChunk];
+    read_floats(grad_dtype, reinterpret_cast<int64_t>(grad), begin, end - begin, converted);
+    update_chunks(tile, converted, begin, end);
+    counts.chunks += end - begin;
+    if (begin < whole) counts.vectors -= end - begin;
+  };
+  const int64_t bytes = offset * bytes_of_moment(tile.format.state);
+  const VectorTile chunks = {
+      {pointer<char>(record.param, offset * bytes_of(tile.format.param)),
+       pointer<char>(record.master, offset * bytes_of_master(tile.format.master)), grad, grad_dtype},
+      {pointer<char>(record.exp_avg, bytes), pointer<char>(record.exp_avg_sq, bytes),
+       pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
+       pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock)},
+      tile.stream,
+      whole};
+  update_by_vectors(chunks, tile.format, tile.row, update_range);
   if (whole < count) update_range(whole, count);
 }
 
@@ -73,7 +77,8 @@ const float* gradient_of(const Record& record, int64_t offset, int64_t count, fl
   return converted;
 }
 
-void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
+PathCounts update_tiles(const StepArgs& args, int64_t first, int64_t last) {
+  PathCounts counts{};
   const bool moves = !args.found_inf || *args.found_inf == 0.0f;
   const float unscale = unscaling(args.grad_scale);
   for (int64_t t = first; t < last; ++t) {
@@ -83,12 +88,13 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
     const int64_t count = left < kTileElements ? left : kTileElements;
     float converted[kTileElements], mean[kTileElements];
     const Turn turn = turn_of(args, tile.record, record);
-    // the path of eight_bit.h reads gradients as they are stored: then `gradient` only tells whether there is one
-    const bool reads_float32 = turn.sums() || !takes_eight_bit_path(record, args.rows[record.row].rule);
-    const float* const gradient =
-        reads_float32 ? gradient_of(record, tile.offset, count, converted) : pointer<const float>(record.grad, 0);
+    const bool has_gradient = record.grad;
+    const bool by_vectors = record.format && has_vector_path(args.rows[record.row].rule);
+    // vectors read gradients as they are stored
+    const bool reads_float32 = turn.sums() || !by_vectors;
+    const float* const gradient = reads_float32 ? gradient_of(record, tile.offset, count, converted) : nullptr;
     float* const grad_sum = pointer<float>(record.grad_sum, tile.offset);
-    if (moves && turn.moves(gradient)) {
+    if (moves && turn.moves(has_gradient)) {
       Row row = args.rows[record.row];
       row.grad_sign *= clipping(args, t);
       const float* grad = gradient;
@@ -98,21 +104,28 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       } else {
         row.grad_sign *= unscale;
       }
-      if (reads_float32) {
-        (record.format ? update_low_precision_tile : update_tile)(record, row, grad, tile.offset, count);
+      if (by_vectors) {
+        const void* const stored = pointer<char>(record.grad, tile.offset * bytes_of(record.grad_dtype));
+        const int32_t dtype = grad ? kFloat32 : static_cast<int32_t>(record.grad_dtype);
+        update_tile_by_vectors(record, row, grad ? grad : stored, dtype, tile.offset, count, counts);
+      } else if (record.format) {
+        update_low_precision_tile(record, row, grad, tile.offset, count);
+        counts.chunks += count;
       } else {
-        update_eight_bit_tile(record, row, tile.offset, count);
+        update_tile(record, row, grad, tile.offset, count);
+        counts.in_place += count;
       }
       if (turn.sums()) std::memset(grad_sum, 0, count * sizeof(float));
-    } else if (moves && turn.adds(gradient)) {
+    } else if (moves && turn.adds(has_gradient)) {
       for (int64_t i = 0; i < count; ++i) grad_sum[i] += unscale * gradient[i];
     }
-    if (args.zero_grads && gradient) {
+    if (args.zero_grads && has_gradient) {
       const int64_t bytes = bytes_of(record.grad_dtype);
       std::memset(pointer<char>(record.grad, tile.offset * bytes), 0, count * bytes);
     }
-    if (args.sets && record.set) report_tile(args, tile, record, count, moves && turn.moves(gradient));
+    if (args.sets && record.set) report_tile(args, tile, record, count, moves && turn.moves(has_gradient));
   }
+  return counts;
 }
 
 // Adds the squares of the gradients of a tile, as they move parameters now.

@@ -6,8 +6,14 @@
 
 namespace sf {
 
+// How many elements an update took by each of its paths, which give the same bits: float32 where they lie; other
+// formats by vectors (vector_path.h), or a chunk at a time (low_precision.h).
+struct PathCounts {
+  int64_t in_place, vectors, chunks;
+};
+
 // Updates the tiles [first, last) of args.tiles.
-using UpdateTiles = void (*)(const StepArgs& args, int64_t first, int64_t last);
+using UpdateTiles = PathCounts (*)(const StepArgs& args, int64_t first, int64_t last);
 // Adds the squares of the gradients of the tiles [first, last) that move parameters now to args.sums.
 using SumTiles = void (*)(const StatisticsArgs& args, int64_t first, int64_t last);
 

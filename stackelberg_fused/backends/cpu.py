@@ -72,6 +72,15 @@ class CpuBackend(Backend):
         return 2
 
 
+def updated_elements() -> dict[str, int]:
+    """Count the elements that this backend has updated in this process, by path; all paths give the same bits.
+
+    "in place": float32 with float32 state. Others "vectors": by AVX-512, in registers from unpacking to storing; or
+    "chunks": the general path, of any rule and any processor. Empty where the extension is not built.
+    """
+    return {} if _cpu is None else dict(_cpu.updated_elements())
+
+
 def _tables(launch: Launch, measured: TileSubset | None = None) -> dict[str, int]:
     """Addresses of the host's own; of these tiles, where only some are measured."""
     table, joint = launch.table, launch.joint_sets

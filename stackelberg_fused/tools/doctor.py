@@ -97,6 +97,7 @@ def rows() -> Iterator[Row]:
     yield _nvcc(info)
     yield from (_native(name, info) for name in ("_cpu", "_cuda"))
     yield _tensor_reading()
+    yield _fewer_bits()
     yield from _device_rows(info)
     yield from _backend_rows()
 
@@ -200,6 +201,29 @@ def _tensor_reading() -> Row:
     if found.reason.startswith(module.SWITCH):
         todo = f"unset {module.SWITCH}: results are the same, but a step takes the host less time per parameter"
     return Row(what, False, f"by Python: {found.reason}", todo)
+
+
+def _fewer_bits() -> Row:
+    """Say which path of the cpu backend a parameter of fewer bits takes: make a step of one, and read the counts."""
+    what = "fewer bits"
+    try:
+        torch = importlib.import_module("torch")
+        package = importlib.import_module("stackelberg_fused")
+        cpu = importlib.import_module("stackelberg_fused.backends.cpu")
+        param = torch.nn.Parameter(torch.ones(32, 32, dtype=torch.bfloat16))
+        param.grad = torch.ones_like(param)
+        options = {"master": "split8", "state_dtype": "8bit", "backend": "cpu"}
+        optimizer = package.StackelbergAdamW([param], **options)
+        before = cpu.updated_elements()
+        optimizer.step()
+        took_vectors = cpu.updated_elements()["vectors"] > before["vectors"]
+        isa = importlib.import_module("stackelberg_fused._cpu").isa()
+    except Exception as error:
+        return Row(what, False, _one_line(error), "see the lines above")
+    if took_vectors:
+        return Row(what, True, f"the cpu backend takes vectors ({isa})")
+    todo = f"{NOTHING}: results are the same, but Adam's steps with 16-bit parameters or fewer bits of state are slower"
+    return Row(what, False, f"the cpu backend has vectors for AVX-512, and takes {isa} here", todo)
 
 
 def _try_import(name: str) -> ModuleType | Exception:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, BackendStatus, backends
-from ..backends.cpu import CpuBackend
+from ..backends.cpu import CpuBackend, updated_elements
 from ..cli import positive
 from ..groups.constraints import L2Ball, Simplex
 from ..groups.schemes import scheme_of
@@ -216,12 +216,17 @@ def _run() -> int:
     first: dict[str, Verdict] = {}
     for label, backend, device in contestants(statuses):
         print(f"\n{label}", flush=True)
+        before = updated_elements()
         for case in CASES:
             verdict = check(label, backend, device, case)
             peer = first.setdefault(case, verdict)
             has_same_bits = all(map(torch.equal, peer.final, verdict.final))
             print(_line(verdict, None if peer is verdict else peer, has_same_bits), flush=True)
             failed |= not verdict.passed or not has_same_bits
+        if label.startswith("cpu"):
+            after = updated_elements()
+            taken = ", ".join(f"{after[path] - before[path]} {path}" for path in after)
+            print(f"  elements by path: {taken}", flush=True)
     print()
     for status in statuses:
         if not status.available:

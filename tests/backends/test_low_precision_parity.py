@@ -206,15 +206,18 @@ CHUNKS = {
 
 @pytest.mark.parametrize("where", CHUNKS)
 @pytest.mark.parametrize("extras", ["plain", "boxed"])
-@pytest.mark.parametrize("master", ["stochastic", "split8", None, "float32"])
-def test_chunks_that_are_unusual_among_others(master: str | None, extras: str, where: str) -> None:
+@by_state
+@pytest.mark.parametrize("weight", [w for w in WEIGHTS if w[0] == w[1]], ids=str)
+def test_chunks_that_are_unusual_among_others(
+    weight: Any, state_dtype: str, extras: str, where: str
+) -> None:
     """Return those of 512 elements with infinity or NaN, which processors may take in another way than the rest."""
     elements = 17 * 512 + 300
-    dtype = torch.float32 if master == "float32" else torch.bfloat16
+    dtype, master = DTYPES[weight[0]], weight[2]
     optimizers = []
     for backend in ("cpu", "baseline"):
         p = nn.Parameter(values((elements,), 1).to(dtype))
-        how = {"state_dtype": "8bit", "float32_state": "none", **EXTRAS[extras]}
+        how = {"state_dtype": state_dtype, "float32_state": "none", **EXTRAS[extras]}
         if dtype != torch.float32:
             how["master"] = master
         optimizers.append(sf.StackelbergAdamW([p], lr=0.01, backend=chosen(backend)[0], **how))

@@ -23,7 +23,13 @@ MOVED = {
     ("float32", "float32", None): 28,
     ("bfloat16", "float32", None): 20,
     ("8bit", "float32", None): 16.125,
+    ("8bit", "float16", "kahan"): 14.125,
 }
+
+
+def test_a_gradient_may_have_another_dtype_than_its_parameter():
+    dtypes = our_dtypes(torch.float32, None, "8bit", torch.bfloat16)
+    assert dtypes.moved == MOVED["8bit", "float32", None] - 2
 
 
 @pytest.mark.parametrize(("states", "param", "master"), MOVED)

@@ -10,6 +10,7 @@ import pytest
 from patience import patience
 
 from stackelberg_fused import build_info
+from stackelberg_fused.backends import cpu
 from stackelberg_fused.native import tensor_abi
 from stackelberg_fused.native.tensor_abi import Reading
 from stackelberg_fused.tools import doctor
@@ -38,6 +39,7 @@ def test_one_table_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
         "_cpu",
         "_cuda",
         "tensor reading",
+        "fewer bits",
         "GPU",
     ):
         assert f"\n{what} " in text
@@ -133,6 +135,18 @@ def test_a_broken_torch_is_no_error_of_tensor_reading(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tensor_abi, "reading", broken)
     found = row("tensor reading")
     assert (found.ok, found.detail) == (False, "OSError: libtorch: undefined symbol")
+
+
+def test_which_path_fewer_bits_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    isa = cpu.CpuBackend()._isa
+    found = row("fewer bits")
+    assert found.ok is (isa == "avx512")
+    assert isa in found.detail
+    # as on a processor without AVX-512
+    monkeypatch.setattr(cpu, "updated_elements", lambda: {"vectors": 0})
+    found = row("fewer bits")
+    assert not found.ok
+    assert found.todo.startswith(doctor.NOTHING)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,21 @@ def test_the_command_reports_failure(monkeypatch, capsys) -> None:
     assert out.rstrip().endswith("FAILED")
 
 
+def test_the_command_counts_the_elements_of_each_path(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(verify, "SIZES", (4096, 100))
+    names = ("AdamW", "8 bits, split8")
+    monkeypatch.setattr(verify, "CASES", {name: verify.CASES[name] for name in names})
+    assert cli.main(["verify"]) == 0
+    counts = capsys.readouterr().out.split("elements by path: ")[1:]
+    isas = [label for label, *_ in verify.contestants(verify.backends()) if label.startswith("cpu")]
+    assert len(counts) == len(isas)
+    for label, text in zip(isas, counts, strict=True):
+        whole, rest = 4 * 4096, 4 * 100
+        vectors = whole if label == "cpu (avx512)" else 0
+        taken = f"{whole + rest} in place, {vectors} vectors, {whole + rest - vectors} chunks"
+        assert text.splitlines()[0] == taken
+
+
 def test_the_command_line_lists_its_commands(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
