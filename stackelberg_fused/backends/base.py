@@ -14,6 +14,7 @@ from torch import Tensor
 from ..groups.schemes import DTYPE_WORD
 from ..layout.joint_sets import JointSets
 from ..layout.scaling import Scaling
+from ..layout.part import Part
 from ..layout.slot import Kind, Span
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import Table
@@ -35,7 +36,7 @@ class Launch:
 
     Attributes:
         table: records, tiles and rows are filled for this step.
-        span: the slots and tiles to update.
+        span: the slots and tiles to update; a part brings a list of tiles of its own.
         gradient: returns the gradient of a slot, None to skip the slot; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
@@ -49,7 +50,7 @@ class Launch:
     """
 
     table: Table
-    span: Span
+    span: Span | Part
     gradient: Callable[[int], Tensor | None]
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
@@ -64,6 +65,12 @@ class Launch:
         """Make native calls and conclude the step, all of it or nothing: no interrupt (Ctrl-C) comes between them."""
         make_calls((*calls, *self.conclusion))
         self.conclusion = ()
+
+    @property
+    def first_head_tile(self) -> int:
+        """Where the head's tiles begin, in the list of tiles that the launch goes by."""
+        place = self.span if isinstance(self.span, Part) else self.table
+        return place.first_head_tile
 
     @property
     def needed_statistics(self) -> Statistics:

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ..layout.part import Part
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
 from .base import (
@@ -70,9 +71,10 @@ class CpuBackend(Backend):
 def _tables(launch: Launch) -> dict[str, int]:
     """Addresses of the host's own."""
     table, joint = launch.table, launch.joint_sets
+    span = launch.span
     found = {
         "records": table.records_address,
-        "tiles": table.tiles_address,
+        "tiles": span.tiles.ctypes.data if isinstance(span, Part) else table.tiles_address,
         "rows": table.rows.address,
     }
     if joint is not None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..layout.part import Part
+from ..layout.slot import Span
 from ..layout.table import Table
 
 # pinned blocks at hand for a capture: two captures in a row of two roles, each with statistics and a step
@@ -170,11 +172,15 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
     return table.reshape(-1).view(np.uint8)
 
 
-def tables_on_device(table: Table) -> dict[str, Tensor]:
+def tables_on_device(table: Table, span: Span | Part | None = None) -> dict[str, Tensor]:
     """Upload the parts of a table that kernels read, as uint8 tensors by name.
 
     They are records, tiles and rows; groups, where step counts live on the device; sets and pieces, where there are
     joint sets. For a table on the CPU (interpreted Triton) the tensors are the host's own memory.
+
+    Args:
+        table: the table.
+        span: what is launched; the tiles are those of a part, if it is one.
     """
     names = ["records", "tiles", "rows"]
     if table.counts is not None:
@@ -182,10 +188,16 @@ def tables_on_device(table: Table) -> dict[str, Tensor]:
     if table.joint_sets is not None:
         names += ["sets", "pieces"]
     if table.device.type == "cpu":
-        return {name: torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names}
-    if table.device_tables is None:
-        table.device_tables = DeviceTables(table.device)
-    return dict(zip(names, table.device_tables.upload(table, names), strict=True))
+        found = {name: torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names}
+    else:
+        if table.device_tables is None:
+            table.device_tables = DeviceTables(table.device)
+        found = dict(zip(names, table.device_tables.upload(table, names), strict=True))
+    if isinstance(span, Part):
+        if span.on_device is None:
+            span.on_device = torch.from_numpy(_as_bytes(span.tiles)).to(table.device)
+        found["tiles"] = span.on_device
+    return found
 
 
 def addresses(tables: Mapping[str, Tensor]) -> dict[str, int]:

@@ -68,7 +68,7 @@ class ReferenceBackend(Backend):
 
     def step(self, launch: Launch) -> int:
         table = launch.table
-        for i in range(launch.span.first_slot, launch.span.last_slot):
+        for i in launch.span.indices:
             slot, grad = table.slots[i], _moving_gradient(launch, i)
             group = table.groups[slot.group]
             entry = launch.state.get(slot.param) or {}  # asking by key would make one

@@ -163,9 +163,9 @@ class Table:
         self.sets_version += 1
         self.version += 1
 
-    def turns_in(self, span: Span) -> bool:
-        """Tell whether some group of a span does not move on every step."""
-        here = self.update_every[span.first_slot : span.last_slot]
+    def turns_in(self, first_slot: int, last_slot: int) -> bool:
+        """Tell whether some group of a range of slots does not move on every step."""
+        here = self.update_every[first_slot:last_slot]
         return self.takes_turns and bool((here > 1).any())
 
     @lasting

@@ -138,10 +138,18 @@ class Stepping(EngineHolder):
         alternates = shared.options["mode"] == "alternating"
         if alternates:
             shared.accumulated.is_unsure = True
+        release = shared.release
         try:
-            last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            if release is None:
+                last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            else:
+                last = release.step(engine, role, scaling, checks_all)
         except RebuildNeeded:
-            last = self._build_again().step(role, shared.limits, scaling, zero_grad, checks_all)
+            engine = self._build_again()
+            if release is None:
+                last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            else:
+                last = release.step(engine, role, scaling, checks_all)
         if last is None:
             return
         shared.last, shared.found_inf = last, None
