@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,16 +42,10 @@ def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad:
             torch.clear_autocast_cache()
             # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
             is_first = role == "head"
-            with releasing(optimizer, role):
+            with optimizer._releasing(role):
                 loss = optimizer._step(
                     closure, role=role, zero_grad=zero_grad, checks_all=is_first
                 )
         if zero_grad:
             optimizer.zero_grad()
     return loss
-
-
-def releasing(optimizer: Stepping, role: Role) -> AbstractContextManager[None]:
-    """With `release="backward"`: within this context only gradients of this role are released, whatever the mode."""
-    release = optimizer._shared.release
-    return nullcontext() if release is None else release.only(role)

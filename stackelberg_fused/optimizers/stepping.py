@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -160,6 +161,11 @@ class Stepping(EngineHolder):
             shared.stepped.update(ROLES if role is None else (role,))
         if alternates:
             shared.accumulated.note_all(shared.param_groups)
+
+    def _releasing(self, role: Role) -> AbstractContextManager[None]:
+        """With `release="backward"`: within this context gradients of this role are released, whatever the mode."""
+        release = self._shared.release
+        return nullcontext() if release is None else release.only(role)
 
     _observed_step = wrap_step(_step)
 
