@@ -58,41 +58,49 @@ class Release:
         self._unhooked: list[int] = []
         self._places: list[tuple[int, int] | None] = []  # index of a launch unit, and slot
         self._side: list[SideStream | None] = []
+        self._has_sides = False
         self._progress = bytearray()
         self._progress_array = np.frombuffer(self._progress, np.uint8)
         self._engine: Engine | None = None
         self._batches: dict[tuple[int, ...], dict[int, Part]] = {}
         self._pending: list[int] = []
-        self._pending_bytes, self._limit = 0, 0.0
+        self._limit = self._missing_bytes = 0.0  # until there is an engine
         self._has_begun = self._is_checked = False
         self._launches = 0
         self._held = {role: int(role in held) for role in ROLES}
         self._is_held = bool(held)
+        self._is_of: dict[str | None, np.ndarray] = {}
         self._streams = SideStreams()
         self._joins_later = False
 
     # gradients arrive
 
-    def _arrived(self, number: int) -> None:
-        """Take note of a gradient that is complete; called by autograd for every parameter."""
-        progress = self._progress
-        now = progress[number]
-        if now == RELEASED:
+    def _arrived_in_turn(self, number: int) -> bool:
+        """Tell whether a gradient belongs to the step, where the hook could not see it at a glance.
+
+        Raises:
+            RuntimeError: it is the second one of its parameter.
+        """
+        progress = self._progress[number]
+        if progress == RELEASED:
             raise self._second(number)
-        if self._is_held and self._held[self._roles[number]] > 0:
-            return
-        if now:
-            if now == WHOLE:
-                return
+        if progress == WHOLE or (self._is_held and self._held[self._roles[number]] > 0):
+            return False
+        if progress == PENDING:
             raise self._second(number)
+        return True
+
+    def _note_source(self, number: int) -> None:
+        """Take note of the stream that wrote a gradient."""
         side = self._side[number]
         if side is not None:
             side.note_source()
-        progress[number] = PENDING
-        self._pending.append(number)
-        self._pending_bytes += self._bytes[number]
-        if self._pending_bytes >= self._limit:
-            self._shared().alone("a backward pass with release='backward'", self._update)
+
+    def _release(self) -> None:
+        """Update the parameters whose gradients wait, as the only call that is at the optimizer."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._shared.alone("a backward pass with release='backward'", self._update)
 
     def _second(self, number: int) -> RuntimeError:
         return RuntimeError(
@@ -104,14 +112,14 @@ class Release:
     def _update(self) -> None:
         """Update the parameters whose gradients wait."""
         engine = self._begun_engine()
-        if self._pending_bytes < self._limit:  # which was not known
+        if self._missing_bytes > 0:  # which was not known
             return
         try:
             self._launches += steps.update(engine, self._batch(), self._streams)
         except RebuildNeeded:
             engine = self._begun_engine(again=True)
             self._launches += steps.update(engine, self._batch(), self._streams)
-        self._pending, self._pending_bytes = [], 0
+        self._keep([])
         self._join_later()
 
     def _batch(self) -> dict[int, Part]:
@@ -146,8 +154,9 @@ class Release:
         Args:
             again: build a new one, since the tables do not describe the parameters any more.
         """
-        shared, optimizer = self._shared(), self._optimizer()
-        assert optimizer is not None
+        optimizer = self._optimizer()
+        assert optimizer is not None  # it is in a step, or a hook asked
+        shared = optimizer._shared
         shared.refuse_averages("a backward pass with release='backward'")
         engine = optimizer._build_again() if again else optimizer._ready()
         if engine is not self._engine:  # an interrupt came as it was built
@@ -164,11 +173,6 @@ class Release:
             self._has_begun = True
         return engine
 
-    def _shared(self) -> Any:
-        optimizer = self._optimizer()
-        assert optimizer is not None  # a hook asked
-        return optimizer._shared
-
     # the engine
 
     def follow(self, groups: list[dict[str, Any]], engine: Engine | None) -> None:
@@ -181,6 +185,8 @@ class Release:
                 self._labels[number] = param_label(index, group, position)
                 self._roles[number] = group["role"]
         self.hook()
+        roles = np.array(self._roles)
+        self._is_of = {role: (roles == role) | (role is None) for role in (None, *ROLES)}
         self._engine, self._has_begun, self._is_checked = engine, False, False
         self._batches.clear()
         if engine is None:
@@ -201,10 +207,17 @@ class Release:
             local = local_tensor(param)
             self._bytes[number] = local.numel() * local.element_size()
             self._side[number] = self._streams.of(local.device)
+            self._has_sides |= self._side[number] is not None
             total += self._bytes[number] if param.requires_grad else 0
         self._progress = progress
         self._progress_array = np.frombuffer(progress, np.uint8)
         self._limit = max(BATCH_BYTES, total / BATCH_SHARE)
+        self._keep(self._pending)
+
+    def _keep(self, pending: list[int]) -> None:
+        """Have these gradients wait."""
+        self._pending = pending
+        self._missing_bytes = self._limit - sum(self._bytes[n] for n in pending)
 
     def _add(self, param: Tensor) -> int:
         """Number a parameter."""
@@ -261,18 +274,16 @@ class Release:
 
     def _has_released(self, role: Role | None) -> bool:
         """Tell whether a parameter of a role, or of any, was updated since the last step."""
-        if not self._has_begun and RELEASED not in self._progress:
+        if RELEASED not in self._progress:
             return False
-        released = np.flatnonzero(self._progress_array == RELEASED).tolist()
-        return any(role in (None, self._roles[number]) for number in released)
+        return bool((self._is_of[role] & (self._progress_array == RELEASED)).any())
 
     def _left(self, engine: Engine, role: Role | None) -> list[int]:
         """The parameters of a role that `step()` has to look at."""
         left = []
-        for number in np.flatnonzero(self._progress_array < RELEASED).tolist():
+        for number in np.flatnonzero(self._is_of[role] & (self._progress_array < RELEASED)).tolist():
             place = self._places[number]
-            if place is None or role not in (None, self._roles[number]):
-                continue
+            assert place is not None
             # one without a gradient waits for its turn too
             turns = engine.units[place[0]].table.takes_turns
             if turns or self._params[number].grad is not None:
@@ -286,12 +297,9 @@ class Release:
 
     def end(self, role: Role | None) -> None:
         """Have the next gradients of a role, or of all, be those of the next step."""
-        for number in np.flatnonzero(self._progress_array % WHOLE).tolist():
-            if role in (None, self._roles[number]):
-                self._progress[number] = IDLE
-        self._pending = [n for n in self._pending if self._progress[n] == PENDING]
-        self._pending_bytes = sum(self._bytes[n] for n in self._pending)
-        self._has_begun = False
+        progress, self._has_begun = self._progress_array, False
+        progress[self._is_of[role] & (progress < WHOLE)] = IDLE
+        self._keep([] if role is None else [n for n in self._pending if progress[n]])
 
     def give_up(self, role: Role | None) -> int:
         """End a step of a role, or of all, by clearing gradients; returns the launches that it made."""
@@ -341,11 +349,22 @@ class Release:
 
 
 def _hook(release: weakref.ref[Release], number: int) -> Callable[[Tensor], None]:
-    """What a parameter calls; parameters outlive their optimizers."""
+    """What autograd calls with a parameter whose gradient is complete; parameters outlive their optimizers."""
 
+    # one function, and few lookups: it costs as much as all else that is done for a small parameter
     def arrived(_: Tensor) -> None:
         found = release()
-        if found is not None:
-            found._arrived(number)
+        if found is None:
+            return
+        progress = found._progress
+        if (progress[number] or found._is_held) and not found._arrived_in_turn(number):
+            return
+        if found._has_sides:
+            found._note_source(number)
+        progress[number] = PENDING
+        found._pending.append(number)
+        found._missing_bytes -= found._bytes[number]
+        if found._missing_bytes <= 0:
+            found._release()
 
     return arrived
