@@ -36,7 +36,18 @@ class _MallInfo(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_size_t)
         for name in (
-            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+            [
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ]
         )
     ]
 
@@ -132,7 +143,12 @@ def run(device: str, width: int = WIDTH) -> dict[str, Any]:
         found = peak_of(make, dtype, device, width)
         numel = found["parameters"]
         net = (found["peak"] - found["largest_gradient"] - BATCH_BYTES) / numel
-        entry = {"name": name, "status": TIMED, **found, "peak_per_parameter": round(found["peak"] / numel, 3)}
+        entry = {
+            "name": name,
+            "status": TIMED,
+            **found,
+            "peak_per_parameter": round(found["peak"] / numel, 3),
+        }
         if bound is not None:
             entry |= {"bound": bound, "without_batch": round(net, 3), "met": net <= bound}
         entries.append(entry)

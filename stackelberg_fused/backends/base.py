@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..groups.schemes import DTYPE_WORD
 from ..layout.joint_sets import JointSets
-from ..layout.scaling import Scaling
 from ..layout.part import Part
+from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Span
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import Table

@@ -62,7 +62,9 @@ class CudaBackend(Backend):
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         index = launch.table.device.index
         with torch.cuda.device(index):
-            args = statistics_args(launch, limits, addresses(tables_on_device(launch.table, launch.span)))
+            args = statistics_args(
+                launch, limits, addresses(tables_on_device(launch.table, launch.span))
+            )
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 

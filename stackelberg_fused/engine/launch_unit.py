@@ -17,8 +17,8 @@ from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
 from ..groups.schemes import has_moment
-from ..layout.scaling import Scaling
 from ..layout.part import Part
+from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
 from ..layout.table import COUNTS, Table

@@ -39,12 +39,12 @@ class Part:
         self.first_slot = int(here[0]) if len(here) else 0
         self.last_slot = int(here[-1]) + 1 if len(here) else 0
         begins = np.flatnonzero(np.diff(here, prepend=-2) != 1)
-        ends = np.append(begins[1:], len(here))
+        ends = np.append(begins[1:], len(here))[: len(begins)]
         self.runs = [
             Span(int(here[begin]), int(here[end - 1]) + 1, 0, 0)
             for begin, end in zip(begins, ends, strict=True)
         ]
-        tiles = build_tiles(table.records["numel"][here])
+        tiles = build_tiles(table.records["numel"][here].tolist())
         tiles[:, 0] = here[tiles[:, 0]]
         self.tiles = np.ascontiguousarray(tiles)
         self.first_tile, self.last_tile = 0, len(tiles)
@@ -56,4 +56,3 @@ class Part:
     def indices(self) -> list[int]:
         """The slots."""
         return self.here.tolist()
-

@@ -43,9 +43,7 @@ def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad:
             # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
             is_first = role == "head"
             with optimizer._releasing(role):
-                loss = optimizer._step(
-                    closure, role=role, zero_grad=zero_grad, checks_all=is_first
-                )
+                loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
         if zero_grad:
             optimizer.zero_grad()
     return loss

@@ -17,8 +17,8 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state_checks import check_loaded
 from ..groups.hyperparameters import turn_of
+from ..groups.option_types import Role
 from ..groups.param_groups import (
-    ROLES,
     check_hyperparameters,
     check_params,
     check_params_list,
@@ -209,7 +209,7 @@ class EngineHolder(SharedAttributes):
         options = self._shared.options
         if options.get("release") is not None:
             # in these steps a backward pass gives gradients to both players, one of whom does not move by them
-            held = ROLES if options["mode"] == "alternating" else ()
+            held: tuple[Role, ...] = ("body", "head") if options["mode"] == "alternating" else ()
             self._shared.release = Release(self._shared.optimizer, held)
 
     def _complete_hooks(self) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..engine import parts as steps
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 # an update begins once gradients of so many bytes are there, or of this share of all
 BATCH_BYTES = 4 << 20
 BATCH_SHARE = 128
-MAX_BATCHES = 1024  # remembered: as many sets of parameters whose gradients arrived one after the other
+MAX_BATCHES = 1024  # remembered: sets of parameters whose gradients arrived one after the other
+
+_GONE = torch.empty(0)  # in the place of a parameter that is in no group any more
 
 # how far a parameter is in the step that runs
 IDLE, PENDING, RELEASED, WHOLE = range(4)
@@ -177,13 +180,18 @@ class Release:
 
     def follow(self, groups: list[dict[str, Any]], engine: Engine | None) -> None:
         """Follow an engine that was built, or groups before there is one."""
+        gone = dict(self._numbers)
         for index, group in enumerate(groups):
             for position, param in enumerate(group["params"]):
                 number = self._numbers.get(id(param))
-                if number is None or self._params[number] is not param:
+                if number is None:
                     number = self._add(param)
+                gone.pop(id(param), None)
                 self._labels[number] = param_label(index, group, position)
                 self._roles[number] = group["role"]
+        for key, number in gone.items():
+            del self._numbers[key]
+            self._params[number] = _GONE
         self.hook()
         roles = np.array(self._roles)
         self._is_of = {role: (roles == role) | (role is None) for role in (None, *ROLES)}
@@ -193,7 +201,9 @@ class Release:
             return
         units = engine.units
         where = {
-            id(slot.param): (i, k) for i, u in enumerate(units) for k, slot in enumerate(u.table.slots)
+            id(slot.param): (i, k)
+            for i, u in enumerate(units)
+            for k, slot in enumerate(u.table.slots)
         }
         progress, total = bytearray(len(self._params)), 0
         for number, param in enumerate(self._params):
@@ -281,7 +291,8 @@ class Release:
     def _left(self, engine: Engine, role: Role | None) -> list[int]:
         """The parameters of a role that `step()` has to look at."""
         left = []
-        for number in np.flatnonzero(self._is_of[role] & (self._progress_array < RELEASED)).tolist():
+        unmoved = self._is_of[role] & (self._progress_array < RELEASED)
+        for number in np.flatnonzero(unmoved).tolist():
             place = self._places[number]
             assert place is not None
             # one without a gradient waits for its turn too

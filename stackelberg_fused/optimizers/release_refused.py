@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 _WITH = "release='backward' does not go with"
 
 
-def check_release(release: Any, of_optimizer: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def check_release(
+    release: Any, of_optimizer: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     """Raise ValueError for a `release` that there is not, or other options that it does not go with."""
     if release not in (None, "backward"):
         raise ValueError(f"unknown release {release!r}, expected None or 'backward'")
@@ -40,8 +42,8 @@ def refuse_clipping(max_grad_norm: Any) -> None:
 def refuse_scaler() -> NoReturn:
     """Raise RuntimeError for a gradient scaler, which skips steps."""
     raise RuntimeError(
-        f"{_WITH} a gradient scaler: whether some gradient is infinite is known only when others were applied, with the "
-        "loss still scaled. Those of the backward pass before this step were. Train in bfloat16, or leave release out"
+        f"{_WITH} a gradient scaler: whether some gradient is infinite is known only when others were applied, with "
+        "the loss still scaled. Those of the backward pass before this step were. Train in bfloat16, or without release"
     )
 
 
@@ -62,5 +64,7 @@ def refuse_reduced_later(params: Iterable[Tensor]) -> None:
 
 
 def _reducing() -> tuple[type, ...]:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes long to import, and whoever shards has
+    fsdp = sys.modules.get(
+        "torch.distributed.fsdp"
+    )  # it takes long to import, and whoever shards has
     return (DistributedDataParallel, *([] if fsdp is None else [fsdp.FullyShardedDataParallel]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from stackelberg_fused.benchmarks import peak_memory, report
 
 

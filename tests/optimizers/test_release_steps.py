@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -177,30 +178,24 @@ def test_alternating_steps_by_a_closure() -> None:
     games = _games(mode="alternating")
     for number in range(3):
         for game, optimizer in games:
-            seen = []
-
-            def closure(game: _Game = game, seen: list[bool] = seen) -> Tensor:
-                loss = game(normal((4, 40), number)).square().sum()
-                loss.backward()
-                seen.append(all(p.grad is not None for p in game.body.parameters()))
-                return loss
-
-            optimizer.step(closure)
+            freed: list[tuple[bool, bool]] = []
+            optimizer.step(partial(_evaluate, game, number, freed))
+            # the first evaluation leaves the body alone, the second one moves it as it goes
+            releases = optimizer is games[0][1]
+            assert freed == [(releases, False), (False, releases)]
             optimizer.zero_grad()
-    # the first evaluation leaves the body alone, the second one moves it as it goes
-    assert seen == [True, True]
-    (_, ours), (_, ordinary) = games
-    assert_same_optimizers(ours, ordinary)
-    game, optimizer = games[0]
-    seen = []
-    optimizer.step(lambda: (game(normal((4, 40), 9)).sum().backward(), seen.append(_freed(game)))[0])
-    assert seen == [(True, False), (False, True)]
+    assert_same_optimizers(games[0][1], games[1][1])
+
+
+def _evaluate(game: _Game, number: int, freed: list[tuple[bool, bool]]) -> Tensor:
+    loss = game(normal((4, 40), number)).square().sum()
+    loss.backward()
+    freed.append(_freed(game))
+    return loss
 
 
 def _freed(game: _Game) -> tuple[bool, bool]:
-    head, body = (
-        any(p.grad is None for p in part.parameters()) for part in (game.head, game.body)
-    )
+    head, body = (any(p.grad is None for p in part.parameters()) for part in (game.head, game.body))
     return head, body
 
 
@@ -343,6 +338,26 @@ def test_nothing_is_kept_alive_by_hooks() -> None:
     assert params[0].grad is not None
 
 
+def test_parameters_that_leave_their_group_are_let_go() -> None:
+    ours, ordinary = _pair()
+    for optimizer in (ours, ordinary):
+        del optimizer.param_groups[0]["params"][1:]
+    take_steps(ours, ordinary, range(2))
+    assert_same_optimizers(ours, ordinary)
+    assert len(ours._shared.release._numbers) == 3
+
+
+def test_a_checkpoint_asks_for_state_without_a_step() -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = nn.Linear(60, 60)
+    optimizer = sf.StackelbergAdamW(model.parameters(), release="backward")
+    before = model.weight.detach().clone()
+    saved = get_optimizer_state_dict(model, optimizer)
+    assert torch.equal(model.weight, before)
+    assert float(saved["state"]["weight"]["step"]) == 0.0
+
+
 # errors
 
 
@@ -351,10 +366,10 @@ def test_a_gradient_that_does_not_fit_raises_within_the_backward_pass() -> None:
     optimizer = sf.StackelbergAdam([("first", embedding.weight)], release="backward")
     weight = embedding.weight
     before = Snapshot(optimizer)
-    with pytest.raises(RuntimeError, match="'first'.*sparse gradients go with rule 'sgd' only"):
+    with pytest.raises(RuntimeError, match=r"'first'.*sparse gradients go with rule 'sgd' only"):
         embedding(torch.tensor([1, 3])).sum().backward()
     before.assert_unchanged()
-    with pytest.raises(RuntimeError, match="'first'.*sparse"):
+    with pytest.raises(RuntimeError, match=r"'first'.*sparse"):
         optimizer.step()
     optimizer.zero_grad()
     (weight * 2).sum().backward()
@@ -367,7 +382,7 @@ def test_an_edit_that_is_refused_is_refused_within_the_backward_pass() -> None:
     gradients = gradients_of(ordinary.param_groups, 1)
     before = Snapshot(ours)
     ours.param_groups[0]["betas"] = (2.0, 0.9)
-    with pytest.raises(ValueError, match="param group 0.*beta"):
+    with pytest.raises(ValueError, match=r"param group 0.*beta"):
         backward(all_params(ours), gradients)
     before.assert_unchanged()
     ours.param_groups[0]["betas"] = (0.9, 0.999)

@@ -31,6 +31,7 @@ FILES = (
     "backends/test_low_precision_parity.py",
     "backends/test_cautious.py",
     "optimizers/test_base_properties.py",
+    "optimizers/test_release.py",
 )
 
 

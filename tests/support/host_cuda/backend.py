@@ -83,7 +83,9 @@ class HostCudaBackend(Backend):
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        args = statistics_args(launch, limits, addresses(tables_on_device(launch.table, launch.span)))
+        args = statistics_args(
+            launch, limits, addresses(tables_on_device(launch.table, launch.span))
+        )
         _check(library().sf_host_statistics(args))
         return 1
 
