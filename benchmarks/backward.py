@@ -4,12 +4,16 @@ Timed alone, a step that reads gradients where autograd left them hardly differs
 the backward pass pays for the buffer, since it has to add to it. So these rows time both kinds with the backward
 pass, beside torch's fused AdamW with gradients that are set to None, its fastest way. The forward pass, which makes
 the graph anew, runs outside the clock.
+
+Two more release gradients as they come: ours (``release="backward"``), and torch's recipe for that, an optimizer for
+each parameter. ``peak_memory.py`` measures what that is for.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import statistics
 from typing import Any
 
 import torch
@@ -30,11 +34,49 @@ from .preparation import (
     MeasurementSettings,
     first_line,
 )
-from .timing import Action, interleave, quantiles, rounded
+from .timing import Action, interleave, no_setup, quantiles, rounded
 from .workloads import TORCH_FUSED
 
 # the lower bound: a backward pass whose gradients are set to None, without a step
 NO_STEP = "backward alone"
+RECIPE = "torch fused, each alone"
+# what an optimizer that releases gradients is to reach: at most so much of the time of pass and step one after the
+# other; of the recipe's time, and of its share beyond the backward pass, at least this multiple
+RELEASE_BOUNDS = {"of apart": 1.05, "recipe": 2.5, "recipe's share": 5.0}
+
+
+def make_releasing(groups: Groups, backend: str = "auto", **options: Any) -> OptimizerAndStep:
+    """Build ours, which updates parameters in the backward pass."""
+    optimizer, _ = make_ours(groups, backend=backend, release="backward", **options)
+    return optimizer, functools.partial(_step_then_clear, optimizer)
+
+
+class EachAlone:
+    """Torch's recipe: an optimizer for each parameter, stepped by a hook when its gradient is complete."""
+
+    def __init__(self, groups: Groups, **options: Any) -> None:
+        self._optimizers = {
+            p: make_torch([{**group, "params": [p]}], **options)[0]
+            for group in groups
+            for p in group["params"]
+        }
+        for p in self._optimizers:
+            p.register_post_accumulate_grad_hook(self._step)
+
+    def _step(self, param: torch.Tensor) -> None:
+        optimizer = self._optimizers[param]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:
+        """Of each parameter."""
+        return {p: optimizer.state[p] for p, optimizer in self._optimizers.items()}
+
+
+def make_each_alone(groups: Groups) -> tuple[EachAlone, Any]:
+    """Build the recipe; its step is over when the backward pass is."""
+    return EachAlone(groups, fused=True), no_setup
 
 
 def _make_ours(groups: Groups, backend: str, flat: bool) -> OptimizerAndStep:
@@ -60,7 +102,7 @@ def _make_no_step(groups: Groups) -> OptimizerAndStep:
 
 
 def backward_contestants(device: str) -> list[Contestant]:
-    """Return our default backend, with gathered and with flat gradients, and torch."""
+    """Return our default backend, with gathered, flat and released gradients, and torch."""
     backend = next(b for b in BACKENDS if ours_available(b, device)[0])
     ours = [
         Contestant(
@@ -72,7 +114,13 @@ def backward_contestants(device: str) -> list[Contestant]:
         )
         for flat in (False, True)
     ]
-    return [*ours, Contestant(TORCH_FUSED, "torch", _make_torch, available_everywhere)]
+    releasing = functools.partial(make_releasing, backend=backend)
+    return [
+        *ours,
+        Contestant(f"ours {backend}, release", "ours", releasing, available_everywhere, exact=True),
+        Contestant(TORCH_FUSED, "torch", _make_torch, available_everywhere),
+        Contestant(RECIPE, "torch", make_each_alone, available_everywhere),
+    ]
 
 
 class TrainingRun:
@@ -95,9 +143,9 @@ class TrainingRun:
             logits = self._model(inputs)
             self._loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
 
-    def backward(self) -> None:
-        """Compute the gradients of that loss."""
-        self._loss.backward()
+    def gradients(self) -> list[torch.Tensor]:
+        """Return the gradients of that loss, for a backward pass that is to come."""
+        return [*torch.autograd.grad(self._loss, self.params, retain_graph=True)]
 
     def backward_and_step(self) -> None:
         """Make the part of an iteration that is timed."""
@@ -114,11 +162,9 @@ def _prepare(
     try:
         run = TrainingRun(contestant, workload, device)
         run.forward()
-        run.backward()
-        grads = [p.grad.clone() for p in run.params]
         start = [p.detach().clone() for p in run.params]
-        expected = reference_step(reference, workload, start, grads)
-        run.step()
+        expected = reference_step(reference, workload, start, run.gradients())
+        run.backward_and_step()
         error = parity_error(contestant, run.params, run.optimizer, expected)
         if any(p.grad is not None and p.grad.any() for p in run.params):
             error = error or "gradients are not cleared after the step"
@@ -178,4 +224,27 @@ def run_row(workload: TrainingWorkload, settings: MeasurementSettings) -> dict[s
         entry |= summaries.get(entry["name"], {})
     row["probes"] = {NO_STEP: summaries[NO_STEP]}
     row["targets"] = judge_targets(row, workload.targets)
+    row["release"] = _release_verdicts(samples, row["load"]["quiet"])
     return row
+
+
+def _release_verdicts(samples: dict[str, list[float]], quiet: bool) -> list[dict[str, Any]]:
+    """Compare the medians of the contestants that release gradients, beside `RELEASE_BOUNDS`."""
+    median = {name: statistics.median(times) for name, times in samples.items()}
+    released = next((name for name in median if name.endswith(", release")), None)
+    if released is None or RECIPE not in median:
+        return []
+    share = {name: max(1.0, time - median[NO_STEP]) for name, time in median.items()}
+    apart = released.removesuffix(", release")
+    values = {
+        "of apart": median[released] / median[apart],
+        "recipe": median[RECIPE] / median[released],
+        "recipe's share": share[RECIPE] / share[released],
+    }
+    verdicts = []
+    for quantity, value in values.items():
+        bound = RELEASE_BOUNDS[quantity]
+        is_met = value <= bound if quantity == "of apart" else value >= bound
+        record = {"quantity": quantity, "bound": bound, "value": round(value, 4)}
+        verdicts.append(record | {"met": is_met if quiet else None})
+    return verdicts

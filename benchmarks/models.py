@@ -118,6 +118,11 @@ def training_workloads() -> list[TrainingWorkload]:
             targets=(one_launch,),
         ),
         TrainingWorkload(
+            "backward + step: MLP of 299 small layers, 600 tensors",
+            **_mlp(16, 299, 32),
+            devices=("cpu", "cuda"),
+        ),
+        TrainingWorkload(
             "backward + step: GPT-2 small, untied (163M), bf16 autocast",
             **_gpt(4, **gpt2),
             devices=("cuda",),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bandwidth, host, thread_contention
+from . import bandwidth, host, peak_memory, thread_contention
 from .formatting import duration, load_summary, verdict
 from .preparation import SKIPPED, TIMED
 from .workloads import UNSHARDED
@@ -106,6 +106,16 @@ def _target_line(target: dict[str, Any], separate_times: dict[str, Any]) -> str:
     return text + f" (interleaved only: {next(iter(reasons), 'no second figure')})"
 
 
+def _release_line(record: dict[str, Any]) -> str:
+    sign, what = {
+        "of apart": ("<=", "of backward pass and step one after the other"),
+        "recipe": (">=", "times an optimizer for each parameter"),
+        "recipe's share": (">=", "times the same beyond the backward pass"),
+    }[record["quantity"]]
+    value, bound = record["value"], record["bound"]
+    return f"release: target {sign} {bound:g} {what}: {value:.2f}, {verdict(record['met'])}"
+
+
 def _step_row(row: dict[str, Any]) -> Iterator[str]:
     yield row["name"]
     yield (
@@ -144,6 +154,8 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
             yield f"  NOT TIMED: {entry['name']}: {entry['status']}: {entry['reason']}"
     for target in row["targets"]:
         yield "  " + _target_line(target, row["apart"])
+    for record in row.get("release", ()):
+        yield "  " + _release_line(record)
     for name, times in row["apart"].items():
         if "load" in times and not times["load"]["quiet"]:
             yield from _wrapped(f"(!) {name}, apart: {load_summary(times['load'])}")
@@ -154,7 +166,11 @@ def lines(row: dict[str, Any]) -> Iterator[str]:
     """Format one row of the JSON as text."""
     if "reason" in row:
         return iter((row["name"], f"  skipped: {row['reason']}"))
-    by_name = {host.NAME: host.lines, thread_contention.NAME: thread_contention.lines}
+    by_name = {
+        host.NAME: host.lines,
+        thread_contention.NAME: thread_contention.lines,
+        peak_memory.NAME: peak_memory.lines,
+    }
     return by_name.get(row["name"], _step_row)(row)
 
 

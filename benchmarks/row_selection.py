@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from . import backward, host, thread_contention
+from . import backward, host, peak_memory, thread_contention
 from .contestant import Contestant, find_contestant
 from .harness import run_row
 from .lineup import contestants_for
@@ -47,6 +47,8 @@ def selected_rows(arguments: argparse.Namespace) -> dict[str, Measure]:
     if quick or arguments.with_backward:
         trained = quick_training_workloads() if quick else training_workloads()
         rows |= {w.name: backward_row(w) for w in trained if arguments.device in w.devices}
+        width = 128 if quick else peak_memory.WIDTH
+        rows[peak_memory.NAME] = lambda _processes: peak_memory.run(arguments.device, width)
     counts = QUICK_HOST_COUNTS if quick else host.COUNTS
     rows[host.NAME] = lambda _processes: host.run(
         *_host_contestants(settings.device), settings, counts

@@ -168,3 +168,16 @@ def version_of(tensor: Tensor) -> int:
         AttributeError: this torch does not tell.
     """
     return tensor._version
+
+
+def at_end_of_backward(call: Callable[[], None]) -> bool:
+    """Have autograd make a call once the backward pass that runs is over; returns whether it will.
+
+    Called from a hook of that backward pass. It will not where this torch does not know how.
+    """
+    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    queue = getattr(engine, "queue_callback", None)
+    if queue is None:
+        return False
+    queue(call)
+    return True

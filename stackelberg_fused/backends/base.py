@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..groups.schemes import DTYPE_WORD
 from ..layout.joint_sets import JointSets
+from ..layout.part import Part
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Span
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import Table
-from ..layout.tile_subset import TileSubset
 from .interrupts import make_calls
 
 
@@ -36,7 +36,7 @@ class Launch:
 
     Attributes:
         table: records, tiles and rows are filled for this step.
-        span: the slots and tiles to update.
+        span: the slots and tiles to update; a part brings a list of tiles of its own.
         gradient: returns the gradient of a slot, None to skip the slot; for backends that do not read memory.
         rule: the rule that all rows share, or MIXED_RULES.
         state: the optimizer's state, by parameter.
@@ -45,13 +45,12 @@ class Launch:
         zero_grads: the launch leaves zeros in all gradients, also in those that moved nothing.
         moves: bool [slots]: slots that move; where only the device knows, those that may.
         joint_sets: those of the table, where any of their slots may move: projected onto after the update.
-        measured: the tiles whose gradients are measured, where not all of the span are.
         conclusion: calls of built-in functions that complete the step after the kernels: they count it, and copy back
             what was updated in the place of a parameter.
     """
 
     table: Table
-    span: Span
+    span: Span | Part
     gradient: Callable[[int], Tensor | None]
     rule: int
     state: Mapping[Tensor, dict[str, Any]]
@@ -61,12 +60,17 @@ class Launch:
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
     conclusion: Sequence[partial[Any]] = ()
-    measured: TileSubset | None = None
 
     def make(self, *calls: partial[Any]) -> None:
         """Make native calls and conclude the step, all of it or nothing: no interrupt (Ctrl-C) comes between them."""
         make_calls((*calls, *self.conclusion))
         self.conclusion = ()
+
+    @property
+    def first_head_tile(self) -> int:
+        """Where the head's tiles begin, in the list of tiles that the launch goes by."""
+        place = self.span if isinstance(self.span, Part) else self.table
+        return place.first_head_tile
 
     @property
     def needed_statistics(self) -> Statistics:

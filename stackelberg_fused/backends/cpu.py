@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
+from ..layout.part import Part
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
-from ..layout.tile_subset import TileSubset
 from .base import (
     Backend,
     BackendStatus,
@@ -54,7 +54,7 @@ class CpuBackend(Backend):
         return refusal_of_kernel(self.name, "cpu", kind)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        args = statistics_args(launch, limits, _tables(launch, launch.measured))
+        args = statistics_args(launch, limits, _tables(launch))
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
 
@@ -81,12 +81,13 @@ def updated_elements() -> dict[str, int]:
     return {} if _cpu is None else dict(_cpu.updated_elements())
 
 
-def _tables(launch: Launch, measured: TileSubset | None = None) -> dict[str, int]:
-    """Addresses of the host's own; of these tiles, where only some are measured."""
+def _tables(launch: Launch) -> dict[str, int]:
+    """Addresses of the host's own."""
     table, joint = launch.table, launch.joint_sets
+    span = launch.span
     found = {
         "records": table.records_address,
-        "tiles": table.tiles_address if measured is None else measured.tiles.ctypes.data,
+        "tiles": span.tiles.ctypes.data if isinstance(span, Part) else table.tiles_address,
         "rows": table.rows.address,
     }
     if joint is not None:

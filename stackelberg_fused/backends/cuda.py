@@ -63,7 +63,7 @@ class CudaBackend(Backend):
         index = launch.table.device.index
         with torch.cuda.device(index):
             args = statistics_args(
-                launch, limits, addresses(tables_on_device(launch.table, launch.measured))
+                launch, limits, addresses(tables_on_device(launch.table, launch.span))
             )
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
@@ -71,14 +71,16 @@ class CudaBackend(Backend):
     def conclude(self, launch: Launch, limits: ClipLimits) -> int:
         index = launch.table.device.index
         with torch.cuda.device(index):
-            args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+            args = statistics_args(
+                launch, limits, addresses(tables_on_device(launch.table, launch.span))
+            )
             _cuda.conclude(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def step(self, launch: Launch) -> int:
         index = launch.table.device.index
         with torch.cuda.device(index):
-            tables = addresses(tables_on_device(launch.table))
+            tables = addresses(tables_on_device(launch.table, launch.span))
             stream = torch.cuda.current_stream(index).cuda_stream
             update = partial(_cuda.step, step_args(launch, tables), index, stream)
             if launch.joint_sets is None:

@@ -34,10 +34,10 @@ def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
         tables["rows"],
         span.first_tile,
         span.last_tile - span.first_tile,
-        table.first_head_tile,
+        launch.first_head_tile,
         launch.rule,
         launch.zero_grads,
-        table.takes_turns and table.turns_in(span),
+        table.takes_turns and table.turns_in(span.first_slot, span.last_slot),
         table.is_low_precision,
         0 if launch.statistics is None else launch.statistics.buffer.data_ptr(),
         *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
@@ -69,14 +69,16 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
     values = (
         tables["records"],
         tables["tiles"],
-        *measured_tiles(launch),
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        launch.first_head_tile,
         statistics.sums.data_ptr(),
         statistics.digits.data_ptr(),
         statistics.buffer.data_ptr(),
         limits.body,
         limits.head,
         limits.joint,
-        table.turns_in(span),
+        table.turns_in(span.first_slot, span.last_slot),
         0 if launch.scaling is None else _address(launch.scaling.grad_scale),
         tables["rows"],
         tables.get("groups", 0),
@@ -84,14 +86,6 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
         0 if launch.scaling is None else _address(launch.scaling.sought),
     )
     return _STATISTICS.pack(*values)
-
-
-def measured_tiles(launch: Launch) -> tuple[int, int, int]:
-    """The first tile that is measured, their number, and the first one of the head's."""
-    span, first_head, part = launch.span, launch.table.first_head_tile, launch.measured
-    if part is None:
-        return span.first_tile, span.last_tile - span.first_tile, first_head
-    return (*part.range_in(span), part.before(first_head))
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -50,11 +50,10 @@ class ReferenceBackend(Backend):
         return ""
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        table, span = launch.table, launch.span
+        table = launch.table
         digits = torch.zeros_like(launch.needed_statistics.digits)
-        for i in range(span.first_slot, span.last_slot):
-            is_measured = launch.measured is None or launch.measured.slots[i]
-            grad = _moving_gradient(launch, i) if is_measured else None
+        for i in launch.span.indices:
+            grad = _moving_gradient(launch, i)
             if grad is not None:
                 digits[ROLES.index(table.slots[i].role)] += sum_of_squares(grad)
         launch.needed_statistics.conclude_digits(digits, limits)
@@ -64,7 +63,7 @@ class ReferenceBackend(Backend):
 
     def step(self, launch: Launch) -> int:
         table = launch.table
-        for i in range(launch.span.first_slot, launch.span.last_slot):
+        for i in launch.span.indices:
             slot, grad = table.slots[i], _moving_gradient(launch, i)
             group = table.groups[slot.group]
             entry = launch.state.get(slot.param) or {}  # asking by key would make one

@@ -20,7 +20,6 @@ from .base import (
     refusal_of_kernel,
 )
 from .device_tables import tables_on_device
-from .launch_args import measured_tiles
 
 try:
     from ..triton_kernels.launch_options import JOINT_ARGUMENTS, LaunchOptions
@@ -65,13 +64,15 @@ class TritonBackend(Backend):
         return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        table, statistics = launch.table, launch.needed_statistics
+        table, span, statistics = launch.table, launch.span, launch.needed_statistics
         with self._on_device(table):
-            tables = tables_on_device(table, launch.measured)
+            tables = tables_on_device(table, span)
             launch_statistics(
                 tables["records"].view(torch.int64),
                 tables["tiles"].view(torch.int64),
-                *measured_tiles(launch),
+                span.first_tile,
+                span.last_tile - span.first_tile,
+                launch.first_head_tile,
                 statistics.sums,
                 statistics.digits,
                 statistics.buffer.view(torch.float64),
@@ -86,14 +87,14 @@ class TritonBackend(Backend):
     def step(self, launch: Launch) -> int:
         table, span = launch.table, launch.span
         with self._on_device(table):
-            tables = tables_on_device(table)
+            tables = tables_on_device(table, span)
             launch_step(
                 tables["records"].view(torch.int64),
                 tables["tiles"].view(torch.int64),
                 tables["rows"].view(torch.float32),
                 span.first_tile,
                 span.last_tile - span.first_tile,
-                table.first_head_tile,
+                launch.first_head_tile,
                 launch.rule,
                 _options(launch, tables),
             )
@@ -126,7 +127,7 @@ def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:
         ready=counts and counts.ready,
         waited=counts and counts.waited,
         arrived=counts and counts.arrived,
-        takes_turns=launch.table.turns_in(launch.span),
+        takes_turns=launch.table.turns_in(launch.span.first_slot, launch.span.last_slot),
         zero_grads=launch.zero_grads,
         joint=dict(zip(JOINT_ARGUMENTS, results, strict=False)),
         formats=launch.table.formats,

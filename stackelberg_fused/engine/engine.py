@@ -69,6 +69,7 @@ class Engine:
         flat_grads: keep gradients in flat buffers.
         across_rebuilds: what the engine before this one left.
         previous: state before a state dict was loaded, see `Attachment`.
+        in_parts: steps may be taken in parts (`parts.py`), of all tables but those of joint sets, which have theirs.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Engine:
         flat_grads: bool,
         across_rebuilds: AcrossRebuilds,
         previous: Mapping[Tensor, dict[str, Any]] | None = None,
+        in_parts: bool = False,
     ) -> None:
         self.groups = groups
         self.state = state
+        self._in_parts = in_parts
         # until it is attached; later: it accepted hyperparameters that not all of its units follow
         self.is_broken = True
         collected = collect_slots(groups)
@@ -157,20 +160,34 @@ class Engine:
         turns_of_groups: GroupTurns,
         packs_state: bool,
     ) -> list[LaunchUnit]:
-        tables: dict[Any, list[Kind]] = defaultdict(list)
+        tables: dict[Any, list[list[Slot]]] = defaultdict(list)
+        backend_of: dict[Any, tuple[Backend, bool]] = {}
         for kind, backend in backends.items():
-            tables[(kind.device, backend.name) if backend.mixes_dtypes else kind].append(kind)
+            for takes_parts, of_kind in self._split(slots[kind]):
+                mixed = (kind.device, backend.name) if backend.mixes_dtypes else kind
+                tables[mixed, takes_parts].append(of_kind)
+                backend_of[mixed, takes_parts] = backend, takes_parts
         return [
             LaunchUnit(
-                merged(slots[kind] for kind in kinds),
+                merged(of_table),
                 self.hyperparameters,
-                backends[kinds[0]],
+                backend_of[key][0],
                 self.state,
                 turns_of_groups,
                 packs_state,
+                backend_of[key][1],
             )
-            for kinds in tables.values()
+            for key, of_table in tables.items()
         ]
+
+    def _split(self, slots: list[Slot]) -> list[tuple[bool, list[Slot]]]:
+        """Slots that may be updated in parts and those that may not, where there are any."""
+        if not self._in_parts:
+            return [(False, slots)]
+        parted: dict[bool, list[Slot]] = defaultdict(list)
+        for slot in slots:
+            parted[joint_set(self.groups[slot.group]) is None].append(slot)
+        return [*parted.items()]
 
     def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
         """Have gradients lie in buffers: those of the engine before where tables are the same, else new ones."""
@@ -244,7 +261,7 @@ class Engine:
             launches, statistics = self._measure(staged, limits or ClipLimits.none(), role)
         if search is not None:
             staged = self._infinities.agree(staged, search, role)
-        launches += self._launch(staged)
+        launches += self.launch(staged)
         for unit in self.units:
             if unit.has_new_state:
                 self._edits.note_state()  # and all units have none
@@ -253,6 +270,33 @@ class Engine:
                 clear_gradients(unit, read, ready)
         return launches, statistics if limits is not None else None
 
+    def begin(self) -> None:
+        """Accept edited hyperparameters and bring tables to the coming step, which is then taken in parts (`parts.py`).
+
+        Raises as `step`.
+        """
+        self._edits.check()
+        changed = self.hyperparameters.check()
+        if changed:
+            self._refuse(changed)
+        if self._frozen.is_any:
+            self._frozen.check()
+        self._look_at_rates(changed)
+        if changed:
+            self._accept(changed)
+        for unit in self.units:
+            if unit.takes_parts:
+                unit.begin()
+
+    def check(self, role: str) -> None:
+        """Raise for gradients of a role that do not fit."""
+        self._prepare(role)
+
+    def note_new_state(self) -> None:
+        """Take state that a step has allocated for what the state should hold."""
+        if any(unit.has_new_state for unit in self.units):
+            self._edits.note_state()
+
     def _prepare(self, role: str | None) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
         if self._frozen.is_any:
@@ -260,13 +304,16 @@ class Engine:
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
+        self.refuse_overlap()
+        return pending
+
+    def refuse_overlap(self) -> None:
+        """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
         for unit in self.units:
             if unit.gradients.has_rebound:
                 self._refuse_overlap()  # of all units
-        return pending
 
     def _refuse_overlap(self) -> None:
-        """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
         places = [unit.places() for unit in self.units]
         devices = [str(unit.table.device) for unit in self.units]
         for device in set(devices):
@@ -303,7 +350,7 @@ class Engine:
             for unit, read in zip(self.units, pending, strict=True)
         ]
 
-    def _launch(self, staged: list[Staged | None]) -> int:
+    def launch(self, staged: list[Staged | None]) -> int:
         """Make the launches of a step, whose number is returned; an interrupt comes before the first or after the last.
 
         An error may still come between the launches of several units: it is none that they could be prepared for.
@@ -371,6 +418,8 @@ class Engine:
             raise RebuildNeeded("a param group changed its role")
         if self.hyperparameters.changed_storage(changed):
             raise RebuildNeeded("a param group is to be stored in another way")
+        if self._in_parts and self._moves_whole(changed):
+            raise RebuildNeeded("a param group got or lost a constraint that its elements share")
         for unit in self.units:
             unit.refuse_rates(changed)
             unit.refuse_edits_in_capture(changed)
@@ -389,6 +438,15 @@ class Engine:
                         f"{param_label(index, group, position)}: its state is not that of rule {group['rule']!r}; "
                         "for a change between Adam and SGD, remove it from the optimizer's state first"
                     )
+
+    def _moves_whole(self, changed: list[int]) -> bool:
+        """Tell whether parameters of one of these groups are in a table of the other sort, see `takes_parts`."""
+        shared = {index: joint_set(self.groups[index]) is not None for index in changed}
+        return any(
+            shared.get(slot.group) is unit.takes_parts
+            for unit in self.units
+            for slot in unit.table.slots
+        )
 
     def _can_update(self, slots: dict[Kind, list[Slot]]) -> bool:
         """Tell whether the backend of each parameter's table can update it as its group is now."""

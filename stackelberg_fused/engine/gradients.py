@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..groups.constraints import L2Ball, joint_set
 from ..groups.schemes import DTYPE_WORD
+from ..layout.part import Part
 from ..layout.slot import Span
 from ..layout.table import COUNTS, RebuildNeeded, Table
 from ..memory.overlap import place_of
@@ -86,6 +87,17 @@ class Gradients:
         except BaseException:
             self._doubt()
             raise
+
+    def gather_part(self, part: Part) -> Gathered:
+        """As `gather`, of slots that need not lie side by side."""
+        all_of = Gathered([], [], [], [], [])
+        for run in part.runs:
+            gathered = self.gather(run)
+            all_of.gradients.append(gathered.gradients)
+            all_of.mismatched += gathered.mismatched
+            all_of.copies += gathered.copies
+            all_of.copied += gathered.copied
+        return all_of
 
     def _doubt(self) -> None:
         """Expect that anything has changed: an interrupt may have come with an answer of the reader's, now lost."""

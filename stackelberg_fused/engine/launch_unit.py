@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,11 @@ from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
 from ..groups.schemes import has_moment
+from ..layout.part import Part
 from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
 from ..layout.table import COUNTS, Table
-from ..layout.tile_subset import TileSubset
 from ..memory.overlap import place_of
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor
@@ -54,6 +54,14 @@ class Pending:
 
 
 @dataclass(slots=True)
+class PendingPart:
+    """As `Pending`, of slots that need not lie side by side."""
+
+    part: Part
+    gathered: Gathered
+
+
+@dataclass(slots=True)
 class Staged:
     """A step of one table that nothing can stop any more."""
 
@@ -78,7 +86,9 @@ class LaunchUnit:
         state: Mapping[Tensor, dict[str, Any]],
         turns_of_groups: GroupTurns,
         packs_state: bool,
+        takes_parts: bool = False,
     ) -> None:
+        self.takes_parts = takes_parts  # see `begin`
         self.table = table = Table(slots, hyperparameters, packs_state)
         self.hyperparameters = hyperparameters
         self.backend = backend
@@ -148,13 +158,7 @@ class LaunchUnit:
         Modifies nothing.
         """
         table = self.table
-        if table.given_counts:
-            read_given(table)
-        bad = table.rows.bad_count() if table.counts is None else None
-        if bad is not None:
-            found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
-            values = ", ".join(f"{name} is {value}" for name, value in found.items())
-            raise ValueError(f"{table.slots[bad].name}: its state's {values}")
+        self._check_counts()
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
         if self.flat is not None:
@@ -170,6 +174,65 @@ class LaunchUnit:
                     "it to None"
                 )
         return pending
+
+    def _check_counts(self) -> None:
+        """Raise ValueError for a step count that is none."""
+        table = self.table
+        if table.given_counts:
+            read_given(table)
+        bad = table.rows.bad_count() if table.counts is None else None
+        if bad is not None:
+            found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
+            values = ", ".join(f"{name} is {value}" for name, value in found.items())
+            raise ValueError(f"{table.slots[bad].name}: its state's {values}")
+
+    def begin(self) -> None:
+        """Bring the rows to the coming step, whose parts are prepared and staged one after the other.
+
+        Raises:
+            ValueError: a step count is none, or counts or rates live on a device, where rows are no table of one step.
+        """
+        table = self.table
+        if table.counts is not None or self._is_captured:
+            raise ValueError(
+                f"{table.slots[0].name}: release='backward' needs step counts and rates on the host: it goes neither "
+                "with capturable=True nor with a rate in a tensor on a GPU"
+            )
+        self._check_counts()
+        table.rows.update()
+        table.follow_rows()
+
+    def prepare_part(self, part: Part) -> PendingPart:
+        """As `prepare`, of a part of the step that `begin` began."""
+        return PendingPart(part, self.gradients.gather_part(part))
+
+    def stage_part(self, pending: PendingPart) -> Staged | None:
+        """As `stage`, of a part; tables are at the coming step already. `Part.after` concludes it."""
+        table, part = self.table, pending.part
+        plan = self._planner.plan(part, counted=True)
+        if plan is None:
+            return None
+        self._allocate(plan)
+        for run in part.runs:
+            self.gradients.stage(pending.gathered, run, plan.written)
+        conclusion = [*self._conclusion(pending.gathered, part, plan, None), *part.after]
+        launch = Launch(
+            table,
+            part,
+            self.gradients.gradient,
+            table.rows.rule,
+            self.state,
+            moves=plan.moves,
+            conclusion=conclusion,
+        )
+        return Staged(pending.gathered, plan, launch)
+
+    def _allocate(self, plan: StepPlan) -> None:
+        """Give the parameters of a plan the state that they lack."""
+        if plan.lacks_state:
+            self._refuse_in_capture(f"the state of {self.table.slots[plan.lacks_state[0]].name}")
+            self._planner.allocate(plan)
+            self.has_new_state = True
 
     def stage(
         self,
@@ -204,10 +267,7 @@ class LaunchUnit:
         plan = self._planner.plan(span, counted)
         if plan is None:
             return None
-        if plan.lacks_state:
-            self._refuse_in_capture(f"the state of {table.slots[plan.lacks_state[0]].name}")
-            self._planner.allocate(plan)
-            self.has_new_state = True
+        self._allocate(plan)
         if table.counts is None:
             table.rows.update()
             table.follow_rows()
@@ -240,19 +300,16 @@ class LaunchUnit:
             staged.gathered, launch.span, staged.plan, launch.scaling
         )
 
-    def measure(
-        self, staged: Staged, limits: ClipLimits, measured: TileSubset | None = None
-    ) -> int:
+    def measure(self, staged: Staged, limits: ClipLimits, of: Part | None = None) -> int:
         """Compute the statistics of the gradients that are about to be stepped; returns the launches made.
 
         Args:
-            measured: the tiles that count, where not all do.
+            of: the slots that count, where not all do.
         """
-        span = staged.launch.span
-        staged.launch.measured = measured
-        if span.last_tile > span.first_tile:
-            return self.backend.statistics(staged.launch, limits)
-        staged.launch.needed_statistics.nothing(limits)
+        launch = staged.launch if of is None else replace(staged.launch, span=of)
+        if launch.span.last_tile > launch.span.first_tile:
+            return self.backend.statistics(launch, limits)
+        launch.needed_statistics.nothing(limits)
         return 0
 
     def launch(self, staged: Staged) -> int:
@@ -273,7 +330,7 @@ class LaunchUnit:
         return launches
 
     def _conclusion(
-        self, gathered: Gathered, span: Span, plan: StepPlan, scaling: Scaling | None
+        self, gathered: Gathered, span: Span | Part, plan: StepPlan, scaling: Scaling | None
     ) -> Sequence[partial[Any]]:
         """See `Launch.conclusion`."""
         table = self.table

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..layout.part import Part
 from ..layout.statistics import ClipLimits, Statistics
-from ..layout.tile_subset import TileSubset
 from ..memory.sharding import place_in_mesh, sum_over_ranks
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
@@ -21,16 +21,24 @@ class _OfMesh:
 
     Attributes:
         mesh: a DeviceMesh; None for plain tensors, which are counted as they are here.
-        subsets: of each unit the tiles that count here; None where those of all its parameters do.
     """
 
-    def __init__(self, mesh: Any, index: int, units: Sequence[LaunchUnit]) -> None:
+    def __init__(self, mesh: Any, units: Sequence[LaunchUnit]) -> None:
         self.mesh = mesh
-        self.subsets: list[TileSubset | None] = []
+        self._counts = []
         for unit in units:
             places = [place_in_mesh(slot.param) for slot in unit.table.slots]
-            counts = np.array([counts and found == mesh for found, counts in places], bool)
-            self.subsets.append(None if counts.all() else TileSubset(unit.table, counts, index))
+            self._counts.append(np.array([here and of == mesh for of, here in places], bool))
+        self._parts: dict[tuple[int, str | None], Part | None] = {}
+
+    def part(self, index: int, unit: LaunchUnit, role: str | None) -> Part | None:
+        """The slots of a unit and a role that count here; None where all of them do."""
+        if (index, role) not in self._parts:
+            span, counts = unit.table.spans[role], self._counts[index]
+            here = counts[span.first_slot : span.last_slot]
+            part = Part(unit.table, np.flatnonzero(here) + span.first_slot)
+            self._parts[index, role] = None if here.all() else part
+        return self._parts[index, role]
 
 
 class ShardedNorms:
@@ -58,7 +66,7 @@ class ShardedNorms:
                 mesh, _ = place_in_mesh(slot.param)
                 if mesh not in meshes:
                     meshes.append(mesh)
-        self._of_mesh = [_OfMesh(mesh, i, units) for i, mesh in enumerate(meshes)]
+        self._of_mesh = [_OfMesh(mesh, units) for mesh in meshes]
         # kernels have no room for squares of float64 numbers, which another backend may have added up
         self._concludes = all(unit.backend.reads_memory for unit in units)
 
@@ -102,13 +110,10 @@ class ShardedNorms:
         launches, total = 0, torch.zeros_like(parts[0].digits)
         for of_mesh in self._of_mesh:
             here = torch.zeros_like(total)
-            for (unit, ready), subset, part in zip(pairs, of_mesh.subsets, parts, strict=True):
-                if ready is None or (
-                    subset is not None and not subset.range_in(ready.launch.span)[1]
-                ):
-                    continue
-                launches += unit.measure(ready, limits, subset)
-                here += part.digits.to(here.device)
+            for i, ((unit, ready), found) in enumerate(zip(pairs, parts, strict=True)):
+                if ready is not None:
+                    launches += unit.measure(ready, limits, of_mesh.part(i, unit, role))
+                    here += found.digits.to(here.device)
             if of_mesh.mesh is not None:
                 sum_over_ranks(of_mesh.mesh, here)
             total += here

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..layout.part import Part
 from ..layout.slot import Span
 from ..layout.table import Table
 from ..numerics import turns
@@ -69,7 +70,7 @@ class StepPlanner:
         self._is_early = np.zeros(
             len(table.slots), bool
         )  # its state was made before its first step
-        self._plans: dict[tuple[Span, bool, bytes], StepPlan | None] = {}
+        self._plans: dict[tuple[Span | Part, bool, bytes], StepPlan | None] = {}
         self._version = -1
 
     def forget(self, slots: np.ndarray) -> None:
@@ -103,9 +104,9 @@ class StepPlanner:
         self._has_state[plan.lacks_state] = True
         plan.lacks_state = []
 
-    def counting(self, span: Span, plan: StepPlan) -> list[partial[Any]]:
+    def counting(self, span: Span | Part, plan: StepPlan) -> list[partial[Any]]:
         """The calls that count the step where the host counts, of built-in functions alone."""
-        table, here = self._table, slice(span.first_slot, span.last_slot)
+        table, here = self._table, span.here
         calls: list[partial[Any]] = [*plan.count]
         if not plan.ready:
             calls.append(partial(table.momentum_ready.__setitem__, plan.moves, True))
@@ -113,10 +114,11 @@ class StepPlanner:
             now, every = table.waited_counts[here], table.update_every[here]
             after = turns.waited_after(now, every, (table.sums & plan.has_grad)[here])
             takes_part = self._turns_of_groups.begun[table.rows.slot_group[here]]
-            calls.append(partial(now.__setitem__, slice(None), np.where(takes_part, after, now)))
+            waited = np.where(takes_part, after, now)
+            calls.append(partial(table.waited_counts.__setitem__, here, waited))
         return calls
 
-    def plan(self, span: Span, counted: bool) -> StepPlan | None:
+    def plan(self, span: Span | Part, counted: bool) -> StepPlan | None:
         """Plan a step of a span; None where it does nothing.
 
         Args:
@@ -139,7 +141,7 @@ class StepPlanner:
             plan.lacks_state = [i for i in plan.lacks_state if not self._has_state[i]]
         return plan
 
-    def _has_woken(self, span: Span) -> bool:
+    def _has_woken(self, span: Span | Part) -> bool:
         """Tell whether a parameter that takes turns was unfrozen, and so waits from now on, with a gradient or not."""
         table = self._table
         if not table.takes_turns:
@@ -156,9 +158,9 @@ class StepPlanner:
             if span.first_slot <= i < span.last_slot
         )
 
-    def _make(self, span: Span, counted: bool) -> StepPlan | None:
+    def _make(self, span: Span | Part, counted: bool) -> StepPlan | None:
         table = self._table
-        here = slice(span.first_slot, span.last_slot)
+        here = span.here
         has_grad = np.zeros(len(table.slots), bool)
         has_grad[here] = self._gradients.active[here]
         if not has_grad.any() and not (counted and table.takes_turns):
@@ -174,7 +176,9 @@ class StepPlanner:
         count = (partial(np.add, counts, moves.astype(np.float32), counts),)
         return StepPlan(has_grad, moves, count, written, params, lacks_state, on_host)
 
-    def _turns(self, has_grad: np.ndarray, here: slice) -> tuple[np.ndarray, np.ndarray]:
+    def _turns(
+        self, has_grad: np.ndarray, here: slice | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The slots that move, and those whose waiting is counted, where groups take turns."""
         table = self._table
         now, every, sums = table.waited_counts, table.update_every, table.sums

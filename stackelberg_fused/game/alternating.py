@@ -146,13 +146,15 @@ def alternating_step(
                     optimizer.zero_grad(role="head")
                 before = body_gradients(optimizer) if index == 0 else None
                 is_new = index == 0 and not known_to_use_features(optimizer, head, loss_fn)
-                losses.append(head_gradient(head, loss_fn, parts, scaler, is_new))
+                with optimizer.accumulate():  # it may be one of several backward passes
+                    losses.append(head_gradient(head, loss_fn, parts, scaler, is_new))
                 if before is not None:
                     refuse_shared_parameters(optimizer, before)
                 if is_new:
                     note_use_of_features(optimizer, head, loss_fn)
                 head_reports.append(player_steps.step("head", zero_grad))
-            loss = body_gradient(head, loss_fn, parts, scaler)
+            with optimizer._releasing("body"):
+                loss = body_gradient(head, loss_fn, parts, scaler)
             body_report = player_steps.step("body", zero_grad)
     head_losses = torch.stack(losses) if losses else loss.new_empty(0)
     return AlternatingStep(loss, head_losses, tuple(head_reports), body_report, response)

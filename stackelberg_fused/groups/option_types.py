@@ -6,7 +6,8 @@ Attributes:
     Role: of a param group, a player, a step.
     RuleName: what a group is updated by.
     BackendName: what runs, see `backends()`.
-    Grads, Mode, UpdateEveryGrads, Master, StateDtype, Float32State: the options of these names, see `StackelbergAdam`.
+    Grads, Mode, Release, UpdateEveryGrads, Master, StateDtype, Float32State: the options of these names, see
+        `StackelbergAdam`.
     Tied: of `split_body_head` and `find_ratio`.
     LossLike: of `best_response` and what is built on it.
     MaybeNone: stands beside the type of a value that is None in cases that its reader knows from the arguments, so
@@ -26,6 +27,7 @@ RuleName: TypeAlias = Literal["adam", "adamw", "sgd"]
 BackendName: TypeAlias = Literal["auto", "cuda", "triton", "cpu", "reference"]
 Grads: TypeAlias = Literal["gather", "flat"]
 Mode: TypeAlias = Literal["simultaneous", "alternating"]
+Release: TypeAlias = Literal["backward"] | None
 UpdateEveryGrads: TypeAlias = Literal["latest", "mean"]
 Master: TypeAlias = Literal["stochastic", "kahan", "split16", "split8", "fp32"] | None
 StateDtype: TypeAlias = torch.dtype | Literal["float32", "bfloat16", "8bit"] | None

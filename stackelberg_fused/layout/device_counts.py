@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from ..memory.arena import with_fixed_storage
 from ..numerics import turns
 from .slot import Span
+
+if TYPE_CHECKING:
+    from .part import Part
 
 
 class DeviceCounts:
@@ -43,11 +47,11 @@ class DeviceCounts:
         self.ready = torch.from_numpy(ready.astype(np.int32)).to(device)
         self.arrived = torch.zeros_like(self.ready)
         self._empty = torch.tensor(empty, dtype=torch.int64, device=device)
-        self._known: dict[Span, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
+        self._known: dict[Span | Part, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
 
     def advances_of_empty(
         self,
-        span: Span,
+        span: Span | Part,
         mask: np.ndarray,
         update_every: np.ndarray,
         sums: np.ndarray,
@@ -68,7 +72,7 @@ class DeviceCounts:
         known, tensors = self._known.get(span, ((), []))
         if not known or not all(map(np.array_equal, arrays, known)):
             inside = np.zeros(len(mask), bool)
-            inside[span.first_slot : span.last_slot] = True
+            inside[span.here] = True
             host = (torch.from_numpy(a) for a in (*arrays, inside))
             tensors = [a.to(self.steps.device)[self._empty] for a in host]
             self._known[span] = arrays, tensors

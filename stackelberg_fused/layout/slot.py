@@ -78,3 +78,13 @@ class Span(NamedTuple):
     last_slot: int
     first_tile: int
     last_tile: int
+
+    @property
+    def here(self) -> slice:
+        """The slots, to index an array with one entry for each slot of the table."""
+        return slice(self.first_slot, self.last_slot)
+
+    @property
+    def indices(self) -> range:
+        """The slots."""
+        return range(self.first_slot, self.last_slot)

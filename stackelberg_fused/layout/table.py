@@ -86,7 +86,6 @@ class Table:
         self.note_formats()
         self._own_formats = self.formats
         self.tiles = build_tiles(numel)
-        self.subsets: dict[str, np.ndarray] = {}  # of the tiles, by name; see `TileSubset`
         # float32 as in torch: exact up to 2**24 steps. The arrays own the memory, so that it stays where it is when
         # somebody exchanges that of a tensor which shows a count (`share_memory_`, a multiprocessing queue)
         self.step_counts = np.zeros(len(slots), np.float32)
@@ -164,9 +163,9 @@ class Table:
         self.sets_version += 1
         self.version += 1
 
-    def turns_in(self, span: Span) -> bool:
-        """Tell whether some group of a span does not move on every step."""
-        here = self.update_every[span.first_slot : span.last_slot]
+    def turns_in(self, first_slot: int, last_slot: int) -> bool:
+        """Tell whether some group of a range of slots does not move on every step."""
+        here = self.update_every[first_slot:last_slot]
         return self.takes_turns and bool((here > 1).any())
 
     @lasting

@@ -51,6 +51,10 @@ class StackelbergAdam(StackelbergOptimizer):
             `step(closure)` evaluates the closure, moves the head, evaluates it again at the new head and moves the
             body. It clears gradients before each evaluation, and refuses ones that were accumulated before. Where the
             model can be cut, `alternating_step` does the same with one forward pass of the body.
+        release: "backward": parameters are updated as soon as their gradients are complete, some megabytes of them in a
+            launch, and these gradients are freed at once; `step()` does what is left and counts as the step. So the
+            gradients of a large model are never all in memory. See `accumulate()`. It does not go with `max_grad_norm`,
+            `grads="flat"`, `capturable`, `differentiable` and gradient scalers. None: `step()` does it all.
         constraint: a set that parameters are projected onto after every update, before they are averaged: `Box` or
             `NonNegative`, inside the launch; `L2Ball` over a group or `Simplex` over rows, in one launch more; by role
             as a dict, or per group. The projection is Euclidean.

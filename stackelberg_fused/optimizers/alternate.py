@@ -42,7 +42,8 @@ def alternate(optimizer: Stepping, closure: Callable[[], Any] | None, zero_grad:
             torch.clear_autocast_cache()
             # the body's gradients are at the old head and go unused, but what is wrong with them would be so later too
             is_first = role == "head"
-            loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
+            with optimizer._releasing(role):
+                loss = optimizer._step(closure, role=role, zero_grad=zero_grad, checks_all=is_first)
         if zero_grad:
             optimizer.zero_grad()
     return loss

@@ -13,6 +13,7 @@ from ..engine.engine import Engine
 from ..groups.option_types import Role
 from ..layout.statistics import ClipLimits, LastStep
 from .player import Player
+from .release_refused import refuse_clipping
 from .shared import Shared
 
 
@@ -45,7 +46,8 @@ class SharedAttributes(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        return self._shared.unscales
+        # a scaler that unscaled by itself would find no gradients, and say something else
+        return self._shared.unscales or self._shared.release is not None
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, unscales: bool) -> None:
@@ -104,6 +106,8 @@ class SharedAttributes(Optimizer):
             raise ValueError(
                 "max_grad_norm does not go with differentiable=True: clip with torch.nn.utils.clip_grad_norm_"
             )
+        if shared.release is not None:
+            refuse_clipping(value)
         shared.limits = ClipLimits.of(value)
         shared.options["max_grad_norm"] = dict(value) if isinstance(value, Mapping) else value
 

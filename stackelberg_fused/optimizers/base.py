@@ -34,6 +34,7 @@ from .options import ParamGroup, Params, sorted_out
 from .player import Player
 from .rebuilt import register, warn_of_lost_options
 from .regrouped import regrouped
+from .release_refused import check_release
 from .shared import Shared
 from .stepping import Stepping, check_role
 
@@ -52,6 +53,7 @@ class StackelbergOptimizer(Stepping):
         defaults = copy_by_role({**rule, **of_groups})
         self._shared = Shared(weakref.ref(self), _checked_options(of_optimizer, defaults))
         self._shared.members = Members()
+        self._make_release()
         self._shared.lost = lost = LostSettings(options)
         self._players = {}
         self.max_grad_norm = of_optimizer["max_grad_norm"]
@@ -106,6 +108,23 @@ class StackelbergOptimizer(Stepping):
             raise RuntimeError("ema_weights(): no param group has an ema_decay")
         return self._swapped()
 
+    def accumulate(self, *, role: Role | None = None) -> AbstractContextManager[None]:
+        """Within this context gradients accumulate, as they do everywhere without `release="backward"`.
+
+        For all microbatches of a step but the last, beside `no_sync()` of wrappers that reduce gradients:
+
+            with opt.accumulate():
+                loss_fn(model(first), target).backward()
+            loss_fn(model(last), target).backward()
+            opt.step()
+
+        Args:
+            role: "body" or "head": only gradients of that player do, as for a step of the other one alone.
+        """
+        check_role(role)
+        release = self._shared.release
+        return nullcontext() if release is None else release.holding(role)
+
     @contextmanager
     def _swapped(self) -> Iterator[None]:
         shared = self._shared
@@ -127,6 +146,8 @@ class StackelbergOptimizer(Stepping):
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""
         self._shared.refuse_averages("state_dict()")
+        if self._shared.release is not None:
+            self._shared.release.join()
         packed = super().state_dict()
         if "param_groups" in packed:
             packed["param_groups"] = packed_groups(packed["param_groups"])
@@ -167,6 +188,9 @@ class StackelbergOptimizer(Stepping):
         else:
             groups = self.player(role).param_groups
             self._shared.alone("zero_grad()", partial(clear_as_torch, groups, set_to_none))
+        release = self._shared.release
+        if release is not None:
+            self._shared.launches += release.give_up(role)
         if self._shared.options["mode"] == "alternating":
             accumulated = self._shared.accumulated
             if role is None:
@@ -255,6 +279,7 @@ def _checked_options(of_optimizer: dict[str, Any], defaults: dict[str, Any]) -> 
         ValueError, TypeError: an option that there is not, or two that do not go together.
         RuntimeError: two of torch's own that do not, as in torch.
     """
+    check_release(of_optimizer["release"], of_optimizer, defaults)
     grads, mode, backend = of_optimizer["grads"], of_optimizer["mode"], of_optimizer["backend"]
     if grads not in ("gather", "flat"):
         raise ValueError(f"unknown grads {grads!r}, expected 'gather' or 'flat'")
@@ -275,6 +300,7 @@ def _checked_options(of_optimizer: dict[str, Any], defaults: dict[str, Any]) -> 
     return {
         "grads": grads,
         "mode": mode,
+        "release": of_optimizer["release"],
         "head_lr_ratio": check_ratio(of_optimizer["head_lr_ratio"]),
         "backend": "reference" if is_differentiable else backend,
         "flatten": bool(of_optimizer["flatten"]) and not is_differentiable,

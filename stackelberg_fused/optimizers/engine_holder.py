@@ -17,6 +17,7 @@ from ..engine.across_rebuilds import AcrossRebuilds
 from ..engine.engine import Engine
 from ..engine.state_checks import check_loaded
 from ..groups.hyperparameters import turn_of
+from ..groups.option_types import Role
 from ..groups.param_groups import (
     check_hyperparameters,
     check_params,
@@ -30,6 +31,7 @@ from ..torch_compat import UNKNOWN
 from .attributes import SharedAttributes
 from .checkpoint import complete_state
 from .rebuilt import register
+from .release import Release
 from .shared import Shared
 
 _OF_TORCH = ("defaults", "state", "param_groups")
@@ -76,10 +78,13 @@ class EngineHolder(SharedAttributes):
             is_flat,
             of.across_rebuilds,
             None if loaded is None else shared.state,
+            in_parts=shared.release is not None,
         )
         now = {**of._asdict(), "engine": engine, "is_stale": False}
         engine.attach(partial(setattr, shared, name, value) for name, value in now.items())
         shared.accumulated.note(left)  # they may lie in other buffers now
+        if shared.release is not None:
+            shared.release.follow(shared.param_groups, engine)
         return engine
 
     def _build_again(self) -> Engine:
@@ -167,6 +172,8 @@ class EngineHolder(SharedAttributes):
         with HeldSignals():
             across_rebuilds = replace(shared.across_rebuilds, turns=turns)
             self._build(Loaded(groups, complete["state"], across_rebuilds))
+            if shared.release is not None:
+                shared.release.give_up(None)
 
     def _unpickle(self, state: dict[str, Any]) -> None:
         """Become the optimizer that was pickled or copied; its engine is built when it is first needed."""
@@ -190,9 +197,20 @@ class EngineHolder(SharedAttributes):
             id(group): turn for group, turn in known if turn is not None
         }
         shared.limits = ClipLimits.of(shared.options["max_grad_norm"])
+        self._make_release()
+        if shared.release is not None:  # the first backward pass may come before an engine
+            shared.release.follow(shared.param_groups, None)
         if shared.options["mode"] == "alternating":
             shared.accumulated.note(shared.param_groups)
         register(self)
+
+    def _make_release(self) -> None:
+        """Have gradients released, where options say so."""
+        options = self._shared.options
+        if options.get("release") is not None:
+            # in these steps a backward pass gives gradients to both players, one of whom does not move by them
+            held: tuple[Role, ...] = ("body", "head") if options["mode"] == "alternating" else ()
+            self._shared.release = Release(self._shared.optimizer, held)
 
     def _complete_hooks(self) -> None:
         """Have steps go through torch's own wrapper where this torch keeps hooks elsewhere."""

@@ -21,6 +21,7 @@ from ..groups.option_types import (
     Grads,
     Master,
     Mode,
+    Release,
     Role,
     RuleName,
     StateDtype,
@@ -39,6 +40,7 @@ class OptimizerOptions(TypedDict, total=False):
     max_grad_norm: Annotated[float | dict[Role, float] | None, None]
     grads: Annotated[Grads, "gather"]
     mode: Annotated[Mode, "simultaneous"]
+    release: Annotated[Release, None]
 
 
 class GroupOptions(TypedDict, total=False):

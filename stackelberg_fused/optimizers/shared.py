@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from .engine_holder import EngineHolder
     from .player import Player
+    from .release import Release
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ class Shared:
         running: "call": a token of the call that steps, or else builds or reads the tables, while one does. The call
             whose token `setdefault` puts there, which is one operation to other threads, is the one that may. A lock
             that an interrupt left locked could not be told from one that another thread holds.
+        release: for release="backward".
     """
 
     optimizer: weakref.ref[EngineHolder]
@@ -77,6 +79,7 @@ class Shared:
     found_inf: Tensor | None = None
     accumulated: AccumulatedGradients = field(default_factory=AccumulatedGradients)
     running: dict[str, object] = field(default_factory=dict)
+    release: Release | None = None
 
     def alone(self, what: str, call: Callable[[], T]) -> T:
         """Make a call, and keep other threads from stepping the optimizer meanwhile; returns what the call does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -138,10 +139,18 @@ class Stepping(EngineHolder):
         alternates = shared.options["mode"] == "alternating"
         if alternates:
             shared.accumulated.is_unsure = True
+        release = shared.release
         try:
-            last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            if release is None:
+                last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            else:
+                last = release.step(engine, role, scaling, checks_all)
         except RebuildNeeded:
-            last = self._build_again().step(role, shared.limits, scaling, zero_grad, checks_all)
+            engine = self._build_again()
+            if release is None:
+                last = engine.step(role, shared.limits, scaling, zero_grad, checks_all)
+            else:
+                last = release.step(engine, role, scaling, checks_all)
         if last is None:
             return
         shared.last, shared.found_inf = last, None
@@ -152,6 +161,11 @@ class Stepping(EngineHolder):
             shared.stepped.update(ROLES if role is None else (role,))
         if alternates:
             shared.accumulated.note_all(shared.param_groups)
+
+    def _releasing(self, role: Role) -> AbstractContextManager[None]:
+        """With `release="backward"`: within this context gradients of this role are released, whatever the mode."""
+        release = self._shared.release
+        return nullcontext() if release is None else release.only(role)
 
     _observed_step = wrap_step(_step)
 

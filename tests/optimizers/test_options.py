@@ -47,6 +47,7 @@ EVERY_CLASS = {
     "max_grad_norm": None,
     "grads": "gather",
     "mode": "simultaneous",
+    "release": None,
     "ema_decay": None,
     "update_every": 1,
     "update_every_grads": "latest",

@@ -17,7 +17,7 @@ FILES = (
     "layout/test_statistics.py",
     "layout/test_exact_norms.py",
     "layout/test_scaling.py",
-    "layout/test_tile_subset.py",
+    "layout/test_partial_norms.py",
     "layout/test_device_counts.py",
     "optimizers/test_ema_decay.py",
     "optimizers/test_grad_scaler.py",
@@ -34,6 +34,7 @@ FILES = (
     "backends/test_low_precision_parity.py",
     "backends/test_cautious.py",
     "optimizers/test_base_properties.py",
+    "optimizers/test_release.py",
 )
 
 

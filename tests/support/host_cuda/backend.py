@@ -85,19 +85,21 @@ class HostCudaBackend(Backend):
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
         args = statistics_args(
-            launch, limits, addresses(tables_on_device(launch.table, launch.measured))
+            launch, limits, addresses(tables_on_device(launch.table, launch.span))
         )
         _check(library().sf_host_statistics(args))
         return 1
 
     def conclude(self, launch: Launch, limits: ClipLimits) -> int:
-        args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+        args = statistics_args(
+            launch, limits, addresses(tables_on_device(launch.table, launch.span))
+        )
         _check(library().sf_host_conclude(args))
         return 1
 
     def step(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        tables = tables_on_device(launch.table)
+        tables = tables_on_device(launch.table, launch.span)
         args = step_args(launch, addresses(tables))
         self._recorded = args, {name: table.clone() for name, table in tables.items()}
         _check(library().sf_host_step(args))

@@ -1,11 +1,10 @@
-"""Statistics of some of a table's tiles, and what follows from sums of several launches: on every backend."""
+"""Statistics of a part of a table, and what follows from sums of several launches: on every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from backends import by_backend, chosen
@@ -13,7 +12,6 @@ from cases import normal
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.layout.tile_subset import TileSubset
 
 dist = torch.distributed
 SHAPES = [(70, 100), (9,), (3, 4096), (5, 5), (2,), (4100,)]
@@ -68,17 +66,3 @@ def test_parameters_of_a_mesh_beside_others(
             strict=True,
         ):
             assert torch.equal(p, getattr(q, "_local_tensor", q))
-
-
-def test_tiles_are_those_of_the_slots_in_the_order_of_the_table() -> None:
-    optimizer = _optimizer("reference", "cpu")
-    optimizer.step()
-    (unit,) = optimizer._engine.units
-    table = unit.table
-    slots = np.zeros(len(SHAPES), bool)
-    slots[[0, 5]] = True
-    subset = TileSubset(table, slots, 1)
-    assert subset.tiles.tolist() == [[0, 0], [0, 4096], [5, 0], [5, 4096]]
-    ranges = {role: subset.range_in(table.spans[role]) for role in (None, "body", "head")}
-    assert ranges == {None: (0, 4), "body": (0, 2), "head": (2, 2)}
-    assert subset.before(table.first_head_tile) == 2

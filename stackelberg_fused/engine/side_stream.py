@@ -1,0 +1,96 @@
+"""Streams of a GPU on which parameters are updated while the backward pass goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from .launch_unit import Staged
+
+# updates that run while gradients of later ones are computed; each keeps a batch of gradients alive
+IN_FLIGHT = 2
+
+
+class SideStream:
+    """A stream beside that of the backward pass, on one device.
+
+    Gradients that an update reads belong to the stream of the backward pass. They are let go when that stream was told
+    to wait for the update, two updates later: from there on it may have their memory again. So neither the host waits,
+    nor is memory held that depends on how far the host is ahead.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._in_flight: deque[tuple[torch.cuda.Event, Any]] = deque()
+        self._sources: list[torch.cuda.Stream] = []
+
+    def note_source(self) -> None:
+        """Know that the current stream has written a gradient that will be read."""
+        current = torch.cuda.current_stream(self._device)
+        if current not in self._sources:
+            self._sources.append(current)
+
+    @contextmanager
+    def running(self, reads: Any) -> Iterator[None]:
+        """Within this context launches go to the side stream, after all that was launched so far.
+
+        Args:
+            reads: kept alive until the current stream waits for these launches.
+        """
+        current = torch.cuda.current_stream(self._device)
+        for source in {current, *self._sources}:
+            self._stream.wait_stream(source)
+        self._sources.clear()
+        with torch.cuda.stream(self._stream):
+            yield
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        self._in_flight.append((event, reads))
+        while len(self._in_flight) > IN_FLIGHT:
+            current.wait_event(self._in_flight[0][0])
+            self._in_flight.popleft()
+
+    def join(self) -> None:
+        """Have the current stream wait for all updates."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._in_flight.clear()
+
+
+class SideStreams:
+    """The side streams of all devices; none for those that have no streams."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, SideStream] = {}
+
+    @property
+    def are_used(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self._streams)
+
+    def of(self, device: torch.device) -> SideStream | None:
+        """The stream of a device; None where updates run where the backward pass does."""
+        if device.type != "cuda":
+            return None
+        if device not in self._streams:
+            self._streams[device] = SideStream(device)
+        return self._streams[device]
+
+    @contextmanager
+    def after_current(self, staged: Sequence[Staged | None]) -> Iterator[None]:
+        """Within this context the launches of these steps go to side streams."""
+        with ExitStack() as stack:
+            for ready in staged:
+                stream = None if ready is None else self.of(ready.launch.table.device)
+                if stream is not None:
+                    stack.enter_context(stream.running(ready))
+            yield
+
+    def join(self) -> None:
+        """Have the current streams wait for all updates."""
+        for stream in self._streams.values():
+            stream.join()
