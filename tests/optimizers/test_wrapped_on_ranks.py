@@ -26,6 +26,7 @@ WORLDS = [
     ("FSDP1, flat", 2),
     ("FSDP2", 2),
     ("FSDP2", 3),
+    ("FSDP2, mixed", 2),
     ("HSDP", 4),
     ("TP + FSDP2", 4),
 ]
@@ -37,9 +38,11 @@ def _train(wrapper: str, build: Callable[[Any], Any], accumulate: int = 1) -> tu
     optimizer = build(models.groups_of(model))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
     for number, (inputs, targets) in enumerate(models.batches(STEPS * accumulate, wrapper)):
-        loss = nn.functional.mse_loss(model(inputs), targets)
-        (loss / accumulate).backward()
-        if (number + 1) % accumulate == 0:
+        is_last = (number + 1) % accumulate == 0
+        with models.reducing(model, is_last):
+            loss = nn.functional.mse_loss(model(inputs), targets)
+            (loss / accumulate).backward()
+        if is_last:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -89,11 +92,19 @@ def test_the_reference_is_as_torchs_on_the_same_ranks(
     ranks(world, _beside_torch, wrapper, "AdamW", "reference", 1)
 
 
-def _beside_one_process(wrapper: str) -> None:
-    """With averages of the weights; a whole batch alone has the mean of the gradients of all ranks' rows."""
+# what torch's optimizers have not
+EXTRAS: dict[str, dict[str, Any]] = {
+    "averages": {"ema_decay": 0.7},
+    "turns": {"update_every": {"body": 2}, "update_every_grads": "mean"},
+    "boxes": {"constraint": {"head": sf.Box(-0.1, 0.1)}, "ema_decay": {"head": 0.5}},
+}
+
+
+def _beside_one_process(wrapper: str, extra: str) -> None:
+    """A whole batch alone has the mean of the gradients of all ranks' rows."""
 
     def build(groups: Any) -> Any:
-        return sf.StackelbergAdamW(groups, ema_decay=0.7, backend="cpu")
+        return sf.StackelbergAdamW(groups, backend="cpu", **EXTRAS[extra])
 
     _, shared = _train(wrapper, build)
     model = _even(wrapper, models.plain())
@@ -107,19 +118,27 @@ def _beside_one_process(wrapper: str) -> None:
     bounds = {"rtol": 1e-4, "atol": 1e-5}  # gradients are summed in another order
     for p, q in zip(_params(shared), _params(alone), strict=True):
         torch.testing.assert_close(models.whole(p.detach()), q.detach(), **bounds)
-        average, expected = shared.state[p]["ema"], alone.state[q]["ema"]
-        torch.testing.assert_close(models.whole(average), expected, **bounds)
+        found, expected = shared.state[p], alone.state[q]
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            value = models.whole(torch.as_tensor(value))
+            torch.testing.assert_close(value, torch.as_tensor(expected[name]), **bounds)
+    if extra != "averages":
+        return
     with shared.ema_weights():
         for p, q in zip(_params(shared), _params(alone), strict=True):
             average = models.whole(p.detach())
             torch.testing.assert_close(average, alone.state[q]["ema"], **bounds)
 
 
+@pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize(
     "wrapper, world", [("DDP", 2), ("FSDP2", 2), ("FSDP2", 3), ("HSDP", 4), ("TP + FSDP2", 4)]
 )
-def test_ranks_together_are_as_one_process(ranks: Ranks, wrapper: str, world: int) -> None:
-    ranks(world, _beside_one_process, wrapper)
+def test_ranks_together_are_as_one_process(
+    ranks: Ranks, wrapper: str, world: int, extra: str
+) -> None:
+    ranks(world, _beside_one_process, wrapper, extra)
 
 
 def _waits_for_gradients() -> None:
