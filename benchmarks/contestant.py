@@ -32,6 +32,7 @@ class Contestant:
         max_numel: the most parameters it is timed with.
         bytes_per_parameter: the least that a step has to move.
         dtype: of its parameters and gradients.
+        sharded: it gets DTensors in a row that has a mesh.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contestant:
     max_numel: int | None = None
     bytes_per_parameter: float = ADAM_BYTES
     dtype: torch.dtype = torch.float32
+    sharded: bool = True
 
 
 def find_contestant(contestants: Iterable[Contestant], name: str) -> Contestant:

@@ -29,7 +29,7 @@ from .timing import (
     quantiles,
     rounded,
 )
-from .workloads import TORCH_FUSED, Target, Workload
+from .workloads import TORCH_FUSED, UNSHARDED, Target, Workload
 
 Samples = dict[str, list[float]]
 
@@ -58,6 +58,8 @@ def run_row(
         row["around"] = workload.training_step.description
     if workload.states:
         row["states"] = workload.states
+    if workload.mesh:
+        row["mesh"] = workload.mesh
     if settings.device == "cuda":
         # free the memory of earlier rows for the separate processes
         gc.collect()
@@ -146,6 +148,8 @@ def _summarize(row: dict[str, Any], samples: Samples) -> None:
             share = time_ratio * moved / bandwidth.bytes_moved(probe, numel)
             entry[f"share_of_{key}"] = round(share, 4)
         entry |= times_torch_fused(samples, name)
+        if UNSHARDED in samples:
+            entry["times_unsharded"] = round(median_ratio(samples[name], samples[UNSHARDED]), 4)
         entry["samples_ns"] = rounded(samples[name])
 
 
@@ -187,6 +191,8 @@ def _values(
         return {"value": entry.get("launches")}
     if target.quantity == "stored":
         return {"value": entry["stored_bytes_per_parameter"]}
+    if target.quantity == UNSHARDED:
+        return {"value": entry["times_unsharded"]}
     if target.quantity != TORCH_FUSED:
         return {"value": entry[f"share_of_{target.quantity}"]}
     interleaved = entry.get("times_torch_fused")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .contestant import Contestant
+from .sharded import whole
 from .workloads import SCALE, Workload
 
 # stackelberg_fused.tools.parity has the same bounds; the process that times torch alone must not import it.
@@ -86,7 +87,7 @@ def parameter_name(index: int, p: torch.Tensor) -> str:
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    flat = [t.detach().reshape(-1) for t in tensors]
+    flat = [whole(t).detach().reshape(-1) for t in tensors]
     for start in range(0, flat[0].numel(), CHUNK):
         yield start, [f[start : start + CHUNK] for f in flat]
 

@@ -14,6 +14,7 @@ from .compile_timeout import CompileTimeout, compile_timeout
 from .contestant import Contestant, Step
 from .low_precision_parity import low_precision_error
 from .parity import Expected, parity_error
+from .sharded import sharded_gradients, sharded_parameters
 from .stored_bytes import stored_bytes
 from .timing import Action
 from .workloads import SCALE, Workload
@@ -59,24 +60,37 @@ class PreparedContestant:
     Attributes:
         owns_gradients: gradients lie in the contestant's own memory; its step clears them, and
             `set_gradients` fills them again.
+        is_sharded: parameters are DTensors.
     """
 
     params: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     step: Step
     owns_gradients: bool = False
+    is_sharded: bool = False
 
     @classmethod
     def build(
         cls, contestant: Contestant, workload: Workload, start: Tensors
     ) -> PreparedContestant:
         """Copy the initial parameters and build the optimizer over them."""
-        params = [torch.nn.Parameter(t.to(contestant.dtype, copy=True)) for t in start]
+        is_sharded = bool(workload.mesh) and contestant.sharded
+        copies = [t.to(contestant.dtype, copy=True) for t in start]
+        params = (
+            sharded_parameters(copies, workload.mesh)
+            if is_sharded
+            else [torch.nn.Parameter(t) for t in copies]
+        )
         owns_gradients = workload.training_step is not None
         if owns_gradients:
             for p in params:
                 p.grad = torch.zeros_like(p)
-        return cls(params, *contestant.make(workload.param_groups(params)), owns_gradients)
+        made = contestant.make(workload.param_groups(params))
+        return cls(params, *made, owns_gradients, is_sharded)
+
+    def lay_out(self, grads: Tensors) -> Tensors:
+        """Return gradients laid out as the parameters."""
+        return sharded_gradients(self.params, grads) if self.is_sharded else grads
 
     def set_gradients(self, grads: Tensors) -> None:
         """Give each parameter its gradient: as it is, or copied into the contestant's own memory."""
@@ -93,10 +107,11 @@ class PreparedContestant:
         A step that clears its gradients gets them again even if there is one set only: steps of zeros would
         make the states so small that arithmetic with them is slow.
         """
-        self.set_gradients(gradients[0])
+        laid_out = [self.lay_out(grads) for grads in gradients]
+        self.set_gradients(laid_out[0])
         action = Action(self.step, device)
-        if self.owns_gradients or len(gradients) > 1:
-            sets = itertools.cycle(gradients)
+        if self.owns_gradients or len(laid_out) > 1:
+            sets = itertools.cycle(laid_out)
             action.setup = lambda: self.set_gradients(next(sets))
         return action
 
@@ -152,7 +167,7 @@ def prepare(
     try:
         with limit:
             prepared = PreparedContestant.build(contestant, workload, start)
-            prepared.set_gradients(grads)
+            prepared.set_gradients(prepared.lay_out(grads))
             prepared.step()
             check = parity_error if workload.states is None else low_precision_error
             error = check(contestant, prepared.params, prepared.optimizer, expected)

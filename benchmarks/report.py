@@ -13,6 +13,7 @@ from typing import Any
 from . import bandwidth, host, thread_contention
 from .formatting import duration, load_summary, verdict
 from .preparation import SKIPPED, TIMED
+from .workloads import UNSHARDED
 
 WIDTH = 118
 Cells = tuple[str, ...]
@@ -89,6 +90,7 @@ def _target_line(target: dict[str, Any], separate_times: dict[str, Any]) -> str:
         "stream": ("of the bare stream's bandwidth", ">=", "{:.1%}"),
         "launches": ("launches per step", "<=", "{:.0f}"),
         "stored": ("bytes stored per parameter", "<=", "{:.2f}"),
+        UNSHARDED: ("times ours without shards", "<=", "{:.2f}"),
     }[target["quantity"]]
     text = f"target {sign} {template.format(bound)} {quantity}: "
     if value is None:
@@ -112,6 +114,8 @@ def _step_row(row: dict[str, Any]) -> Iterator[str]:
     )
     if "around" in row:
         yield f"  timed: {row['around']}"
+    if "mesh" in row:
+        yield f"  DTensors, as FSDP2 makes them, on a mesh {tuple(row['mesh'])} of this one process"
     columns = LOW_PRECISION_COLUMNS if "states" in row else COLUMNS
     if "states" in row:
         yield "  torch fused: parameters, gradients and states of float32"

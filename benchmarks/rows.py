@@ -7,12 +7,13 @@ from typing import Any
 
 from .low_precision import STATES
 from .shapes import Shape, gpt2_small_shapes, resnet50_shapes
-from .workloads import TORCH_FUSED, Target, TrainingStep, Workload
+from .workloads import TORCH_FUSED, UNSHARDED, Target, TrainingStep, Workload
 
 # parts of rows' names, as they are in committed results
 NEW_GRADIENTS = ", new gradients"
 TRAINING_STEP = "whole step: "
 LOW_PRECISION = " in fewer bits, "
+SHARDED = ", sharded over a "
 # the training step of a target for the GPU, and the one with every part
 CLIPPED, FULL = TrainingStep(), TrainingStep(scaled=True, ema_decay=0.999)
 # norms first, then everything else
@@ -74,6 +75,7 @@ def workloads() -> list[Workload]:
         *_gpu_rows(gpt2),
         *_training_step_rows(many, gpt2),
         *_low_precision_rows(gpt2),
+        *_sharded_rows(),
     ]
 
 
@@ -192,6 +194,25 @@ def _low_precision_rows(gpt2: NamedShapes) -> list[Workload]:
             states=states,
         )
         for states, description in STATES.items()
+    ]
+
+
+def _sharded_rows() -> list[Workload]:
+    counts = {(1,): (148, 600), (1, 1): (600,)}
+    targets = {600: (Target(TORCH_FUSED, 12.0), Target(UNSHARDED, 1.5))}
+    return [
+        _uniform(
+            f"{count}x1000 / 2 groups{SHARDED}{len(mesh)}-D mesh{NEW_GRADIENTS}",
+            count,
+            (10, 100),
+            lambda i, last=count - 2: int(i >= last),
+            1,
+            targets=targets.get(count, ()),
+            new_gradients=True,
+            mesh=mesh,
+        )
+        for mesh, of_mesh in counts.items()
+        for count in of_mesh
     ]
 
 

@@ -121,7 +121,7 @@ class PythonReader:
         self._active[span] = present
         return moved, mismatched, changed, switched, [g for g in gradients if g is not None]
 
-    def _readable(self, i: int, grad: Tensor) -> Tensor | None:
+    def _readable(self, i: int, grad: Any) -> Tensor | None:
         """The tensor whose memory is the gradient of slot `i`: its shard where the parameter is one; None: see `read`."""
         owner = self._owners[i]
         if owner is not self._locals[i]:

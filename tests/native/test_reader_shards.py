@@ -161,15 +161,19 @@ def test_gradients_and_specs_are_let_go(mesh: Any) -> None:
     sides = Sides(mesh)
     sides.set_gradients()
     grads = [p.grad for p in sides.params[:-1]]
-    held = [*grads, *(grad._spec for grad in grads)]
-    before = [sys.getrefcount(each) for each in held]
+    specs = [grad._spec for grad in grads]
+
+    def counts(held: list[Any]) -> list[int]:
+        return [sys.getrefcount(each) for each in held]
+
+    of_grads, of_specs = counts(grads), counts(specs)
     answer = sides.readers[1].read(0, len(sides.params))
-    assert [sys.getrefcount(grad) for grad in grads] > before[: len(grads)]
+    assert counts(grads) != of_grads
     del answer
-    assert [sys.getrefcount(grad) for grad in grads] == before[: len(grads)]
+    assert counts(grads) == of_grads
     for p in sides.params:
         p.grad = None
     sides.set_gradients()
     sides.readers.clear()
     gc.collect()
-    assert [sys.getrefcount(each) for each in held[len(grads) :]] == before[len(grads) :]
+    assert counts(specs) == of_specs
