@@ -8,6 +8,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "exact_sum.h"
 #include "launch_args.h"
 #include "tables.h"
 
@@ -46,6 +47,16 @@ inline void register_tables(pybind11::module_& m) {
 #undef SF_REGISTER
 #undef SF_REGISTER_FIELD
   m.attr("JOINT_SET_KINDS") = pybind11::make_tuple(static_cast<int>(kBall), static_cast<int>(kSimplex));
+
+  pybind11::dict exact_sum;
+  exact_sum["DIGIT_BITS"] = kDigitBits;
+  exact_sum["LOWEST_KERNEL_EXPONENT"] = kLowestExponent;
+  exact_sum["KERNEL_DIGITS"] = kDigits;
+  exact_sum["KERNEL_WORDS"] = kExactSumWords;
+  exact_sum["FIRST_KERNEL_DIGIT"] = kFirstHostDigit;
+  exact_sum["WORDS"] = kHostWords;
+  exact_sum["COPIES"] = kSumCopies;
+  m.attr("EXACT_SUM") = exact_sum;
 
   pybind11::dict flags;
 #define SF_REGISTER_FLAG(enumerator, name, bit) flags[#name] = bit;

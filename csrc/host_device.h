@@ -15,6 +15,8 @@
 
 namespace sf {
 
+constexpr double kNoLimit = __builtin_huge_val();
+
 SF_HOST_DEVICE double root(double x) {
 #if defined(__CUDA_ARCH__)
   return __dsqrt_rn(x);

@@ -15,7 +15,7 @@ from .tables import (
     ZERO_GRADS,
 )
 
-JOINT_ARGUMENTS = ("sets", "set_sums", "set_factors", "set_tiles_done", "moved")
+JOINT_ARGUMENTS = ("sets", "set_sums", "set_digits", "set_factors", "set_tiles_done", "moved")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class LaunchOptions:
         steps, ready, waited, arrived: float32, int32, float32, int32 [parameters], likewise.
         takes_turns: whether some group does not move on every step.
         zero_grads: whether gradients are zero afterwards.
-        joint: by the kernel's argument: sets int64 [sets * 6], set_sums float64 [tiles], set_factors float64 [sets],
-            set_tiles_done int32 [sets], moved int32 [parameters]; empty where there are no joint sets.
+        joint: by the kernel's argument: sets int64 [sets * 6], set_sums int64 [sets, COPIES, KERNEL_WORDS], set_digits
+            int64 [sets, WORDS], set_factors float64 [sets], set_tiles_done int32 [sets], moved int32 [parameters];
+            empty where there are no joint sets.
         formats: those that records have, see `step_kernel`.
     """
 

@@ -10,12 +10,14 @@ import triton.language as tl
 
 from .access import pointers
 from .cache_key import constants_of
-from .summation import (
-    LANES,
-    fold,
-    sum_of_squares,
-    sum_of_sums,
+from .exact_sum import (
+    COPIES,
+    KERNEL_WORDS,
+    WORDS,
+    add_squares,
+    conclude_sum,
 )
+from .summation import LANES, fold
 from .tables import (
     BALL,
     EMA_ADDRESS,
@@ -64,15 +66,15 @@ def _tiles_moved(tiles, moved, begin, end):
 
 
 @triton.jit
-def report_tile(record, index, tile_index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
+def report_tile(record, index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
     """Write down what projecting needs to know of a tile; the last program of a ball computes its factor.
 
     Args:
-        record: of the tile; index: its place among the records; tile_index: the tile's among the tiles.
+        record: of the tile; index: its place among the records.
         has_moved: whether this launch moved it.
-        joint: pointers: sets, set_sums, set_factors, set_tiles_done, moved of struct StepArgs.
+        joint: pointers: sets, set_sums, set_digits, set_factors, set_tiles_done, moved of struct StepArgs.
     """
-    sets, set_sums, set_factors, set_tiles_done, moved = joint
+    sets, set_sums, set_digits, set_factors, set_tiles_done, moved = joint
     tl.store(moved + index, has_moved.to(tl.int32))
     set_index = tl.load(record + SET) - 1
     words = sets + set_index * JOINT_SET_WORDS
@@ -80,15 +82,19 @@ def report_tile(record, index, tile_index, offset, has_moved, tiles, joint, TILE
         # the program's stores before its loads
         tl.debug_barrier()
         count = tl.load(record + NUMEL) - offset
-        tl.store(
-            set_sums + tile_index, sum_of_squares(tl.load(record + PARAM), offset, count, TILE)
-        )
-        # the sum, and whether it moved, before the count
+        sums = set_sums + set_index * COPIES * KERNEL_WORDS
+        copy = sums + (tl.program_id(0) % COPIES) * KERNEL_WORDS
+        for start in range(0, TILE, SCALAR_PASS):
+            within = start + tl.arange(0, SCALAR_PASS)
+            params = pointers(tl.load(record + PARAM), offset + within, False)
+            add_squares(copy, tl.load(params, mask=within < count, other=0.0))
+        # what was added, and whether it moved, before the count
         tl.debug_barrier()
         num_tiles = tl.load(words + NUM_TILES)
         if tl.atomic_add(set_tiles_done + set_index, 1, sem="acq_rel") == num_tiles - 1:
             begin = tl.load(words + FIRST_TILE)
-            norm = tl.sqrt(sum_of_sums(set_sums, begin, begin + num_tiles))
+            digits = set_digits + set_index * WORDS
+            norm = tl.sqrt(conclude_sum(sums, KERNEL_WORDS, digits))
             stays = (norm <= _float64(words, LARGEST)) | ((norm < float("inf")) == 0)
             stays = stays | (_tiles_moved(tiles, moved, begin, begin + num_tiles) == 0)
             tl.store(set_factors + set_index, tl.where(stays, 1.0, _float64(words, SIZE) / norm))

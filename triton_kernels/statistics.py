@@ -1,6 +1,6 @@
-"""Gradient statistics in one launch, in the order of csrc/summation.h: the bits of the other native backends.
+"""Gradient statistics in one launch, of the same bits as on the other backends, because sums are exact.
 
-Program i sums up tile first_tile + i; the one that is done last adds up the tiles.
+Program i adds tile first_tile + i to one of the copies of its player's sum; the one that is done last adds those up.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,13 @@ import triton.language as tl
 
 from .access import Elements, load, mask_where
 from .cache_key import constants_of
+from .exact_sum import (
+    COPIES,
+    KERNEL_WORDS,
+    WORDS,
+    add_squares,
+    conclude_sum,
+)
 from .ieee import divide
 from .launch_options import LaunchOptions
 from .load_store import (
@@ -20,7 +27,6 @@ from .load_store import (
     widen,
 )
 from .row import turn_of
-from .summation import LANES, fold_parts, sum_of_sums
 from .tables import (
     BLOCKS_DONE,
     COUNTED,
@@ -64,30 +70,7 @@ class Gradient(NamedTuple):
 
 
 @triton.jit
-def _parts(
-    gradient,
-    offset,
-    count,
-    start,
-    FULL: tl.constexpr,
-    SUMS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Squares of the 4 * LANES elements from `start` on, float64; DTYPE: of gradients."""
-    within = start + tl.arange(0, 4 * LANES)
-    elements = Elements(offset + within, within < count)
-    if SUMS:
-        with_grad = Elements(elements.index, mask_where(elements.mask, gradient.address != 0))
-        x = gradient.unscale * widen(gradient.address, with_grad, DTYPE, False)
-        x = gradient.mean_weight * (load(gradient.sum_address, elements, False) + x)
-    else:
-        x = gradient.unscale * widen(gradient.address, elements, DTYPE, FULL)
-    wide = x.to(tl.float64)
-    return wide * wide
-
-
-@triton.jit
-def _sum_up(
+def _load(
     gradient,
     offset,
     count,
@@ -96,17 +79,23 @@ def _sum_up(
     DTYPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    parts = _parts(gradient, offset, count, 0, FULL, SUMS, DTYPE)
-    for start in tl.static_range(4 * LANES, TILE, 4 * LANES):
-        parts += _parts(gradient, offset, count, start, FULL, SUMS, DTYPE)
-    return fold_parts(parts)
+    """The elements of a tile's gradient, float32; DTYPE: of gradients."""
+    within = tl.arange(0, TILE)
+    elements = Elements(offset + within, within < count)
+    if SUMS:
+        with_grad = Elements(elements.index, mask_where(elements.mask, gradient.address != 0))
+        x = gradient.unscale * widen(gradient.address, with_grad, DTYPE, False)
+        x = gradient.mean_weight * (load(gradient.sum_address, elements, False) + x)
+    else:
+        x = gradient.unscale * widen(gradient.address, elements, DTYPE, FULL)
+    return x
 
 
 @triton.jit
-def _sum_tile(
+def _load_tile(
     gradient, sums, offset, count, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
-    """Return the sum of squares of a tile's gradient.
+    """The elements of a tile's gradient.
 
     Args:
         sums: whether there may be a sum of earlier ones.
@@ -114,17 +103,17 @@ def _sum_tile(
     full = (count >= TILE) & ((gradient.address & 15) == 0)
     if TURNS & MODE:
         if sums:
-            total = _sum_up(gradient, offset, count, False, True, DTYPE, TILE)
+            x = _load(gradient, offset, count, False, True, DTYPE, TILE)
         elif full:
-            total = _sum_up(gradient, offset, count, True, False, DTYPE, TILE)
+            x = _load(gradient, offset, count, True, False, DTYPE, TILE)
         else:
-            total = _sum_up(gradient, offset, count, False, False, DTYPE, TILE)
+            x = _load(gradient, offset, count, False, False, DTYPE, TILE)
     else:
         if full:
-            total = _sum_up(gradient, offset, count, True, False, DTYPE, TILE)
+            x = _load(gradient, offset, count, True, False, DTYPE, TILE)
         else:
-            total = _sum_up(gradient, offset, count, False, False, DTYPE, TILE)
-    return total
+            x = _load(gradient, offset, count, False, False, DTYPE, TILE)
+    return x
 
 
 @triton.jit
@@ -141,7 +130,8 @@ def statistics_kernel(
     first_tile: tl.int64,
     num_tiles: tl.int64,
     first_head_tile: tl.int64,
-    tile_sums,
+    sums_of_players,
+    digits,
     statistics,
     limits,
     grad_scale,
@@ -153,12 +143,13 @@ def statistics_kernel(
     TILE: tl.constexpr,
     CONSTANTS: tl.constexpr,
 ):
-    """Sum up one tile.
+    """Add one tile.
 
     Args:
         records, tiles: as in `step_kernel`.
         first_tile, num_tiles: the tiles of the launch; those from first_head_tile on are the head's.
-        tile_sums: float64 pointer, one per tile of the table.
+        sums_of_players: int64 pointer, COPIES of a sum for body and head; zero between launches.
+        digits: int64 pointer, WORDS for body and head.
         statistics: float64 pointer to struct GradientStatistics.
         limits: float64 pointer: largest norms of body and head, where JOINT of both together.
         grad_scale: float32 pointer: of the loss, in MODE SCALED.
@@ -190,30 +181,28 @@ def statistics_kernel(
         sums = mean_weight != 0
         moves = (moves | (sums & has_sum)) & (waits == 0)
         gradient = Gradient(grad, tl.load(record + GRAD_SUM), unscale, mean_weight)
-    if moves == 0:
-        # adds nothing, and its program still counts as done
-        tl.store(tile_sums + tile_index, 0.0)
-    elif LOW_PRECISION & MODE:
-        dtype = tl.load(record + GRAD_DTYPE)
-        if dtype == FLOAT32:
-            total = _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
-        elif dtype == BFLOAT16:
-            total = _sum_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
+    player = tile_index >= first_head_tile
+    copy = sums_of_players + ((tl.program_id(0) % COPIES) * 2 + player) * KERNEL_WORDS
+    # one that does not move adds nothing, and its program still counts as done
+    if moves:
+        if LOW_PRECISION & MODE:
+            dtype = tl.load(record + GRAD_DTYPE)
+            if dtype == FLOAT32:
+                x = _load_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+            elif dtype == BFLOAT16:
+                x = _load_tile(gradient, sums, offset, count, BFLOAT16, MODE, TILE)
+            else:
+                x = _load_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
         else:
-            total = _sum_tile(gradient, sums, offset, count, FLOAT16, MODE, TILE)
-        tl.store(tile_sums + tile_index, total)
-    else:
-        tl.store(
-            tile_sums + tile_index, _sum_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
-        )
-    # the sum before the count, by whichever thread stored it
+            x = _load_tile(gradient, sums, offset, count, FLOAT32, MODE, TILE)
+        add_squares(copy, x)
+    # what was added before the count, by whichever thread added it
     tl.debug_barrier()
     blocks_done = statistics.to(tl.pointer_type(tl.int32)) + BLOCKS_DONE
     if tl.atomic_add(blocks_done, 1, sem="acq_rel") == num_tiles - 1:
-        end = first_tile + num_tiles
-        split = tl.minimum(tl.maximum(first_head_tile, first_tile), end)
-        body = sum_of_sums(tile_sums, first_tile, split)
-        head = sum_of_sums(tile_sums, split, end)
+        stride = 2 * KERNEL_WORDS
+        body = conclude_sum(sums_of_players, stride, digits)
+        head = conclude_sum(sums_of_players + KERNEL_WORDS, stride, digits + WORDS)
         body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
         total_norm = tl.sqrt(body + head)
         tl.store(statistics + SUM_SQ, body)
@@ -237,7 +226,8 @@ def launch_statistics(
     first_tile: int,
     num_tiles: int,
     first_head_tile: int,
-    tile_sums: torch.Tensor,
+    sums: torch.Tensor,
+    digits: torch.Tensor,
     statistics: torch.Tensor,
     limits: torch.Tensor,
     joint: bool,
@@ -247,8 +237,8 @@ def launch_statistics(
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 24], tiles: int64 [tiles * 2], tile_sums: float64 [tiles], statistics: float64 [8],
-            limits: float64 [2], rows: float32 [rows * 20]; on one device.
+        records: int64 [parameters * 24], tiles: int64 [tiles * 2], sums: int64 [COPIES, 2, KERNEL_WORDS], digits: int64
+            [2, WORDS], statistics: float64 [8], limits: float64 [2], rows: float32 [rows * 20]; on one device.
         options: of the step, of which the statistics take what there is before clipping.
     """
     given = (options.grad_scale, rows, options.groups, options.waited)
@@ -258,7 +248,8 @@ def launch_statistics(
         first_tile,
         num_tiles,
         first_head_tile,
-        tile_sums,
+        sums,
+        digits,
         statistics,
         limits,
         # a pointer that the mode does not use may be any

@@ -101,6 +101,7 @@ def step_kernel(
     arrived,
     sets,
     set_sums,
+    set_digits,
     set_factors,
     set_tiles_done,
     moved,
@@ -121,7 +122,7 @@ def step_kernel(
         grad_scale: float32 pointer: what they are divided by, in MODE SCALED.
         found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
-        sets, set_sums, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
+        sets, set_sums, set_digits, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
         FORMATS: those that records have, each with its gradient's dtype above its first byte, in MODE LOW_PRECISION.
         CONSTANTS: see `constants_of`.
     """
@@ -210,12 +211,14 @@ def step_kernel(
         # read again what would take registers until here
         index = tl.load(tile)
         record = records + index * RECORD_WORDS
+        if LOW_PRECISION & MODE:
+            offset = tl.load(tile + 1)
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
             reports = reports & (tl.load(found_inf) == 0)
         if reports:
-            joint = (sets, set_sums, set_factors, set_tiles_done, moved)
-            report_tile(record, index, tile_index, offset, moves, tiles, joint, TILE)
+            joint = (sets, set_sums, set_digits, set_factors, set_tiles_done, moved)
+            report_tile(record, index, offset, moves, tiles, joint, TILE)
 
 
 def launch_step(

@@ -40,14 +40,17 @@ void step(std::string_view packed, int threads, const std::string& isa) {
         c.update_tiles(c.args, c.args.first_tile + begin, c.args.first_tile + end);
       },
       &context);
+  if (context.args.sets) sf::conclude_balls(context.args);
 }
 
 void statistics(std::string_view packed, int threads, const std::string& isa) {
   const auto args = sf::unpack<sf::StatisticsArgs>(packed);
   const sf::Kernel& kernel = require_kernel(isa);
   pybind11::gil_scoped_release release;
-  sf::compute_statistics(args, kernel.tile_sum, threads);
+  sf::compute_statistics(args, kernel.sum_tiles, threads);
 }
+
+void conclude(std::string_view packed) { sf::conclude_digits(sf::unpack<sf::StatisticsArgs>(packed)); }
 
 void project(std::string_view packed, int threads) {
   const auto args = sf::unpack<sf::ProjectArgs>(packed);
@@ -109,6 +112,8 @@ PYBIND11_MODULE(_cpu, m) {
         arg("threads"), arg("isa") = "");
   m.def("statistics", &statistics, "Compute the statistics of the tiles' gradients; `args`: packed STATISTICS_ARGS.",
         arg("args"), arg("threads"), arg("isa") = "");
+  m.def("conclude", &conclude, "Write what follows from the digits of the statistics; `args`: packed STATISTICS_ARGS.",
+        arg("args"));
   m.def("project", &project, "Project what step() moved onto its joint sets; `args`: packed PROJECT_ARGS.", arg("args"),
         arg("threads"));
   m.def(

@@ -1,4 +1,4 @@
-// Computes the factors of balls first, because a ball has one for all of its tiles; after that pieces are independent.
+// A ball has one factor for all of its tiles, which the launch of the update leaves; so pieces are independent.
 #include "cpu/project.h"
 
 #include "cpu/parallel.h"
@@ -9,24 +9,6 @@ namespace sf {
 namespace {
 
 const JointSet& set_of(const ProjectArgs& args, const Record& record) { return args.sets[record.set - 1]; }
-
-// Computes the factor of each ball, whose pieces are its tiles in order.
-void compute_ball_factors(const ProjectArgs& args) {
-  const Tile *piece = args.pieces + args.first_piece, *end = piece + args.num_pieces;
-  while (piece < end) {
-    const Record& record = args.records[piece->record];
-    const JointSet& set = set_of(args, record);
-    if (set.kind != kBall) {
-      ++piece;
-      continue;
-    }
-    bool has_moved = false;
-    for (int64_t i = 0; i < set.num_tiles; ++i) has_moved |= args.moved[piece[i].record] != 0;
-    const double sum = sum_in_lanes(set.num_tiles, [&](int64_t i) { return args.set_sums[set.first_tile + i]; });
-    args.set_factors[record.set - 1] = has_moved ? ball_factor(set, sum) : 1.0;
-    piece += set.num_tiles;
-  }
-}
 
 void update_average(const Record& record, const Row& row, int64_t index) {
   if (!record.ema) return;
@@ -86,9 +68,27 @@ void project_rows(const ProjectArgs& args, const Tile& piece, const Record& reco
 
 }  // namespace
 
+void conclude_balls(const StepArgs& args) {
+  const int64_t end = args.first_tile + args.num_tiles;
+  for (int64_t t = args.first_tile; t < end;) {
+    const int64_t index = args.records[args.tiles[t].record].set - 1;
+    if (index < 0 || args.sets[index].kind != kBall) {
+      ++t;
+      continue;
+    }
+    const JointSet& set = args.sets[index];
+    bool has_moved = false;
+    for (int64_t i = 0; i < set.num_tiles; ++i) has_moved |= args.moved[args.tiles[t + i].record] != 0;
+    ExactSum& sum = args.set_sums[index * kSumCopies];
+    const double rounded = conclude_sum(sum, args.set_digits + index * kHostWords);
+    args.set_factors[index] = has_moved ? ball_factor(set, rounded) : 1.0;
+    sum = {};
+    t += set.num_tiles;
+  }
+}
+
 void project(const ProjectArgs& args, int threads) {
   if (args.found_inf && *args.found_inf != 0.0f) return;
-  compute_ball_factors(args);
   parallel_for(
       args.num_pieces, threads,
       [](void* opaque, int64_t begin, int64_t end) {

@@ -5,7 +5,10 @@
 
 namespace sf {
 
-// Projects what update_tiles() has moved, with the same sets; also fills args.set_factors.
+// Fills args.set_digits and args.set_factors of the balls among the tiles of the launch, after update_tiles().
+void conclude_balls(const StepArgs& args);
+
+// Projects what update_tiles() has moved, with the same sets.
 void project(const ProjectArgs& args, int threads);
 
 }  // namespace sf

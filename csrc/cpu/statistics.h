@@ -1,11 +1,14 @@
-// Gradient statistics on the CPU, in the order of csrc/summation.h.
+// Gradient statistics on the CPU.
 #pragma once
 
 #include "cpu/step.h"
 
 namespace sf {
 
-// Fills args.tile_sums for the tiles of the launch, and args.statistics.
-void compute_statistics(const StatisticsArgs& args, TileSum tile_sum, int threads);
+// Fills args.digits and args.statistics for the tiles of the launch.
+void compute_statistics(const StatisticsArgs& args, SumTiles sum_tiles, int threads);
+
+// Fills args.statistics for what args.digits hold: sums of several tables or ranks.
+void conclude_digits(const StatisticsArgs& args);
 
 }  // namespace sf

@@ -4,12 +4,13 @@
 
 #include <cstring>
 
+#include "clipping.h"
 #include "cpu/chunk.h"
 #include "cpu/dispatch.h"
 #include "cpu/eight_bit.h"
 #include "cpu/elements.h"
+#include "cpu/exact_squares.h"
 #include "cpu/low_precision.h"
-#include "summation.h"
 #include "turn.h"
 
 namespace sf {
@@ -53,30 +54,14 @@ void take_mean(const Record& record, const Row& row, float unscale, const float*
   for (int64_t i = 0; i < count; ++i) mean[i] = mean_gradient(row, grad_sum[i], grad ? unscale * grad[i] : 0.0f);
 }
 
-// The sum of squares of at most a tile of elements, in the order of summation.h.
-double sum_of_squares(const float* elements, int64_t count) {
-  constexpr int row = 4 * kLanes;  // one entry of each lane
-  float padded[kTileElements];
-  if (count < kTileElements) {
-    for (int64_t i = 0; i < kTileElements; ++i) padded[i] = i < count ? elements[i] : 0.0f;
-    elements = padded;
-  }
-  double parts[row], lanes[kLanes];
-  for (int i = 0; i < row; ++i) {
-    double sum = square(elements[i]);
-    for (int k = 1; k < kLaneEntries; ++k) sum += square(elements[k * row + i]);
-    parts[i] = sum;
-  }
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add_parts(parts + 4 * lane);
-  return fold_lanes(lanes);
-}
-
 // Writes what the projection onto a joint set needs to know about a tile.
-void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record, int64_t count, bool moved) {
+void report_tile(const StepArgs& args, const Tile& tile, const Record& record, int64_t count, bool moved) {
   // other threads write the same value for other tiles of the record
   __atomic_store_n(args.moved + tile.record, moved, __ATOMIC_RELAXED);
   if (args.sets[record.set - 1].kind == kBall) {
-    args.set_sums[t] = sum_of_squares(pointer<const float>(record.param, tile.offset), count);
+    ExactSum sum{};
+    add_squares(pointer<const float>(record.param, tile.offset), count, sum);
+    add_atomically(sum, args.set_sums[(record.set - 1) * kSumCopies]);
   }
 }
 
@@ -126,15 +111,16 @@ void update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       const int64_t bytes = bytes_of(record.grad_dtype);
       std::memset(pointer<char>(record.grad, tile.offset * bytes), 0, count * bytes);
     }
-    if (args.sets && record.set) report_tile(args, t, tile, record, count, moves && turn.moves(gradient));
+    if (args.sets && record.set) report_tile(args, tile, record, count, moves && turn.moves(gradient));
   }
 }
 
-double tile_sum(const StatisticsArgs& args, int64_t t) {
+// Adds the squares of the gradients of a tile, as they move parameters now.
+void add_tile(const StatisticsArgs& args, int64_t t, ExactSum& sum) {
   const Tile tile = args.tiles[t];
   const Record& record = args.records[tile.record];
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad)) return 0;
+  if (!turn.moves(record.grad)) return;
   const float unscale = unscaling(args.grad_scale);
   const int64_t left = record.numel - tile.offset;
   const int64_t count = left < kTileElements ? left : kTileElements;
@@ -148,11 +134,17 @@ double tile_sum(const StatisticsArgs& args, int64_t t) {
     for (int64_t i = 0; i < count; ++i) effective[i] = unscale * gradient[i];
     grad = effective;
   }
-  return sum_of_squares(grad, count);
+  add_squares(grad, count, sum);
+}
+
+void sum_tiles(const StatisticsArgs& args, int64_t first, int64_t last) {
+  ExactSum sums[2] = {};
+  for (int64_t t = first; t < last; ++t) add_tile(args, t, sums[player_of(args, t)]);
+  for (int player = 0; player < 2; ++player) add_atomically(sums[player], args.sums[player]);
 }
 
 }  // namespace
 
-extern const Kernel SF_ISA_NAME(kernel_) = {SF_ISA_STRING, update_tiles, tile_sum};
+extern const Kernel SF_ISA_NAME(kernel_) = {SF_ISA_STRING, update_tiles, sum_tiles};
 
 }  // namespace sf

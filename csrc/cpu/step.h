@@ -8,13 +8,13 @@ namespace sf {
 
 // Updates the tiles [first, last) of args.tiles.
 using UpdateTiles = void (*)(const StepArgs& args, int64_t first, int64_t last);
-// Returns the sum of squares of the gradients of tile `t` that move parameters now, added in the order of summation.h.
-using TileSum = double (*)(const StatisticsArgs& args, int64_t t);
+// Adds the squares of the gradients of the tiles [first, last) that move parameters now to args.sums.
+using SumTiles = void (*)(const StatisticsArgs& args, int64_t first, int64_t last);
 
 struct Kernel {
   const char* isa;
   UpdateTiles update_tiles;
-  TileSum tile_sum;
+  SumTiles sum_tiles;
 };
 
 #if SF_X86

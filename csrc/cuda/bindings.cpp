@@ -33,6 +33,13 @@ PYBIND11_MODULE(_cuda, m) {
       "Enqueue the statistics of the tiles' gradients; `args`: packed STATISTICS_ARGS.", arg("args"), arg("device"),
       arg("stream"));
   m.def(
+      "conclude",
+      [](std::string_view args, int device, int64_t stream) {
+        check(sf::launch_conclude(sf::unpack<sf::StatisticsArgs>(args), device, stream));
+      },
+      "Enqueue what follows from the digits of the statistics; `args`: packed STATISTICS_ARGS.", arg("args"),
+      arg("device"), arg("stream"));
+  m.def(
       "project",
       [](std::string_view args, int device, int64_t stream) {
         check(sf::launch_project(sf::unpack<sf::ProjectArgs>(args), device, stream));

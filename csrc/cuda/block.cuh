@@ -2,14 +2,14 @@
 // device, and reports to the projection that follows.
 #pragma once
 
+#include "clipping.h"
 #include "cuda/access.cuh"
-#include "cuda/block_sum.cuh"
+#include "cuda/exact_squares.cuh"
 #include "format.h"
 #include "launch_args.h"
 #include "projection.h"
 #include "random_bits.h"
 #include "row.h"
-#include "summation.h"
 #include "tables.h"
 #include "turn.h"
 
@@ -102,36 +102,49 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
 
 // Writes what the projection onto a joint set needs to know about a tile. The last block of a ball to finish computes
 // the ball's factor.
-__device__ __forceinline__ void report_tile(const StepArgs& args, int64_t t, const Tile& tile, const Record& record,
-                                            bool moved) {
-  __shared__ double shared[kLanes];
-  __shared__ bool is_last;
-  const bool is_first = threadIdx.x == 0;
-  const JointSet& set = args.sets[record.set - 1];
-  if (is_first) args.moved[tile.record] = moved;  // all tiles of a record write the same value
+__device__ __forceinline__ void report_tile(const StepArgs& args, bool moved) {
+  __shared__ SquaresScratch scratch;
+  __shared__ ExactSum total;
+  __shared__ bool is_last, has_moved;
+  const int thread = thread_now();
+  // read again, because the update needs all registers
+  const int64_t t = args.first_tile + blockIdx.x;
+  const Tile tile = args.tiles[t];
+  const Record& record = args.records[tile.record];
+  const int64_t index = record.set - 1;
+  if (index < 0) return;
+  const JointSet& set = args.sets[index];
+  if (thread == 0) args.moved[tile.record] = moved;  // all tiles of a record write the same value
   if (set.kind != kBall) return;
   __syncthreads();  // orders the block's stores before its loads
   const float* param = element(record.param, tile.offset);
-  const double mine = lane_sum_of_tile(record.numel - tile.offset, [&](int i) { return load1(param + i); });
-  const double sum = sum_lanes(mine, shared);
-  if (is_first) {
-    args.set_sums[t] = sum;
-    __threadfence();  // orders `moved` and the sum before the count
-    is_last = atomicAdd(&args.set_tiles_done[record.set - 1], 1) == static_cast<int>(set.num_tiles) - 1;
+  const int64_t left = record.numel - tile.offset;
+  const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
+  const auto visit = [&](const auto& take) {
+#pragma unroll 1
+    for (int i = thread; i < count; i += kLanes) take(load1(param + i));
+  };
+  ExactSum* const sums = args.set_sums + index * kSumCopies;
+  add_squares(thread, visit, scratch, sums[t % kSumCopies]);
+  __syncthreads();
+  if (thread == 0) {
+    has_moved = false;
+    __threadfence();  // orders `moved` and what the block has added before the count
+    is_last = atomicAdd(&args.set_tiles_done[index], 1) == static_cast<int>(set.num_tiles) - 1;
   }
   __syncthreads();
   if (!is_last) return;
   __threadfence();  // orders the count before the loads of what other blocks wrote
   const int64_t end = set.first_tile + set.num_tiles;
-  const double total = sum_lanes(lane_sum_of_entries(args.set_sums, set.first_tile, end), shared);
-  double tiles_moved = 0;
-  for (int64_t i = set.first_tile + static_cast<int>(threadIdx.x); i < end; i += kLanes) {
-    tiles_moved += __ldcg(args.moved + args.tiles[i].record);
+  for (int64_t i = set.first_tile + thread; i < end; i += kLanes) {
+    if (__ldcg(args.moved + args.tiles[i].record)) has_moved = true;  // all threads write the same value
   }
-  tiles_moved = sum_lanes(tiles_moved, shared);
-  if (!is_first) return;
-  args.set_factors[record.set - 1] = tiles_moved != 0 ? ball_factor(set, total) : 1.0;
-  args.set_tiles_done[record.set - 1] = 0;
+  collect_copies(thread, sums, 1, total);
+  __syncthreads();
+  if (thread) return;
+  const double rounded = conclude_sum(total, args.set_digits + index * kHostWords);
+  args.set_factors[index] = has_moved ? ball_factor(set, rounded) : 1.0;
+  args.set_tiles_done[index] = 0;
 }
 
 }  // namespace sf

@@ -185,9 +185,7 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
           if (exists) wait_elements<1>(block, i, adds);
         });
   }
-  if (args.sets && block.record.set && !block.skips) {
-    report_tile(args, block.index, block.tile, block.record, is_first && block.moves);
-  }
+  if (args.sets && !block.skips) report_tile(args, is_first && block.moves);
 }
 
 const char* launch_low_precision(const StepArgs& args, int64_t stream) {

@@ -1,17 +1,24 @@
-// Gradient statistics in one launch: block b sums the squares of tile first_tile + b, and the last block to finish adds
-// up the tiles. The additions are in the order of csrc/summation.h, so the result does not depend on which block is
-// last.
+// Gradient statistics in one launch: block b adds the squares of tile first_tile + b to one of the copies of its
+// player's sum, and the last block to finish adds up the copies. Sums are exact, so the result does not depend on the
+// order of the blocks.
 #include "cuda/launch.cuh"
 
+#include "clipping.h"
 #include "cuda/access.cuh"
-#include "cuda/block_sum.cuh"
+#include "cuda/exact_squares.cuh"
 #include "cuda/load_store.cuh"
 #include "cuda/step.h"
-#include "summation.h"
 #include "turn.h"
 #include "update_rule.h"
 
 namespace sf {
+
+// Within a full tile a thread loads entries of 4 consecutive elements, 128 bits, kLanes entries apart.
+constexpr int kLaneEntries = kTileElements / (4 * kLanes);
+static_assert(kTileElements % (4 * kLanes) == 0);
+
+// Blocks that fit on a multiprocessor: enough bytes in flight, and registers for the elements that a thread keeps.
+constexpr int kBlocksPerMultiprocessorOfStatistics = 3;
 
 // The gradient of a tile as the update uses it, except for clipping: unscaled, and the mean with earlier gradients.
 struct EffectiveGradient {
@@ -38,11 +45,17 @@ __device__ __forceinline__ void read_entries(Dtype dtype, const EffectiveGradien
   }
 }
 
-__device__ __forceinline__ double lane_sum(const EffectiveGradient& x, int64_t left) {
+__device__ __forceinline__ void add_tile(const EffectiveGradient& x, int64_t left, SquaresScratch& scratch,
+                                         ExactSum& sum) {
   if (left < kTileElements || x.grad_sum || (x.grad & 15) != 0) {
-    return lane_sum_of_tile(left, [&](int i) { return x.at(i); });
+    const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
+    const auto visit = [&](const auto& take) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += kLanes) take(x.at(i));
+    };
+    add_squares(thread_now(), visit, scratch, sum);
+    return;
   }
-  double part[4];
   float loaded[kLaneEntries][4];
   // branch once on the dtype, so that all loads are in flight before the first use
   if (x.dtype == kFloat32) {
@@ -53,59 +66,78 @@ __device__ __forceinline__ double lane_sum(const EffectiveGradient& x, int64_t l
     read_entries(kFloat16, x, loaded);
   }
 #pragma unroll
-  for (int k = 0; k < kLaneEntries; ++k) {
+  for (int i = 0; i < 4 * kLaneEntries; ++i) loaded[i / 4][i % 4] *= x.unscale;
+  const auto visit = [&](const auto& take) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const double squared = square(x.unscale * loaded[k][j]);
-      part[j] = k ? part[j] + squared : squared;
-    }
-  }
-  return add_parts(part);
+    for (int i = 0; i < 4 * kLaneEntries; ++i) take(loaded[i / 4][i % 4]);
+  };
+  add_squares(thread_now(), visit, scratch, sum);
 }
 
-// The sum of a lane; 0 if the gradient moves nothing now.
-__device__ __forceinline__ double lane_sum_of_gradient(const StatisticsArgs& args, const Tile& tile,
-                                                       const Record& record) {
+// Adds nothing if the gradient moves nothing now.
+__device__ __forceinline__ void add_gradient(const StatisticsArgs& args, const Tile& tile, const Record& record,
+                                             SquaresScratch& scratch, ExactSum& sum) {
   const Turn turn = turn_of(args, tile.record, record);
-  if (!turn.moves(record.grad != 0)) return 0.0;
+  if (!turn.moves(record.grad != 0)) return;
   const float* grad_sum = nullptr;
   if (turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
   const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
                                       grad_sum,    args.rows[record.row], unscaling(args.grad_scale)};
-  return lane_sum(gradient, record.numel - tile.offset);
+  add_tile(gradient, record.numel - tile.offset, scratch, sum);
 }
 
-__global__ void __launch_bounds__(kLanes) statistics_kernel(StatisticsArgs args) {
-  __shared__ double shared[kLanes];
+__global__ void __launch_bounds__(kLanes, kBlocksPerMultiprocessorOfStatistics) statistics_kernel(StatisticsArgs args) {
+  __shared__ SquaresScratch scratch;
+  __shared__ ExactSum totals[2];
+  __shared__ double rounded[2];
   __shared__ bool is_last;
-  const int lane = static_cast<int>(threadIdx.x);
   const int64_t t = args.first_tile + blockIdx.x;
   const Tile tile = args.tiles[t];
   const Record record = args.records[tile.record];
   // an absent gradient adds nothing, but its block has to be counted
-  const double sum = sum_lanes(lane_sum_of_gradient(args, tile, record), shared);
-  if (lane == 0) {
-    args.tile_sums[t] = sum;
-    __threadfence();  // orders the sum before the count
+  add_gradient(args, tile, record, scratch, args.sums[2 * (t % kSumCopies) + player_of(args, t)]);
+  __syncthreads();
+  const int thread = thread_now();
+  if (thread == 0) {
+    __threadfence();  // orders what the block has added before the count
     is_last = atomicAdd(&args.statistics->blocks_done, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();  // orders the count before the loads of other blocks' sums
-  double sums[2];
+  __threadfence();  // orders the count before the loads of what other blocks have added
   for (int player = 0; player < 2; ++player) {
-    int64_t begin, end;
-    player_tiles(args, player, begin, end);
-    sums[player] = sum_lanes(lane_sum_of_entries(args.tile_sums, begin, end), shared);
+    collect_copies(thread - player * kExactSumWords, args.sums + player, 2, totals[player]);
   }
-  if (lane) return;
-  conclude(args, sums[0], sums[1]);
+  __syncthreads();
+  if (thread < 2) rounded[thread] = conclude_sum(totals[thread], args.digits + thread * kHostWords);
+  __syncthreads();
+  if (thread) return;
+  conclude(args, rounded[0], rounded[1]);
   args.statistics->blocks_done = 0;
+}
+
+// What follows from digits that are there already, those of several tables or ranks.
+__global__ void __launch_bounds__(32) conclude_kernel(StatisticsArgs args) {
+  __shared__ double rounded[2];
+  const int thread = thread_now();
+  if (thread < 2) {
+    int64_t* words = args.digits + thread * kHostWords;
+    ExactSum sum = read_sum(words);
+    rounded[thread] = conclude_sum(sum, words);
+  }
+  __syncthreads();
+  if (!thread) conclude(args, rounded[0], rounded[1]);
 }
 
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream) {
   if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
   SF_LAUNCH(statistics_kernel, static_cast<unsigned>(args.num_tiles), kLanes, stream, args);
+  return launch_error();
+}
+
+const char* launch_conclude(const StatisticsArgs& args, int device, int64_t stream) {
+  if (const cudaError_t error = cudaSetDevice(device)) return cudaGetErrorString(error);
+  SF_LAUNCH(conclude_kernel, 1, 32, stream, args);
   return launch_error();
 }
 

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(threads<OPTIONS>, blocks_per_multiprocessor<OP
     update_by_rule<RULE, OPTIONS>(args, tile, record, row, options);
   }
   if constexpr (OPTIONS) {
-    if (args.sets && record.set && !skips) report_tile(args, t, tile, record, moves);
+    if (args.sets && !skips) report_tile(args, moves);
   }
 }
 

@@ -16,6 +16,9 @@ const char* launch_low_precision(const StepArgs& args, int64_t stream);
 // Computes gradient statistics. args.statistics has to be all zero bytes before the first launch.
 const char* launch_statistics(const StatisticsArgs& args, int device, int64_t stream);
 
+// Writes what follows from args.digits: sums of several tables or ranks.
+const char* launch_conclude(const StatisticsArgs& args, int device, int64_t stream);
+
 // Projects onto joint sets, after launch_step with the same sets.
 const char* launch_project(const ProjectArgs& args, int device, int64_t stream);
 

@@ -17,6 +17,7 @@ from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Span
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import Table
+from ..layout.tile_subset import TileSubset
 from .interrupts import make_calls
 
 
@@ -44,6 +45,7 @@ class Launch:
         zero_grads: the launch leaves zeros in all gradients, also in those that moved nothing.
         moves: bool [slots]: slots that move; where only the device knows, those that may.
         joint_sets: those of the table, where any of their slots may move: projected onto after the update.
+        measured: the tiles whose gradients are measured, where not all of the span are.
         conclusion: calls of built-in functions that complete the step after the kernels: they count it, and copy back
             what was updated in the place of a parameter.
     """
@@ -59,6 +61,7 @@ class Launch:
     moves: np.ndarray | None = None
     joint_sets: JointSets | None = None
     conclusion: Sequence[partial[Any]] = ()
+    measured: TileSubset | None = None
 
     def make(self, *calls: partial[Any]) -> None:
         """Make native calls and conclude the step, all of it or nothing: no interrupt (Ctrl-C) comes between them."""
@@ -114,6 +117,16 @@ class Backend(ABC):
     @abstractmethod
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         """Fill `launch.statistics` for the gradients of the span; returns the number of kernel launches made."""
+
+    def conclude(self, launch: Launch, limits: ClipLimits) -> int:
+        """Write what follows from `launch.statistics.digits`, which were added up over tables or ranks.
+
+        Returns:
+            The number of kernel launches made.
+        """
+        statistics = launch.needed_statistics
+        statistics.conclude_digits(statistics.digits, limits)
+        return 0
 
     @abstractmethod
     def step(self, launch: Launch) -> int:

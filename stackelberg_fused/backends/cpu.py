@@ -8,6 +8,7 @@ import torch
 
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
+from ..layout.tile_subset import TileSubset
 from .base import (
     Backend,
     BackendStatus,
@@ -53,9 +54,13 @@ class CpuBackend(Backend):
         return refusal_of_kernel(self.name, "cpu", kind)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        args = statistics_args(launch, limits, _tables(launch))
+        args = statistics_args(launch, limits, _tables(launch, launch.measured))
         _cpu.statistics(args, torch.get_num_threads(), self._isa)
         return 1
+
+    def conclude(self, launch: Launch, limits: ClipLimits) -> int:
+        _cpu.conclude(statistics_args(launch, limits, _tables(launch)))
+        return 0
 
     def step(self, launch: Launch) -> int:
         tables, threads = _tables(launch), torch.get_num_threads()
@@ -67,12 +72,12 @@ class CpuBackend(Backend):
         return 2
 
 
-def _tables(launch: Launch) -> dict[str, int]:
-    """Addresses of the host's own."""
+def _tables(launch: Launch, measured: TileSubset | None = None) -> dict[str, int]:
+    """Addresses of the host's own; of these tiles, where only some are measured."""
     table, joint = launch.table, launch.joint_sets
     found = {
         "records": table.records_address,
-        "tiles": table.tiles_address,
+        "tiles": table.tiles_address if measured is None else measured.tiles.ctypes.data,
         "rows": table.rows.address,
     }
     if joint is not None:

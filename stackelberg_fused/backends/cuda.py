@@ -62,8 +62,17 @@ class CudaBackend(Backend):
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         index = launch.table.device.index
         with torch.cuda.device(index):
-            args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+            args = statistics_args(
+                launch, limits, addresses(tables_on_device(launch.table, launch.measured))
+            )
             _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
+        return 1
+
+    def conclude(self, launch: Launch, limits: ClipLimits) -> int:
+        index = launch.table.device.index
+        with torch.cuda.device(index):
+            args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+            _cuda.conclude(args, index, torch.cuda.current_stream(index).cuda_stream)
         return 1
 
     def step(self, launch: Launch) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout.table import Table
+from ..layout.tile_subset import TileSubset
 
 # pinned blocks at hand for a capture: two captures in a row of two roles, each with statistics and a step
 SPARE_BLOCKS = 8
@@ -170,22 +171,33 @@ def _as_bytes(table: np.ndarray) -> np.ndarray:
     return table.reshape(-1).view(np.uint8)
 
 
-def tables_on_device(table: Table) -> dict[str, Tensor]:
+def tables_on_device(table: Table, measured: TileSubset | None = None) -> dict[str, Tensor]:
     """Upload the parts of a table that kernels read, as uint8 tensors by name.
 
     They are records, tiles and rows; groups, where step counts live on the device; sets and pieces, where there are
     joint sets. For a table on the CPU (interpreted Triton) the tensors are the host's own memory.
+
+    Args:
+        measured: these tiles instead of all of the table's.
     """
-    names = ["records", "tiles", "rows"]
+    tiles = "tiles" if measured is None else measured.name
+    names = ["records", tiles, "rows"]
     if table.counts is not None:
         names.append("groups")
     if table.joint_sets is not None:
         names += ["sets", "pieces"]
+
+    def named(parts: Iterable[Tensor]) -> dict[str, Tensor]:
+        return {
+            "tiles" if name == tiles else name: part
+            for name, part in zip(names, parts, strict=True)
+        }
+
     if table.device.type == "cpu":
-        return {name: torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names}
+        return named(torch.from_numpy(_as_bytes(_source(table, name)[0])) for name in names)
     if table.device_tables is None:
         table.device_tables = DeviceTables(table.device)
-    return dict(zip(names, table.device_tables.upload(table, names), strict=True))
+    return named(table.device_tables.upload(table, names))
 
 
 def addresses(tables: Mapping[str, Tensor]) -> dict[str, int]:
@@ -199,6 +211,8 @@ def _source(table: Table, name: str) -> tuple[np.ndarray, Version]:
         return table.records, (name, table.version)
     if name == "tiles":
         return table.tiles, (name, 0)
+    if name in table.subsets:
+        return table.subsets[name], (name, 0)
     if name in ("sets", "pieces"):
         return getattr(table.joint_sets, name), (name, table.sets_version)
     if table.counts is None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..layout.joint_sets import JointSets
 from ..layout.statistics import ClipLimits
 from ..native.tables import PROJECT_ARGS, STATISTICS_ARGS, STEP_ARGS
 from .base import Launch
@@ -17,7 +16,7 @@ _PROJECT = struct.Struct("<" + "".join(PROJECT_ARGS.values()))
 _STATISTICS = struct.Struct("<" + "".join(STATISTICS_ARGS.values()))
 
 
-_NONE = (0, 0, 0, 0)
+_NONE = (0, 0, 0, 0, 0)
 
 
 def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
@@ -44,12 +43,12 @@ def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
         *(_NONE[:2] if scaling is None else map(_address, (scaling.grad_scale, scaling.found_inf))),
         tables.get("groups", 0),
         *(
-            _NONE
+            _NONE[:4]
             if counts is None
             else map(_address, (counts.steps, counts.ready, counts.waited, counts.arrived))
         ),
         0 if joint is None else tables["sets"],
-        *(_NONE if joint is None else map(_address, _results(joint))),
+        *(_NONE if joint is None else map(_address, joint.results)),
     )
 
 
@@ -59,13 +58,9 @@ def project_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
     addresses = [tables[name] for name in ("records", "rows", "sets", "pieces")]
     joint = launch.needed_joint_sets
     pieces = joint.piece_range(span.first_slot, span.last_slot)
-    sums, factors, _, moved = map(_address, _results(joint))
+    factors, moved = map(_address, (joint.factors, joint.moved))
     found_inf = 0 if launch.scaling is None else _address(launch.scaling.found_inf)
-    return _PROJECT.pack(*addresses, *pieces, sums, factors, moved, found_inf)
-
-
-def _results(joint: JointSets) -> tuple[Tensor, ...]:
-    return joint.sums, joint.factors, joint.tiles_done, joint.moved
+    return _PROJECT.pack(*addresses, *pieces, factors, moved, found_inf)
 
 
 def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int]) -> bytes:
@@ -74,10 +69,9 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
     values = (
         tables["records"],
         tables["tiles"],
-        span.first_tile,
-        span.last_tile - span.first_tile,
-        table.first_head_tile,
-        statistics.tile_sums.data_ptr(),
+        *measured_tiles(launch),
+        statistics.sums.data_ptr(),
+        statistics.digits.data_ptr(),
         statistics.buffer.data_ptr(),
         limits.body,
         limits.head,
@@ -89,6 +83,14 @@ def statistics_args(launch: Launch, limits: ClipLimits, tables: Mapping[str, int
         0 if table.counts is None else table.counts.waited.data_ptr(),
     )
     return _STATISTICS.pack(*values)
+
+
+def measured_tiles(launch: Launch) -> tuple[int, int, int]:
+    """The first tile that is measured, their number, and the first one of the head's."""
+    span, first_head, part = launch.span, launch.table.first_head_tile, launch.measured
+    if part is None:
+        return span.first_tile, span.last_tile - span.first_tile, first_head
+    return (*part.range_in(span), part.before(first_head))
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -23,11 +23,10 @@ from ..layout.statistics import ClipLimits
 from ..layout.table import STATE_FIELD
 from ..memory.arena import in_memory_order
 from ..memory.sharding import local_tensor
-from ..native.tables import TILE_ELEMENTS
 from ..numerics import turns, update_rule
+from ..numerics.exact_sum import carried, rounded, sum_of_squares
 from ..numerics.projection import ball_factor, project_simplex, toward_zero
 from ..numerics.random_bits import random_bits
-from ..numerics.summation import sum_of, tile_sums
 from .base import Backend, BackendStatus, Launch
 from .reference_storage import (
     read_moment,
@@ -52,18 +51,13 @@ class ReferenceBackend(Backend):
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         table, span = launch.table, launch.span
-        sums = launch.needed_statistics.tile_sums
-        sums.zero_()
-        at = span.first_tile
+        digits = torch.zeros_like(launch.needed_statistics.digits)
         for i in range(span.first_slot, span.last_slot):
-            slot, grad = table.slots[i], _moving_gradient(launch, i)
-            tiles = -(-slot.local.numel() // TILE_ELEMENTS)
+            is_measured = launch.measured is None or launch.measured.slots[i]
+            grad = _moving_gradient(launch, i) if is_measured else None
             if grad is not None:
-                sums[at : at + tiles] = tile_sums(_in_memory_order(grad.detach(), slot))
-            at += tiles
-        split = min(max(table.first_head_tile, span.first_tile), span.last_tile)
-        body, head = sums[span.first_tile : split], sums[split : span.last_tile]
-        launch.needed_statistics.conclude(torch.stack([sum_of(body), sum_of(head)]), limits)
+                digits[ROLES.index(table.slots[i].role)] += sum_of_squares(grad)
+        launch.needed_statistics.conclude_digits(digits, limits)
         return 0
 
     def step(self, launch: Launch) -> int:
@@ -114,9 +108,10 @@ class ReferenceBackend(Backend):
 def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:
     """Scale the parameters of a group into its ball."""
     slots = [launch.table.slots[i] for i in members]
-    sums = [tile_sums(_in_memory_order(slot.local.detach(), slot)) for slot in slots]
+    digits = launch.needed_joint_sets.digits[launch.table.records["set"][members[0]] - 1]
+    digits.copy_(carried(torch.stack([sum_of_squares(slot.local) for slot in slots]).sum(0)))
     dtype = slots[0].local.dtype
-    factor = ball_factor(sum_of(torch.cat(sums)), ball.radius, ball.largest, dtype)
+    factor = ball_factor(rounded(digits), ball.radius, ball.largest, dtype)
     if factor == 1.0:
         return
     for slot in slots:

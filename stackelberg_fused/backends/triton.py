@@ -20,6 +20,7 @@ from .base import (
     refusal_of_kernel,
 )
 from .device_tables import tables_on_device
+from .launch_args import measured_tiles
 
 try:
     from ..triton_kernels.launch_options import JOINT_ARGUMENTS, LaunchOptions
@@ -64,16 +65,15 @@ class TritonBackend(Backend):
         return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        table, span, statistics = launch.table, launch.span, launch.needed_statistics
+        table, statistics = launch.table, launch.needed_statistics
         with self._on_device(table):
-            tables = tables_on_device(table)
+            tables = tables_on_device(table, launch.measured)
             launch_statistics(
                 tables["records"].view(torch.int64),
                 tables["tiles"].view(torch.int64),
-                span.first_tile,
-                span.last_tile - span.first_tile,
-                table.first_head_tile,
-                statistics.tile_sums,
+                *measured_tiles(launch),
+                statistics.sums,
+                statistics.digits,
                 statistics.buffer.view(torch.float64),
                 statistics.limits_on_device(limits),
                 limits.joint,
@@ -115,8 +115,7 @@ def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:
     counts, scaling, joint = launch.table.counts, launch.scaling, launch.joint_sets
     results: tuple[Tensor, ...] = ()
     if joint is not None:
-        sets = tables["sets"].view(torch.int64)
-        results = (sets, joint.sums, joint.factors, joint.tiles_done, joint.moved)
+        results = (tables["sets"].view(torch.int64), *joint.results)
     return LaunchOptions(
         factors=launch.statistics and launch.statistics.factors,
         grad_scale=scaling and scaling.grad_scale,

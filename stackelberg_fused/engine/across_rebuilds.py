@@ -29,6 +29,7 @@ class AcrossRebuilds:
         counts: the arrays that step counts of all engines lie in; who has popped an entry of the state may put it back.
         rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
+        agreed_groups: the number of param groups when ranks that share parameters were last compared.
     """
 
     placed: set[int] = field(default_factory=set)
@@ -39,6 +40,7 @@ class AcrossRebuilds:
     counts: list[weakref.ref[np.ndarray]] = field(default_factory=list)
     rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)
+    agreed_groups: int = 0
 
     def own_counts(self) -> OwnCounts | None:
         """The step counts that are not the user's; None before the first engine."""

@@ -40,6 +40,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
+from .sharded_norms import ShardedNorms
 from .state_requests import StateRequests
 
 
@@ -97,6 +98,7 @@ class Engine:
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
         turns_of_groups = GroupTurns(len(groups))
         self.units = self._make_units(slots, backends, turns_of_groups, flatten)
+        self._sharded_norms = ShardedNorms.of(self.units, groups, across_rebuilds)
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = across_rebuilds.own_counts()
@@ -215,10 +217,12 @@ class Engine:
         if changed:
             self._refuse(changed)
         if checks_all and role is not None:
-            self._prepare(None, limits is not None)
-        pending = self._prepare(role, limits is not None)
+            self._prepare(None)
+        pending = self._prepare(role)
         if self._replaced.is_new:
             self._replaced.refuse_marked()
+        if limits is not None and self._sharded_norms is not None:
+            self._sharded_norms.agree(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):
@@ -243,13 +247,10 @@ class Engine:
                 clear_gradients(unit, read, ready)
         return launches, statistics
 
-    def _prepare(self, role: str | None, clipped: bool) -> list[Pending]:
+    def _prepare(self, role: str | None) -> list[Pending]:
         """Have every unit read and check its gradients; all errors are raised here, before anything is modified."""
         if self._frozen.is_any:
             self._frozen.check()
-        if clipped:
-            for unit in self.units:
-                unit.refuse_shards()
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
@@ -333,6 +334,8 @@ class Engine:
             statistics = table.statistics_of(table.spans[role])
             statistics.unknown(limits)
             return 0, statistics
+        if self._sharded_norms is not None:
+            return self._sharded_norms.measure(staged, limits, role)
         running = [(unit, ready) for unit, ready in zip(self.units, staged, strict=True) if ready]
         launches = sum(unit.measure(ready, limits) for unit, ready in running)
         parts = [ready.launch.needed_statistics for _, ready in running]

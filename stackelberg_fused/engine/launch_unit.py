@@ -21,6 +21,7 @@ from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
 from ..layout.statistics import ClipLimits
 from ..layout.table import COUNTS, Table
+from ..layout.tile_subset import TileSubset
 from ..memory.overlap import place_of
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor
@@ -136,14 +137,6 @@ class LaunchUnit:
         if self.table.counts is not None and self.hyperparameters.changes_rules(changed):
             self._refuse_in_capture("another rule")
 
-    def refuse_shards(self) -> None:
-        """Raise for a DTensor, of whose gradient only a part is here to be measured."""
-        for i in self.gradients.sharded:
-            raise ValueError(
-                f"{self.table.slots[i].name}: max_grad_norm does not know DTensor shards; clip with "
-                "torch.nn.utils.clip_grad_norm_ before the step"
-            )
-
     def prepare(self, role: str | None) -> Pending:
         """Read gradients and step counts, and raise if any of them is not acceptable.
 
@@ -235,9 +228,16 @@ class LaunchUnit:
         )
         return Staged(pending.gathered, plan, launch)
 
-    def measure(self, staged: Staged, limits: ClipLimits) -> int:
-        """Compute the statistics of the gradients that are about to be stepped; returns the launches made."""
+    def measure(
+        self, staged: Staged, limits: ClipLimits, measured: TileSubset | None = None
+    ) -> int:
+        """Compute the statistics of the gradients that are about to be stepped; returns the launches made.
+
+        Args:
+            measured: the tiles that count, where not all do.
+        """
         span = staged.launch.span
+        staged.launch.measured = measured
         if span.last_tile > span.first_tile:
             return self.backend.statistics(staged.launch, limits)
         staged.launch.needed_statistics.nothing(limits)

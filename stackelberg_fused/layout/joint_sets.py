@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ from ..native.tables import (
     JOINT_SET,
     SIMPLEX,
     TILE_ELEMENTS,
+)
+from ..numerics.exact_sum import (
+    COPIES,
+    KERNEL_WORDS,
+    WORDS,
+    carried,
+    root,
+    rounded,
 )
 
 
@@ -34,9 +43,11 @@ class JointSets:
         sets: JOINT_SET array [sets].
         pieces: int64 [pieces, 2]: what a block projects: (record, first element of a ball's or first row of a
             simplex's).
-        sums: float64 [tiles]: squares of the elements of tiles in a ball, written by the launch of the update.
-        factors, tiles_done: float64, int32 [sets]: what elements of a ball are multiplied by, and how many of its
-            tiles have been summed up in the launch at hand.
+        digits: int64 [sets, WORDS]: the sum of the squares of the elements of a ball, as the launch of the update
+            leaves it (numerics/exact_sum.py).
+        sums, tiles_done: int64 [sets, COPIES, KERNEL_WORDS], int32 [sets]: what has been added to that sum, and by how
+            many tiles, in the launch at hand; zero between launches.
+        factors: float64 [sets]: what elements of a ball are multiplied by, which follows from its sum.
         moved: int32 [slots]: which slots that launch moved.
         slots: bool [slots]: those with a joint set.
     """
@@ -69,7 +80,9 @@ class JointSets:
                 pieces.extend(_rows(slots, records, members.tolist()))
         self.sets = np.array(sets, JOINT_SET)
         self.pieces = np.concatenate(pieces)
-        self.sums = torch.zeros(len(tiles), dtype=torch.float64, device=device)
+        self.digits = torch.zeros((len(sets), WORDS), dtype=torch.int64, device=device)
+        shape = len(sets), COPIES, KERNEL_WORDS
+        self.sums = torch.zeros(shape, dtype=torch.int64, device=device)
         self.factors = torch.zeros(len(sets), dtype=torch.float64, device=device)
         self.tiles_done = torch.zeros(len(sets), dtype=torch.int32, device=device)
         self.moved = torch.zeros(len(slots), dtype=torch.int32, device=device)
@@ -80,8 +93,29 @@ class JointSets:
         if self._stream is not None and stream != self._stream:
             stream.wait_stream(self._stream)
         self._stream = None
-        for tensor in (self.sums, self.factors, self.tiles_done, self.moved):
+        for tensor in self.results:
             tensor.record_stream(stream)
+
+    @property
+    def results(self) -> tuple[torch.Tensor, ...]:
+        """What the launch of the update writes, in the order of struct StepArgs."""
+        return self.sums, self.digits, self.factors, self.tiles_done, self.moved
+
+    def conclude_digits(self, digits: torch.Tensor) -> None:
+        """Take these sums, and write the factors of balls that follow from them, as if all of them had moved.
+
+        Args:
+            digits: int64 [sets, WORDS], e.g. `digits` of several ranks added up.
+        """
+        self.digits.copy_(carried(digits))
+        norms = root(rounded(self.digits))
+        size, largest = (
+            torch.from_numpy(self.sets[name].copy()).to(norms.device)
+            for name in ("size", "largest")
+        )
+        is_ball = torch.from_numpy(self.sets["kind"] == BALL).to(norms.device)
+        leaves = is_ball & (norms > largest) & (norms < math.inf)
+        self.factors.copy_(torch.where(leaves, size / norms, 1.0))
 
     def are_touched(self, moves: np.ndarray) -> bool:
         """Tell whether any element of a set is among these slots (bool [slots])."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..groups.option_types import MaybeNone
 from ..groups.param_groups import ROLES, at_least_zero
 from ..native.tables import GRADIENT_STATISTICS
+from ..numerics import exact_sum
 from .scaling import move
 
 _FIELDS = GRADIENT_STATISTICS.fields
@@ -71,12 +72,16 @@ class Statistics:
 
     Attributes:
         buffer: uint8 [64]: `struct GradientStatistics` of csrc/tables.h.
-        tile_sums: float64 [tiles]: of each tile's gradients, squared.
+        digits: int64 [2, WORDS]: the exact sums of the squares of body's and head's gradients, from which all of the
+            buffer follows (numerics/exact_sum.py). Digits of several tables, or ranks, may be added up.
+        sums: int64 [COPIES, 2, KERNEL_WORDS]: what has been added to them in the launch at hand; zero between launches.
     """
 
-    def __init__(self, tiles: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.buffer = torch.zeros(GRADIENT_STATISTICS.itemsize, dtype=torch.uint8, device=device)
-        self.tile_sums = torch.zeros(tiles, dtype=torch.float64, device=device)
+        self.digits = torch.zeros((2, exact_sum.WORDS), dtype=torch.int64, device=device)
+        shape = exact_sum.COPIES, 2, exact_sum.KERNEL_WORDS
+        self.sums = torch.zeros(shape, dtype=torch.int64, device=device)
         self._limits = torch.zeros(2, dtype=torch.float64, device=device)
         self._written: ClipLimits | None = None
 
@@ -106,18 +111,24 @@ class Statistics:
 
     def nothing(self, limits: ClipLimits) -> None:
         """Conclude a step without gradients: norms of zero."""
-        self.conclude(torch.zeros(2, dtype=torch.float64, device=self.buffer.device), limits)
+        self.conclude_digits(torch.zeros_like(self.digits), limits)
 
     def unknown(self, limits: ClipLimits) -> None:
         """Conclude a step that was skipped before anything was measured: norms of NaN."""
-        nan = torch.full((2,), math.nan, dtype=torch.float64, device=self.buffer.device)
-        self.conclude(nan, limits)
+        nan = torch.zeros_like(self.digits)
+        nan[:, exact_sum.NANS] = 1
+        self.conclude_digits(nan, limits)
 
-    def conclude(self, sum_sq: Tensor, limits: ClipLimits) -> None:
-        """Everything that follows from the sums of both players, float64 [2]: `conclude` of csrc/summation.h."""
-        sum_sq = move(sum_sq, self.buffer.device)
+    def conclude_digits(self, digits: Tensor, limits: ClipLimits) -> None:
+        """Take these sums, and write everything that follows from them: `conclude` of csrc/clipping.h.
+
+        Args:
+            digits: int64 [2, WORDS], e.g. `digits` of several tables or ranks added up; on any device.
+        """
+        self.digits.copy_(exact_sum.carried(move(digits, self.digits.device)))
+        sum_sq = exact_sum.rounded(self.digits)
         self.sum_sq.copy_(sum_sq)
-        norms = torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]).sqrt()
+        norms = exact_sum.root(torch.cat([sum_sq, (sum_sq[0] + sum_sq[1]).view(1)]))
         self.norms.copy_(norms)
         clipped = norms[2:] if limits.joint else norms[:2]
         self.factors.copy_(clip_factors(clipped, self.limits_on_device(limits)))
@@ -138,11 +149,11 @@ def clip_factors(norms: Tensor, most: Tensor) -> Tensor:
 
 def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
     """Give several tables the factors that follow from all of them together."""
-    total = parts[0].sum_sq.clone()
+    total = parts[0].digits.clone()
     for part in parts[1:]:
-        total += move(part.sum_sq, total.device)
+        total += move(part.digits, total.device)
     for part in parts:
-        part.conclude(total, limits)
+        part.conclude_digits(total, limits)
 
 
 @dataclass(frozen=True)

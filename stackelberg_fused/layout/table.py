@@ -86,6 +86,7 @@ class Table:
         self.note_formats()
         self._own_formats = self.formats
         self.tiles = build_tiles(numel)
+        self.subsets: dict[str, np.ndarray] = {}  # of the tiles, by name; see `TileSubset`
         # float32 as in torch: exact up to 2**24 steps. The arrays own the memory, so that it stays where it is when
         # somebody exchanges that of a tensor which shows a count (`share_memory_`, a multiprocessing queue)
         self.step_counts = np.zeros(len(slots), np.float32)
@@ -172,7 +173,7 @@ class Table:
     def statistics_of(self, span: Span) -> Statistics:
         """The buffers of a launch of gradient statistics; allocated when first asked for."""
         if span not in self.statistics:
-            self.statistics[span] = Statistics(len(self.tiles), self.device)
+            self.statistics[span] = Statistics(self.device)
         return self.statistics[span]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -53,7 +54,7 @@ def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
         return grad
     if any(placement.is_partial() for placement in grad.placements):
         raise ValueError(
-            f"{label}: its gradient has placements {grad.placements}, of which a part is still to be summed over ranks: "
+            f"{label}: its gradient has placements {grad.placements}, it is still to be summed over ranks: "
             f"redistribute it to {param.placements} before the step"
         )
     if grad.placements != param.placements:
@@ -66,6 +67,38 @@ def local_gradient(grad: Any, param: Any, label: str) -> Tensor:
         )
     local = grad._local_tensor
     return local.wait() if hasattr(local, "wait") else local
+
+
+def place_in_mesh(param: Any) -> tuple[Any, bool]:
+    """Return the mesh that a parameter is laid out over, None if it is no DTensor, and whether it counts here.
+
+    Of copies of one shard, which several ranks hold where a dimension of the mesh replicates it, one counts: that of
+    the ranks which come first in each such dimension.
+    """
+    if not is_sharded(param):
+        return None, True
+    coordinate = param.device_mesh.get_coordinate() or ()
+    at_first = all(
+        placement.is_shard() or at == 0
+        for placement, at in zip(param.placements, coordinate, strict=False)
+    )
+    return param.device_mesh, at_first
+
+
+def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
+    """Add up a tensor over all ranks of a mesh, in place.
+
+    One all-reduce, if the mesh has one dimension or is that of all ranks; else one for each dimension. Every rank of
+    the mesh has to call this.
+    """
+    dist = torch.distributed
+    if mesh.size() == 1:
+        return
+    if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
+        dist.all_reduce(tensor)
+        return
+    for dimension in range(mesh.ndim):
+        dist.all_reduce(tensor, group=mesh.get_group(dimension))
 
 
 def shard_like(local: Tensor, param: Any) -> Tensor:

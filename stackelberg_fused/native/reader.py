@@ -40,8 +40,8 @@ class Reader(Protocol):
         """Update the records of the slots `[first, last)`.
 
         Returns:
-            moved: the slots whose parameter has another address than in its record, another layout than at construction,
-                or another tensor as its shard. Their records keep the old parameter.
+            moved: the slots whose parameter has another address than in its record, another layout than at
+                construction, or another tensor as its shard. Their records keep the old parameter.
             mismatched: the slots whose gradient may not fit its parameter in layout, placements, dtype or device. Their
                 records keep the old gradient. The caller checks the slots of both lists.
             changed: True if a record was written.
@@ -122,7 +122,7 @@ class PythonReader:
         return moved, mismatched, changed, switched, [g for g in gradients if g is not None]
 
     def _readable(self, i: int, grad: Any) -> Tensor | None:
-        """The tensor whose memory is the gradient of slot `i`: its shard where the parameter is one; None: see `read`."""
+        """The tensor whose memory is the gradient of slot `i`, or its shard; None where it does not fit, see `read`."""
         owner = self._owners[i]
         if owner is not self._locals[i]:
             if not is_sharded(grad) or not same_placements(grad, owner):

@@ -95,17 +95,19 @@ STEP_ARGS = {
     **dict.fromkeys(("takes_turns", "is_low_precision"), "i"),
     **dict.fromkeys(("statistics", "grad_scale", "found_inf"), "q"),
     **dict.fromkeys(("groups", "steps", "ready", "waited", "arrived"), "q"),
-    **dict.fromkeys(("sets", "set_sums", "set_factors", "set_tiles_done", "moved"), "q"),
+    **dict.fromkeys(
+        ("sets", "set_sums", "set_digits", "set_factors", "set_tiles_done", "moved"), "q"
+    ),
 }
 PROJECT_ARGS = {
     **dict.fromkeys(("records", "rows", "sets", "pieces"), "q"),
     **dict.fromkeys(("first_piece", "num_pieces"), "q"),
-    **dict.fromkeys(("set_sums", "set_factors", "moved", "found_inf"), "q"),
+    **dict.fromkeys(("set_factors", "moved", "found_inf"), "q"),
 }
 STATISTICS_ARGS = {
     **dict.fromkeys(("records", "tiles"), "q"),
     **dict.fromkeys(("first_tile", "num_tiles", "first_head_tile"), "q"),
-    **dict.fromkeys(("tile_sums", "statistics"), "q"),
+    **dict.fromkeys(("sums", "digits", "statistics"), "q"),
     "max_norm": "2d",
     **dict.fromkeys(("joint", "takes_turns"), "i"),
     **dict.fromkeys(("grad_scale", "rows", "groups", "waited"), "q"),

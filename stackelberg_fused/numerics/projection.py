@@ -38,7 +38,7 @@ def ball_factor(sum_of_squares: Tensor, radius: float, largest: float, dtype: to
         dtype: of the elements. For float64 the factor is reduced by `SLACK`; the rounding towards zero of a shorter
             dtype is larger than that.
     """
-    norm = float(sum_of_squares.sqrt())
+    norm = math.sqrt(float(sum_of_squares))  # torch's is not rounded to nearest everywhere
     if norm <= largest or not norm < math.inf:
         return 1.0
     return radius / norm * (1 - SLACK if torch.finfo(dtype).eps < SLACK else 1.0)

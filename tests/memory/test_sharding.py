@@ -105,17 +105,39 @@ def test_dtensor(mesh: Any, backend: str) -> None:
             assert_same_bits(loaded.state[q][name], optimizer.state[p][name])
 
 
-def test_dtensors_are_not_clipped(mesh: Any) -> None:
+def test_a_gradient_that_is_still_to_be_summed_up(mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Partial
+
     model = _distributed(_model(), mesh)
-    ours = ADAM.ours(model.parameters(), backend="cpu", max_grad_norm=1.0)
-    for param in model.parameters():
-        param.grad = _like(normal(tuple(param.shape), 1), param)
-    before = Snapshot(ours)
-    with pytest.raises(ValueError, match=r"parameter 0 .*max_grad_norm"):
-        ours.step()
+    optimizer = ADAM.ours(model.named_parameters(), backend="cpu")
+    for p in model.parameters():
+        p.grad = _like(normal(tuple(p.shape), 1), p)
+    optimizer.step()
+    before = Snapshot(optimizer)
+    model[0].weight.grad = DTensor.from_local(normal((7, 5), 1), mesh, [Partial()])
+    with pytest.raises(ValueError, match=r"'0\.weight' of param group 0 .*summed over ranks"):
+        optimizer.step()
     before.assert_unchanged()
-    ours.max_grad_norm = None
-    ours.step()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_gradient_that_is_still_on_its_way(mesh: Any, backend: str) -> None:
+    """Collectives of torch may bring a tensor later; whoever reads it waits."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
+    from torch.distributed.tensor import DTensor
+
+    model, twin = _distributed(_model(), mesh), _model()
+    optimizer = ADAM.ours(model.parameters(), backend=backend)
+    plain = ADAM.ours(twin.parameters(), backend=backend)
+    for step in range(2):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            q.grad = normal(tuple(q.shape), step)
+            coming = all_reduce(q.grad, "sum", mesh)
+            assert isinstance(coming, AsyncCollectiveTensor)
+            p.grad = DTensor(coming, p._spec, requires_grad=False)
+        optimizer.step()
+        plain.step()
+    assert_same_optimizers(optimizer, plain)
 
 
 def test_dtensor_gradients_that_do_not_fit(mesh: Any) -> None:

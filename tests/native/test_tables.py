@@ -20,6 +20,7 @@ from stackelberg_fused.native.tables import (
     SIMPLEX,
     TILE_ELEMENTS,
 )
+from stackelberg_fused.numerics import exact_sum
 
 NATIVE = ["_cpu", "_cuda"]
 
@@ -61,6 +62,12 @@ def test_rules(module: str) -> None:
     assert len(native.RULES) == len(RULES)
     assert native.TILE_ELEMENTS == TILE_ELEMENTS
     assert native.JOINT_SET_KINDS == (BALL, SIMPLEX)
+
+
+@pytest.mark.parametrize("module", NATIVE)
+def test_exact_sums(module: str) -> None:
+    for name, value in _native(module).EXACT_SUM.items():
+        assert getattr(exact_sum, name) == value, name
 
 
 @pytest.mark.parametrize("name", ["STEP_ARGS", "PROJECT_ARGS", "STATISTICS_ARGS"])

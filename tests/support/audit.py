@@ -10,13 +10,13 @@ from named_schemes import NAMED
 
 from stackelberg_fused.groups.rules import RULES, Rule
 from stackelberg_fused.native.tables import TILE_ELEMENTS
-from stackelberg_fused.numerics.summation import LANES
 
 # What a thread may read beside elements, in loads: a tile, a record, a row, its group, count and readiness, a rate in a
 # tensor, the factors of clipping and unscaling, found_inf. And what it may write: the count, readiness, the arrivals.
 TABLE_LOADS = 2 + 9 + 16 + 8 + 2 + 1 + 2 + 1
 COUNT_STORES = 3
 REGISTERS = 65536  # of a multiprocessor
+STATISTICS_THREADS = 256  # of a block, which reads a tile
 
 # That an H200 can issue in the time in which its memory moves a byte, by its data sheet: 132 multiprocessors of 4 times
 # 32 lanes, at up to 1.98 GHz, and 4.8 TB/s.
@@ -191,7 +191,10 @@ def audit_statistics(kernel: sass.Kernel) -> None:
     assert kernel.count("LDL", "STL", "LD", "ST") == 0, f"{name} spills, or uses generic addresses"
     assert all(not access.guard for access in kernel.wide_accesses()), name
     assert kernel.wide_in_loops() == []
-    assert {path.load_bytes for path in kernel.paths()} == {0, 4 * TILE_ELEMENTS // LANES}, name
+    assert {path.load_bytes for path in kernel.paths()} == {
+        0,
+        4 * TILE_ELEMENTS // STATISTICS_THREADS,
+    }, name
     assert {path.store_bytes for path in kernel.paths()} == {0}, name
 
 
@@ -208,10 +211,18 @@ def audit_projection(kernel: sass.Kernel, put_aside: int = 0) -> None:
     assert kernel.count(*ATOMICS) == 0, name
 
 
+def is_signal(instruction: sass.Instruction) -> bool:
+    """Tell whether an instruction is an atomic whose result is read."""
+    return instruction.name in ("ATOM", "ATOMG") and not re.match(
+        r"(PT, )?RZ,", instruction.operands
+    )
+
+
 def unordered_atomics(kernel: sass.Kernel) -> list[sass.Instruction]:
     """Atomics with which a block says that it is done, but that its last store or all it read may be behind.
 
-    There has to be a barrier on every way to one, and no store between; under the atomic's own predicate, if any.
+    There has to be a barrier on every way to one, and no store between; under the atomic's own predicate, if any. One
+    whose result nobody reads says nothing: it adds, as a store would write.
     """
     found: dict[int, sass.Instruction] = {}
     seen: set[tuple[int, str | None]] = set()
@@ -223,7 +234,7 @@ def unordered_atomics(kernel: sass.Kernel) -> list[sass.Instruction]:
         seen.add((i, fence))
         instruction = kernel.instructions[i]
         is_atomic = instruction.name in ATOMICS
-        if is_atomic and fence not in ("", instruction.guard):
+        if is_signal(instruction) and fence not in ("", instruction.guard):
             found[i] = instruction
         if instruction.name == "MEMBAR" and instruction.opcode.endswith(".GPU"):
             fence = "" if fence == "" else instruction.guard
@@ -260,5 +271,6 @@ __all__ = [
     "buffers_used",
     "inexact_arithmetic",
     "instructions_per_parameter",
+    "is_signal",
     "unordered_atomics",
 ]

@@ -43,7 +43,8 @@ COUNTS = {
 JOINT = {
     "joint": {
         "sets": WORDS,
-        "set_sums": DOUBLES,
+        "set_sums": WORDS,
+        "set_digits": WORDS,
         "set_factors": DOUBLES,
         "set_tiles_done": INTEGERS,
         "moved": INTEGERS,
@@ -121,7 +122,7 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         return step.step_kernel.compiled[-1]
 
     def compile_statistics(**options: Any) -> Any:
-        sums = DOUBLES, DOUBLES, DOUBLES
+        sums = WORDS, WORDS, DOUBLES, DOUBLES
         statistics.launch_statistics(
             WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, LaunchOptions(**options)
         )

@@ -37,7 +37,6 @@ _UNMODELLED = (
     "LDGSTS",
     "UBLKCP",
     "ATOM",
-    "RED",
 )
 
 

@@ -16,6 +16,7 @@ from stackelberg_fused.backends.triton import is_interpreting
 FILES = (
     "layout/test_statistics.py",
     "layout/test_scaling.py",
+    "layout/test_tile_subset.py",
     "layout/test_device_counts.py",
     "optimizers/test_ema_decay.py",
     "optimizers/test_ema_weights.py",

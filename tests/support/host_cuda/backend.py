@@ -41,7 +41,8 @@ class Counters(NamedTuple):
 def library() -> ctypes.PyDLL:
     """The kernel; PyDLL because its fibers share one set of globals: the GIL keeps launches apart."""
     loaded = ctypes.PyDLL(str(build(STEP)))
-    for launch in (loaded.sf_host_step, loaded.sf_host_statistics, loaded.sf_host_project):
+    names = "step", "statistics", "conclude", "project"
+    for launch in (getattr(loaded, f"sf_host_{name}") for name in names):
         launch.restype, launch.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
     loaded.sf_host_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     loaded.sf_host_counters.restype = ctypes.POINTER(ctypes.c_int64 * len(Counters._fields))
@@ -83,8 +84,15 @@ class HostCudaBackend(Backend):
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         library().sf_host_set_order(self._order, self._seed)
-        args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+        args = statistics_args(
+            launch, limits, addresses(tables_on_device(launch.table, launch.measured))
+        )
         _check(library().sf_host_statistics(args))
+        return 1
+
+    def conclude(self, launch: Launch, limits: ClipLimits) -> int:
+        args = statistics_args(launch, limits, addresses(tables_on_device(launch.table)))
+        _check(library().sf_host_conclude(args))
         return 1
 
     def step(self, launch: Launch) -> int:

@@ -7,6 +7,9 @@ extern "C" {
 // Return null, or the error.
 const char* sf_host_step(const void* args) { return sf::launch_step(*static_cast<const sf::StepArgs*>(args), 0, 0); }
 
+const char* sf_host_conclude(const void* args) {
+  return sf::launch_conclude(*static_cast<const sf::StatisticsArgs*>(args), 0, 0);
+}
 const char* sf_host_statistics(const void* args) {
   return sf::launch_statistics(*static_cast<const sf::StatisticsArgs*>(args), 0, 0);
 }

@@ -223,6 +223,18 @@ uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* fi
   return result;
 }
 
+unsigned reduce(unsigned mask, unsigned value, unsigned (*combine)(unsigned, unsigned), const char* file, int line) {
+  Warp& warp = warps[self->rank / 32];
+  warp.offers[lane()] = value;
+  sync_warp(mask, file, line);
+  auto result = static_cast<unsigned>(warp.offers[__builtin_ctz(mask)]);
+  for (unsigned source = __builtin_ctz(mask) + 1; source < 32; ++source) {
+    if (mask >> source & 1) result = combine(result, static_cast<unsigned>(warp.offers[source]));
+  }
+  sync_warp(mask, file, line);  // no lane offers again before all have read
+  return result;
+}
+
 bool any(unsigned mask, bool says, const char* file, int line) {
   Warp& warp = warps[self->rank / 32];
   warp.offers[lane()] = says;

@@ -11,9 +11,9 @@
 
 #include "cpu/step.h"
 #include "cuda/step.h"
+#include "exact_sum.h"
 #include "row.h"
 #include "shim.h"
-#include "summation.h"
 
 // access.cuh counts through the shim, which therefore comes first
 #include "cuda/access.cuh"
@@ -145,18 +145,21 @@ int check(const std::vector<int32_t>& rules, int shifted, int shift) {
   return compare(cuda, cpu, "plain", shifted, shift);
 }
 
-// Compares tile sums with the CPU's, and the updates that are clipped by the factors that follow from them.
+// Compares the sums of both players with the CPU's, and the updates that are clipped by the factors that follow from
+// them.
 int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
   Problem cuda(rules, shifted, shift), cpu(rules, shifted, shift);
   const size_t tiles = cuda.tiles.size();
-  std::vector<double> sums(tiles);
+  std::vector<ExactSum> sums(2 * kSumCopies), cpu_sums(2);
+  std::vector<int64_t> digits(2 * kHostWords), cpu_digits(2 * kHostWords);
   const auto statistics = std::make_unique<GradientStatistics>();
   StatisticsArgs args{};
   args.records = cuda.records.data();
   args.tiles = cuda.tiles.data();
   args.num_tiles = static_cast<int64_t>(tiles);
   args.first_head_tile = static_cast<int64_t>(tiles / 3);
-  args.tile_sums = sums.data();
+  args.sums = sums.data();
+  args.digits = digits.data();
   args.statistics = statistics.get();
   args.max_norm[0] = 1;
   args.max_norm[1] = 0.5;
@@ -165,14 +168,20 @@ int check_clipped(const std::vector<int32_t>& rules, int shifted, int shift) {
     std::printf("launch failed: %s\n", error);
     return 1;
   }
-  for (size_t t = 0; t < tiles; ++t) {
-    StatisticsArgs of_cpu = args;
-    of_cpu.records = cpu.records.data();
-    const double expected = kernel_baseline.tile_sum(of_cpu, static_cast<int64_t>(t));
-    if (std::memcmp(&sums[t], &expected, sizeof(expected))) {
-      std::printf("tile %zu: sum %a, expected %a\n", t, sums[t], expected);
+  StatisticsArgs of_cpu = args;
+  of_cpu.records = cpu.records.data();
+  of_cpu.sums = cpu_sums.data();
+  kernel_baseline.sum_tiles(of_cpu, 0, args.num_tiles);
+  for (int player = 0; player < 2; ++player) {
+    const double expected = conclude_sum(cpu_sums[player], cpu_digits.data() + player * kHostWords);
+    if (statistics->sum_sq[player] != expected) {
+      std::printf("player %d: sum %a, expected %a\n", player, statistics->sum_sq[player], expected);
       return 1;
     }
+  }
+  if (digits != cpu_digits) {
+    std::printf("the digits differ\n");
+    return 1;
   }
   if (statistics->blocks_done || !(statistics->factor[0] < 1) || !(statistics->factor[1] < 1)) {
     std::printf("the last block did not conclude\n");

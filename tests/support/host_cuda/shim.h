@@ -4,6 +4,7 @@
 // becomes the launch's error.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -30,6 +31,8 @@ void sync_warp(unsigned mask, const char* file, int line);
 uint64_t exchange(unsigned mask, uint64_t offer, unsigned source, const char* file, int line);
 // Returns true if `says` is true in any lane of `mask`.
 bool any(unsigned mask, bool says, const char* file, int line);
+// Returns what `combine` makes of the values of all lanes of `mask`.
+unsigned reduce(unsigned mask, unsigned value, unsigned (*combine)(unsigned, unsigned), const char* file, int line);
 enum class Order { kForward, kReverse, kShuffled };
 // Sets the order in which blocks, and threads between barriers, run from now on.
 void set_order(Order order, uint64_t seed);
@@ -102,6 +105,11 @@ inline unsigned broadcast_lane(unsigned source, unsigned width = 32) { return la
   ::sf_host::shuffle(mask, value, ::sf_host::xor_lane(__VA_ARGS__), __FILE__, __LINE__)
 #define __shfl_sync(mask, value, ...) \
   ::sf_host::shuffle(mask, value, ::sf_host::broadcast_lane(__VA_ARGS__), __FILE__, __LINE__)
+#define SF_REDUCE(mask, value, expression) \
+  ::sf_host::reduce(mask, value, [](unsigned a, unsigned b) { return expression; }, __FILE__, __LINE__)
+#define __reduce_add_sync(mask, value) SF_REDUCE(mask, value, a + b)
+#define __reduce_min_sync(mask, value) SF_REDUCE(mask, value, a < b ? a : b)
+#define __reduce_max_sync(mask, value) SF_REDUCE(mask, value, a > b ? a : b)
 #define __any_sync(mask, says) ::sf_host::any(mask, says, __FILE__, __LINE__)
 
 // Byte k of the result is that byte of the eight in `low` and `high` which the k-th digit of `selector` names.
@@ -124,6 +132,13 @@ template <typename T>
 T __ldcg(const T* address) {
   return *address;
 }
+
+inline float __int_as_float(int bits) {
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+inline unsigned long long __float2ull_rz(float x) { return static_cast<unsigned long long>(x); }
 
 struct alignas(16) float4 {
   float x, y, z, w;

@@ -33,7 +33,9 @@ struct Problem {
   std::vector<Row> rows;
   std::vector<JointSet> sets;
   std::vector<Tile> pieces;
-  std::vector<double> tile_sums, set_sums, set_factors;
+  std::vector<ExactSum> sums, set_sums;
+  std::vector<int64_t> digits, set_digits;
+  std::vector<double> set_factors;
   std::vector<int32_t> moved, tiles_done;
   GradientStatistics statistics{};
   StepArgs args{};
@@ -42,8 +44,10 @@ struct Problem {
   explicit Problem(bool is_low_precision) {
     for (int32_t rule : kRules) add_group(rule, is_low_precision);
     add_joint_sets(is_low_precision);
-    tile_sums.resize(tiles.size());
-    set_sums.resize(tiles.size());
+    sums.resize(2 * kSumCopies);
+    digits.resize(2 * kHostWords);
+    set_sums.resize(sets.size() * kSumCopies);
+    set_digits.resize(sets.size() * kHostWords);
     set_factors.resize(sets.size());
     tiles_done.resize(sets.size());
     moved.resize(records.size());
@@ -57,6 +61,7 @@ struct Problem {
     args.statistics = &statistics;
     args.sets = sets.empty() ? nullptr : sets.data();
     args.set_sums = set_sums.data();
+    args.set_digits = set_digits.data();
     args.set_factors = set_factors.data();
     args.set_tiles_done = tiles_done.data();
     args.moved = moved.data();
@@ -145,9 +150,9 @@ struct Problem {
     StatisticsArgs of{};
     of.records = args.records, of.tiles = args.tiles, of.rows = args.rows;
     of.num_tiles = args.num_tiles, of.first_head_tile = args.first_head_tile;
-    of.tile_sums = tile_sums.data(), of.statistics = &statistics;
+    of.sums = sums.data(), of.digits = digits.data(), of.statistics = &statistics;
     of.max_norm[0] = 1, of.max_norm[1] = 0.5;
-    compute_statistics(of, kernel_baseline.tile_sum, threads);
+    compute_statistics(of, kernel_baseline.sum_tiles, threads);
   }
 
   // As `step` of cpu/bindings.cpp.
@@ -163,6 +168,9 @@ struct Problem {
           kernel_baseline.update_tiles(c.args, c.first + begin, c.first + end);
         },
         &context);
+    StepArgs here = args;
+    here.first_tile = first, here.num_tiles = count;
+    if (here.sets) conclude_balls(here);
   }
 
   void project_all(int threads) {
@@ -170,7 +178,7 @@ struct Problem {
     ProjectArgs of{};
     of.records = args.records, of.rows = args.rows, of.sets = args.sets, of.pieces = pieces.data();
     of.num_pieces = static_cast<int64_t>(pieces.size());
-    of.set_sums = args.set_sums, of.set_factors = args.set_factors, of.moved = args.moved;
+    of.set_factors = args.set_factors, of.moved = args.moved;
     project(of, threads);
   }
 
@@ -193,7 +201,8 @@ struct Problem {
     for (size_t i = 0; i < memory.size(); ++i) {
       if (std::memcmp(memory[i].data(), other.memory[i].data(), memory[i].size() * sizeof(float))) return false;
     }
-    return !std::memcmp(&statistics, &other.statistics, sizeof(statistics));
+    return digits == other.digits && set_digits == other.set_digits && set_factors == other.set_factors &&
+           !std::memcmp(&statistics, &other.statistics, sizeof(statistics));
   }
 };
 

@@ -1,0 +1,121 @@
+"""Norms of gradients of which each rank holds a shard: exact sums of squares, added up over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..layout.statistics import ClipLimits, Statistics
+from ..layout.tile_subset import TileSubset
+from ..memory.sharding import place_in_mesh, sum_over_ranks
+from .across_rebuilds import AcrossRebuilds
+from .launch_unit import LaunchUnit, Staged
+from .rank_agreement import refuse_different_ranks
+
+
+class _OfMesh:
+    """The parameters that are laid out over one mesh, or over none.
+
+    Attributes:
+        mesh: a DeviceMesh; None for plain tensors, which are counted as they are here.
+        subsets: of each unit the tiles that count here; None where those of all its parameters do.
+    """
+
+    def __init__(self, mesh: Any, index: int, units: Sequence[LaunchUnit]) -> None:
+        self.mesh = mesh
+        self.subsets: list[TileSubset | None] = []
+        for unit in units:
+            places = [place_in_mesh(slot.param) for slot in unit.table.slots]
+            counts = np.array([counts and found == mesh for found, counts in places], bool)
+            self.subsets.append(None if counts.all() else TileSubset(unit.table, counts, index))
+
+
+class ShardedNorms:
+    """The norms of an optimizer's gradients, over all ranks that hold a part of its parameters.
+
+    The sums of squares are exact (numerics/exact_sum.py), so that norms and factors have the same bits on every rank,
+    and however the parameters are sharded. Copies of a shard count once.
+
+    Args:
+        units: all of the optimizer's.
+        groups: its param groups.
+        across_rebuilds: remembers whether ranks agreed.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[LaunchUnit],
+        groups: list[dict[str, Any]],
+        across_rebuilds: AcrossRebuilds,
+    ) -> None:
+        self._units, self._groups, self._across_rebuilds = units, groups, across_rebuilds
+        meshes: list[Any] = []
+        for unit in units:
+            for slot in unit.table.slots:
+                mesh, _ = place_in_mesh(slot.param)
+                if mesh not in meshes:
+                    meshes.append(mesh)
+        self._of_mesh = [_OfMesh(mesh, i, units) for i, mesh in enumerate(meshes)]
+        # kernels have no room for squares of float64 numbers, which another backend may have added up
+        self._concludes = all(unit.backend.reads_memory for unit in units)
+
+    @classmethod
+    def of(
+        cls,
+        units: Sequence[LaunchUnit],
+        groups: list[dict[str, Any]],
+        across_rebuilds: AcrossRebuilds,
+    ) -> ShardedNorms | None:
+        """Those of some units; None where no parameter is sharded."""
+        if not any(unit.gradients.sharded for unit in units):
+            return None
+        return cls(units, groups, across_rebuilds)
+
+    def agree(self, limits: ClipLimits) -> None:
+        """Compare ranks before they first wait for each other, and after groups were added.
+
+        Raises:
+            ValueError, RuntimeError: see `refuse_different_ranks`.
+        """
+        # not whenever the engine was built again: an edit on one rank alone would have it wait for the others
+        if self._across_rebuilds.agreed_groups != len(self._groups):
+            refuse_different_ranks(self._groups, {"max_grad_norm": limits})
+            self._across_rebuilds.agreed_groups = len(self._groups)
+
+    def measure(
+        self, staged: Sequence[Staged | None], limits: ClipLimits, role: str | None
+    ) -> tuple[int, Statistics]:
+        """Statistics of the gradients about to be stepped; the launches made, and those of one of the units.
+
+        Every rank has to call this, whether or not it has a gradient.
+        """
+        pairs = list(zip(self._units, staged, strict=True))
+        parts = [
+            unit.table.statistics_of(unit.table.spans[role])
+            if ready is None
+            else ready.launch.needed_statistics
+            for unit, ready in pairs
+        ]
+        launches, total = 0, torch.zeros_like(parts[0].digits)
+        for of_mesh in self._of_mesh:
+            here = torch.zeros_like(total)
+            for (unit, ready), subset, part in zip(pairs, of_mesh.subsets, parts, strict=True):
+                if ready is None or (
+                    subset is not None and not subset.range_in(ready.launch.span)[1]
+                ):
+                    continue
+                launches += unit.measure(ready, limits, subset)
+                here += part.digits.to(here.device)
+            if of_mesh.mesh is not None:
+                sum_over_ranks(of_mesh.mesh, here)
+            total += here
+        for (unit, ready), part in zip(pairs, parts, strict=True):
+            part.digits.copy_(total)
+            if ready is None or not self._concludes:
+                part.conclude_digits(part.digits, limits)
+            else:
+                launches += unit.backend.conclude(ready.launch, limits)
+        return launches, parts[0]

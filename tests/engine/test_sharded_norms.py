@@ -1,0 +1,211 @@
+"""`max_grad_norm` over shards: the same bits on every rank, and as if nothing were sharded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import normal
+from checks import Snapshot
+from ranks import Ranks, of_ranks
+from torch import Tensor, nn
+from wrapped_models import local, whole
+
+import stackelberg_fused as sf
+
+pytestmark = of_ranks
+# odd sizes: some ranks hold less than others, or nothing
+SHAPES = [(7, 5), (70, 100), (1, 3), (2, 7), (9,), (2,)]
+HEADS = (3, 5)
+LAYOUTS = [
+    ("rows", 2),
+    ("rows", 3),
+    ("columns", 2),
+    ("copies of rows", 4),
+    ("rows and columns", 4),
+    ("two meshes", 4),
+    ("some not sharded", 2),
+]
+LIMITS: dict[str, Any] = {
+    "together": 0.5,
+    "each": {"body": 0.3, "head": 0.1},
+    "head": {"head": 0.1},
+}
+
+
+def _lay_out(values: list[Tensor], layout: str) -> list[Any]:
+    """Tensors of these values, sharded over all ranks."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    world = dist.get_world_size()
+    line = dist.init_device_mesh("cpu", (world,))
+    square = (
+        dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+        if world == 4
+        else line
+    )
+    out = []
+    for i, value in enumerate(values):
+        is_matrix = value.dim() > 1
+        mesh, placements = {
+            "rows": (line, [Shard(0)]),
+            "columns": (line, [Shard(1 if is_matrix else 0)]),
+            "copies of rows": (square, [Replicate(), Shard(0)]),
+            "rows and columns": (square, [Shard(0), Shard(1) if is_matrix else Replicate()]),
+            "two meshes": (square, [Shard(0), Shard(1)])
+            if is_matrix
+            else (square["outer"] if world == 4 else line, [Shard(0)]),
+            "some not sharded": (line, [Shard(0)] if i % 2 else None),
+        }[layout]
+        out.append(
+            value.clone() if placements is None else distribute_tensor(value, mesh, placements)
+        )
+    return out
+
+
+def _values(shift: int, dtype: torch.dtype) -> list[Tensor]:
+    # of all sizes, so that a sum with rounding would depend on its order
+    return [
+        (normal(shape, shift + i) * 10.0 ** (i - 3)).to(dtype) for i, shape in enumerate(SHAPES)
+    ]
+
+
+def _groups(params: list[Any]) -> list[dict[str, Any]]:
+    heads = [params[i] for i in HEADS]
+    bodies = [p for i, p in enumerate(params) if i not in HEADS]
+    return [{"params": bodies}, {"params": heads, "role": "head"}]
+
+
+def _clipped(
+    layout: str | None, backend: str, limits: Any, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Norms and factors of two steps, and the parameters after them; None: not sharded."""
+
+    def laid_out(values: list[Tensor]) -> list[Any]:
+        return values if layout is None else _lay_out(values, layout)
+
+    params = [nn.Parameter(p) for p in laid_out(_values(0, dtype))]
+    optimizer = sf.StackelbergAdamW(
+        _groups(params), lr=0.01, backend=backend, max_grad_norm=limits, state_dtype=None
+    )
+    found = []
+    for step in range(2):
+        for p, grad in zip(params, laid_out(_values(50 * step + 20, dtype)), strict=True):
+            p.grad = grad
+        optimizer.step()
+        last = optimizer.last_step
+        found += [*last.grad_norm.values(), *last.clip_factor.values()]
+    return found, [whole(p.detach()) for p in params]
+
+
+def _is_as_without_shards(layout: str, backend: str, limits: Any) -> list[float]:
+    found, params = _clipped(layout, backend, limits)
+    expected, unsharded = _clipped(None, backend, limits)
+    for a, b in zip([*found, *params], [*expected, *unsharded], strict=True):
+        assert torch.equal(a, b), (a, b)
+    return [float(each) for each in found]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("layout, world", LAYOUTS)
+def test_norms_have_the_bits_of_the_unsharded_ones(
+    ranks: Ranks, layout: str, world: int, backend: str, limits: str
+) -> None:
+    found = ranks(world, _is_as_without_shards, layout, backend, LIMITS[limits])
+    assert all(each == found[0] for each in found)
+
+
+def _is_as_torchs(layout: str) -> None:
+    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), layout)]
+    grads = _lay_out(_values(20, torch.float32), layout)
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    optimizer = sf.StackelbergSGD(params, lr=0.0, max_grad_norm=0.5)
+    optimizer.step()
+    norm = nn.utils.clip_grad_norm_(params, 0.5)
+    torch.testing.assert_close(optimizer.last_step.grad_norm["total"].float(), whole(norm))
+
+
+@pytest.mark.parametrize("layout, world", [("rows", 3), ("rows and columns", 4)])
+def test_the_norm_is_torchs(ranks: Ranks, layout: str, world: int) -> None:
+    ranks(world, _is_as_torchs, layout)
+
+
+def _all_see(value: float, backend: str) -> tuple[float, ...]:
+    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    optimizer = sf.StackelbergAdamW(params, lr=0.01, backend=backend, max_grad_norm=1.0)
+    grads = _lay_out(_values(20, torch.float32), "rows")
+    if dist.get_rank() == 1:
+        local(grads[1])[0, 0] = value
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    optimizer.step()
+    last = optimizer.last_step
+    return float(last.grad_norm["total"]), float(last.clip_factor["body"])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_rank_sees_what_is_not_finite_on_one(ranks: Ranks, backend: str) -> None:
+    assert ranks(2, _all_see, math.inf, backend) == [(math.inf, 0.0)] * 2
+    for norm, factor in ranks(2, _all_see, math.nan, backend):
+        assert math.isnan(norm)
+        assert math.isnan(factor)
+
+
+def _some_have_no_gradient(backend: str) -> list[float]:
+    """One player's parameters are all on the first rank, and no rank has a gradient of the other player's."""
+    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    optimizer = sf.StackelbergAdamW(_groups(params), lr=0.01, backend=backend, max_grad_norm=1.0)
+    only = params[2]  # of one row
+    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step(role="head")  # without any gradient
+    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    optimizer.step(role="body")
+    return [float(norm) for norm in optimizer.last_step.grad_norm.values()]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_ranks_without_gradients_take_part(ranks: Ranks, backend: str) -> None:
+    found = ranks(2, _some_have_no_gradient, backend)
+    norm = float(_values(20, torch.float32)[2].double().norm())
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx([norm, 0.0, norm])
+
+
+def _different_limits() -> str:
+    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    limit = 1.0 + dist.get_rank()
+    optimizer = sf.StackelbergAdamW(params, lr=0.01, max_grad_norm=limit)
+    for p, grad in zip(params, _lay_out(_values(20, torch.float32), "rows"), strict=True):
+        p.grad = grad
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match="max_grad_norm") as error:
+        optimizer.step()
+    before.assert_unchanged()
+    return str(error.value)
+
+
+def test_ranks_that_clip_to_different_norms_are_told(ranks: Ranks) -> None:
+    first, second = ranks(2, _different_limits)
+    assert first == second
+
+
+def _bfloat16_norms(layout: str) -> list[float]:
+    found, _ = _clipped(layout, "cpu", 0.5, torch.bfloat16)
+    expected, _ = _clipped(None, "cpu", 0.5, torch.bfloat16)
+    # parameters draw random bits by their place in the shard
+    for a, b in zip(found[:5], expected[:5], strict=True):
+        assert torch.equal(a, b), (a, b)
+    return [float(each) for each in found]
+
+
+@pytest.mark.parametrize("layout, world", [("rows", 3), ("copies of rows", 4)])
+def test_norms_of_16_bit_gradients(ranks: Ranks, layout: str, world: int) -> None:
+    found = ranks(world, _bfloat16_norms, layout)
+    assert all(each == found[0] for each in found)
