@@ -40,7 +40,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
-from .sharded_norms import ShardedNorms
+from .sharded_norms import ShardedNorms, refuse_flattened
 from .state_requests import StateRequests
 
 
@@ -99,6 +99,7 @@ class Engine:
         turns_of_groups = GroupTurns(len(groups))
         self.units = self._make_units(slots, backends, turns_of_groups, flatten)
         self._sharded_norms = ShardedNorms.of(self.units, groups, across_rebuilds)
+        self._measured = False  # no step with limits was looked at
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = across_rebuilds.own_counts()
@@ -221,8 +222,12 @@ class Engine:
         pending = self._prepare(role)
         if self._replaced.is_new:
             self._replaced.refuse_marked()
-        if limits is not None and self._sharded_norms is not None:
-            self._sharded_norms.agree(limits)
+        if limits is not None:
+            if not self._measured:
+                refuse_flattened(slot for unit in self.units for slot in unit.table.slots)
+            if self._sharded_norms is not None:
+                self._sharded_norms.agree(limits)
+            self._measured = True
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):

@@ -79,7 +79,8 @@ def place_in_mesh(param: Any) -> tuple[Any, bool]:
         return None, True
     coordinate = param.device_mesh.get_coordinate() or ()
     at_first = all(
-        placement.is_shard() or at == 0
+        not placement.is_replicate()
+        or at == 0  # is_shard() says no of the strided shards of 2-D meshes
         for placement, at in zip(param.placements, coordinate, strict=False)
     )
     return param.device_mesh, at_first
