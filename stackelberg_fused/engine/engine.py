@@ -41,7 +41,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
-from .sharded_norms import ShardedNorms
+from .sharded_norms import ShardedNorms, refuse_flattened
 from .state_requests import StateRequests
 
 
@@ -103,6 +103,7 @@ class Engine:
         turns_of_groups = GroupTurns(len(groups))
         self.units = self._make_units(slots, backends, turns_of_groups, flatten)
         self._sharded_norms = ShardedNorms.of(self.units, groups, across_rebuilds)
+        self._measured = False  # no step with limits was looked at
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = across_rebuilds.own_counts()
@@ -242,6 +243,9 @@ class Engine:
             self._replaced.refuse_marked()
         search = None if scaling is None else scaling.search
         is_measured = limits is not None or search is not None
+        if limits is not None and not self._measured:
+            refuse_flattened(slot for unit in self.units for slot in unit.table.slots)
+            self._measured = True
         if is_measured and self._sharded_norms is not None:
             self._sharded_norms.agree(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad

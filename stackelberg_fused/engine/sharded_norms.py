@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..layout.part import Part
+from ..layout.slot import Slot
 from ..layout.statistics import ClipLimits, Statistics
+from ..memory.flattened import original_shapes
 from ..memory.sharding import place_in_mesh, sum_over_ranks
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
 from .rank_agreement import refuse_different_ranks
+
+
+def refuse_flattened(slots: Iterable[Slot]) -> None:
+    """Raise ValueError, naming it, for a piece of what FSDP1 flattened: it does not say where the others are."""
+    for slot in slots:
+        shapes = original_shapes(slot.param)
+        if shapes is not None and slot.param.numel() < sum(map(math.prod, shapes)):
+            raise ValueError(
+                f"{slot.name}: max_grad_norm would measure the part that FullyShardedDataParallel has left on this "
+                "rank: clip with the model's clip_grad_norm_() before the step"
+            )
 
 
 class _OfMesh:

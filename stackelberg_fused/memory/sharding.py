@@ -79,8 +79,9 @@ def place_in_mesh(param: Any) -> tuple[Any, bool]:
     if not is_sharded(param):
         return None, True
     coordinate = param.device_mesh.get_coordinate() or ()
+    # is_shard() says no of the strided shards of a 2-D mesh
     at_first = all(
-        placement.is_shard() or at == 0
+        not placement.is_replicate() or at == 0
         for placement, at in zip(param.placements, coordinate, strict=False)
     )
     return param.device_mesh, at_first

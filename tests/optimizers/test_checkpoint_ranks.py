@@ -14,6 +14,7 @@ from checks import assert_same_bits
 from ranks import Ranks, of_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -185,3 +186,33 @@ def test_torchs_adamw_and_ours_load_each_other(
     saved, _ = ranks(2, _save_with, of_torch, str(tmp_path))
     for world in (1, 3):
         ranks(world, _load_the_other, of_torch, str(tmp_path), saved)
+
+
+def _gather(scheme: str) -> Any:
+    """Whole state dicts, on the first rank alone."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model = _build("FSDP2", {**SCHEMES, **RANDOM}[scheme][1])
+    ours = _ours(model, scheme)
+    _step(model, ours, range(BEFORE))
+    gathered = (
+        get_model_state_dict(model, options=options),
+        get_optimizer_state_dict(model, ours, options=options),
+    )
+    return gathered, _whole(model, ours)
+
+
+def _scatter(scheme: str, gathered: Any, saved: dict[str, Tensor]) -> None:
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    model = _build("FSDP2", {**SCHEMES, **RANDOM}[scheme][1])
+    again = _ours(model, scheme)
+    of_model, of_optimizer = gathered if torch.distributed.get_rank() == 0 else ({}, {})
+    set_model_state_dict(model, of_model, options=options)
+    set_optimizer_state_dict(model, again, of_optimizer, options=options)
+    _compare(_whole(model, again), saved)
+
+
+# no collective knows the 16-bit integers of split16
+@pytest.mark.parametrize("scheme", [n for n in (*SCHEMES, *RANDOM) if "split16" not in n])
+def test_whole_state_dicts_are_gathered_and_dealt_out(ranks: Ranks, scheme: str) -> None:
+    (gathered, saved), _ = ranks(2, _gather, scheme)
+    ranks(3, _scatter, scheme, gathered, saved)

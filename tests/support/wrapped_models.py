@@ -7,6 +7,7 @@ than there are ranks, so that some hold nothing of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +21,7 @@ ROWS = 12  # of a batch, for 1, 2, 3 or 4 ranks
 def plain() -> nn.Sequential:
     """The body is the first two layers, the head the last one."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2), nn.Tanh(), nn.Linear(2, 4))
-    return model.requires_grad_()
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2), nn.Tanh(), nn.Linear(2, 4))
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -71,13 +71,21 @@ def fsdp1_flat(model: nn.Module) -> nn.Module:
     return _fsdp1(model, use_orig_params=False)
 
 
-def fsdp2(model: nn.Module, mesh: Any = None) -> nn.Module:
+def fsdp2(model: nn.Module, mesh: Any = None, **how: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = mesh or _mesh(dist.get_world_size())
     for part in (*_layers(model), model):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, **how)
     return model
+
+
+def fsdp2_mixed(model: nn.Module) -> nn.Module:
+    """Computes in bfloat16, and sums gradients in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return fsdp2(model, mp_policy=policy)
 
 
 def hsdp(model: nn.Module) -> nn.Module:
@@ -103,16 +111,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-# by name, with the number of parts into which a batch is split
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "none": unwrapped,
     "DDP": ddp,
     "FSDP1": fsdp1,
     "FSDP1, flat": fsdp1_flat,
     "FSDP2": fsdp2,
+    "FSDP2, mixed": fsdp2_mixed,
     "HSDP": hsdp,
     "TP + FSDP2": tensor_parallel,
 }
+
+
+@contextmanager
+def reducing(model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Within it, gradients are summed over ranks only if the micro-batch is the last one of its step."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(is_last)
+    with nullcontext() if is_last or not hasattr(model, "no_sync") else model.no_sync():
+        yield
 
 
 def batches(steps: int, wrapper: str) -> Iterator[tuple[Tensor, Tensor]]:
