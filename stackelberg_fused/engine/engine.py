@@ -289,16 +289,13 @@ class Engine:
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
-        self.refuse_overlap()
+        for unit in self.units:
+            if unit.gradients.has_rebound:
+                self.refuse_overlap()  # of all units
         return pending
 
     def refuse_overlap(self) -> None:
         """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
-        for unit in self.units:
-            if unit.gradients.has_rebound:
-                self._refuse_overlap()  # of all units
-
-    def _refuse_overlap(self) -> None:
         places = [unit.places() for unit in self.units]
         devices = [str(unit.table.device) for unit in self.units]
         for device in set(devices):
