@@ -69,8 +69,8 @@ class Launch:
     @property
     def first_head_tile(self) -> int:
         """Where the head's tiles begin, in the list of tiles that the launch goes by."""
-        place = self.span if isinstance(self.span, Part) else self.table
-        return place.first_head_tile
+        span = self.span
+        return span.first_head_tile if type(span) is Part else self.table.first_head_tile
 
     @property
     def needed_statistics(self) -> Statistics:

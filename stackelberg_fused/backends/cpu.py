@@ -87,7 +87,7 @@ def _tables(launch: Launch) -> dict[str, int]:
     span = launch.span
     found = {
         "records": table.records_address,
-        "tiles": span.tiles.ctypes.data if isinstance(span, Part) else table.tiles_address,
+        "tiles": span.tiles.ctypes.data if type(span) is Part else table.tiles_address,
         "rows": table.rows.address,
     }
     if joint is not None:

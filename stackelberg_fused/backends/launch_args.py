@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..layout.part import Part
 from ..layout.statistics import ClipLimits
 from ..native.tables import PROJECT_ARGS, STATISTICS_ARGS, STEP_ARGS
 from .base import Launch
@@ -27,6 +28,8 @@ def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
             device; of sets and pieces, where there are joint sets.
     """
     table, span, scaling = launch.table, launch.span, launch.scaling
+    # isinstance, and the property of a launch, take twice as long
+    first_head_tile = span.first_head_tile if type(span) is Part else table.first_head_tile
     counts, joint = table.counts, launch.joint_sets
     return _STEP.pack(
         tables["records"],
@@ -34,7 +37,7 @@ def step_args(launch: Launch, tables: Mapping[str, int]) -> bytes:
         tables["rows"],
         span.first_tile,
         span.last_tile - span.first_tile,
-        launch.first_head_tile,
+        first_head_tile,
         launch.rule,
         launch.zero_grads,
         table.takes_turns and table.turns_in(span.first_slot, span.last_slot),

@@ -18,22 +18,23 @@ from ..backends import Backend, resolve_backend
 from ..backends.interrupts import HeldSignals, make_calls
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
-from ..groups.param_groups import param_label
 from ..layout.joint_sets import check_joint_sets
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
-from ..layout.statistics import ClipLimits, Statistics, combine
+from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import RebuildNeeded
 from ..memory.overlap import check_overlap, may_overlap
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
+from .edited_groups import EditedGroups, check_capturable
 from .flat_gradients import FlatGradients, refuse_unflattened
 from .frozen import FrozenParameters
 from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
 from .infinities import Infinities
 from .launch_unit import LaunchUnit, Pending, Staged
+from .norms import Norms
 from .placement import (
     Placement,
     collect_slots,
@@ -41,19 +42,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
-from .sharded_norms import ShardedNorms, refuse_flattened
 from .state_requests import StateRequests
-
-
-def _check_capturable(slots: list[Slot], groups: list[dict[str, Any]], backend: Backend) -> None:
-    """Raise ValueError for parameters on a GPU that cannot be stepped in a CUDA graph though they are to be."""
-    if backend.counts_on_device or slots[0].local.device.type != "cuda":
-        return
-    for slot in slots:
-        if groups[slot.group].get("capturable"):
-            raise ValueError(
-                f"{slot.name}: capturable=True needs the cuda or the triton backend, not {backend.name}"
-            )
 
 
 class Engine:
@@ -102,8 +91,10 @@ class Engine:
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
         turns_of_groups = GroupTurns(len(groups))
         self.units = self._make_units(slots, backends, turns_of_groups, flatten)
-        self._sharded_norms = ShardedNorms.of(self.units, groups, across_rebuilds)
-        self._measured = False  # no step with limits was looked at
+        self._norms = Norms(self.units, groups, across_rebuilds)
+        self._edited_groups = EditedGroups(
+            self.units, groups, state, self.hyperparameters, in_parts
+        )
         if flat_grads:
             self._attach_flat(across_rebuilds.flat)
         own = across_rebuilds.own_counts()
@@ -151,7 +142,7 @@ class Engine:
             for kind, of_kind in slots.items()
         }
         for kind, backend in backends.items():
-            _check_capturable(slots[kind], self.groups, backend)
+            check_capturable(slots[kind], self.groups, backend)
         return backends
 
     def _make_units(
@@ -235,7 +226,7 @@ class Engine:
         self._edits.check()
         changed = self.hyperparameters.check()
         if changed:
-            self._refuse(changed)
+            self._edited_groups.refuse(changed)
         if checks_all and role is not None:
             self._prepare(None)
         pending = self._prepare(role)
@@ -243,11 +234,8 @@ class Engine:
             self._replaced.refuse_marked()
         search = None if scaling is None else scaling.search
         is_measured = limits is not None or search is not None
-        if limits is not None and not self._measured:
-            refuse_flattened(slot for unit in self.units for slot in unit.table.slots)
-            self._measured = True
-        if is_measured and self._sharded_norms is not None:
-            self._sharded_norms.agree(limits)
+        if is_measured:
+            self._norms.prepare(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
         if may_be_request and self.requests.is_one(role):
             for unit, read in zip(self.units, pending, strict=True):
@@ -262,7 +250,7 @@ class Engine:
             self._replaced.refuse_orphans()
         launches, statistics = 0, None
         if is_measured and self.units:
-            launches, statistics = self._measure(staged, limits or ClipLimits.none(), role)
+            launches, statistics = self._norms.measure(staged, limits or ClipLimits.none(), role)
         if search is not None:
             staged = self._infinities.agree(staged, search, role)
         launches += self.launch(staged)
@@ -282,7 +270,7 @@ class Engine:
         self._edits.check()
         changed = self.hyperparameters.check()
         if changed:
-            self._refuse(changed)
+            self._edited_groups.refuse(changed)
         if self._frozen.is_any:
             self._frozen.check()
         self._look_at_rates(changed)
@@ -308,16 +296,13 @@ class Engine:
         pending = [unit.prepare(role) for unit in self.units]
         if self._placement.has_frozen and self._placement.place_late():
             pending = [unit.prepare(role) for unit in self.units]
-        self.refuse_overlap()
+        for unit in self.units:
+            if unit.gradients.has_rebound:
+                self.refuse_overlap()  # of all units
         return pending
 
     def refuse_overlap(self) -> None:
         """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
-        for unit in self.units:
-            if unit.gradients.has_rebound:
-                self._refuse_overlap()  # of all units
-
-    def _refuse_overlap(self) -> None:
         places = [unit.places() for unit in self.units]
         devices = [str(unit.table.device) for unit in self.units]
         for device in set(devices):
@@ -382,29 +367,6 @@ class Engine:
             if unit.flat is not None:
                 unit.flat.zero(unit.table, role)
 
-    def _measure(
-        self, staged: list[Staged | None], limits: ClipLimits, role: str | None
-    ) -> tuple[int, Statistics]:
-        """Statistics of the gradients about to be stepped; the launches made, and those of one of the units."""
-        if any(unit.skipped for unit in self.units):
-            table = self.units[0].table
-            statistics = table.statistics_of(table.spans[role])
-            statistics.unknown(limits)
-            return 0, statistics
-        if self._sharded_norms is not None:
-            return self._sharded_norms.measure(staged, limits, role)
-        running = [(unit, ready) for unit, ready in zip(self.units, staged, strict=True) if ready]
-        launches = sum(unit.measure(ready, limits) for unit, ready in running)
-        parts = [ready.launch.needed_statistics for _, ready in running]
-        if not parts:
-            table = self.units[0].table
-            parts = [table.statistics_of(table.spans[role])]
-        if len(parts) > 1:
-            combine(parts, limits)
-        elif not running:
-            parts[0].nothing(limits)
-        return launches, parts[0]
-
     def was_edited(self) -> bool:
         """Tell whether parameters of the groups, or their state, were replaced since the last step."""
         try:
@@ -415,51 +377,6 @@ class Engine:
         if self.hyperparameters.changed_roles(every) or self.hyperparameters.changed_storage(every):
             return True
         return self._frozen.are_trained()
-
-    def _refuse(self, changed: list[int]) -> None:
-        """Raise for groups whose hyperparameters go together, but not with their parameters, state or table."""
-        if self.hyperparameters.changed_roles(changed):
-            raise RebuildNeeded("a param group changed its role")
-        if self.hyperparameters.changed_storage(changed):
-            raise RebuildNeeded("a param group is to be stored in another way")
-        if self._in_parts and self._moves_whole(changed):
-            raise RebuildNeeded("a param group got or lost a constraint that its elements share")
-        for unit in self.units:
-            unit.refuse_rates(changed)
-            unit.refuse_edits_in_capture(changed)
-            _check_capturable(unit.table.slots, self.groups, unit.backend)
-        if any(joint_set(self.groups[index]) is not None for index in changed):
-            slots = collect_slots(self.groups)
-            check_joint_sets(slots, self.groups)
-            if not self._can_update(slots):
-                raise RebuildNeeded("a constraint needs another backend")
-        # from Adam to SGD or back with the state of the other
-        for index in self.hyperparameters.changed_families(changed):
-            group = self.groups[index]
-            for position, param in enumerate(group["params"]):
-                if self.state.get(param):
-                    raise ValueError(
-                        f"{param_label(index, group, position)}: its state is not that of rule {group['rule']!r}; "
-                        "for a change between Adam and SGD, remove it from the optimizer's state first"
-                    )
-
-    def _moves_whole(self, changed: list[int]) -> bool:
-        """Tell whether parameters of one of these groups are in a table of the other sort, see `takes_parts`."""
-        shared = {index: joint_set(self.groups[index]) is not None for index in changed}
-        return any(
-            shared.get(slot.group) is unit.takes_parts
-            for unit in self.units
-            for slot in unit.table.slots
-        )
-
-    def _can_update(self, slots: dict[Kind, list[Slot]]) -> bool:
-        """Tell whether the backend of each parameter's table can update it as its group is now."""
-        kinds = {id(slot.param): kind for kind, of_kind in slots.items() for slot in of_kind}
-        return not any(
-            unit.backend.refusal(kinds[id(slot.param)])
-            for unit in self.units
-            for slot in unit.table.slots
-        )
 
     def _look_at_rates(self, changed: list[int]) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""

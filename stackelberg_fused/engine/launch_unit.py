@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -158,7 +158,11 @@ class LaunchUnit:
         Modifies nothing.
         """
         table = self.table
-        self._check_counts()
+        if table.given_counts:
+            read_given(table)
+        bad = table.rows.bad_count() if table.counts is None else None
+        if bad is not None:
+            self._refuse_count(bad)
         span = table.spans[role]
         pending = Pending(span, self.gradients.gather(span))
         if self.flat is not None:
@@ -175,16 +179,12 @@ class LaunchUnit:
                 )
         return pending
 
-    def _check_counts(self) -> None:
-        """Raise ValueError for a step count that is none."""
+    def _refuse_count(self, bad: int) -> NoReturn:
+        """Raise ValueError for a slot whose step count is none."""
         table = self.table
-        if table.given_counts:
-            read_given(table)
-        bad = table.rows.bad_count() if table.counts is None else None
-        if bad is not None:
-            found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
-            values = ", ".join(f"{name} is {value}" for name, value in found.items())
-            raise ValueError(f"{table.slots[bad].name}: its state's {values}")
+        found = {"step": table.step_counts[bad], "waited": table.waited_counts[bad]}
+        values = ", ".join(f"{name} is {value}" for name, value in found.items())
+        raise ValueError(f"{table.slots[bad].name}: its state's {values}")
 
     def begin(self) -> None:
         """Bring the rows to the coming step, whose parts are prepared and staged one after the other.
@@ -198,7 +198,11 @@ class LaunchUnit:
                 f"{table.slots[0].name}: release='backward' needs step counts and rates on the host: it goes neither "
                 "with capturable=True nor with a rate in a tensor on a GPU"
             )
-        self._check_counts()
+        if table.given_counts:
+            read_given(table)
+        bad = table.rows.bad_count()
+        if bad is not None:
+            self._refuse_count(bad)
         table.rows.update()
         table.follow_rows()
 
@@ -212,7 +216,8 @@ class LaunchUnit:
         plan = self._planner.plan(part, counted=True)
         if plan is None:
             return None
-        self._allocate(plan)
+        if plan.lacks_state:
+            self._allocate(plan)
         for run in part.runs:
             self.gradients.stage(pending.gathered, run, plan.written)
         conclusion = [*self._conclusion(pending.gathered, part, plan, None), *part.after]
@@ -229,10 +234,9 @@ class LaunchUnit:
 
     def _allocate(self, plan: StepPlan) -> None:
         """Give the parameters of a plan the state that they lack."""
-        if plan.lacks_state:
-            self._refuse_in_capture(f"the state of {self.table.slots[plan.lacks_state[0]].name}")
-            self._planner.allocate(plan)
-            self.has_new_state = True
+        self._refuse_in_capture(f"the state of {self.table.slots[plan.lacks_state[0]].name}")
+        self._planner.allocate(plan)
+        self.has_new_state = True
 
     def stage(
         self,
@@ -267,7 +271,8 @@ class LaunchUnit:
         plan = self._planner.plan(span, counted)
         if plan is None:
             return None
-        self._allocate(plan)
+        if plan.lacks_state:
+            self._allocate(plan)
         if table.counts is None:
             table.rows.update()
             table.follow_rows()

@@ -26,7 +26,7 @@ def update(engine: Engine, parts: Mapping[int, Part], streams: SideStreams) -> i
     """
     units = engine.units
     pending = {index: units[index].prepare_part(part) for index, part in parts.items()}
-    engine.refuse_overlap()
+    _refuse_overlap(engine)
     staged: list[Staged | None] = [None] * len(units)
     for index, read in pending.items():
         staged[index] = units[index].stage_part(read)
@@ -47,7 +47,7 @@ def finish(engine: Engine, parts: Mapping[int, Part], role: str | None) -> int:
     units = engine.units
     pending = {index: units[index].prepare_part(part) for index, part in parts.items()}
     whole = {i: unit.prepare(role) for i, unit in enumerate(units) if not unit.takes_parts}
-    engine.refuse_overlap()
+    _refuse_overlap(engine)
     staged: list[Staged | None] = [None] * len(units)
     for index, read in pending.items():
         staged[index] = units[index].stage_part(read)
@@ -58,3 +58,9 @@ def finish(engine: Engine, parts: Mapping[int, Part], role: str | None) -> int:
         clear_gradients(units[index], all_read, staged[index])
     engine.note_new_state()
     return launches
+
+
+def _refuse_overlap(engine: Engine) -> None:
+    """Raise for parameters that somebody put into the memory of others since gradients were last read."""
+    if any(unit.gradients.has_rebound for unit in engine.units):
+        engine.refuse_overlap()
