@@ -30,10 +30,18 @@ Reader::Reader(const py::list& owners, const py::list& locals, int64_t records, 
   PyUnicode_InternInPlace(&is_neg_.ptr());
   if (py::len(owners_) != py::len(locals_)) throw py::value_error("as many local tensors as owners are needed");
   for (size_t i = 0; i < py::len(owners_); ++i) {
-    Slot slot{
-        PyList_GET_ITEM(owners_.ptr(), i), PyList_GET_ITEM(locals_.ptr(), i), 1, 0, false, 0, 0, shapes_.size(), {}, {}};
-    const bool is_shard =
-        shards_ && shards_->is_shard(slot.owner) && shards_->local(slot.owner) == slot.local && shards_->spec(slot.owner);
+    Slot slot{PyList_GET_ITEM(owners_.ptr(), i),
+              PyList_GET_ITEM(locals_.ptr(), i),
+              1,
+              0,
+              false,
+              0,
+              0,
+              shapes_.size(),
+              {},
+              {}};
+    const bool is_shard = shards_ && shards_->is_shard(slot.owner) && shards_->local(slot.owner) == slot.local &&
+                          shards_->spec(slot.owner);
     TensorView tensor;
     if ((slot.owner == slot.local || is_shard) && abi_->look(slot.local, &tensor)) {
       if (is_shard) slot.spec = py::reinterpret_borrow<py::object>(shards_->spec(slot.owner));
@@ -165,9 +173,8 @@ py::tuple Reader::read(int64_t first, int64_t last) {
     }
     int64_t address = 0;
     bool fits = true;
-    const bool present = slot.spec
-                             ? read_shard_gradient(slot, std::move(grads[i]), gradients.get(), &address, &fits)
-                             : read_gradient(slot, gradients.get(), &address, &fits);
+    const bool present = slot.spec ? read_shard_gradient(slot, std::move(grads[i]), gradients.get(), &address, &fits)
+                                   : read_gradient(slot, gradients.get(), &address, &fits);
     if (present != static_cast<bool>(active_[i])) {
       active_[i] = present;
       switched_ = true;

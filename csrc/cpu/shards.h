@@ -1,5 +1,5 @@
-// DTensors, read without a Python call: a DTensor is a Python object that holds its local shard and a description of how
-// it is laid out over ranks (its spec), each in a slot of its class.
+// DTensors, read without a Python call: a DTensor is a Python object that holds its local shard and a description of
+// how it is laid out over ranks (its spec), each in a slot of its class.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -156,8 +156,8 @@ py::object TensorAbi::grad_object(PyObject* object) const {
   const void* found = grad(object);
   if (!found) return py::none();
   // asking Python takes a microsecond where a class may intercept attributes, as DTensor may
-  auto grad = py::reinterpret_steal<py::object>(torch_.wrap ? torch_.wrap(found)
-                                                            : PyObject_GetAttr(object, grad_name_.ptr()));
+  auto grad =
+      py::reinterpret_steal<py::object>(torch_.wrap ? torch_.wrap(found) : PyObject_GetAttr(object, grad_name_.ptr()));
   if (!grad) throw py::error_already_set();
   return grad;
 }

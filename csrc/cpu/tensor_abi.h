@@ -1,8 +1,8 @@
 // Tensors, read without a Python call and without a header of torch: by functions of libtorch that are looked up in the
 // running process. Those named aoti_torch_* are a C interface that torch keeps stable for models compiled ahead of time
-// (torch/csrc/inductor/aoti_torch/c/shim.h). Four things are not stable: the three C++ functions below, of whose mangled
-// names the return type is no part, and where a Python object keeps its tensor. So a torch has to be probed before it
-// is trusted: stackelberg_fused/native/tensor_abi.py says when and how.
+// (torch/csrc/inductor/aoti_torch/c/shim.h). Four things are not stable: the three C++ functions below, of whose
+// mangled names the return type is no part, and where a Python object keeps its tensor. So a torch has to be probed
+// before it is trusted: stackelberg_fused/native/tensor_abi.py says when and how.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -97,6 +97,7 @@ class _Exchange:
         self._store = store
         self.me = get_rank()
         self._seconds = store.timeout.total_seconds() if timeout is None else timeout
+        self._began = time.monotonic()
         prefix = f"stackelberg_fused/{hashlib.sha256(repr(ranks).encode()).hexdigest()}"
         # the same on all ranks, which compare their optimizers in the same order
         number = store.add(f"{prefix}/{self.me}", 1)
@@ -105,10 +106,10 @@ class _Exchange:
     def say(self, what: str, message: str) -> None:
         self._store.set(f"{self._prefix}/{what}/{self.me}", message)
 
-    def hear(self, what: str, rank: int) -> str | None:
-        """What a rank said; None if it does not in time."""
+    def hear(self, what: str, rank: int, times: int = 1) -> str | None:
+        """What a rank said; None if it does not within the timeout, or `times` as long, from the beginning."""
         key, pause = f"{self._prefix}/{what}/{rank}", 0.0005
-        end = time.monotonic() + self._seconds
+        end = self._began + times * self._seconds
         # instead of store.wait(), which no interrupt ends
         while not self._store.check([key]):
             if time.monotonic() > end:
@@ -143,7 +144,9 @@ def _compare(ranks: tuple[int, ...], facts: dict[str, str], timeout: float | Non
         exchange.say("verdict", json.dumps(_verdict(exchange, ranks, digest)))
     if exchange.hear("digest", first) is None:
         raise exchange.absent(first)
-    said = exchange.hear("verdict", first)
+    said = exchange.hear(
+        "verdict", first, 3
+    )  # the first rank may have come late, and then waited for others
     if said is None:
         raise exchange.absent(first)
     other, is_absent = json.loads(said)
@@ -153,7 +156,7 @@ def _compare(ranks: tuple[int, ...], facts: dict[str, str], timeout: float | Non
         raise exchange.absent(other)
     if exchange.me in (first, other):
         exchange.say("facts", text)
-    here, there = exchange.hear("facts", first), exchange.hear("facts", other)
+    here, there = exchange.hear("facts", first, 4), exchange.hear("facts", other, 4)
     if here is None or there is None:
         raise exchange.absent(first if here is None else other)
     raise ValueError(_difference(json.loads(here), json.loads(there), first, other))

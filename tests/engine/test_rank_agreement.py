@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -114,13 +113,12 @@ def test_what_may_differ_is_not_compared(ranks: Ranks) -> None:
 
 
 def _one_is_missing(missing: int) -> None:
+    ours = sf.StackelbergAdamW(_shards((4, 2)))
+    dist.barrier()  # the others come at the same time
     if dist.get_rank() == missing:
         return
-    ours = sf.StackelbergAdamW(_shards((4, 2)))
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"rank {missing} .* did not come"):
-        refuse_different_ranks(ours.param_groups, {}, timeout=0.3)
-    assert time.monotonic() - began < 10
+        refuse_different_ranks(ours.param_groups, {}, 1.0)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -59,6 +59,9 @@ def _half_of_it_too_early() -> None:
     assert not ours.state
 
 
+@pytest.mark.skipif(
+    not models.MARKS, reason="parameters do not say in this torch that fully_shard() replaced them"
+)
 def test_a_part_that_was_sharded_later(ranks: Ranks) -> None:
     ranks(2, _half_of_it_too_early)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ranks import Ranks, of_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as Ddp
+from wrapped_models import needs_averages
 
 import stackelberg_fused as sf
 
@@ -107,7 +108,10 @@ def _is_as_one_process(wrapper: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]} steps, {kind[1]} parts")
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper",
+    [pytest.param(n, marks=[needs_averages] if "FSDP2" in n else []) for n in WRAPPERS],
+)
 def test_two_ranks_are_as_one_process(ranks: Ranks, wrapper: str, kind: Any) -> None:
     ranks(WORLD, _is_as_one_process, wrapper, kind)
 
@@ -176,5 +180,6 @@ def _whole_model_alternates() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+@needs_averages
 def test_a_sharded_model_alternates_as_a_whole(ranks: Ranks) -> None:
     ranks(WORLD, _whole_model_alternates)

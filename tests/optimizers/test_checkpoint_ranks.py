@@ -46,7 +46,8 @@ RANDOM = {
     "bfloat16 state": (ADAMW, torch.float32, {"state_dtype": "bfloat16"}),
     "stochastic": (ADAMW, NARROW, {"master": "stochastic", "state_dtype": "bfloat16"}),
 }
-MESHES = [("none", 1), ("FSDP2", 1), ("FSDP2", 3), ("HSDP", 4), ("TP + FSDP2", 4)]
+MESHES = [("none", 1), ("FSDP2", 1), ("FSDP2", 3), ("HSDP", 4)]
+MESHES += [("TP + FSDP2", 4)] if models.LOADS_STRIDED else []
 
 
 def _build(wrapper: str, dtype: torch.dtype) -> nn.Module:

@@ -141,7 +141,14 @@ def _beside_one_process(wrapper: str, extra: str) -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize(
-    "wrapper, world", [("DDP", 2), ("FSDP2", 2), ("FSDP2", 3), ("HSDP", 4), ("TP + FSDP2", 4)]
+    "wrapper, world",
+    [
+        ("DDP", 2),
+        *(
+            pytest.param(wrapper, world, marks=models.needs_averages)
+            for wrapper, world in (("FSDP2", 2), ("FSDP2", 3), ("HSDP", 4), ("TP + FSDP2", 4))
+        ),
+    ],
 )
 def test_ranks_together_are_as_one_process(
     ranks: Ranks, wrapper: str, world: int, extra: str
@@ -199,6 +206,7 @@ def _clips_as_one_process() -> None:
         assert float(norm) == pytest.approx(expected, rel=1e-5), role
 
 
+@models.needs_averages
 def test_clipping_counts_each_part_once(ranks: Ranks) -> None:
     ranks(4, _clips_as_one_process)
 

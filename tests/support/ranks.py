@@ -12,6 +12,7 @@ end are named with their stacks, and all are ended.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -30,9 +31,10 @@ from typing import Any
 import pytest
 import torch
 from paths import SUPPORT
+from patience import patience
 
 MOST = 4  # ranks
-LIMIT = 120.0  # seconds that a call may take; on an idle machine it takes less than one
+ALONE = 5.0  # seconds that a call takes on an idle machine, at most
 GRACE = 3.0  # seconds that the others get after the first one failed: it may be waited for
 
 # one process of pytest has the ranks; not in a quick run, which they would make a third longer
@@ -68,14 +70,14 @@ class Ranks:
         self._runs = 0
 
     def __call__(
-        self, world: int, function: Callable[..., Any], *args: Any, limit: float = LIMIT
+        self, world: int, function: Callable[..., Any], *args: Any, limit: float | None = None
     ) -> list[Any]:
         """Call a function on `world` ranks, in a process group of their own; returns what each returned.
 
         Args:
             function: at the top of its module.
             args: pickled; the same for all ranks.
-            limit: seconds.
+            limit: seconds; None for what `patience` says.
 
         Raises:
             AssertionError: a rank failed, or did not come to an end.
@@ -88,12 +90,11 @@ class Ranks:
             "name": function.__qualname__,
             "args": args,
             "world": world,
-            "limit": limit,
             "store": str(self._folder / f"store-{self._runs}"),
         }
         for connection in self._connections[:world]:
             connection.send_bytes(pickle.dumps(job))
-        return self._answers(world, limit)
+        return self._answers(world, limit or patience(ALONE) or math.inf)
 
     def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
@@ -116,7 +117,7 @@ class Ranks:
         results: dict[int, Any] = {}
         failed: dict[int, str] = {}
         while waiting and (left := end - time.monotonic()) > 0:
-            ready = wait(list(waiting.values()), left)
+            ready = wait(list(waiting.values()), min(left, 3600.0))
             for rank in [rank for rank, connection in waiting.items() if connection in ready]:
                 try:
                     is_result, answer = pickle.loads(waiting.pop(rank).recv_bytes())
