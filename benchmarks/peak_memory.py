@@ -22,7 +22,6 @@ from .contestant import Groups, OptimizerAndStep
 from .models import ManyLayers
 from .ours import make_ours
 from .peers import make_torch
-from .preparation import TIMED
 
 NAME = "peak memory of backward + step"
 LAYERS, WIDTH = 64, 1024
