@@ -61,7 +61,6 @@ class Release:
         self._unhooked: list[int] = []
         self._places: list[tuple[int, int] | None] = []  # index of a launch unit, and slot
         self._side: list[SideStream | None] = []
-        self._has_sides = False
         self._progress = bytearray()
         self._progress_array = np.frombuffer(self._progress, np.uint8)
         self._engine: Engine | None = None
@@ -71,7 +70,7 @@ class Release:
         self._has_begun = self._is_checked = False
         self._launches = 0
         self._held = {role: int(role in held) for role in ROLES}
-        self._is_held = bool(held)
+        self._is_unusual = bool(held)  # a hook has to look twice
         self._is_of: dict[str | None, np.ndarray] = {}
         self._streams = SideStreams()
         self._joins_later = False
@@ -87,17 +86,14 @@ class Release:
         progress = self._progress[number]
         if progress == RELEASED:
             raise self._second(number)
-        if progress == WHOLE or (self._is_held and self._held[self._roles[number]] > 0):
+        if progress == WHOLE or self._held[self._roles[number]] > 0:
             return False
         if progress == PENDING:
             raise self._second(number)
-        return True
-
-    def _note_source(self, number: int) -> None:
-        """Take note of the stream that wrote a gradient."""
         side = self._side[number]
         if side is not None:
             side.note_source()
+        return True
 
     def _release(self) -> None:
         """Update the parameters whose gradients wait, as the only call that is at the optimizer."""
@@ -217,7 +213,7 @@ class Release:
             local = local_tensor(param)
             self._bytes[number] = local.numel() * local.element_size()
             self._side[number] = self._streams.of(local.device)
-            self._has_sides |= self._side[number] is not None
+            self._is_unusual |= self._side[number] is not None
             total += self._bytes[number] if param.requires_grad else 0
         self._progress = progress
         self._progress_array = np.frombuffer(progress, np.uint8)
@@ -344,7 +340,8 @@ class Release:
     def _hold(self, roles: list[Any], by: int) -> None:
         for role in roles:
             self._held[role] += by
-        self._is_held = any(count > 0 for count in self._held.values())
+        is_held = any(count > 0 for count in self._held.values())
+        self._is_unusual = is_held or self._streams.are_used
 
     def join(self) -> None:
         """Have the current stream wait for updates that run beside it."""
@@ -368,10 +365,8 @@ def _hook(release: weakref.ref[Release], number: int) -> Callable[[Tensor], None
         if found is None:
             return
         progress = found._progress
-        if (progress[number] or found._is_held) and not found._arrived_in_turn(number):
+        if (progress[number] or found._is_unusual) and not found._arrived_in_turn(number):
             return
-        if found._has_sides:
-            found._note_source(number)
         progress[number] = PENDING
         found._pending.append(number)
         found._missing_bytes -= found._bytes[number]

@@ -29,7 +29,7 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert result["threads"] == 1
     assert result["hardware"]["cpu"]
     assert result["versions"]["torch"] == importlib.metadata.version("torch")
-    plain, new, training_step, low_precision, gpt, mlp, host = result["rows"]
+    plain, new, training_step, low_precision, gpt, mlp, memory, host = result["rows"]
     for row in (plain, new, training_step, low_precision):
         name = "ours bf16 stochastic" if row is low_precision else "ours cpu"
         mine = entry_of(row, name)
@@ -45,8 +45,15 @@ def test_a_quick_run_writes_json_and_png(tmp_path, capsys):
     assert "apart" in plain["targets"][0]
     assert [t["met"] for t in training_step["targets"] if t["quantity"] == "launches"] == [True]
     assert [t["met"] for t in low_precision["targets"]] == [True]
+    assert {e["status"] for e in memory["entries"]} == {"measured"}
     for row in (gpt, mlp):
-        assert [e["name"] for e in row["entries"]] == ["ours cpu", "ours cpu, flat", "torch fused"]
+        assert [e["name"] for e in row["entries"]] == [
+            "ours cpu",
+            "ours cpu, flat",
+            "ours cpu, release",
+            "torch fused",
+            "torch fused, each alone",
+        ]
         assert all(e["status"] == TIMED for e in row["entries"])
         assert all(len(e["samples_ns"]) == row["rounds"] for e in row["entries"])
         assert all(e["times_torch_fused"] > 0 for e in row["entries"])
