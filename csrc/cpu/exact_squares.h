@@ -19,7 +19,7 @@ constexpr int kSliceBits = 51;
 constexpr int kCountedBits = 50;
 
 // Bits are counted modulo 2^64, which the sum of a tile's does not reach.
-uint64_t bits_of(double x) {
+uint64_t double_bits(double x) {
   uint64_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
@@ -44,10 +44,10 @@ __attribute__((noinline)) void add_slices(const float* x, int64_t count, int gri
     uint64_t k = 0;
     for (int64_t i = 0; i < count; ++i) {
       const double rounded = rest[i] + to_grid;
-      k += bits_of(rounded);
+      k += double_bits(rounded);
       rest[i] -= rounded - to_grid;
     }
-    add_part(sum, difference(k, count * bits_of(to_grid)), grid);
+    add_part(sum, difference(k, count * double_bits(to_grid)), grid);
     if (grid <= lowest) return;
   }
 }
@@ -83,12 +83,12 @@ Range add_two_slices(const float* x, int64_t count, int grid, ExactSum& sum) {
     range.take(x[i]);
     const double wide = x[i], square = wide * wide;
     const double rounded = square + to_grid;
-    upper += bits_of(rounded);
-    lower += bits_of((square - (rounded - to_grid)) + to_lower);
+    upper += double_bits(rounded);
+    lower += double_bits((square - (rounded - to_grid)) + to_lower);
   }
   if (range.fits(grid)) {
-    add_part(sum, difference(upper, count * bits_of(to_grid)), grid);
-    add_part(sum, difference(lower, count * bits_of(to_lower)), grid - kSliceBits);
+    add_part(sum, difference(upper, count * double_bits(to_grid)), grid);
+    add_part(sum, difference(lower, count * double_bits(to_lower)), grid - kSliceBits);
   }
   return range;
 }

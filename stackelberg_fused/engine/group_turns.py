@@ -10,6 +10,7 @@ import numpy as np
 from ..groups.hyperparameters import turn_of
 from ..groups.rules import sums_gradients
 from ..layout.table import Table
+from ..memory.sharding import local_tensor
 
 # what no group has: its counts are of no round of its own, and it begins one when it is accepted
 NO_TURN = (0, "")
@@ -85,3 +86,14 @@ def unfitting_rounds(tables: Iterable[Table], groups: Sequence[dict[str, Any]]) 
             if is_over or (sums_gradients(group) and "grad_sum" not in tensors):
                 found.add(table.slots[i].group)
     return found
+
+
+def begin_anew(table: Table, slots: Sequence[int]) -> None:
+    """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""
+    if not slots:
+        return
+    table.waited[slots] = 0.0
+    for i in slots:
+        grad_sum = table.state_tensors[i].get("grad_sum")
+        if grad_sum is not None:
+            local_tensor(grad_sum).zero_()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, Launch
-from ..backends.interrupts import make_calls
 from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
@@ -28,10 +27,11 @@ from ..memory.sharding import local_tensor
 from ..native.change_detection import make_address_snapshot
 from ..native.tensor_abi import increment_versions
 from ..warning import warn_caller
+from .device_counting import count_on_device, refuse_given_counts, refuse_in_capture
 from .flat_gradients import FlatGradients
 from .given_counts import advances_of_given, read_given
 from .gradients import Gathered, Gradients
-from .group_turns import GroupTurns
+from .group_turns import GroupTurns, begin_anew
 from .state import drop_averages
 from .step_plan import StepPlan, StepPlanner
 
@@ -150,7 +150,7 @@ class LaunchUnit:
     def refuse_edits_in_capture(self, changed: list[int]) -> None:
         """Raise for another rule or turn while a CUDA graph is captured: replays would not follow it."""
         if self.table.counts is not None and self.hyperparameters.changes_rules(changed):
-            self._refuse_in_capture("another rule")
+            refuse_in_capture(self.table, "another rule")
 
     def prepare(self, role: str | None) -> Pending:
         """Read gradients and step counts, and raise if any of them is not acceptable.
@@ -234,7 +234,7 @@ class LaunchUnit:
 
     def _allocate(self, plan: StepPlan) -> None:
         """Give the parameters of a plan the state that they lack."""
-        self._refuse_in_capture(f"the state of {self.table.slots[plan.lacks_state[0]].name}")
+        refuse_in_capture(self.table, f"the state of {self.table.slots[plan.lacks_state[0]].name}")
         self._planner.allocate(plan)
         self.has_new_state = True
 
@@ -260,14 +260,15 @@ class LaunchUnit:
             # the host does not know whether a step is taken, or when
             unknown = scaling is not None and scaling.found_inf is not None
             if self._is_captured or (unknown and self.backend.counts_on_device):
-                self._refuse_in_capture("its step counts")
-                self._refuse_given_counts()
-                self._count_on_device()
+                refuse_in_capture(self.table, "its step counts")
+                refuse_given_counts(self.table)
+                self.has_new_state = True
+                count_on_device(self.table, self.state)
             elif scaling is not None and scaling.says_skip():
                 self.skipped = True
                 return None
         if clipped and span not in table.statistics:
-            self._refuse_in_capture("room for its statistics")
+            refuse_in_capture(self.table, "room for its statistics")
         plan = self._planner.plan(span, counted)
         if plan is None:
             return None
@@ -354,45 +355,6 @@ class LaunchUnit:
         # into detached ones, or autograd would ask for no_grad(), which is Python
         return [*(partial(p.detach().copy_, copy) for p, copy in gathered.write_back), *calls]
 
-    def _begin_anew(self, slots: list[int]) -> None:
-        """Forget that these waited for their turn, and the gradients that were summed up meanwhile."""
-        if not slots:
-            return
-        self.table.waited[slots] = 0.0
-        for i in slots:
-            grad_sum = self.table.state_tensors[i].get("grad_sum")
-            if grad_sum is not None:
-                local_tensor(grad_sum).zero_()
-
-    def _refuse_in_capture(self, what: str) -> None:
-        """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
-        if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"step() is being captured in a CUDA graph, but {what} is not on the device yet: take a step before"
-            )
-
-    def _refuse_given_counts(self) -> None:
-        """Raise for counts in tensors of the user's, which a kernel would not advance."""
-        for i in self.table.given_counts:
-            raise ValueError(
-                f"{self.table.slots[i].name}: state['step'] is a tensor that you put there, but this step is counted "
-                "on the device (capturable=True, or a gradient scaler with fused=True), where only the optimizer's own "
-                "counts are: load it with load_state_dict()"
-            )
-
-    def _count_on_device(self) -> None:
-        table = self.table
-        counts = table.device_counts()
-        calls = []
-        for i, tensors in enumerate(table.state_tensors):
-            of_slot = (("step", counts.steps), ("waited", counts.waited))
-            new = {name: values[i] for name, values in of_slot if name in tensors}
-            if new:
-                entry = self.state[table.slots[i].param]
-                calls += [partial(tensors.update, new), partial(entry.update, new)]
-        self.has_new_state = True
-        make_calls([*calls, *table.count_on_device(counts)])
-
     def follow(self, accepted: Accepted) -> None:
         """Follow hyperparameters that were accepted."""
         table, flipped = self.table, accepted.new_rules
@@ -408,7 +370,7 @@ class LaunchUnit:
         table.set_turns()
         if table.joint_sets is not None or self.hyperparameters.has_joint_sets:
             table.set_joint_sets()
-        self._begin_anew(np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
+        begin_anew(table, np.flatnonzero(np.isin(slot_group, accepted.new_turns)).tolist())
         affected = np.isin(slot_group, flipped)
         self._planner.forget(affected)
         slots = np.flatnonzero(affected).tolist()

@@ -285,15 +285,15 @@ def test_torchs_state_dict_leaves_it_as_it_is(cautious: bool) -> None:
     step(torchs, seed=1)
 
 
-def test_a_state_dict_that_makes_it_adam_turns_it_off() -> None:
-    """As the constructor's value is about AdamW groups only."""
+def test_a_state_dict_of_torchs_adam_leaves_it_as_it_is() -> None:
+    """AdamW stays AdamW, as torch's does."""
     ours, _ = _pair(True, True)
     step(ours)
     torchs = torch.optim.Adam([nn.Parameter(normal(9, 1))], lr=0.1)
     step(torchs)
     ours.load_state_dict(torchs.state_dict())
-    assert ours.param_groups[0]["rule"] == "adam"
-    assert ours.param_groups[0]["cautious"] is False
+    assert ours.param_groups[0]["rule"] == "adamw"
+    assert ours.param_groups[0]["cautious"] is True
     step(ours, seed=1)
 
 

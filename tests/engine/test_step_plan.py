@@ -39,7 +39,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
-from stackelberg_fused.engine.launch_unit import LaunchUnit
+from stackelberg_fused.engine import launch_unit
 
 
 @pytest.mark.parametrize("options", [*kernel_options(), MIXED], ids=str)
@@ -297,11 +297,11 @@ def test_a_plan_that_was_refused_looks_again_at_what_is_missing(
     """A capture is refused for a state that is not there yet, and made once another step has allocated it."""
     capturing = False
 
-    def refuse(self: Any, what: str) -> None:
+    def refuse(_table: Any, what: str) -> None:
         if capturing:
             raise RuntimeError(f"{what} is not on the device yet")
 
-    monkeypatch.setattr(LaunchUnit, "_refuse_in_capture", refuse)
+    monkeypatch.setattr(launch_unit, "refuse_in_capture", refuse)
     body, head = (nn.Parameter(torch.ones(3)) for _ in range(2))
     groups = [{"params": [body]}, {"params": [head], "role": "head"}]
     ours = sf.StackelbergAdamW(groups, backend="cpu")

@@ -21,6 +21,7 @@ FILES = (
     "layout/test_device_counts.py",
     "optimizers/test_ema_decay.py",
     "optimizers/test_grad_scaler.py",
+    "optimizers/test_grad_scaler_uses.py",
     "optimizers/test_ema_weights.py",
     "optimizers/test_ema_decay_continued.py",
     "engine/test_step_plan.py",
