@@ -24,8 +24,13 @@ def mesh_of(shape: tuple[int, ...]) -> Any:
         store = dist.FileStore(f"{folder.name}/store", 1)
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         atexit.register(folder.cleanup)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_end)
     return dist.device_mesh.init_device_mesh("cpu", shape)
+
+
+def _end() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def sharded_parameters(tensors: list[torch.Tensor], mesh: tuple[int, ...]) -> list[Any]:

@@ -42,6 +42,12 @@ disable_dynamo: Callable[[Function], Function] = getattr(
 )
 
 
+def default_store() -> Any:
+    """Return what ranks of the process group leave messages in; None in a torch that keeps it elsewhere."""
+    find = getattr(torch.distributed.distributed_c10d, "_get_default_store", None)
+    return None if find is None else find()
+
+
 class Pytree:
     """Stands in for the used part of `torch.utils._pytree`, for the containers of the standard library alone.
 

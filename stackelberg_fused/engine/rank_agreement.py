@@ -13,6 +13,7 @@ from ..groups.param_groups import group_label, param_label
 from ..groups.rules import HYPERPARAMETERS
 from ..groups.schemes import scheme_of
 from ..memory.sharding import is_sharded
+from ..torch_compat import default_store
 
 # settings that ranks may differ in: they decide about numbers, not about what is communicated
 _NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "float32_state")
@@ -90,10 +91,9 @@ def _described(index: int, group: dict[str, Any], position: int, param: Any) -> 
 class _Exchange:
     """Messages of one comparison of some ranks, in the store of the process group."""
 
-    def __init__(self, ranks: tuple[int, ...], timeout: float | None) -> None:
-        from torch.distributed import distributed_c10d, get_rank
+    def __init__(self, store: Any, ranks: tuple[int, ...], timeout: float | None) -> None:
+        from torch.distributed import get_rank
 
-        store: Any = distributed_c10d._get_default_store()
         self._store = store
         self.me = get_rank()
         self._seconds = store.timeout.total_seconds() if timeout is None else timeout
@@ -134,9 +134,10 @@ def _is_simulated() -> bool:
 
 def _compare(ranks: tuple[int, ...], facts: dict[str, str], timeout: float | None) -> None:
     """Have the first rank compare digests and tell all; where they differ, two ranks say what they have."""
-    if _is_simulated():
+    store = None if _is_simulated() else default_store()
+    if store is None:
         return
-    exchange, first = _Exchange(ranks, timeout), ranks[0]
+    exchange, first = _Exchange(store, ranks, timeout), ranks[0]
     text = json.dumps(facts)
     digest = hashlib.sha256(text.encode()).hexdigest()
     exchange.say("digest", digest)

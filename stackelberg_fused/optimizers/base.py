@@ -135,13 +135,13 @@ class StackelbergOptimizer(Stepping):
             swap.enter(shared.param_groups, shared.state)
 
         try:
-            shared.alone("ema_weights()", enter)
-            yield
-        finally:  # after an interrupt, too, as it was entered
             try:
+                shared.alone("ema_weights()", enter)
+                yield
+            finally:  # after an interrupt, too, as it was entered
                 swap.leave()
-            finally:
-                swap.leave()  # nothing happens unless an interrupt ended the first one
+        finally:
+            swap.leave()  # nothing happens unless an interrupt ended the first one, or came just before it
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`; averages of the weights are in it."""

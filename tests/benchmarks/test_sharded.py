@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from bench_rows import ROWS
@@ -13,7 +15,7 @@ from stackelberg_fused.benchmarks.preparation import (
     gradient_sets,
     prepare,
 )
-from stackelberg_fused.benchmarks.sharded import sharded_contestants
+from stackelberg_fused.benchmarks.sharded import mesh_of, sharded_contestants
 from stackelberg_fused.benchmarks.workloads import TORCH_FUSED, UNSHARDED, Target, Workload
 
 dist = torch.distributed
@@ -36,7 +38,17 @@ def test_a_ratio_to_ours_without_shards_is_at_most_its_bound():
     assert not target.is_counted
 
 
+@pytest.fixture
+def _own_group() -> Iterator[None]:
+    """The process group that a row begins ends with the test, or others could not begin theirs."""
+    yield
+    mesh_of.cache_clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @needs_gloo
+@pytest.mark.usefixtures("_own_group")
 @pytest.mark.parametrize("mesh", [(1,), (1, 1)])
 def test_every_contestant_makes_the_references_step(mesh):
     from torch.distributed.tensor import DTensor

@@ -71,7 +71,8 @@ def cubins(extracted: Path) -> dict[str, list[list[sass.Kernel]]]:
     """Kernels by the source file that they are from, one list per architecture."""
     found: dict[str, list[list[sass.Kernel]]] = {name: [] for name in WANTED}
     for cubin in sorted(extracted.glob("*.cubin")):
-        kernels = sass.disassemble(cubin)
+        # the kernel that concludes sums of several launches is a warp, once a step
+        kernels = [k for k in sass.disassemble(cubin) if "conclude_kernel" not in k.name]
         names = {
             re.search(r"(step|low_precision|statistics|project)_kernel", k.name)[1] for k in kernels
         }

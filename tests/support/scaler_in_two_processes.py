@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -80,7 +79,6 @@ def run(rank: int, store: str) -> None:
         store=dist.FileStore(store, WORLD),
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
     )
     scaled = {"init_scale": SCALE, "growth_interval": 2}
     for fused in (None, True):
