@@ -57,7 +57,7 @@ def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
 def evaluate(model: nn.Module) -> None:
     model(inputs)
 
-def make_model() -> nn.Module:
+def make_model() -> Model:
     return model
 
 model = Model()
