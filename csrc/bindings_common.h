@@ -37,6 +37,7 @@ inline void register_tables(pybind11::module_& m) {
     m.attr(prefix "_BYTES") = sizeof(type); \
   }
   SF_REGISTER("RECORD", Record, SF_RECORD_FIELDS)
+  SF_REGISTER("TILE", Tile, SF_TILE_FIELDS)
   SF_REGISTER("ROW", Row, SF_ROW_FIELDS)
   SF_REGISTER("GROUP", GroupScalars, SF_GROUP_FIELDS)
   SF_REGISTER("JOINT_SET", JointSet, SF_JOINT_SET_FIELDS)

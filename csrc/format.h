@@ -23,6 +23,13 @@ SF_HOST_DEVICE bool uses_random_bits(const Format& format) {
   return format.state != kState32 || format.master == kStochastic;
 }
 
+// The block of 8-bit codes that has element `index` of a parameter.
+SF_HOST_DEVICE int64_t block_of(const Record& record, int64_t index) {
+  if (!record.block_row) return index / kBlock;
+  const int64_t blocks_per_row = (record.block_row + kBlock - 1) / kBlock;
+  return index / record.block_row * blocks_per_row + index % record.block_row / kBlock;
+}
+
 SF_HOST_DEVICE int64_t bytes_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 // One end of an interval, rounded to a number of the dtype that lies inside: `low` rounds up, `high` down.

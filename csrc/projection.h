@@ -35,9 +35,6 @@ SF_HOST_DEVICE float on_ball(float x, double factor) {
   return factor == 1.0 ? x : toward_zero(static_cast<double>(x) * factor);
 }
 
-// The rows of a simplex in one piece, which one block projects: about as many elements as a tile has.
-SF_HOST_DEVICE int64_t rows_per_piece(int64_t length) { return length < kTileElements ? kTileElements / length : 1; }
-
 // The first element of row `index` of a parameter. `row_stride` rows interleave, each with its elements that far apart;
 // the next group of rows follows them.
 SF_HOST_DEVICE int64_t row_start(const Record& record, int64_t index) {

@@ -37,24 +37,30 @@ constexpr int64_t kTileElements = 4096;
   FIELD(int64_t, set)           /* 1 + index of the joint set that the parameter is projected onto; 0: none */ \
   FIELD(int64_t, row_length)    /* elements in each row of a simplex */                                        \
   FIELD(int64_t, row_stride)    /* elements from one of a row to the next */                                   \
-  FIELD(int64_t, row_count)     /* rows in the parameter */                                                    \
   FIELD(int64_t, format)        /* how the numbers are stored: csrc/format.h */                                \
   FIELD(int64_t, grad_dtype)    /* Dtype */                                                                    \
   FIELD(int64_t, key)           /* seed of the parameter's random numbers */                                   \
   FIELD(int64_t, master)        /* stored beside the weight: remainder, compensation or float32 weight */      \
   FIELD(int64_t, exp_avg_scale) /* scales of 8-bit codes, one byte per block */                                \
   FIELD(int64_t, exp_avg_sq_scale)                                                                             \
-  FIELD(int64_t, max_exp_avg_sq_scale)
+  FIELD(int64_t, max_exp_avg_sq_scale)                                                                         \
+  FIELD(int64_t, block_row) /* elements of a row, which no block of codes crosses; 0: all blocks are full */   \
+  FIELD(int64_t, tiles)     /* that the parameter has */
 
 struct Record {
   SF_RECORD_FIELDS(SF_DECLARE_FIELD)
-  int64_t reserved[4];  // pads a record to three 64-byte cache lines
+  int64_t reserved[3];  // pads a record to three 64-byte cache lines
 };
 
-// A run of at most kTileElements elements of one parameter, starting `offset` elements into it.
+// A run of at most kTileElements elements of one parameter. Its elements lie side by side in the whole parameter too.
+#define SF_TILE_FIELDS(FIELD)                                                                                \
+  FIELD(int32_t, record)                                                                                     \
+  FIELD(int32_t, count)                                                                                      \
+  FIELD(int64_t, offset) /* of its first element in the memory of the parameter, or of the part of it here */ \
+  FIELD(int64_t, whole)  /* index of its first element in the whole parameter; random numbers depend on it */
+
 struct Tile {
-  int64_t record;
-  int64_t offset;
+  SF_TILE_FIELDS(SF_DECLARE_FIELD)
 };
 
 // The options of an update rule, as FLAG(enumerator, name in Python, bit). A specialisation of a kernel fixes these
@@ -171,6 +177,6 @@ struct GradientStatistics {
 };
 
 static_assert(sizeof(GradientStatistics) == 64 && sizeof(JointSet) == 48);
-static_assert(sizeof(Record) == 192 && sizeof(Tile) == 16 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
+static_assert(sizeof(Record) == 192 && sizeof(Tile) == 24 && sizeof(Row) == 80 && sizeof(GroupScalars) == 64);
 
 }  // namespace sf

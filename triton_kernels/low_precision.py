@@ -21,9 +21,10 @@ from .load_store import (
     write_moments,
     write_weights,
 )
-from .random_bits import random_bits, tile_stream
+from .random_bits import random_bits, random_bits_of_tile, stream_of
 from .tables import (
     AMSGRAD,
+    BLOCK_ROW,
     EMA,
     EMA_ADDRESS,
     EXP_AVG,
@@ -40,10 +41,12 @@ from .tables import (
     MAX_EXP_AVG_SQ_SCALE,
     MEAN_WEIGHT,
     MOMENTUM,
-    NUMEL,
     PARAM,
     RECORD_FIELDS,
     SGD,
+    TILE_COUNT,
+    TILE_OFFSET,
+    TILE_WHOLE,
     TURNS,
     UPDATE_FLAGS,
     ZERO_GRADS,
@@ -65,14 +68,49 @@ RAGGED_PASS: tl.constexpr = tl.constexpr(512)
 
 
 @triton.jit
-def _blocks(offset, start, count, PASS: tl.constexpr):
-    """Return the blocks of a tile from `start` on; `count`: how many elements are left from the tile's offset on."""
+def _full_blocks(offset, start, PASS: tl.constexpr):
+    """Return blocks of a full tile from element `start` on."""
+    offset = (offset >> 4) << 4  # as it is, but the compiler sees that it is divisible by 16
     first = start + BLOCK * tl.arange(0, PASS // BLOCK)
     within = first[:, None] + tl.arange(0, BLOCK)[None, :]
     number = offset // BLOCK + start // BLOCK + tl.arange(0, PASS // BLOCK)
-    return Blocks(
-        Elements(offset + within, within < count), Elements(number, first < count), within
-    )
+    return Blocks(Elements(offset + within, within >= 0), Elements(number, first >= 0), within)
+
+
+@triton.jit
+def _ragged_blocks(offset, start, count, row, PASS: tl.constexpr):
+    """Return blocks of a tile of `count` elements from block `start` on; none crosses a row, which has `row` elements.
+
+    A tile has several rows, or a part of one; where `row` is 0, it is all of one.
+    """
+    length = tl.where((row > 0) & (row < count), row, count).to(tl.int32)
+    blocks_per_row = (length + BLOCK - 1) // BLOCK
+    block = start + tl.arange(0, PASS // BLOCK)
+    in_row = (block % blocks_per_row * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
+    within = (block // blocks_per_row * length)[:, None] + in_row
+    exists = block < count // length * blocks_per_row
+    # of the tile's first block
+    number = offset // BLOCK
+    if row > 0:
+        number = offset // row * ((row + BLOCK - 1) // BLOCK) + offset % row // BLOCK
+    mask = exists[:, None] & (in_row < length)
+    return Blocks(Elements(offset + within, mask), Elements(number + block, exists), within)
+
+
+@triton.jit
+def _ragged_count(count, row):
+    """Return how many blocks `_ragged_blocks` has of a tile."""
+    length = tl.where((row > 0) & (row < count), row, count).to(tl.int32)
+    return count.to(tl.int32) // length * ((length + BLOCK - 1) // BLOCK)
+
+
+@triton.jit
+def _is_full(tile, row, TILE: tl.constexpr):
+    """Whether a tile has all of its elements, and begins where vectors, a stream and a block of codes may begin."""
+    count = tl.load(tile) >> TILE_COUNT
+    whole = tl.load(tile + TILE_WHOLE)
+    aligned = (tl.load(tile + TILE_OFFSET) & 15) == 0
+    return (count == TILE) & aligned & (whole % TILE == 0) & (row == 0)
 
 
 @triton.jit
@@ -92,17 +130,21 @@ def _update(
     factor,
     unscale,
     grad_sum,
-    stream,
+    key,
+    step,
+    whole,
     blocks,
     FORMAT: tl.constexpr,
     MODE: tl.constexpr,
     FULL: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """Update elements of one parameter.
 
     Args:
         words: of its record.
         grad_sum: the address of the sum of earlier gradients, 0 where there is none.
+        key, step, whole: as in `random_bits_of_tile`.
     """
     STATE: tl.constexpr = (FORMAT >> 2) & 3
     GRADS: tl.constexpr = FORMAT >> 8
@@ -144,7 +186,10 @@ def _update(
     if (EMA & rule) != 0:
         ema = load(words[EMA_ADDRESS], elements, FULL)
         store(words[EMA_ADDRESS], elements, ema_update(row, param, ema), FULL)
-    random = random_bits(stream, blocks.within.to(tl.uint32))
+    if FULL:
+        random = random_bits(stream_of(key, step, whole // TILE), blocks.within.to(tl.uint32))
+    else:
+        random = random_bits_of_tile(key, step, whole, blocks.within, TILE)
     # moments first: with weights before them ptxas keeps up to 70 registers more
     if ((SGD | MOMENTUM) & rule) != SGD:
         write_moments(
@@ -176,7 +221,7 @@ def update_low_precision_tile(
     step,
     factor,
     unscale,
-    offset,
+    tile,
     FORMAT: tl.constexpr,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
@@ -186,10 +231,11 @@ def update_low_precision_tile(
     DTYPE: tl.constexpr = FORMAT & 3
     words = load_words(record, RECORD_FIELDS)
     grad_sum = words[GRAD_SUM]
-    count = words[NUMEL] - offset
+    count, offset = tl.load(tile) >> TILE_COUNT, tl.load(tile + TILE_OFFSET)
+    whole, block_row = tl.load(tile + TILE_WHOLE), words[BLOCK_ROW]
     states = words[EXP_AVG] | words[EXP_AVG_SQ] | words[MAX_EXP_AVG_SQ] | words[EMA_ADDRESS]
     every = words[PARAM] | words[GRAD] | states | grad_sum | words[MASTER]
-    full = (count >= TILE) & ((every & 15) == 0)
+    full = _is_full(tile, block_row, TILE) & ((every & 15) == 0)
     if TURNS & MODE:
         full = full & (words[GRAD] != 0)
         grad_sum = tl.where(row[MEAN_WEIGHT] != 0, grad_sum, 0)
@@ -197,7 +243,6 @@ def update_low_precision_tile(
     if DTYPE != FLOAT32:
         low, high = rounded_inside(low, DTYPE, True), rounded_inside(high, DTYPE, False)
     bounds = low, high
-    stream = tile_stream(words[KEY], step, offset // TILE)
     if full:
         MASTER_WORD: tl.constexpr = (FORMAT >> 4) & 7
         IS_WIDE: tl.constexpr = (
@@ -211,7 +256,7 @@ def update_low_precision_tile(
             (CODES_PASS if CROWDED == 0 else HALVES_PASS) if IS_CODE else HALVES_PASS
         )
         for start in range(0, TILE, PASS):
-            blocks = _blocks(offset, start, count, PASS)
+            blocks = _full_blocks(offset, start, PASS)
             _update(
                 words,
                 row,
@@ -220,15 +265,18 @@ def update_low_precision_tile(
                 factor,
                 unscale,
                 grad_sum,
-                stream,
+                words[KEY],
+                step,
+                whole,
                 blocks,
                 FORMAT,
                 MODE,
                 True,
+                TILE,
             )
     else:
-        for start in range(0, tl.minimum(count, TILE).to(tl.int32), RAGGED_PASS):
-            blocks = _blocks(offset, start, count, RAGGED_PASS)
+        for start in range(0, _ragged_count(count, block_row), RAGGED_PASS // BLOCK):
+            blocks = _ragged_blocks(offset, start, count, block_row, RAGGED_PASS)
             _update(
                 words,
                 row,
@@ -237,11 +285,14 @@ def update_low_precision_tile(
                 factor,
                 unscale,
                 grad_sum,
-                stream,
+                words[KEY],
+                step,
+                whole,
                 blocks,
                 FORMAT,
                 MODE,
                 False,
+                TILE,
             )
 
 
@@ -259,20 +310,21 @@ def _wait(
 
 @triton.jit
 def wait_low_precision_tile(
-    record, unscale, adds, offset, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
+    record, unscale, adds, tile, DTYPE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr
 ):
     """As `wait_tile`, with gradients of a dtype."""
     grad = tl.load(record + GRAD)
     grad_sum = tl.load(record + GRAD_SUM)
-    count = tl.load(record + NUMEL) - offset
+    count, offset = tl.load(tile) >> TILE_COUNT, tl.load(tile + TILE_OFFSET)
     aligned = ((grad | grad_sum) & 15) == 0
+    row = grad & 0  # no blocks of codes are read here
     if TURNS & MODE:
         grad_sum = tl.where(adds, grad_sum, 0)
-    if (count >= TILE) & aligned:
+    if _is_full(tile, row, TILE) & aligned:
         for start in range(0, TILE, HALVES_PASS):
-            elements = _blocks(offset, start, count, HALVES_PASS).elements
+            elements = _full_blocks(offset, start, HALVES_PASS).elements
             _wait(unscale, grad, grad_sum, elements, DTYPE, MODE, True)
     else:
-        for start in range(0, tl.minimum(count, TILE).to(tl.int32), RAGGED_PASS):
-            elements = _blocks(offset, start, count, RAGGED_PASS).elements
+        for start in range(0, _ragged_count(count, row), RAGGED_PASS // BLOCK):
+            elements = _ragged_blocks(offset, start, count, row, RAGGED_PASS).elements
             _wait(unscale, grad, grad_sum, elements, DTYPE, MODE, False)

@@ -27,18 +27,18 @@ from .tables import (
     KIND,
     LARGEST,
     NUM_TILES,
-    NUMEL,
     PARAM,
     RECORD_WORDS,
     ROW,
-    ROW_COUNT,
     ROW_LENGTH,
     ROW_STRIDE,
     ROW_WORDS,
     SET,
     SIZE,
     SMALLEST,
-    TILE_ELEMENTS,
+    TILE_COUNT,
+    TILE_OFFSET,
+    TILE_RECORD,
     TILE_WORDS,
 )
 from .tile import SCALAR_PASS
@@ -59,14 +59,14 @@ def _tiles_moved(tiles, moved, begin, end):
     lanes = tl.zeros((LANES,), tl.float64)
     for start in range(begin, end, LANES):
         tile = start + lane
-        index = tl.load(tiles + tile * TILE_WORDS, mask=tile < end, other=0)
+        index = tl.load(tiles + tile * TILE_WORDS, mask=tile < end, other=0) & TILE_RECORD
         has_moved = tl.load(moved + index, mask=tile < end, other=0, cache_modifier=".cg")
         lanes += has_moved.to(tl.float64)
     return fold(lanes)
 
 
 @triton.jit
-def report_tile(record, index, offset, has_moved, tiles, joint, TILE: tl.constexpr):
+def report_tile(record, index, offset, count, has_moved, tiles, joint, TILE: tl.constexpr):
     """Write down what projecting needs to know of a tile; the last program of a ball computes its factor.
 
     Args:
@@ -81,7 +81,6 @@ def report_tile(record, index, offset, has_moved, tiles, joint, TILE: tl.constex
     if tl.load(words + KIND) == BALL:
         # the program's stores before its loads
         tl.debug_barrier()
-        count = tl.load(record + NUMEL) - offset
         sums = set_sums + set_index * COPIES * KERNEL_WORDS
         copy = sums + (tl.program_id(0) % COPIES) * KERNEL_WORDS
         for start in range(0, TILE, SCALAR_PASS):
@@ -120,8 +119,7 @@ def _average(record, rows, index, mask, param):
 
 
 @triton.jit
-def _project_tile(record, rows, factor, has_moved, offset, TILE: tl.constexpr):
-    count = tl.minimum(tl.load(record + NUMEL) - offset, TILE)
+def _project_tile(record, rows, factor, has_moved, offset, count):
     for start in range(0, count, SCALAR_PASS):
         within = start + tl.arange(0, SCALAR_PASS)
         mask = within < count
@@ -209,7 +207,6 @@ def project_kernel(
     moved,
     found_inf,
     SKIPPABLE: tl.constexpr,
-    TILE: tl.constexpr,
     CONSTANTS: tl.constexpr,
 ):
     """Project one piece; arguments as in struct ProjectArgs, `found_inf` read where SKIPPABLE.
@@ -217,8 +214,9 @@ def project_kernel(
     CONSTANTS: see `constants_of`.
     """
     piece = pieces + (first_piece + tl.program_id(0)) * TILE_WORDS
-    index = tl.load(piece)
-    offset = tl.load(piece + 1)
+    head = tl.load(piece)
+    index, count = head & TILE_RECORD, head >> TILE_COUNT
+    offset = tl.load(piece + TILE_OFFSET)
     record = records + index * RECORD_WORDS
     set_index = tl.load(record + SET) - 1
     words = sets + set_index * JOINT_SET_WORDS
@@ -229,12 +227,10 @@ def project_kernel(
         taken = tl.load(found_inf) == 0
     if taken:
         if is_ball:
-            _project_tile(record, rows, tl.load(set_factors + set_index), has_moved, offset, TILE)
+            _project_tile(record, rows, tl.load(set_factors + set_index), has_moved, offset, count)
         elif has_moved:
             length = tl.load(record + ROW_LENGTH)
-            count = tl.maximum(TILE // length, 1)
-            last = tl.minimum(offset + count, tl.load(record + ROW_COUNT))
-            for row in range(offset, last):
+            for row in range(offset, offset + count):
                 # read for each row: kept from row to row, it would take registers
                 stride = tl.load(record + ROW_STRIDE)
                 start = row + row // stride * stride * (length - 1)
@@ -259,7 +255,7 @@ def launch_project(
 
     Args:
         records: int64 [parameters * 24], rows: float32 [rows * 20], sets: int64 [sets * 6], pieces: int64
-            [pieces * 2], set_factors: float64 [sets], moved: int32 [parameters], found_inf: float32 [1]; on one device.
+            [pieces * 3], set_factors: float64 [sets], moved: int32 [parameters], found_inf: float32 [1]; on one device.
     """
     project_kernel[(num_pieces,)](
         records,
@@ -271,7 +267,6 @@ def launch_project(
         moved,
         rows if found_inf is None else found_inf,
         SKIPPABLE=found_inf is not None,
-        TILE=TILE_ELEMENTS,
         CONSTANTS=constants_of(project_kernel),
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,

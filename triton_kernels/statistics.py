@@ -38,13 +38,15 @@ from .tables import (
     LOW_PRECISION,
     MEAN_WEIGHT,
     NORM,
-    NUMEL,
     RECORD_WORDS,
     ROW,
     ROW_WORDS,
     SCALED,
     SUM_SQ,
+    TILE_COUNT,
     TILE_ELEMENTS,
+    TILE_OFFSET,
+    TILE_RECORD,
     TILE_WORDS,
     TOTAL_NORM,
     TURNS,
@@ -81,6 +83,8 @@ def _load(
 ):
     """The elements of a tile's gradient, float32; DTYPE: of gradients."""
     within = tl.arange(0, TILE)
+    if FULL:
+        offset = (offset >> 4) << 4  # as it is, but the compiler sees that it is divisible by 16
     elements = Elements(offset + within, within < count)
     if SUMS:
         with_grad = Elements(elements.index, mask_where(elements.mask, gradient.address != 0))
@@ -100,7 +104,7 @@ def _add_tile(
     Args:
         sums: whether there may be a sum of earlier ones.
     """
-    full = (count >= TILE) & ((gradient.address & 15) == 0)
+    full = (count == TILE) & (((gradient.address | offset) & 15) == 0)
     # each branch adds: one that only loaded would become predicates of wide accesses
     if TURNS & MODE:
         if sums:
@@ -161,11 +165,11 @@ def statistics_kernel(
     """
     tile_index = first_tile + tl.program_id(0)
     tile = tiles + tile_index * TILE_WORDS
-    index = tl.load(tile)
+    head = tl.load(tile)
+    index, count = head & TILE_RECORD, head >> TILE_COUNT
     record = records + index * RECORD_WORDS
-    offset = tl.multiple_of(tl.load(tile + 1), 16)
+    offset = tl.load(tile + TILE_OFFSET)
     grad = tl.load(record + GRAD)
-    count = tl.load(record + NUMEL) - offset
     moves = grad != 0
     unscale = 1.0
     if SCALED & MODE:
@@ -249,7 +253,7 @@ def launch_statistics(
     """Enqueue the statistics of the gradients of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 24], tiles: int64 [tiles * 2], sums: int64 [COPIES, 2, KERNEL_WORDS], digits: int64
+        records: int64 [parameters * 24], tiles: int64 [tiles * 3], sums: int64 [COPIES, 2, KERNEL_WORDS], digits: int64
             [2, WORDS], statistics: float64 [8], limits: float64 [2], rows: float32 [rows * 20], found_inf: float32 [1]
             where infinities are looked for; on one device.
         options: of the step, of which the statistics take what there is before clipping.

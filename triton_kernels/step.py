@@ -37,8 +37,12 @@ from .tables import (
     SET,
     SKIPPABLE,
     STEP,
+    TILE_COUNT,
     TILE_ELEMENTS,
+    TILE_OFFSET,
+    TILE_RECORD,
     TILE_WORDS,
+    TILES,
     TURNS,
     ZERO_GRADS,
 )
@@ -58,7 +62,7 @@ def _update_low_precision(
     step,
     factor,
     unscale,
-    offset,
+    tile,
     FORMATS: tl.constexpr,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
@@ -69,19 +73,19 @@ def _update_low_precision(
     for k in tl.static_range(len(FORMATS)):
         if format == FORMATS[k]:
             update_low_precision_tile(
-                record, row, rule, step, factor, unscale, offset, FORMATS[k], RULE, MODE, TILE
+                record, row, rule, step, factor, unscale, tile, FORMATS[k], RULE, MODE, TILE
             )
 
 
 @triton.jit
-def _wait_low_precision(record, unscale, adds, offset, MODE: tl.constexpr, TILE: tl.constexpr):
+def _wait_low_precision(record, unscale, adds, tile, MODE: tl.constexpr, TILE: tl.constexpr):
     dtype = tl.load(record + GRAD_DTYPE)
     if dtype == FLOAT32:
-        wait_low_precision_tile(record, unscale, adds, offset, FLOAT32, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, tile, FLOAT32, MODE, TILE)
     elif dtype == BFLOAT16:
-        wait_low_precision_tile(record, unscale, adds, offset, BFLOAT16, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, tile, BFLOAT16, MODE, TILE)
     else:
-        wait_low_precision_tile(record, unscale, adds, offset, FLOAT16, MODE, TILE)
+        wait_low_precision_tile(record, unscale, adds, tile, FLOAT16, MODE, TILE)
 
 
 @triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
@@ -115,7 +119,7 @@ def step_kernel(
 
     Args:
         records: int64 pointer, RECORD_WORDS per parameter.
-        tiles: int64 pointer, (record, offset) per tile.
+        tiles: int64 pointer, TILE_WORDS per tile.
         rows: float32 pointer, ROW_WORDS per row; word 0 is the rule, an int32.
         first_tile: index of program 0's tile; those from first_head_tile on are the head's.
         factors: float32 pointer: what the gradients of body and head are multiplied by, in MODE CLIPPED.
@@ -128,10 +132,11 @@ def step_kernel(
     """
     tile_index = first_tile + tl.program_id(0)
     tile = tiles + tile_index * TILE_WORDS
-    index = tl.load(tile)
+    head = tl.load(tile)
+    index, count = head & TILE_RECORD, head >> TILE_COUNT
     record = records + index * RECORD_WORDS
     # the hint belongs here: on the argument of a function that is inlined later it would be lost
-    offset = tl.multiple_of(tl.load(tile + 1), 16)
+    offset = tl.multiple_of(tl.load(tile + TILE_OFFSET), 16)
     row_index = tl.load(record + ROW)
     row_words = rows + row_index * ROW_WORDS
     has_grad = tl.load(record + GRAD) != 0
@@ -159,16 +164,16 @@ def step_kernel(
     if TURNS & MODE:
         if COUNTED & MODE:
             if counts_on & (moves == 0):
-                if arrive(arrived, index, (tl.load(record + NUMEL) + TILE - 1) // TILE):
+                if arrive(arrived, index, tl.load(record + TILES)):
                     tl.store(waited + index, waited_after(waited_before, waits, has_sum | adds))
     if moves:
         if COUNTED & MODE:
-            count = tl.load(steps + index)
+            last_step = tl.load(steps + index)
             ready = tl.load(readiness + index)
-            row = complete_row(row_words, groups + row_index * GROUP_WORDS, count, ready)
-            step = count.to(tl.int32) + 1
-            if arrive(arrived, index, (tl.load(record + NUMEL) + TILE - 1) // TILE):
-                tl.store(steps + index, count + 1.0)
+            row = complete_row(row_words, groups + row_index * GROUP_WORDS, last_step, ready)
+            step = last_step.to(tl.int32) + 1
+            if arrive(arrived, index, tl.load(record + TILES)):
+                tl.store(steps + index, last_step + 1.0)
                 tl.store(readiness + index, 1)
                 if TURNS & MODE:
                     tl.store(waited + index, 0.0)
@@ -187,38 +192,41 @@ def step_kernel(
             if RULE == MIXED_RULES:
                 rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
                 _update_low_precision(
-                    record, row, rule, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
+                    record, row, rule, step, factor, unscale, tile, FORMATS, RULE, MODE, TILE
                 )
             else:
                 _update_low_precision(
-                    record, row, RULE, step, factor, unscale, offset, FORMATS, RULE, MODE, TILE
+                    record, row, RULE, step, factor, unscale, tile, FORMATS, RULE, MODE, TILE
                 )
         elif RULE == MIXED_RULES:
             rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
             if (rule & EMA) != 0:
-                update_with(record, row, factor, unscale, offset, rule ^ EMA, EMA, MODE, TILE)
+                update_with(
+                    record, row, factor, unscale, offset, count, rule ^ EMA, EMA, MODE, TILE
+                )
             else:
-                update_with(record, row, factor, unscale, offset, rule, 0, MODE, TILE)
+                update_with(record, row, factor, unscale, offset, count, rule, 0, MODE, TILE)
         else:
-            update_tile(record, row, factor, unscale, offset, RULE, MODE, TILE)
+            update_tile(record, row, factor, unscale, offset, count, RULE, MODE, TILE)
     elif ((TURNS | ZERO_GRADS) & MODE) != 0:
         if has_grad:
             if LOW_PRECISION & MODE:
-                _wait_low_precision(record, unscale, adds, offset, MODE, TILE)
+                _wait_low_precision(record, unscale, adds, tile, MODE, TILE)
             else:
-                wait_tile(record, unscale, adds, offset, MODE, TILE)
+                wait_tile(record, unscale, adds, offset, count, MODE, TILE)
     if JOINT_SETS & MODE:
         # read again what would take registers until here
-        index = tl.load(tile)
+        head = tl.load(tile)
+        index, count = head & TILE_RECORD, head >> TILE_COUNT
         record = records + index * RECORD_WORDS
         if LOW_PRECISION & MODE:
-            offset = tl.load(tile + 1)
+            offset = tl.load(tile + TILE_OFFSET)
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
             reports = reports & (tl.load(found_inf) == 0)
         if reports:
             joint = (sets, set_sums, set_digits, set_factors, set_tiles_done, moved)
-            report_tile(record, index, offset, moves, tiles, joint, TILE)
+            report_tile(record, index, offset, count, moves, tiles, joint, TILE)
 
 
 def launch_step(
@@ -234,7 +242,7 @@ def launch_step(
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
     Args:
-        records: int64 [parameters * 24], tiles: int64 [tiles * 2], rows: float32 [rows * 20], on one device.
+        records: int64 [parameters * 24], tiles: int64 [tiles * 3], rows: float32 [rows * 20], on one device.
     """
     step_kernel[(num_tiles,)](
         records,

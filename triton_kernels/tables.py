@@ -66,7 +66,6 @@ GRAD_SUM: tl.constexpr = word(tables.RECORD, "grad_sum")
 SET: tl.constexpr = word(tables.RECORD, "set")
 ROW_LENGTH: tl.constexpr = word(tables.RECORD, "row_length")
 ROW_STRIDE: tl.constexpr = word(tables.RECORD, "row_stride")
-ROW_COUNT: tl.constexpr = word(tables.RECORD, "row_count")
 FORMAT: tl.constexpr = word(tables.RECORD, "format")
 GRAD_DTYPE: tl.constexpr = word(tables.RECORD, "grad_dtype")
 KEY: tl.constexpr = word(tables.RECORD, "key")
@@ -74,9 +73,15 @@ MASTER: tl.constexpr = word(tables.RECORD, "master")
 EXP_AVG_SCALE: tl.constexpr = word(tables.RECORD, "exp_avg_scale")
 EXP_AVG_SQ_SCALE: tl.constexpr = word(tables.RECORD, "exp_avg_sq_scale")
 MAX_EXP_AVG_SQ_SCALE: tl.constexpr = word(tables.RECORD, "max_exp_avg_sq_scale")
+BLOCK_ROW: tl.constexpr = word(tables.RECORD, "block_row")
+TILES: tl.constexpr = word(tables.RECORD, "tiles")
 
-# a tile: its record's index and its offset, int64
-TILE_WORDS: tl.constexpr = tl.constexpr(2)
+# a tile: its record's index and, in the upper half of the same int64, how many elements it has; then int64
+TILE_WORDS: tl.constexpr = words(tables.TILE, 8)
+TILE_RECORD: tl.constexpr = tl.constexpr(0xFFFFFFFF)
+TILE_COUNT: tl.constexpr = tl.constexpr(32)
+TILE_OFFSET: tl.constexpr = word(tables.TILE, "offset")
+TILE_WHOLE: tl.constexpr = word(tables.TILE, "whole")
 
 # a row: float32, but for the rule, the turn and the step, which are int32
 ROW_WORDS: tl.constexpr = words(tables.ROW, 4)

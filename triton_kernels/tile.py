@@ -18,7 +18,6 @@ from .tables import (
     MEAN_WEIGHT,
     MOMENTUM,
     NUM_UPDATE_RULES,
-    NUMEL,
     PARAM,
     RECORD_FIELDS,
     SGD,
@@ -135,20 +134,19 @@ def _wait(unscale, grad, grad_sum, index, mask, MODE: tl.constexpr, FULL: tl.con
 
 
 @triton.jit
-def wait_tile(record, unscale, adds, offset, MODE: tl.constexpr, TILE: tl.constexpr):
+def wait_tile(record, unscale, adds, offset, count, MODE: tl.constexpr, TILE: tl.constexpr):
     """A tile that does not move: its gradient is summed up, where it `adds`, and cleared."""
     grad = tl.load(record + GRAD)
     grad_sum = tl.load(record + GRAD_SUM)
-    count = tl.load(record + NUMEL) - offset
     aligned = ((grad | grad_sum) & 15) == 0
     if TURNS & MODE:
         grad_sum = tl.where(adds, grad_sum, 0)
-    if (count >= TILE) & aligned:
+    if (count == TILE) & aligned:
         for start in tl.static_range(0, TILE, VECTOR_PASS):
             index = offset + (start + tl.arange(0, VECTOR_PASS))
             _wait(unscale, grad, grad_sum, index, None, MODE, True)
     else:
-        for start in range(0, tl.minimum(count, TILE), SCALAR_PASS):
+        for start in range(0, count, SCALAR_PASS):
             index = start + tl.arange(0, SCALAR_PASS)
             _wait(unscale, grad, grad_sum, offset + index, index < count, MODE, False)
 
@@ -160,17 +158,17 @@ def update_tile(
     factor,
     unscale,
     offset,
+    count,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
     words = load_words(record, RECORD_FIELDS)
     grad_sum = words[GRAD_SUM]
-    count = words[NUMEL] - offset
     # vectors need every buffer that the rule touches on a 16-byte boundary; those it does not use are 0
     states = words[EXP_AVG] | words[EXP_AVG_SQ] | words[MAX_EXP_AVG_SQ] | words[EMA_ADDRESS]
     every = words[PARAM] | words[GRAD] | states | grad_sum
-    full = (count >= TILE) & ((every & 15) == 0)
+    full = (count == TILE) & ((every & 15) == 0)
     if TURNS & MODE:
         full = full & (words[GRAD] != 0)
         grad_sum = tl.where(row[MEAN_WEIGHT] != 0, grad_sum, 0)
@@ -185,7 +183,7 @@ def update_tile(
                 index = offset + (start + tl.arange(0, VECTOR_PASS))
                 _update(row, factor, unscale, words, grad_sum, index, None, RULE, MODE, True)
     else:
-        for start in range(0, tl.minimum(count, TILE), SCALAR_PASS):
+        for start in range(0, count, SCALAR_PASS):
             index = start + tl.arange(0, SCALAR_PASS)
             inside = index < count
             _update(
@@ -200,6 +198,7 @@ def update_with(
     factor,
     unscale,
     offset,
+    count,
     rule,
     MORE: tl.constexpr,
     MODE: tl.constexpr,
@@ -209,4 +208,6 @@ def update_with(
     # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
     for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
         if rule == UPDATE_RULES[k]:
-            update_tile(record, row, factor, unscale, offset, MORE | UPDATE_RULES[k], MODE, TILE)
+            update_tile(
+                record, row, factor, unscale, offset, count, MORE | UPDATE_RULES[k], MODE, TILE
+            )

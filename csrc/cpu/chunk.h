@@ -21,13 +21,23 @@ T* pointer(int64_t address, int64_t offset) {
   return address ? reinterpret_cast<T*>(address) + offset : nullptr;
 }
 
-// Writes the random bits of the elements of a tile from `first` on, which is even; of one more where `count` is odd.
-inline void draw_random_bits(const Stream& stream, uint32_t first, int64_t count, uint32_t* __restrict out) {
-  const Stream of_tile = stream;
-  // a 32-bit index, as the hash needs: converting a 64-bit one would take half of the time
-  for (uint32_t i = 0; i < (static_cast<uint32_t>(count) + 1) / 2; ++i) {
-    const uint32_t word = random_word(of_tile, first / 2 + i);
-    out[2 * i] = word & 0xFFFF, out[2 * i + 1] = word >> 16;
+// Writes the random bits of the elements of a tile from `first` on.
+inline void draw_random_bits(const TileRandom& of_tile, uint32_t first, uint32_t count, uint32_t* __restrict out) {
+  uint32_t done = 0;
+  while (done < count) {
+    const uint32_t index = of_tile.first + first + done, begin = index % kTileElements;
+    const uint32_t until = kTileElements - begin, left = count - done < until ? count - done : until;
+    const Stream stream = of_tile.streams[index >= kTileElements];
+    uint32_t* __restrict to = out + done;
+    const uint32_t odd = begin % 2;  // then the first element has the upper half of a word
+    if (odd) to[0] = random_bits(stream, begin);
+    // a 32-bit index, as the hash needs: converting a 64-bit one would take half of the time
+    for (uint32_t i = 0; i < (left - odd) / 2; ++i) {
+      const uint32_t word = random_word(stream, (begin + odd) / 2 + i);
+      to[odd + 2 * i] = word & 0xFFFF, to[odd + 2 * i + 1] = word >> 16;
+    }
+    if ((left - odd) % 2) to[left - 1] = random_bits(stream, begin + left - 1);
+    done += left;
   }
 }
 

@@ -16,10 +16,11 @@ struct Moment {
   int64_t address, scales;
 };
 
+// Decodes elements from `offset` on, which is the first of the block with scale `block`.
 template <typename CODE>
-void decode_blocks(const Moment& moment, int64_t offset, int64_t count, float* __restrict out) {
+void decode_blocks(const Moment& moment, int64_t offset, int64_t block, int64_t count, float* __restrict out) {
   const uint8_t* __restrict code = pointer<const uint8_t>(moment.address, offset);
-  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, offset / kBlock);
+  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, block);
   alignas(64) float scales[kChunk];
   for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
     const float of_block = scale_value(scale[b]);
@@ -75,7 +76,7 @@ inline Sixteen block_maxima(const uint32_t* numbers) {
 // Encodes a chunk in several passes, each of which compilers vectorise.
 template <typename CODE>
 void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, const Moment& moment, int64_t offset,
-                   int64_t count) {
+                   int64_t block, int64_t count) {
   alignas(64) uint32_t magnitude[kChunk], largest[16];
   for (int64_t i = 0; i < count; ++i) magnitude[i] = bits_of(in[i]) & kMagnitude;
   for (int64_t i = count; i < kChunk; ++i) magnitude[i] = 0;
@@ -90,7 +91,7 @@ void encode_blocks(const float* __restrict in, const uint32_t* __restrict random
     std::memcpy(largest, &finite, sizeof largest);
   }
   uint8_t* __restrict code = pointer<uint8_t>(moment.address, offset);
-  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, offset / kBlock);
+  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, block);
   alignas(64) float inverse[kChunk];
   for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
     scale[b] = scale_of(largest[b]);
@@ -116,11 +117,11 @@ void for_each_moment(const Record& record, int32_t rule, Function&& function) {
     function(SecondMoment{}, Moment{record.max_exp_avg_sq, record.max_exp_avg_sq_scale}, 2);
 }
 
-// Reads moments that are not float32; `offset` is a multiple of kBlock.
+// Reads moments that are not float32; where they are codes, `offset` is the first element of a block.
 template <typename CODE>
-void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t count, float* out) {
+void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t block, int64_t count, float* out) {
   if (kind == kState8) {
-    decode_blocks<CODE>(moment, offset, count, out);
+    decode_blocks<CODE>(moment, offset, block, count, out);
   } else {
     read_floats(kBfloat16, moment.address, offset, count, out);
   }
@@ -128,9 +129,9 @@ void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t co
 
 template <typename CODE>
 void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __restrict random, const Moment& moment,
-                   int64_t offset, int64_t count) {
+                   int64_t offset, int64_t block, int64_t count) {
   if (kind == kState8) {
-    encode_blocks<CODE>(in, random, moment, offset, count);
+    encode_blocks<CODE>(in, random, moment, offset, block, count);
   } else {
     uint16_t* __restrict out = pointer<uint16_t>(moment.address, offset);
     for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i]);

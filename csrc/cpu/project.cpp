@@ -20,8 +20,7 @@ void project_tile(const ProjectArgs& args, const Tile& piece, const Record& reco
   const bool averages = record.ema && args.moved[piece.record];
   if (factor == 1.0 && !averages) return;
   float* param = reinterpret_cast<float*>(record.param);
-  const int64_t left = record.numel - piece.offset, last = piece.offset + (left < kTileElements ? left : kTileElements);
-  for (int64_t i = piece.offset; i < last; ++i) {
+  for (int64_t i = piece.offset; i < piece.offset + piece.count; ++i) {
     param[i] = on_ball(param[i], factor);
     if (averages) update_average(record, args.rows[record.row], i);
   }
@@ -56,8 +55,7 @@ void project_row(const JointSet& set, const Record& record, float* row) {
 
 void project_rows(const ProjectArgs& args, const Tile& piece, const Record& record) {
   if (!args.moved[piece.record]) return;
-  const int64_t end = piece.offset + rows_per_piece(record.row_length);
-  for (int64_t index = piece.offset; index < record.row_count && index < end; ++index) {
+  for (int64_t index = piece.offset; index < piece.offset + piece.count; ++index) {
     const int64_t start = row_start(record, index);
     project_row(set_of(args, record), record, reinterpret_cast<float*>(record.param) + start);
     for (int64_t j = 0; j < record.row_length; ++j) {

@@ -27,12 +27,16 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
 // Updates a tile that is not float32 by the path of vector_path.h. The chunks that this cannot update, and the ragged
 // end, take the general path. `grad` points to the gradient of the tile's first element, of a Dtype.
 void update_tile_by_vectors(const Record& record, const Row& given, const void* grad, int32_t grad_dtype,
-                            int64_t offset, int64_t count, PathCounts& counts) {
-  const LowPrecisionTile tile = low_precision_tile(record, given, offset);
-  const int64_t whole = count / kChunk * kChunk;
+                            const Tile& of, PathCounts& counts) {
+  const LowPrecisionTile tile = low_precision_tile(record, given, of);
+  const int64_t offset = of.offset;
+  const uint32_t first = tile.random.first;
+  // vectors need full blocks, and pairs of elements that share a word of one stream
+  const bool is_regular = !record.block_row && first % 2 == 0 && first + of.count <= kTileElements;
+  const int64_t whole = is_regular ? of.count / kChunk * kChunk : 0;
   counts.vectors += whole;
   const auto update_range = [&](int64_t begin, int64_t end) {
-    float converted[kChunk];
+    float converted[kTileElements];
     read_floats(grad_dtype, reinterpret_cast<int64_t>(grad), begin, end - begin, converted);
     update_chunks(tile, converted, begin, end);
     counts.chunks += end - begin;
@@ -45,10 +49,11 @@ void update_tile_by_vectors(const Record& record, const Row& given, const void* 
       {pointer<char>(record.exp_avg, bytes), pointer<char>(record.exp_avg_sq, bytes),
        pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
        pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock)},
-      tile.stream,
+      tile.random.streams[0],
+      first,
       whole};
   update_by_vectors(chunks, tile.format, tile.row, update_range);
-  if (whole < count) update_range(whole, count);
+  if (whole < of.count) update_range(whole, of.count);
 }
 
 // Writes the mean of all gradients since the group last moved to `mean`; `grad` may be null.
@@ -84,8 +89,7 @@ PathCounts update_tiles(const StepArgs& args, int64_t first, int64_t last) {
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = args.tiles[t];
     const Record& record = args.records[tile.record];
-    const int64_t left = record.numel - tile.offset;
-    const int64_t count = left < kTileElements ? left : kTileElements;
+    const int64_t count = tile.count;
     float converted[kTileElements], mean[kTileElements];
     const Turn turn = turn_of(args, tile.record, record);
     const bool has_gradient = record.grad;
@@ -107,9 +111,9 @@ PathCounts update_tiles(const StepArgs& args, int64_t first, int64_t last) {
       if (by_vectors) {
         const void* const stored = pointer<char>(record.grad, tile.offset * bytes_of(record.grad_dtype));
         const int32_t dtype = grad ? kFloat32 : static_cast<int32_t>(record.grad_dtype);
-        update_tile_by_vectors(record, row, grad ? grad : stored, dtype, tile.offset, count, counts);
+        update_tile_by_vectors(record, row, grad ? grad : stored, dtype, tile, counts);
       } else if (record.format) {
-        update_low_precision_tile(record, row, grad, tile.offset, count);
+        update_low_precision_tile(record, row, grad, tile);
         counts.chunks += count;
       } else {
         update_tile(record, row, grad, tile.offset, count);
@@ -136,8 +140,7 @@ void add_tile(const StatisticsArgs& args, int64_t t, ExactSum& sum) {
   const bool moves = turn.moves(record.grad);
   if (!is_read(args, record.grad, moves)) return;
   const float unscale = unscaling(args, moves);
-  const int64_t left = record.numel - tile.offset;
-  const int64_t count = left < kTileElements ? left : kTileElements;
+  const int64_t count = tile.count;
   float converted[kTileElements], effective[kTileElements];
   const float* const gradient = gradient_of(record, tile.offset, count, converted);
   const float* grad = gradient;

@@ -22,6 +22,7 @@ struct VectorTile {
   TileWeights weights;
   TileMoments moments;
   Stream stream;
+  uint32_t first;  // place of the first element in the stream; even
   int64_t count;
 };
 
@@ -91,10 +92,10 @@ SF_HOST_DEVICE void update_block(const VectorTile& tile, const Row& row, int64_t
   store_pair(to.exp_avg_sq, of.exp_avg_sq);
 }
 
-// The words from which the hash makes the random numbers of the block at `first`, one per two elements.
-SF_HOST_DEVICE Bits unmixed_words(const Stream& stream, int64_t first) {
+// The words from which the hash makes the random numbers of the block at `first` of a stream, one per two elements.
+SF_HOST_DEVICE Bits unmixed_words(const Stream& stream, uint32_t first) {
   const Bits lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return lanes * kIndexStride + (stream.first + static_cast<uint32_t>(first / 2) * kIndexStride);
+  return lanes * kIndexStride + (stream.first + first / 2 * kIndexStride);
 }
 
 // Writes a block to element `at` of the tile and on, but for what is written by pairs.
@@ -144,7 +145,7 @@ void update_by(const VectorTile& given_tile, const Row& given_row, const Fallbac
       fallback(first, first + kChunk);
       continue;
     }
-    Bits next = unmixed_words(tile.stream, first);
+    Bits next = unmixed_words(tile.stream, tile.first + static_cast<uint32_t>(first));
     for (int block = 0; block < kBlocks; block += 2) {
       const int64_t at = hidden(first + block * kBlock);
       Words<Moments> words;

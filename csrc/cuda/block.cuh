@@ -30,7 +30,7 @@ struct BlockState {
   Row row;
   StepOptions options;
   Format format;
-  Stream stream;
+  TileRandom random;
   Tile tile;
   int64_t index;   // of the tile, in the table
   int32_t scheme;  // the scheme whose path this tile may take (cuda/schemes.cuh), or kNoScheme
@@ -38,12 +38,12 @@ struct BlockState {
   bool moves;      // likewise; only thread 0 reads it
 };
 
-// The random bits of element i + j. If `i` is known to be even, the compiler sees that two neighbours share a word, and
-// mixes it once.
-__device__ __forceinline__ uint32_t random_of(const BlockState& block, int64_t i, int j, bool is_even) {
+// The random bits of element i + j. A full tile begins where its stream does, and `i` is even there: the compiler sees
+// that two neighbours share a word, and mixes it once.
+__device__ __forceinline__ uint32_t random_of(const BlockState& block, int64_t i, int j, bool is_full) {
   const auto index = static_cast<uint32_t>(i - block.tile.offset);
-  if (!is_even) return random_bits(block.stream, index + j);
-  const uint32_t word = random_word(block.stream, index / 2 + j / 2);
+  if (!is_full) return block.random.bits(index + j);
+  const uint32_t word = random_word(block.random.streams[0], index / 2 + j / 2);
   return j % 2 ? word >> 16 : word & 0xFFFF;
 }
 
@@ -70,9 +70,8 @@ __device__ __forceinline__ double learning_rate(const GroupScalars& group) {
 template <bool OPTIONS>
 __device__ __forceinline__ void arrive(const StepArgs& args, int64_t index, const Record& record, const Turn& turn) {
   const float count = args.steps[index], waited = OPTIONS ? args.waited[index] : 0.0f;
-  const int tiles = static_cast<int>((record.numel + kTileElements - 1) / kTileElements);
   __threadfence();
-  if (atomicAdd(&args.arrived[index], 1) < tiles - 1) return;
+  if (atomicAdd(&args.arrived[index], 1) < static_cast<int>(record.tiles) - 1) return;
   __threadfence();
   args.arrived[index] = 0;
   if constexpr (OPTIONS) {
@@ -118,11 +117,9 @@ __device__ __forceinline__ void report_tile(const StepArgs& args, bool moved) {
   if (set.kind != kBall) return;
   __syncthreads();  // orders the block's stores before its loads
   const float* param = element(record.param, tile.offset);
-  const int64_t left = record.numel - tile.offset;
-  const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
   const auto visit = [&](const auto& take) {
 #pragma unroll 1
-    for (int i = thread; i < count; i += kLanes) take(load1(param + i));
+    for (int i = thread; i < tile.count; i += kLanes) take(load1(param + i));
   };
   ExactSum* const sums = args.set_sums + index * kSumCopies;
   add_squares(thread, visit, scratch, sums[t % kSumCopies]);

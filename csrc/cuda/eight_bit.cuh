@@ -132,8 +132,8 @@ __device__ __forceinline__ bool update_eight_bit(const BlockState& block, int64_
       for (int k = 0; k < 4; ++k) p[k] = project(row, p[k]);
     }
     extremes.products = fused_multiply_add(p[0], p[1], fused_multiply_add(p[2], p[3], extremes.products));
-    random[j / 2] = random_word(block.stream, pair + j / 2),
-               random[j / 2 + 1] = random_word(block.stream, pair + j / 2 + 1);
+    random[j / 2] = random_word(block.random.streams[0], pair + j / 2),
+               random[j / 2 + 1] = random_word(block.random.streams[0], pair + j / 2 + 1);
     write_four(updated, j, p, {random[j / 2], random[j / 2 + 1]});
   }
   const bool has_special = special_bytes_of_all<FirstMoment>(loaded.exp_avg.word) |

@@ -127,10 +127,10 @@ __device__ __forceinline__ void update_partial_tile(const Row& row, const Buffer
 }
 
 // Handles a tile of a group that does not move now: adds its gradients to the sum, and clears them.
-__device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, const StepOptions& options, bool adds) {
-  float *grad = element(record.grad, offset), *grad_sum = adds ? options.grad_sum : nullptr;
-  const int64_t left = record.numel - offset;
-  if (left >= kTileElements && is_aligned(record)) {
+__device__ __forceinline__ void wait_tile(const Record& record, const Tile& tile, const StepOptions& options,
+                                          bool adds) {
+  float *grad = element(record.grad, tile.offset), *grad_sum = adds ? options.grad_sum : nullptr;
+  if (tile.count == kTileElements && is_aligned(record)) {
     for (int k = 0; k < vectors_per_thread<true>; ++k) {
       const int i = vector_index<true>(k);
       if (grad_sum) {
@@ -146,16 +146,16 @@ __device__ __forceinline__ void wait_tile(const Record& record, int64_t offset, 
     }
     return;
   }
-  const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kOptionsThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < tile.count; i += kOptionsThreads) {
     if (grad_sum) store1(grad_sum + i, load1(grad_sum + i) + options.unscale * load1(grad + i));
     if (options.zero_grads) store1(grad + i, 0.0f);
   }
 }
 
 template <int RULE, bool OPTIONS>
-__device__ __forceinline__ void update_tile(const Record& record, const Row& row, int64_t offset,
+__device__ __forceinline__ void update_tile(const Record& record, const Row& row, const Tile& tile,
                                             const StepOptions& options) {
+  const int64_t offset = tile.offset;  // of whole tiles: no random numbers, by which others are cut
   const Buffers at = {
       reinterpret_cast<float*>(record.param) + offset,
       OPTIONS ? element(record.grad, offset) : reinterpret_cast<float*>(record.grad) + offset,
@@ -164,11 +164,10 @@ __device__ __forceinline__ void update_tile(const Record& record, const Row& row
       uses_max_exp_avg_sq<RULE> ? reinterpret_cast<float*>(record.max_exp_avg_sq) + offset : nullptr,
       uses_ema<RULE> ? reinterpret_cast<float*>(record.ema) + offset : nullptr,
   };
-  const int64_t left = record.numel - offset;
-  if (left >= kTileElements && is_aligned(record) && (!OPTIONS || record.grad)) {
+  if (tile.count == kTileElements && is_aligned(record) && (!OPTIONS || record.grad)) {
     update_full_tile<RULE, OPTIONS>(row, at, options);
   } else {
-    update_partial_tile<RULE, OPTIONS>(row, at, options, static_cast<int>(left < kTileElements ? left : kTileElements));
+    update_partial_tile<RULE, OPTIONS>(row, at, options, tile.count);
   }
 }
 

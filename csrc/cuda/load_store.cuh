@@ -34,8 +34,8 @@ __device__ __forceinline__ Words<BYTES> packed(At at) {
   return words;
 }
 
-__device__ __forceinline__ float read_scale(int64_t scales, int64_t i) {
-  return scale_value(static_cast<uint8_t>(load_words<1>(scales, i / kBlock).word[0]));
+__device__ __forceinline__ float read_scale(int64_t scales, int64_t block) {
+  return scale_value(static_cast<uint8_t>(load_words<1>(scales, block).word[0]));
 }
 
 template <int V>
@@ -132,10 +132,12 @@ __device__ __forceinline__ void write_weights(const Record& record, const Format
   }
 }
 
+// Reads moments i to i + V; those of 8 bits are of one block.
 template <typename CODE, int V>
-__device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, float (&x)[V]) {
+__device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, int64_t block,
+                                             float (&x)[V]) {
   if (kind == kState8) {
-    const float scale = read_scale(scales, i);
+    const float scale = read_scale(scales, block);
     const auto codes = load_words<V>(address, i);
 #pragma unroll
     for (int j = 0; j < V; ++j) x[j] = decode<CODE>(byte_at(codes, j), scale);
@@ -144,10 +146,12 @@ __device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int6
   }
 }
 
-// All threads of a warp have to call it; those without elements pass zeros and `stores` = false.
+// All threads of a warp have to call it; those without elements pass zeros and `stores` = false. Neighbours of the warp
+// have the kBlock elements of a block of 8-bit codes, the first of which `is_first` one has.
 template <typename CODE, int V>
-__device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, bool stores,
-                                              const float (&x)[V], const uint32_t (&random)[V]) {
+__device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, int64_t block,
+                                              bool is_first, bool stores, const float (&x)[V],
+                                              const uint32_t (&random)[V]) {
   if (kind == kState8) {
     uint32_t largest = 0;
 #pragma unroll
@@ -164,7 +168,7 @@ __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int
     const uint8_t scale = scale_of(largest);
     const float inverse = inverse_scale(scale);
     if (!stores) return;
-    if (i % kBlock == 0) store_words(scales, i / kBlock, Words<1>{{scale}});
+    if (is_first) store_words(scales, block, Words<1>{{scale}});
     store_words(address, i, packed<V, V>([&](int j) { return encode<CODE>(x[j], inverse, random[j]); }));
   } else if (!stores) {
     return;

@@ -14,9 +14,16 @@
 
 namespace sf {
 
+// True for a tile that has all of its elements, which begin on 16 bytes in any buffer that does, where a stream of
+// random numbers does, and with a block of codes.
+__device__ __forceinline__ bool is_full(const Record& record, const Tile& tile) {
+  return tile.count == kTileElements && tile.offset % 16 == 0 && tile.whole % kTileElements == 0 && !record.block_row;
+}
+
 // True if threads may load four elements at once: 16 bytes of float32, 8 bytes of 16-bit numbers, 4 bytes of codes.
-__device__ __forceinline__ bool takes_vectors(const Record& r) {
-  return ((r.param | r.grad | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq | r.ema | r.grad_sum | r.master) & 15) == 0;
+__device__ __forceinline__ bool takes_vectors(const Record& r, const Tile& tile) {
+  const int64_t of_weight = r.param | r.grad | r.ema | r.grad_sum | r.master;
+  return is_full(r, tile) && ((of_weight | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq) & 15) == 0;
 }
 
 template <int V>
@@ -40,13 +47,17 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
   const bool has_max = is_adam && rule & kAmsgrad, has_ema = rule & kEma;
   float p[V] = {}, g[V] = {}, m[V] = {}, v[V] = {}, v_max[V] = {}, e[V] = {};
   uint32_t random[V] = {};
+  const int64_t code_block = format.state == kState8 ? block_of(record, i) : 0;
+  // a warp has a block where threads take single elements
+  const bool is_first = (V == 1 ? static_cast<int64_t>(threadIdx.x) : i) % kBlock == 0;
   if (loads) {
     read_weights<V>(record, format, i, p);
     if (record.grad) read_floats<V>(record.grad_dtype, record.grad, i, g);
-    if (has_exp_avg) read_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, m);
-    if (is_adam) read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, v);
+    if (has_exp_avg) read_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, code_block, m);
+    if (is_adam) read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, v);
     if (has_max) {
-      read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, v_max);
+      read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, code_block,
+                                    v_max);
     }
     if (has_ema) read_floats<V>(kFloat32, record.ema, i, e);
     if (block.options.grad_sum) {
@@ -81,14 +92,16 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
   }
   if (has_exp_avg) {
-    write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, loads, m, random);
+    write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, code_block, is_first, loads, m,
+                                  random);
   }
   if (is_adam) {
-    write_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, loads, v, random);
+    write_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, is_first,
+                                   loads, v, random);
   }
   if (has_max) {
-    write_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, loads, v_max,
-                                   random);
+    write_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, code_block,
+                                   is_first, loads, v_max, random);
   }
 }
 
@@ -108,21 +121,27 @@ __device__ __forceinline__ void wait_elements(const BlockState& block, int64_t i
 }
 
 // Calls vector(i) with the first of every four elements of a full aligned tile. For other tiles it calls single(i,
-// exists) with each element; whole warps make that call, so some threads have no element. In a full tile the elements
-// of a warp are consecutive and the same as in schemes.cuh.
+// exists) with each element; whole warps make that call, so some threads have no element, and those of a block of codes
+// are all of one warp. In a full tile the elements of a warp are consecutive and the same as in schemes.cuh.
 template <typename Vector, typename Single>
 __device__ __forceinline__ void for_elements(const BlockState& block, Vector vector, Single single) {
-  const int64_t left = block.record.numel - block.tile.offset;
   const int thread = static_cast<int>(threadIdx.x);
-  if (left >= kTileElements && takes_vectors(block.record)) {
+  if (takes_vectors(block.record, block.tile)) {
     const int first = thread / kWarp * kElementsPerWarp;
 #pragma unroll 1
     for (int i = kVector * (thread % kWarp); i < kElementsPerWarp; i += kVector * kWarp)
       vector(block.tile.offset + first + i);
     return;
   }
-  const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
-  for (int i = thread; i / kWarp * kWarp < count; i += kLowPrecisionThreads) single(block.tile.offset + i, i < count);
+  // a tile has several rows of blocks, or a part of one
+  const int count = block.tile.count;
+  const int64_t row = block.record.block_row;
+  const int length = row && row < count ? static_cast<int>(row) : count, warps_per_row = (length + kWarp - 1) / kWarp;
+#pragma unroll 1
+  for (int w = thread / kWarp; w < count / length * warps_per_row; w += kLowPrecisionThreads / kWarp) {
+    const int in_row = w % warps_per_row * kWarp + thread % kWarp;
+    single(block.tile.offset + w / warps_per_row * length + in_row, in_row < length);
+  }
 }
 
 // Waits for the row, and updates a full tile whose scheme has a path of its own. Returns false if it has none.
@@ -156,7 +175,7 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
     block.options.zero_grads = args.zero_grads && block.record.grad;
     block.format = format_of(block.record.format);
     block.tile = tile;
-    const bool is_plain = !block.options.zero_grads && block.record.numel - tile.offset >= kTileElements;
+    const bool is_plain = !block.options.zero_grads && is_full(block.record, tile);
     block.scheme = is_plain ? scheme_of(block.record) : kNoScheme;
   }
   __syncthreads();
@@ -169,7 +188,7 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
     prepare_row<true>(args, block.index, block.tile.record, block.record, block.options.turn, block.row);
     block.row.low = rounded_inside(block.row.low, block.format.param, true);
     block.row.high = rounded_inside(block.row.high, block.format.param, false);
-    block.stream = tile_stream(block.record.key, block.row.step, block.tile.offset / kTileElements);
+    block.random = tile_random(block.record.key, block.row.step, block.tile.whole);
   }
   if (moves) {
     if (!update_scheme(block)) {

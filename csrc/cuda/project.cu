@@ -21,8 +21,7 @@ __device__ __forceinline__ void project_tile(const ProjectArgs& args, const Tile
   const double factor = args.set_factors[record.set - 1];
   const bool averages = record.ema && args.moved[piece.record];
   if (factor == 1.0 && !averages) return;
-  const int64_t left = record.numel - piece.offset, last = piece.offset + (left < kTileElements ? left : kTileElements);
-  for (int64_t i = piece.offset + static_cast<int>(threadIdx.x); i < last; i += kLanes) {
+  for (int64_t i = piece.offset + static_cast<int>(threadIdx.x); i < piece.offset + piece.count; i += kLanes) {
     float* at = reinterpret_cast<float*>(record.param) + i;
     const float projected = on_ball(load1(at), factor);
     store1(at, projected);
@@ -100,8 +99,7 @@ __device__ __forceinline__ void project_row(const JointSet& set, const Record& r
 __device__ __forceinline__ void project_rows(const ProjectArgs& args, const Tile& piece, const Record& record,
                                              Scratch& scratch) {
   if (!args.moved[piece.record]) return;
-  const int64_t end = piece.offset + rows_per_piece(record.row_length);
-  for (int64_t index = piece.offset; index < record.row_count && index < end; ++index) {
+  for (int64_t index = piece.offset; index < piece.offset + piece.count; ++index) {
     const int64_t start = row_start(record, index);
     project_row(args.sets[record.set - 1], record, start, scratch);
     for (int64_t j = static_cast<int>(threadIdx.x); j < record.row_length; j += kLanes) {

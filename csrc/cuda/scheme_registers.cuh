@@ -36,8 +36,8 @@ __device__ __forceinline__ void load_registers(const Record& record, int64_t i, 
   to.exp_avg_sq = load_words<V * S::state_bytes>(record.exp_avg_sq, S::state_bytes * i);
   if constexpr (S::master_bytes) to.master = load_words<V * S::master_bytes>(record.master, S::master_bytes * i);
   if constexpr (S::state == kState8) {
-    to.scale = read_scale(record.exp_avg_scale, i);
-    to.scale_sq = read_scale(record.exp_avg_sq_scale, i);
+    to.scale = read_scale(record.exp_avg_scale, i / kBlock);
+    to.scale_sq = read_scale(record.exp_avg_sq_scale, i / kBlock);
   }
 }
 

@@ -45,10 +45,9 @@ __device__ __forceinline__ void read_entries(Dtype dtype, const EffectiveGradien
   }
 }
 
-__device__ __forceinline__ void add_tile(const EffectiveGradient& x, int64_t left, SquaresScratch& scratch,
+__device__ __forceinline__ void add_tile(const EffectiveGradient& x, int count, SquaresScratch& scratch,
                                          ExactSum& sum) {
-  if (left < kTileElements || x.grad_sum || (x.grad & 15) != 0) {
-    const int count = static_cast<int>(left < kTileElements ? left : kTileElements);
+  if (count < kTileElements || x.grad_sum || (x.grad & 15) != 0 || x.offset % 16 != 0) {
     const auto visit = [&](const auto& take) {
 #pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < count; i += kLanes) take(x.at(i));
@@ -84,7 +83,7 @@ __device__ __forceinline__ void add_gradient(const StatisticsArgs& args, const T
   if (moves && turn.sums() && record.grad_sum) grad_sum = reinterpret_cast<const float*>(record.grad_sum) + tile.offset;
   const EffectiveGradient gradient = {record.grad, record.grad_dtype,     tile.offset,
                                       grad_sum,    args.rows[record.row], unscaling(args, moves)};
-  add_tile(gradient, record.numel - tile.offset, scratch, sum);
+  add_tile(gradient, tile.count, scratch, sum);
 }
 
 __global__ void __launch_bounds__(kLanes, kBlocksPerMultiprocessorOfStatistics) statistics_kernel(StatisticsArgs args) {

@@ -16,12 +16,12 @@ template <int RULE, bool OPTIONS>
 __device__ __forceinline__ void update_by_rule(const StepArgs& args, const Tile& tile, const Record& record,
                                                const Row& row, const StepOptions& options) {
   if constexpr (RULE != kMixedRules) {
-    update_tile<RULE, OPTIONS>(record, row, tile.offset, options);
+    update_tile<RULE, OPTIONS>(record, row, tile, options);
   } else {
     switch (args.rows[record.row].rule) {
-#define SF_CASE(rule)                                                \
-  case (rule):                                                       \
-    update_tile<(rule), OPTIONS>(record, row, tile.offset, options); \
+#define SF_CASE(rule)                                         \
+  case (rule):                                                \
+    update_tile<(rule), OPTIONS>(record, row, tile, options); \
     break;
       SF_FOR_EACH_RULE(SF_CASE)
 #undef SF_CASE
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(threads<OPTIONS>, blocks_per_multiprocessor<OP
     moves = !skips && options.turn.moves(record.grad != 0);
     if (!moves) {
       if (!skips && args.groups && threadIdx.x == 0) arrive<OPTIONS>(args, tile.record, record, options.turn);
-      wait_tile(record, tile.offset, options, !skips && options.turn.adds(record.grad != 0));
+      wait_tile(record, tile, options, !skips && options.turn.adds(record.grad != 0));
     }
   }
   if (moves) {

@@ -143,16 +143,19 @@ def _update(
         for name, t in state.items()
         if name in STATE_FIELD and not _is_scale(name)
     }
-    stored |= {name: t for name, t in state.items() if _is_scale(name)}
+    stored |= {
+        name: local_tensor(t).reshape(-1) for name, t in state.items() if _is_scale(name)
+    }
     moments = [name for name in state_names(group) if name in MOMENTS]
-    wide = {**stored, **{name: read_moment(scheme, name, stored) for name in moments}}
+    row = slot.block_row
+    wide = {**stored, **{name: read_moment(scheme, name, stored, row) for name in moments}}
     weight = read_weight(scheme, param, stored)
     _apply(launch, i, weight, _in_memory_order(grad, slot), wide, group)
     step = int(launch.table.step_counts[i]) + 1
-    random = random_bits(slot.key, step, len(param), param.device)
+    random = random_bits(slot.key, step, len(param), param.device, slot.region)
     write_weight(scheme, weight, param, stored, random)
     for name in moments:
-        write_moment(scheme, name, wide[name], stored, random)
+        write_moment(scheme, name, wide[name], stored, random, row)
     if not slot.dense:
         local.copy_(param.view(local.shape))
 

@@ -75,19 +75,29 @@ def write_weight(
             state["master"].copy_(weight)
 
 
-def read_moment(scheme: Scheme, name: str, state: Mapping[str, Tensor]) -> Tensor:
-    """float32 [n]: what a stored moment stands for."""
+def read_moment(scheme: Scheme, name: str, state: Mapping[str, Tensor], row: int) -> Tensor:
+    """float32 [n]: what a stored moment stands for; `row` as in `write_moment`."""
     if scheme.state is EIGHT_BITS:
-        return decode_blocks(state[code_name(name)], state[scale_name(name)], code_of(name))
+        return decode_blocks(state[code_name(name)], state[scale_name(name)], code_of(name), row)
     return state[name].float()
 
 
 def write_moment(
-    scheme: Scheme, name: str, moment: Tensor, state: Mapping[str, Tensor], random: Tensor
+    scheme: Scheme,
+    name: str,
+    moment: Tensor,
+    state: Mapping[str, Tensor],
+    random: Tensor,
+    row: int,
 ) -> None:
-    """Store float32 [n] as its scheme says; arguments as `write_weight`."""
+    """Store float32 [n] as its scheme says.
+
+    Args:
+        random: int64 [n], of 16 random bits each.
+        row: elements of a row of blocks, see `encode_blocks`.
+    """
     if scheme.state is EIGHT_BITS:
-        codes, scales = encode_blocks(moment, random, code_of(name))
+        codes, scales = encode_blocks(moment, random, code_of(name), row)
         state[code_name(name)].copy_(codes)
         state[scale_name(name)].copy_(scales)
     elif scheme.state is torch.bfloat16:

@@ -20,6 +20,7 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import lasting, zeros_like
+from ..memory.block_rows import scale_shape
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
 from .state_checks import numbers
@@ -106,8 +107,10 @@ def zeros_of(table: Table, indices: Sequence[int], name: str, pack: bool = False
 
 def _as_entry(table: Table, i: int, name: str, place: Tensor) -> Tensor:
     """What the optimizer's state holds of a tensor: a DTensor where the parameter is one."""
-    # scales have a shape of their own
-    return place if name.endswith("_scale") else shard_like(place, table.slots[i].param)
+    param, shape = table.slots[i].param, None
+    if name.endswith("_scale"):  # they have a shape of their own
+        shape = scale_shape(torch.empty(param.shape, device="meta"))
+    return shard_like(place, param, shape)
 
 
 @torch.no_grad()

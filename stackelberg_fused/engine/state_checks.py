@@ -15,7 +15,6 @@ from ..groups.rules import as_number
 from ..groups.schemes import (
     EIGHT_BITS,
     MASTER_STATE,
-    blocks_of,
     code_name,
     has_moment,
     moment_of,
@@ -24,6 +23,8 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
+from ..memory.arena import is_dense
+from ..memory.block_rows import scale_shape
 from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
 from ..numerics.codec import LARGEST_SCALE
@@ -78,7 +79,7 @@ def _check_entry(
     for name in present:
         value, shape = entry[name], tuple(param.shape)
         if name.endswith("_scale"):
-            shape = (blocks_of(param.numel()),)
+            shape = scale_shape(_dense_like(param))
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -108,6 +109,13 @@ def _check_entry(
             )
 
 
+def _dense_like(param: Tensor) -> Tensor:
+    """A tensor without memory in the layout of a parameter's state."""
+    if is_dense(local_tensor(param)):
+        return torch.empty_strided(param.shape, param.stride(), device="meta")
+    return torch.empty(param.shape, device="meta")
+
+
 def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
     """Raise ValueError for a tensor that could not be copied into memory of the parameter's own shape.
 
@@ -117,11 +125,13 @@ def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
     known = (torch.strided,) if is_code else (torch.strided, torch.sparse_coo)
     if value.layout not in known:
         raise ValueError(f"{label}: state dict has {name} of layout {value.layout}")
-    if name.endswith("_scale") or not (is_sharded(value) or is_sharded(param)):
+    if not (is_sharded(value) or is_sharded(param)):
         return
     both = is_sharded(value) and is_sharded(param) and param.device_mesh.size() > 1
     is_other = both and value.placements != param.placements
     here, wanted = tuple(local_tensor(value).shape), tuple(local_tensor(param).shape)
+    if name.endswith("_scale"):
+        wanted = scale_shape(local_tensor(param))
     if is_other or here != wanted:
         raise ValueError(
             f"{label}: state dict has another part of {name} in this process, of shape {here}, than the parameter is, "

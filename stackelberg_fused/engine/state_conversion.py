@@ -14,12 +14,12 @@ from ..groups.schemes import (
     MASTER_STATE,
     MOMENTS,
     Scheme,
-    blocks_of,
     code_name,
     scale_name,
 )
 from ..layout.slot import Slot
 from ..memory.arena import in_memory_order
+from ..memory.block_rows import block_row_of, scale_shape
 from ..memory.sharding import local_tensor
 from ..numerics.codec import (
     BLOCK,
@@ -61,10 +61,11 @@ def _decoded(slot: Slot, name: str, codes: Tensor, scales: Tensor) -> dict[str, 
     is_wanted = slot.scheme.state is EIGHT_BITS
     if is_wanted and local.stride() == slot.state_like(code_name(name)).stride():
         return {code_name(name): codes, scale_name(name): scales}
+    row, flat_scales = block_row_of(local), local_tensor(scales).reshape(-1)
     wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
     flat, out = in_memory_order(local), in_memory_order(wide)
-    for here, blocks in _slices(len(out)):
-        out[here] = decode_blocks(flat[here], scales[blocks], code_of(name))
+    for here, blocks in _slices(len(out), row):
+        out[here] = decode_blocks(flat[here], flat_scales[blocks], code_of(name), row)
     return _encoded(slot, name, wide)
 
 
@@ -75,20 +76,25 @@ def _encoded(slot: Slot, name: str, value: Tensor) -> dict[str, Tensor]:
     wide = _as_state(slot, code_name(name), local_tensor(value), torch.float32)
     flat = in_memory_order(wide)
     codes = torch.empty(len(flat), dtype=EIGHT_BITS, device=wide.device)
-    scales = torch.empty(blocks_of(len(flat)), dtype=EIGHT_BITS, device=wide.device)
+    scales = torch.empty(scale_shape(wide), dtype=EIGHT_BITS, device=wide.device)
+    row, flat_scales = block_row_of(wide), scales.view(-1)
     half = HALF.to(wide.device)
-    for here, blocks in _slices(len(flat)):
-        codes[here], scales[blocks] = encode_blocks(flat[here], half, code_of(name))
+    for here, blocks in _slices(len(flat), row):
+        codes[here], flat_scales[blocks] = encode_blocks(flat[here], half, code_of(name), row)
     return {
         code_name(name): codes.as_strided(wide.shape, wide.stride()),
         scale_name(name): scales,
     }
 
 
-def _slices(count: int) -> Iterator[tuple[slice, slice]]:
+def _slices(count: int, row: int) -> Iterator[tuple[slice, slice]]:
     """Elements and their blocks, a part at a time: what is calculated meanwhile takes many times their memory."""
-    for first in range(0, count, SLICE):
-        yield slice(first, first + SLICE), slice(first // BLOCK, (first + SLICE) // BLOCK)
+    # of rows with a block that is not full, whole ones
+    step, blocks = max(1, SLICE // row) * row if row else SLICE, SLICE // BLOCK
+    if row:
+        blocks = step // row * -(-row // BLOCK)
+    for part, first in enumerate(range(0, count, step)):
+        yield slice(first, first + step), slice(part * blocks, (part + 1) * blocks)
 
 
 def _beside_weight(slot: Slot, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

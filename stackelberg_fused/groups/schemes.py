@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory.block_rows import check_blocks
 from ..memory.presence import is_abstract
-from ..memory.sharding import is_sharded, local_tensor
-from ..numerics.codec import BLOCK
+from ..memory.region import region_of
+from ..memory.sharding import local_tensor
 from .float32_state import FLOAT32_STATE, has_float32_state
 from .rules import as_integer, is_integer, sums_gradients
 
@@ -95,6 +96,13 @@ class Scheme:
     def wide(self) -> torch.dtype:
         """The dtype in which the rule computes, and that of sums and averages."""
         return self.param if self.is_direct else torch.float32
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is rounded by random numbers."""
+        if self.is_direct:
+            return False
+        return self.master == "stochastic" or self.state is not torch.float32
 
     @property
     def format(self) -> int:
@@ -208,14 +216,13 @@ def check_scheme(label: str, group: dict[str, Any], param: Tensor, name: str = "
             "parameter has float64 state"
         )
     try:
-        state = scheme_of(group, param, name).state
+        scheme = scheme_of(group, param, name)
     except TypeError as error:  # the answer of a predicate
         raise TypeError(f"{label}: {error}") from error
-    if state is EIGHT_BITS and is_sharded(param):
-        raise ValueError(
-            f"{label}: state_dtype '8bit' does not know DTensor shards, whose blocks would end at shards; "
-            "there are float32 and bfloat16"
-        )
+    if scheme.state is EIGHT_BITS:
+        check_blocks(param, label)
+    if scheme.draws:
+        region_of(param, label)
 
 
 # what decides how a group's numbers are stored
@@ -225,8 +232,3 @@ STORAGE = ("master", "state_dtype", "float32_state", "seed")
 def storage_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """The settings of a group that decide how its numbers are stored."""
     return tuple(as_integer(group[n]) if n == "seed" else group[n] for n in STORAGE)
-
-
-def blocks_of(numel: int) -> int:
-    """Scales that so many codes have."""
-    return -(-numel // BLOCK)

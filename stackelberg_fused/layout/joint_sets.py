@@ -17,6 +17,7 @@ from ..native.tables import (
     BALL,
     JOINT_SET,
     SIMPLEX,
+    TILE,
     TILE_ELEMENTS,
 )
 from ..numerics.exact_sum import (
@@ -35,14 +36,13 @@ class JointSets:
     Args:
         slots: of a table.
         groups: the optimizer's param groups.
-        records: RECORD array [slots]; `set`, `row_length`, `row_stride` and `row_count` are written.
-        tiles: int64 [tiles, 2], see `build_tiles`.
+        records: RECORD array [slots]; `set`, `row_length` and `row_stride` are written.
+        tiles: TILE array [tiles], see `build_tiles`.
         device: where the kernels run.
 
     Attributes:
         sets: JOINT_SET array [sets].
-        pieces: int64 [pieces, 2]: what a block projects: (record, first element of a ball's or first row of a
-            simplex's).
+        pieces: TILE array [pieces]: what a block projects; of a simplex, `offset` and `count` are those of rows.
         digits: int64 [sets, WORDS]: the sum of the squares of the elements of a ball, as the launch of the update
             leaves it (numerics/exact_sum.py).
         sums, tiles_done: int64 [sets, COPIES, KERNEL_WORDS], int32 [sets]: what has been added to that sum, and by how
@@ -63,14 +63,14 @@ class JointSets:
         of_slot = [joint_set(groups[slot.group]) for slot in slots]
         self.slots = np.array([found is not None for found in of_slot], bool)
         self._touching = self.slots & np.array([slot.local.numel() > 0 for slot in slots], bool)
-        for name in ("set", "row_length", "row_stride", "row_count"):
+        for name in ("set", "row_length", "row_stride"):
             records[name] = 0
-        sets, pieces, self._balls = [], [np.zeros((0, 2), np.int64)], []
+        sets, pieces, self._balls = [], [np.zeros(0, TILE)], []
         slot_group = np.array([slot.group for slot in slots])
         for group in dict.fromkeys(slot_group[self.slots].tolist()):
             members = np.flatnonzero(slot_group == group)
             constraint = of_slot[members[0]]
-            first, end = np.searchsorted(tiles[:, 0], [members[0], members[-1] + 1])
+            first, end = np.searchsorted(tiles["record"], [members[0], members[-1] + 1])
             sets.append(_entry(constraint, first, end - first))
             records["set"][members] = len(sets)
             if isinstance(constraint, L2Ball):
@@ -130,7 +130,7 @@ class JointSets:
 
     def piece_range(self, first_slot: int, last_slot: int) -> tuple[int, int]:
         """The first piece of a range of slots, and their number."""
-        first, end = np.searchsorted(self.pieces[:, 0], [first_slot, last_slot]).tolist()
+        first, end = np.searchsorted(self.pieces["record"], [first_slot, last_slot]).tolist()
         return first, end - first
 
 
@@ -152,9 +152,12 @@ def _rows(slots: Sequence[Any], records: np.ndarray, members: list[int]) -> list
         is_strided = slots[i].dense and length > 1
         records["row_length"][i] = length
         records["row_stride"][i] = local.stride(-1) if is_strided else 1
-        records["row_count"][i] = rows = local.numel() // length
+        rows = local.numel() // length
         first = np.arange(0, rows, max(1, TILE_ELEMENTS // length))
-        found.append(np.stack([np.full_like(first, i), first], axis=1))
+        pieces = np.zeros(len(first), TILE)
+        pieces["record"], pieces["offset"] = i, first
+        pieces["count"] = np.diff(first, append=rows)
+        found.append(pieces)
     return found
 
 

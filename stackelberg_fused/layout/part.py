@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .slot import Span
-from .table import Table, build_tiles
+from .table import Table
 
 
 class Part:
@@ -25,7 +25,7 @@ class Part:
         here: int64 array: the indices, ascending, so that the body comes first as in the table.
         runs: spans of neighbours among them; their tiles are not filled in.
         first_slot, last_slot: the range in which they lie.
-        tiles: int64 array [n, 2] of (record, offset), as those of a table.
+        tiles: TILE array [n], as those of a table.
         first_tile, last_tile: 0 and n.
         first_head_tile: where the head's tiles begin among them.
         on_device: `tiles` on the table's device as uint8, once they were uploaded.
@@ -44,15 +44,21 @@ class Part:
             Span(int(here[begin]), int(here[end - 1]) + 1, 0, 0)
             for begin, end in zip(begins, ends, strict=True)
         ]
-        tiles = build_tiles(table.records["numel"][here].tolist())
-        tiles[:, 0] = here[tiles[:, 0]]
-        self.tiles = np.ascontiguousarray(tiles)
-        self.first_tile, self.last_tile = 0, len(tiles)
+        self.tiles = _tiles_of(table, here)
+        self.first_tile, self.last_tile = 0, len(self.tiles)
         bodies = table.spans["body"].last_slot
-        self.first_head_tile = int(np.searchsorted(self.tiles[:, 0], bodies))
+        self.first_head_tile = int(np.searchsorted(self.tiles["record"], bodies))
         self.on_device: Tensor | None = None
 
     @property
     def indices(self) -> list[int]:
         """The slots."""
         return self.here.tolist()
+
+
+def _tiles_of(table: Table, slots: np.ndarray) -> np.ndarray:
+    """The tiles of some slots, ascending."""
+    counts = table.records["tiles"][slots]
+    first = np.searchsorted(table.tiles["record"], slots)
+    begins = np.cumsum(counts) - counts
+    return table.tiles[np.arange(counts.sum()) + np.repeat(first - begins, counts)]

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..groups.schemes import Scheme, blocks_of, moment_of
+from ..groups.schemes import EIGHT_BITS, Scheme, moment_of
+from ..memory.block_rows import block_row_of, scale_shape
+from ..memory.region import Region, region_of, whole_region
 
 
 class Kind(NamedTuple):
@@ -59,14 +61,24 @@ class Slot:
             return self.local.detach()
         return torch.empty_like(self.local, memory_format=torch.contiguous_format)
 
+    @property
+    def region(self) -> Region:
+        """Where `local` lies in the whole parameter, as far as it matters: for random numbers."""
+        if self.scheme.draws:
+            return region_of(self.param, self.name)
+        return whole_region(self.local.numel())
+
+    @property
+    def block_row(self) -> int:
+        """`block_row` of the slot's record."""
+        return block_row_of(self.dense_like()) if self.scheme.state is EIGHT_BITS else 0
+
     def state_like(self, name: str) -> Tensor:
         """A tensor without memory, of the shape, strides and dtype that a tensor of its state has."""
         is_scale = name.endswith("_scale")
-        like = (
-            torch.empty(blocks_of(self.local.numel()), device="meta")
-            if is_scale
-            else self.dense_like()
-        )
+        like = self.dense_like()
+        if is_scale:
+            like = torch.empty(scale_shape(like), device="meta")
         dtype = self.scheme.dtypes(moment_of(name))[name]
         return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="meta")
 

@@ -1,12 +1,10 @@
 """Tables: one row (record) per parameter and one entry (tile) per fixed run of its elements.
 
-A tile is a pair of int64, (record, offset). Body comes first and head last, so that stepping one player is a sub-range
-of tiles.
+Body comes first and head last, so that stepping one player is a sub-range of tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,12 +20,13 @@ from ..groups.schemes import (
     scale_name,
 )
 from ..memory.arena import lasting
-from ..native.tables import RECORD, TILE_ELEMENTS
+from ..native.tables import RECORD
 from .device_counts import DeviceCounts
 from .joint_sets import JointSets, make_joint_sets
 from .rows import HyperparameterRows
 from .slot import Slot, Span
 from .statistics import Statistics
+from .tiles import build_tiles
 
 # Where a record keeps the address of each of torch's state tensors.
 STATE_FIELD = {
@@ -49,15 +48,6 @@ COUNTS = ("step", "waited")  # state that is one number per parameter
 
 class RebuildNeeded(Exception):
     """The tables no longer describe the parameters, groups or state, so the engine has to be built again."""
-
-
-def build_tiles(numel: Sequence[int]) -> np.ndarray:
-    """Tiles of parameters with so many elements each: int64 array [tiles, 2] of (record, offset)."""
-    counts = -(-np.asarray(numel, np.int64) // TILE_ELEMENTS)
-    record = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    first = np.cumsum(counts) - counts
-    offset = (np.arange(len(record), dtype=np.int64) - first[record]) * TILE_ELEMENTS
-    return np.stack([record, offset], axis=1)
 
 
 class Table:
@@ -85,7 +75,10 @@ class Table:
         self.records["grad_dtype"] = [DTYPE_WORD.get(slot.scheme.param, 0) for slot in slots]
         self.note_formats()
         self._own_formats = self.formats
-        self.tiles = build_tiles(numel)
+        block_rows = [slot.block_row for slot in slots]
+        self.records["block_row"] = block_rows
+        self.tiles = build_tiles(numel, [slot.region for slot in slots], block_rows)
+        self.records["tiles"] = np.bincount(self.tiles["record"], minlength=len(slots))
         # float32 as in torch: exact up to 2**24 steps. The arrays own the memory, so that it stays where it is when
         # somebody exchanges that of a tensor which shows a count (`share_memory_`, a multiprocessing queue)
         self.step_counts = np.zeros(len(slots), np.float32)
@@ -181,7 +174,7 @@ class Table:
 
     def _build_spans(self) -> dict[str | None, Span]:
         bodies = sum(slot.role == "body" for slot in self.slots)
-        body_tiles = int(np.searchsorted(self.tiles[:, 0], bodies))
+        body_tiles = int(np.searchsorted(self.tiles["record"], bodies))
         slots, tiles = len(self.slots), len(self.tiles)
         return {
             None: Span(0, slots, 0, tiles),

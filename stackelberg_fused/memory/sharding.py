@@ -103,8 +103,12 @@ def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
         dist.all_reduce(tensor, group=mesh.get_group(dimension))
 
 
-def shard_like(local: Tensor, param: Any) -> Tensor:
-    """Return a DTensor with the local shard `local`, laid out as `param`; `local` itself if `param` is no DTensor."""
+def shard_like(local: Tensor, param: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return a DTensor with the local shard `local`, laid out as `param`; `local` itself if `param` is no DTensor.
+
+    Args:
+        shape: of the whole of it, contiguous, if it is not that of `param`.
+    """
     if not is_sharded(param):
         return local
     from torch.distributed.tensor import DTensor
@@ -114,8 +118,8 @@ def shard_like(local: Tensor, param: Any) -> Tensor:
         param.device_mesh,
         param.placements,
         run_check=False,
-        shape=param.shape,
-        stride=param.stride(),
+        shape=param.shape if shape is None else torch.Size(shape),
+        stride=param.stride() if shape is None else torch.empty(shape, device="meta").stride(),
     )
 
 

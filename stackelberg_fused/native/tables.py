@@ -20,7 +20,6 @@ _ADDRESSES_AND_INDICES = (
     "set",
     "row_length",
     "row_stride",
-    "row_count",
     "format",
     "grad_dtype",
     "key",
@@ -28,8 +27,11 @@ _ADDRESSES_AND_INDICES = (
     "exp_avg_scale",
     "exp_avg_sq_scale",
     "max_exp_avg_sq_scale",
+    "block_row",
+    "tiles",
 )
-RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (4,))])
+RECORD = np.dtype([*((name, "<i8") for name in _ADDRESSES_AND_INDICES), ("reserved", "<i8", (3,))])
+TILE = np.dtype([("record", "<i4"), ("count", "<i4"), ("offset", "<i8"), ("whole", "<i8")])
 
 _SCALARS = (
     "grad_sign",

@@ -46,27 +46,32 @@ FIRST_MOMENT = Code(one=15, is_signed=True, keeps_positive=False)
 SECOND_MOMENT = Code(one=31, is_signed=False, keeps_positive=True)
 
 
-def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor]:
+def encode_blocks(
+    x: Tensor, random: Tensor, code: Code, row: int = 0
+) -> tuple[Tensor, Tensor]:
     """Encode float32 [n] in blocks of `BLOCK` elements.
 
     Args:
         x: float32 [n].
         random: int64 [n], 16 random bits per element, or `HALF`.
         code: the format.
+        row: elements of a row, which no block crosses; 0 if all are of one row, or rows have full blocks only.
 
     Returns:
-        Codes, uint8 [n], and scales, uint8 [ceil(n / BLOCK)]. A scale s means `2**(s - 127)`, the smallest power of two
+        Codes, uint8 [n], and scales, uint8 [blocks], of all rows one after the other. A scale s means `2**(s - 127)`, the smallest power of two
         that no finite magnitude of the block exceeds; s = 0 for a block of zeros.
     """
     count = len(x)
     bits = x.view(torch.int32).to(torch.int64)
     magnitude = bits & 0x7FFFFFFF
     is_finite = magnitude < 0x7F800000
-    padded = x.new_zeros(-(-count // BLOCK) * BLOCK, dtype=torch.int64)
-    padded[:count] = torch.where(is_finite, magnitude, 0)
+    row = row or max(count, 1)
+    rows, blocks = count // row, -(-row // BLOCK)
+    padded = x.new_zeros((rows, blocks * BLOCK), dtype=torch.int64)
+    padded[:, :row] = torch.where(is_finite, magnitude, 0).view(rows, row)
     largest = padded.view(-1, BLOCK).amax(1)
     scales = ((largest + 0x7FFFFF) >> 23).clamp(max=LARGEST_SCALE)
-    inverse = _float(((254 - scales) << 23).repeat_interleave(BLOCK)[:count])
+    inverse = _float(of_elements((254 - scales) << 23, row))
     y = _float(magnitude) * inverse
     # rounding acts on the bits of y; adding the smallest normal number to a subnormal one gives it the right spacing
     smallest_normal = 2.0 ** (1 - code.one)
@@ -83,18 +88,29 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code) -> tuple[Tensor, Tensor
     return codes.to(torch.uint8), scales.to(torch.uint8)
 
 
-def decode_blocks(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
-    """Decode the codes, uint8 [n], and scales, uint8 [ceil(n / BLOCK)], of `encode_blocks` to float32 [n]."""
+def decode_blocks(codes: Tensor, scales: Tensor, code: Code, row: int = 0) -> Tensor:
+    """Decode the codes, uint8 [n], and scales, uint8 [blocks], of `encode_blocks` to float32 [n]."""
     wide = codes.to(torch.int64)
     magnitude = wide & 0x7F if code.is_signed else wide
     # decode exponent 0 with the implicit leading one of the other exponents, then subtract it
     y = _float((magnitude << 20) + ((127 - code.one) << 23))
     y = torch.where(magnitude < 8, (y - 2.0**-code.one) * 2.0, y)
     scale = _float(scales.to(torch.int64) << 23)
-    x = y * scale.repeat_interleave(BLOCK)[: len(codes)]
+    x = y * of_elements(scale, row or max(len(codes), 1))
     x = torch.where(magnitude == code.largest + 1, torch.inf, x)
     x = torch.where(magnitude == code.largest + 2, torch.nan, x)
     return torch.where(wide > 0x7F, -x, x) if code.is_signed else x
+
+
+def of_elements(of_block: Tensor, row: int) -> Tensor:
+    """Repeat a number of each block for its elements.
+
+    Args:
+        of_block: [blocks], of all rows one after the other.
+        row: elements of a row, whose last block may have less than `BLOCK`.
+    """
+    blocks = -(-row // BLOCK)
+    return of_block.repeat_interleave(BLOCK).view(-1, blocks * BLOCK)[:, :row].reshape(-1)
 
 
 def to_bfloat16(x: Tensor, random: Tensor) -> Tensor:

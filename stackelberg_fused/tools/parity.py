@@ -18,7 +18,8 @@ from ..groups.schemes import (
     scale_name,
 )
 from ..memory.arena import in_memory_order
-from ..numerics.codec import BLOCK
+from ..memory.block_rows import block_row_of
+from ..numerics.codec import of_elements
 
 # Bounds per step and element, in float32 ulp of max(|m|, |g|) for exp_avg, max(v, g^2) for exp_avg_sq, and
 # max(|p|, |update|) for param. g is the gradient with L2 decay. `ema` has the bound of its parameter plus 2 ulp of
@@ -127,9 +128,12 @@ def steps_off(
 
 def _decoded(scheme: Scheme, stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return weight and moments as float32 [n], in memory order."""
-    flat = {n: t if n.endswith("_scale") else in_memory_order(t) for n, t in stored.items()}
+    flat = {
+        n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t) for n, t in stored.items()
+    }
     names = [name for name in MOMENTS if has_moment(flat, name)]
-    moments = {name: read_moment(scheme, name, flat) for name in names}
+    row = block_row_of(stored["param"])
+    moments = {name: read_moment(scheme, name, flat, row) for name in names}
     return {"param": read_weight(scheme, flat["param"], flat), **moments}
 
 
@@ -148,9 +152,10 @@ def _step_sizes(scheme: Scheme, name: str, size: Tensor, stored: dict[str, Tenso
         return steps.clamp(min=2.0**-24) if scheme.param is torch.float16 else steps
     steps = ulp(size) * 2.0 ** (23 - fraction[scheme.state])
     if scheme.state is EIGHT_BITS:
-        scales = stored[scale_name(name)].int() - 127
+        scales = stored[scale_name(name)].reshape(-1).int() - 127
+        row = block_row_of(stored["param"]) or max(len(steps), 1)
         subnormal_steps = torch.ldexp(
             torch.ones_like(scales, dtype=torch.float32), scales - code_of(name).one - 2
         )
-        steps = torch.maximum(steps, subnormal_steps.repeat_interleave(BLOCK)[: len(steps)])
+        steps = torch.maximum(steps, of_elements(subnormal_steps, row))
     return steps

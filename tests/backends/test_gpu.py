@@ -43,7 +43,7 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
     memory = torch.from_numpy(problem.memory).cuda()
     host = problem.memory.ctypes.data
     problem.move(host, memory.data_ptr())
-    tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
+    tables = [problem.records, problem.tiles, problem.rows]
     records, tiles, rows = (torch.from_numpy(table.view(np.uint8)).cuda() for table in tables)
     problem.move(memory.data_ptr(), host)
     if backend == "cuda":

@@ -23,6 +23,7 @@ from stackelberg_fused.backends.triton import is_interpreting
 from stackelberg_fused.groups.schemes import MASTERS, has_moment, scheme_of
 from stackelberg_fused.groups.schemes import MOMENTS as MOMENT_NAMES
 from stackelberg_fused.memory.arena import in_memory_order
+from stackelberg_fused.memory.block_rows import block_row_of
 
 SIZES = [(0,), (1,), (31,), (32,), (33,), (511,), (513,), (4095,), (4097,), (3, 5000)]
 ROUNDS = 3  # steps
@@ -149,14 +150,15 @@ def opened(optimizer: Any) -> dict[str, Tensor]:
             scheme = scheme_of(group, p)
             entry = optimizer.state[p]
             flat = {
-                n: t if n.endswith("_scale") else in_memory_order(t)
+                n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t)
                 for n, t in entry.items()
                 if t.dim()
             }
+            row = block_row_of(next(t for t in entry.values() if t.shape == p.shape))
             at = len(found)
             found[f"weight {at}"] = read_weight(scheme, in_memory_order(p.detach()), flat)
             for name in (name for name in MOMENT_NAMES if has_moment(entry, name)):
-                found[f"{name} {at}"] = read_moment(scheme, name, flat)
+                found[f"{name} {at}"] = read_moment(scheme, name, flat, row)
     return found
 
 

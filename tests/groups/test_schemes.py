@@ -15,6 +15,7 @@ import stackelberg_fused as sf
 from stackelberg_fused.backends.reference_storage import read_moment, read_weight
 from stackelberg_fused.groups.schemes import MASTERS, scheme_of
 from stackelberg_fused.memory.arena import in_memory_order
+from stackelberg_fused.memory.block_rows import block_row_of
 from stackelberg_fused.numerics.codec import split
 
 ADAMW = Options("adamw", {"weight_decay": 0.1})
@@ -42,7 +43,7 @@ def stored(optimizer: Any) -> tuple[Any, Tensor, dict[str, Tensor]]:
     param = param_of(optimizer)
     scheme = scheme_of(optimizer.param_groups[0], param)
     flat = {
-        n: t if n.endswith("_scale") else in_memory_order(t)
+        n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t)
         for n, t in optimizer.state[param].items()
         if t.dim()
     }
@@ -56,7 +57,7 @@ def weight(optimizer: Any) -> Tensor:
 
 def moment(optimizer: Any, name: str) -> Tensor:
     scheme, _, state = stored(optimizer)
-    return read_moment(scheme, name, state)
+    return read_moment(scheme, name, state, block_row_of(param_of(optimizer)))
 
 
 def train(optimizer: Any, steps: range, dtype: torch.dtype | None = None) -> None:
@@ -201,7 +202,7 @@ def test_vectors_keep_float32_state_by_rule(backend: str) -> None:
     model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
     ours.step()
     assert ours.state[model.weight]["exp_avg_code"].dtype is torch.uint8
-    assert ours.state[model.weight]["exp_avg_scale"].shape == (128,)
+    assert ours.state[model.weight]["exp_avg_scale"].shape == (64, 2)
     assert ours.state[model.bias]["exp_avg"].dtype is torch.float32
 
 

@@ -15,10 +15,10 @@ def test_slots_runs_and_tiles() -> None:
     assert part.indices == [0, 1, 3, 5]
     assert [(run.first_slot, run.last_slot) for run in part.runs] == [(0, 2), (3, 4), (5, 6)]
     assert (part.first_slot, part.last_slot) == (0, 6)
-    assert part.tiles.tolist() == [[0, 0], [0, 4096], [1, 0], [3, 0], [5, 0]]
+    assert part.tiles[["record", "offset"]].tolist() == [(0, 0), (0, 4096), (1, 0), (3, 0), (5, 0)]
     assert (part.first_tile, part.last_tile) == (0, 5)
     heads = table.spans["head"].first_slot
-    assert part.first_head_tile == sum(record < heads for record in part.tiles[:, 0])
+    assert part.first_head_tile == sum(record < heads for record in part.tiles["record"])
 
 
 def test_all_slots_have_the_tiles_of_the_table() -> None:

@@ -14,15 +14,12 @@ from cases import (
     sizes_for,
 )
 from checks import assert_same_bits
-from hypothesis import given
-from hypothesis import strategies as st
 
 import stackelberg_fused as sf
 from stackelberg_fused.engine.placement import collect_slots
 from stackelberg_fused.groups.hyperparameters import Hyperparameters
 from stackelberg_fused.layout.slot import Span
-from stackelberg_fused.layout.table import Table, build_tiles
-from stackelberg_fused.native.tables import TILE_ELEMENTS
+from stackelberg_fused.layout.table import Table
 from stackelberg_fused.numerics.codec import join, split
 
 
@@ -30,27 +27,6 @@ def _table(groups: list[dict[str, Any]]) -> Table:
     optimizer = sf.StackelbergAdamW(groups, backend="reference")
     (slots,) = collect_slots(optimizer.param_groups).values()
     return Table(slots, Hyperparameters(optimizer.param_groups))
-
-
-@given(st.lists(st.integers(0, 3 * TILE_ELEMENTS + 1), min_size=1, max_size=30))
-def test_tiles_cover_every_element_once(numel: list[int]) -> None:
-    tiles = build_tiles(numel)
-    assert tiles.dtype == np.int64
-    assert tiles.shape[1] == 2
-    covered = [0] * len(numel)
-    for record, offset in tiles.tolist():
-        # tiles of a record come in order, and none starts at or beyond its end: none is empty, none straddles
-        assert offset == covered[record]
-        covered[record] = min(offset + TILE_ELEMENTS, numel[record])
-    assert covered == numel
-    assert (np.diff(tiles[:, 0]) >= 0).all()
-
-
-def test_tiles_beyond_32_bits() -> None:
-    tiles = build_tiles([2**33 + 1, 5])
-    assert len(tiles) == 2**33 // TILE_ELEMENTS + 2
-    assert tiles[-2].tolist() == [0, 2**33]
-    assert tiles[-1].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 7, 465])
@@ -63,7 +39,7 @@ def test_spans_split_body_and_head(num_groups: int) -> None:
     assert {slot.role for slot in table.slots[: body.last_slot]} <= {"body"}
     assert {slot.role for slot in table.slots[body.last_slot :]} <= {"head"}
     for span in (body, head):
-        records = table.tiles[span.first_tile : span.last_tile, 0]
+        records = table.tiles["record"][span.first_tile : span.last_tile]
         assert ((records >= span.first_slot) & (records < span.last_slot)).all()
 
 

@@ -23,6 +23,7 @@ import stackelberg_fused as sf
 from stackelberg_fused.backends.reference_storage import read_moment, read_weight
 from stackelberg_fused.groups.schemes import has_moment, scheme_of
 from stackelberg_fused.memory.arena import in_memory_order
+from stackelberg_fused.memory.block_rows import block_row_of
 
 SCHEMES = [
     (torch.float32, None, "bfloat16"),
@@ -77,10 +78,11 @@ def opened(optimizer: Any, p: Tensor) -> dict[str, Tensor]:
     scheme = scheme_of(optimizer.param_groups[0], p)
     entry = optimizer.state[p]
     flat = {
-        n: t if n.endswith("_scale") else in_memory_order(t) for n, t in entry.items() if t.dim()
+        n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t) for n, t in entry.items() if t.dim()
     }
     names = [n for n in ("exp_avg", "exp_avg_sq", "momentum_buffer") if has_moment(entry, n)]
-    found = {name: read_moment(scheme, name, flat) for name in names}
+    dense = next(t for n, t in entry.items() if t.shape == p.shape)
+    found = {name: read_moment(scheme, name, flat, block_row_of(dense)) for name in names}
     return found | {"weight": read_weight(scheme, in_memory_order(p.detach()), flat)}
 
 
@@ -291,8 +293,8 @@ def test_scales_are_not_shards() -> None:
     assert found == {
         "step": (torch.float32, ()),
         "exp_avg_code": (torch.uint8, (32, 64)),
-        "exp_avg_scale": (torch.uint8, (64,)),
+        "exp_avg_scale": (torch.uint8, (32, 2)),
         "exp_avg_sq_code": (torch.uint8, (32, 64)),
-        "exp_avg_sq_scale": (torch.uint8, (64,)),
+        "exp_avg_sq_scale": (torch.uint8, (32, 2)),
         "remainder": (torch.int8, (32, 64)),
     }

@@ -22,7 +22,7 @@ refuse_integer_masks()
 def check(problem: Problem, **options: torch.Tensor) -> None:
     """Two launches over a half of the tiles each; `options`: those whose addresses the problem has."""
     expected, before = problem.updated_by_cpu(), problem.memory.copy()
-    tables = [problem.records, problem.tiles.reshape(-1), problem.rows]
+    tables = [problem.records, problem.tiles.view(np.int64), problem.rows]
     words = [
         torch.from_numpy(t.view(n))
         for t, n in zip(tables, (np.int64, np.int64, np.float32), strict=True)

@@ -9,7 +9,7 @@ from audit import buffers_moved, buffers_used
 
 from stackelberg_fused import _cpu
 from stackelberg_fused.groups.rules import MIXED_RULES
-from stackelberg_fused.layout.table import build_tiles
+from stackelberg_fused.layout.tiles import build_tiles
 from stackelberg_fused.native.tables import (
     HAS_SUM,
     RECORD,
@@ -116,6 +116,7 @@ class Problem:
             row["mean_weight"], waits, has_sum = TURNS[kind]
             row["turn"] = WAITS * waits + HAS_SUM * has_sum
         self.tiles = build_tiles(self.numel)
+        self.records["tiles"] = np.bincount(self.tiles["record"], minlength=len(self.numel))
         self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
 
     @staticmethod

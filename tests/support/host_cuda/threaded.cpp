@@ -139,7 +139,7 @@ struct Problem {
         Record& record = records[i];
         if (record.row != static_cast<int64_t>(group)) continue;
         record.set = static_cast<int64_t>(sets.size());
-        record.row_length = record.numel, record.row_stride = 1, record.row_count = record.numel > 0;
+        record.row_length = record.numel, record.row_stride = 1;
         if (!is_ball && record.numel) pieces.push_back({static_cast<int64_t>(i), 0});
       }
       if (is_ball) pieces.insert(pieces.end(), tiles.begin() + first_tile, tiles.begin() + first_tile + num_tiles);
