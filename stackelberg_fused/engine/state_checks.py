@@ -144,7 +144,8 @@ def _check_kind(name: str, value: Tensor, label: str) -> None:
     if name in (code_name(moment_of(name)), scale_name(moment_of(name))):
         fits = value.dtype is EIGHT_BITS
         # codes are of finite numbers up to twice their scale
-        if fits and name.endswith("_scale") and value.numel() and int(value.max()) > LARGEST_SCALE:
+        here = local_tensor(value)  # of a shard, which may be empty
+        if fits and name.endswith("_scale") and here.numel() and int(here.max()) > LARGEST_SCALE:
             raise ValueError(f"{label}: state dict has {name} above {LARGEST_SCALE}")
     elif name == "remainder":
         fits = value.dtype in (torch.int8, torch.int16)
