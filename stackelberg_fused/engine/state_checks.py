@@ -24,9 +24,9 @@ from ..groups.schemes import (
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
 from ..memory.arena import is_dense
-from ..memory.block_rows import scale_shape
 from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
+from ..numerics.block_rows import scale_shape
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..groups.schemes import EIGHT_BITS, Scheme, moment_of
-from ..memory.block_rows import block_row_of, scale_shape
 from ..memory.region import Region, region_of, whole_region
 from ..memory.sharding import is_sharded
+from ..numerics.block_rows import block_row_of, scale_shape
 
 
 class Kind(NamedTuple):

@@ -14,8 +14,8 @@ from named_schemes import NAMED, Named
 from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.memory.block_rows import block_row_of
 from stackelberg_fused.native.tables import TILE_ELEMENTS
+from stackelberg_fused.numerics.block_rows import block_row_of
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics.codec import BLOCK
-from .region import sharded_dims
-from .sharding import is_sharded
+from ..memory.region import sharded_dims
+from ..memory.sharding import is_sharded
+from .codec import BLOCK
 
 
 def rows_of(like: Tensor) -> tuple[int, int]:
