@@ -219,8 +219,7 @@ def step_kernel(
         packed = tl.load(tile)
         index, count = packed & TILE_RECORD, packed >> TILE_COUNT
         record = records + index * RECORD_WORDS
-        if LOW_PRECISION & MODE:
-            offset = tl.load(tile + TILE_OFFSET)
+        offset = tl.load(tile + TILE_OFFSET)
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
             reports = reports & (tl.load(found_inf) == 0)

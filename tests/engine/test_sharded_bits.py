@@ -130,11 +130,15 @@ def test_bits_do_not_depend_on_sharding(
 
 
 # these launch a block for each tile, one after the other on the host: fewer of all pairs
-@pytest.mark.parametrize(
-    "scheme", ["8 bits", "bf16 stochastic, 8 bits", "bf16 split8, 8 bits, turns"]
-)
+SOME = [
+    ("3 by rows", "8 bits"),
+    ("rows and columns", "bf16 stochastic, 8 bits"),
+    ("3 by rows", "bf16 split8, 8 bits, turns"),
+]
+
+
 @pytest.mark.parametrize("backend", ["triton"] if is_interpreting() else ["cuda-on-host", "avx2"])
-@pytest.mark.parametrize("layout", ["3 by rows", "rows and columns"])
+@pytest.mark.parametrize("layout, scheme", SOME)
 def test_bits_of_blocks_do_not_depend_on_sharding(
     ranks: Ranks, layout: str, backend: str, scheme: str
 ) -> None:
