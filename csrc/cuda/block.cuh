@@ -32,7 +32,9 @@ struct BlockState {
   Format format;
   TileRandom random;
   Tile tile;
-  int64_t index;   // of the tile, in the table
+  int rows, row_length, warps_per_row, padded, row_padding;  // of the tile, see low_precision.cu
+  int64_t first_code;                                        // block of codes with which the tile begins
+  int64_t index;                                             // of the tile, in the table
   int32_t scheme;  // the scheme whose path this tile may take (cuda/schemes.cuh), or kNoScheme
   bool skips;      // shared, because another register would spill
   bool moves;      // likewise; only thread 0 reads it

@@ -1,5 +1,6 @@
-// The update for tables in which some record is not float32. One launch handles any mix of formats, rules and options:
-// each block branches on its own record. Full tiles of common schemes take the compiled paths of schemes.cuh.
+// The update for tables in which some record is not float32. One launch handles
+// any mix of formats, rules and options: each block branches on its own record.
+// Full tiles of common schemes take the compiled paths of schemes.cuh.
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
@@ -14,13 +15,15 @@
 
 namespace sf {
 
-// True for a tile that has all of its elements, which begin on 16 bytes in any buffer that does, where a stream of
-// random numbers does, and with a block of codes.
+// True for a tile that has all of its elements, which begin on 16 bytes in any
+// buffer that does, where a stream of random numbers does, and with a block of
+// codes.
 __device__ __forceinline__ bool is_full(const Record& record, const Tile& tile) {
   return tile.count == kTileElements && tile.offset % 16 == 0 && tile.whole % kTileElements == 0 && !record.block_row;
 }
 
-// True if threads may load four elements at once: 16 bytes of float32, 8 bytes of 16-bit numbers, 4 bytes of codes.
+// True if threads may load four elements at once: 16 bytes of float32, 8 bytes
+// of 16-bit numbers, 4 bytes of codes.
 __device__ __forceinline__ bool takes_vectors(const Record& r, const Tile& tile) {
   const int64_t of_weight = r.param | r.grad | r.ema | r.grad_sum | r.master;
   return is_full(r, tile) && ((of_weight | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq) & 15) == 0;
@@ -32,14 +35,23 @@ __device__ __forceinline__ void clear(const Record& record, int64_t i) {
   if (record.grad_dtype == kFloat32) {
     write_floats<V>(kFloat32, record.grad, i, zero);
   } else {
-    write_floats<V>(kBfloat16, record.grad, i, zero);  // float16 has the same zero
+    write_floats<V>(kBfloat16, record.grad, i,
+                    zero);  // float16 has the same zero
   }
 }
 
-// Updates the elements [i, i + V) of a parameter, by one thread. Without `loads` the thread has no elements, and only
-// takes part in the shuffles of its warp.
+// True for the thread that has the first element of a block of codes: a warp
+// has a block where threads take single ones.
 template <int V>
-__device__ __forceinline__ void update_elements(const BlockState& block, int64_t i, bool loads) {
+__device__ __forceinline__ bool is_first(int64_t i) {
+  return (V == 1 ? static_cast<int>(threadIdx.x) : static_cast<int>(i)) % kBlock == 0;
+}
+
+// Updates the elements [i, i + V) of a parameter, which are of block `code` of
+// the tile's codes, by one thread. Without `loads` the thread has no elements,
+// and only takes part in the shuffles of its warp.
+template <int V>
+__device__ __forceinline__ void update_elements(const BlockState& block, int64_t i, int code, bool loads) {
   const Record& record = block.record;
   const Format format = block.format;
   const int32_t rule = block.row.rule;
@@ -47,18 +59,17 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
   const bool has_max = is_adam && rule & kAmsgrad, has_ema = rule & kEma;
   float p[V] = {}, g[V] = {}, m[V] = {}, v[V] = {}, v_max[V] = {}, e[V] = {};
   uint32_t random[V] = {};
-  const int64_t code_block = format.state == kState8 ? block_of(record, i) : 0;
-  // a warp has a block where threads take single elements
-  const bool is_first = (V == 1 ? static_cast<int64_t>(threadIdx.x) : i) % kBlock == 0;
   if (loads) {
     read_weights<V>(record, format, i, p);
     if (record.grad) read_floats<V>(record.grad_dtype, record.grad, i, g);
-    if (has_exp_avg) read_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, code_block, m);
+    if (has_exp_avg)
+      read_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, block.first_code + code, m);
     if (is_adam)
-      read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, v);
+      read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i,
+                                    block.first_code + code, v);
     if (has_max) {
-      read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, code_block,
-                                    v_max);
+      read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i,
+                                    block.first_code + code, v_max);
     }
     if (has_ema) read_floats<V>(kFloat32, record.ema, i, e);
     if (block.options.grad_sum) {
@@ -93,20 +104,21 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
   }
   if (has_exp_avg) {
-    write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, code_block, is_first, loads, m,
-                                  random);
+    write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, block.first_code + code,
+                                  is_first<V>(i), loads, m, random);
   }
   if (is_adam) {
-    write_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, is_first,
-                                   loads, v, random);
+    write_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, block.first_code + code,
+                                   is_first<V>(i), loads, v, random);
   }
   if (has_max) {
-    write_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, code_block,
-                                   is_first, loads, v_max, random);
+    write_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i,
+                                   block.first_code + code, is_first<V>(i), loads, v_max, random);
   }
 }
 
-// Handles elements of a group that does not move now: adds their gradients to the sum, and clears them.
+// Handles elements of a group that does not move now: adds their gradients to
+// the sum, and clears them.
 template <int V>
 __device__ __forceinline__ void wait_elements(const BlockState& block, int64_t i, bool adds) {
   const Record& record = block.record;
@@ -121,9 +133,23 @@ __device__ __forceinline__ void wait_elements(const BlockState& block, int64_t i
   if (block.options.zero_grads) clear<V>(record, i);
 }
 
-// Calls vector(i) with the first of every four elements of a full aligned tile. For other tiles it calls single(i,
-// exists) with each element; whole warps make that call, so some threads have no element, and those of a block of codes
-// are all of one warp. In a full tile the elements of a warp are consecutive and the same as in schemes.cuh.
+// Notes the rows of a tile: it has several, none of which a block of codes
+// crosses, or a part of one.
+__device__ __forceinline__ void divide_into_rows(BlockState& block) {
+  const int64_t row = block.record.block_row, count = block.tile.count;
+  block.row_length = static_cast<int>(row && row < count ? row : count);
+  block.rows = block.tile.count / block.row_length;
+  block.warps_per_row = (block.row_length + kWarp - 1) / kWarp;
+  block.row_padding = block.warps_per_row * kWarp - block.row_length;
+  block.padded = block.rows * block.warps_per_row * kWarp;
+  block.first_code = block_of(block.record, block.tile.offset);
+}
+
+// Calls vector(i) with the first of every four elements of a full aligned tile.
+// For other tiles it calls single(i, w, exists) with each element; whole warps
+// make that call, so some threads have no element, and a warp has block w of
+// the tile's codes. In a full tile the elements of a warp are consecutive and
+// the same as in schemes.cuh.
 template <typename Vector, typename Single>
 __device__ __forceinline__ void for_elements(const BlockState& block, Vector vector, Single single) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -134,18 +160,15 @@ __device__ __forceinline__ void for_elements(const BlockState& block, Vector vec
       vector(block.tile.offset + first + i);
     return;
   }
-  // a tile has several rows of blocks, or a part of one
-  const int count = block.tile.count;
-  const int64_t row = block.record.block_row;
-  const int length = row && row < count ? static_cast<int>(row) : count, warps_per_row = (length + kWarp - 1) / kWarp;
 #pragma unroll 1
-  for (int w = thread / kWarp; w < count / length * warps_per_row; w += kLowPrecisionThreads / kWarp) {
-    const int in_row = w % warps_per_row * kWarp + thread % kWarp;
-    single(block.tile.offset + w / warps_per_row * length + in_row, in_row < length);
+  for (int i = thread; i < block.padded; i += kLowPrecisionThreads) {
+    const int row = i / kWarp / block.warps_per_row, in_row = i - row * block.warps_per_row * kWarp;
+    single(block.tile.offset + (i - row * block.row_padding), i / kWarp, in_row < block.row_length);
   }
 }
 
-// Waits for the row, and updates a full tile whose scheme has a path of its own. Returns false if it has none.
+// Waits for the row, and updates a full tile whose scheme has a path of its
+// own. Returns false if it has none.
 __device__ __forceinline__ bool update_scheme(const BlockState& block) {
   switch (block.scheme) {
 #define SF_CASE(...)              \
@@ -176,6 +199,7 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
     block.options.zero_grads = args.zero_grads && block.record.grad;
     block.format = format_of(block.record.format);
     block.tile = tile;
+    divide_into_rows(block);
     const bool is_plain = !block.options.zero_grads && is_full(block.record, tile);
     block.scheme = is_plain ? scheme_of(block.record) : kNoScheme;
   }
@@ -194,14 +218,17 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
   if (moves) {
     if (!update_scheme(block)) {
       for_elements(
-          block, [&](int64_t i) { update_elements<kVector>(block, i, true); },
-          [&](int64_t i, bool exists) { update_elements<1>(block, i, exists); });
+          block,
+          [&](int64_t i) {
+            update_elements<kVector>(block, i, static_cast<int>(i - block.tile.offset) / kBlock, true);
+          },
+          [&](int64_t i, int w, bool exists) { update_elements<1>(block, i, w, exists); });
     }
   } else if (has_grad) {
     const bool adds = !block.skips && block.options.turn.adds(has_grad);
     for_elements(
         block, [&](int64_t i) { wait_elements<kVector>(block, i, adds); },
-        [&](int64_t i, bool exists) {
+        [&](int64_t i, int, bool exists) {
           if (exists) wait_elements<1>(block, i, adds);
         });
   }

@@ -18,6 +18,7 @@ from stackelberg_fused.native.tables import (
     RECORD,
     ROW,
     SIMPLEX,
+    TILE,
     TILE_ELEMENTS,
 )
 from stackelberg_fused.numerics import exact_sum
@@ -97,9 +98,7 @@ RENAMED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["RECORD", "TILE", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"]
-)
+@pytest.mark.parametrize("name", ["RECORD", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"])
 def test_triton_knows_every_field(name: str) -> None:
     constants, dtype = _triton("tables"), getattr(tables, name)
     # the rule, word 0 of a row, is read through a pointer to the row itself
@@ -113,7 +112,7 @@ def test_triton_knows_every_field(name: str) -> None:
 def test_triton_knows_how_large_tables_are() -> None:
     constants = _triton("tables")
     assert constants.RECORD_WORDS.value * 8 == RECORD.itemsize
-    assert constants.TILE_WORDS.value == 2
+    assert constants.TILE_WORDS.value * 8 == TILE.itemsize
     assert constants.TILE_ELEMENTS == TILE_ELEMENTS
     assert constants.ROW_WORDS.value * 4 == ROW.itemsize
     assert constants.GROUP_WORDS.value * 8 == GROUP.itemsize
@@ -123,6 +122,17 @@ def test_triton_knows_how_large_tables_are() -> None:
     in_use = RECORD.names[: constants.RECORD_FIELDS.value]
     assert in_use == tuple(name for name in RECORD.names if name != "reserved")
     assert ROW.names[constants.TURN.value :] == ("turn", "step", "reserved")
+
+
+def test_triton_reads_a_tile() -> None:
+    """Its record and count are halves of one word."""
+    constants = _triton("tables")
+    tile = np.array([(2**31 - 1, 4096, 3, 2**40)], TILE)
+    words = tile.view(np.int64)
+    assert words[0] & constants.TILE_RECORD.value == tile["record"][0]
+    assert words[0] >> constants.TILE_COUNT.value == tile["count"][0]
+    assert words[constants.TILE_OFFSET.value] == tile["offset"][0]
+    assert words[constants.TILE_WHOLE.value] == tile["whole"][0]
 
 
 def test_triton_rules() -> None:
