@@ -41,7 +41,9 @@ def _word(dtype: np.dtype, field: str, word: int) -> int:
     return dtype.fields[field][1] // word
 
 
-@pytest.mark.parametrize("name", ["RECORD", "TILE", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"])
+@pytest.mark.parametrize(
+    "name", ["RECORD", "TILE", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"]
+)
 @pytest.mark.parametrize("module", NATIVE)
 def test_tables(module: str, name: str) -> None:
     native, dtype = _native(module), getattr(tables, name)
@@ -95,7 +97,9 @@ RENAMED = {
 }
 
 
-@pytest.mark.parametrize("name", ["RECORD", "TILE", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"])
+@pytest.mark.parametrize(
+    "name", ["RECORD", "TILE", "ROW", "GROUP", "JOINT_SET", "GRADIENT_STATISTICS"]
+)
 def test_triton_knows_every_field(name: str) -> None:
     constants, dtype = _triton("tables"), getattr(tables, name)
     # the rule, word 0 of a row, is read through a pointer to the row itself

@@ -78,7 +78,9 @@ def opened(optimizer: Any, p: Tensor) -> dict[str, Tensor]:
     scheme = scheme_of(optimizer.param_groups[0], p)
     entry = optimizer.state[p]
     flat = {
-        n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t) for n, t in entry.items() if t.dim()
+        n: t.reshape(-1) if n.endswith("_scale") else in_memory_order(t)
+        for n, t in entry.items()
+        if t.dim()
     }
     names = [n for n in ("exp_avg", "exp_avg_sq", "momentum_buffer") if has_moment(entry, n)]
     dense = next(t for n, t in entry.items() if t.shape == p.shape)
