@@ -53,9 +53,9 @@ struct Record {
 };
 
 // A run of at most kTileElements elements of one parameter. Its elements lie side by side in the whole parameter too.
-#define SF_TILE_FIELDS(FIELD)                                                                                \
-  FIELD(int32_t, record)                                                                                     \
-  FIELD(int32_t, count)                                                                                      \
+#define SF_TILE_FIELDS(FIELD)                                                                                 \
+  FIELD(int32_t, record)                                                                                      \
+  FIELD(int32_t, count)                                                                                       \
   FIELD(int64_t, offset) /* of its first element in the memory of the parameter, or of the part of it here */ \
   FIELD(int64_t, whole)  /* index of its first element in the whole parameter; random numbers depend on it */
 

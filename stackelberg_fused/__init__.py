@@ -22,6 +22,7 @@ __all__ = [
     "GradScaler",
     "L2Ball",
     "NonNegative",
+    "RateSearch",
     "RatioSearch",
     "Simplex",
     "StackelbergAdam",
@@ -34,6 +35,7 @@ __all__ = [
     "backends",
     "best_response",
     "curvature",
+    "find_rates",
     "find_ratio",
     "split_body_head",
     "stackelberg_value",
@@ -58,6 +60,7 @@ if _no_torch is None:
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import BestResponse, best_response
     from .game.curvature import Curvature, curvature
+    from .game.find_rates import RateSearch, find_rates
     from .game.find_ratio import RatioSearch, find_ratio
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .game.stackelberg_value import StackelbergValue, stackelberg_value

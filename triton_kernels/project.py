@@ -214,8 +214,8 @@ def project_kernel(
     CONSTANTS: see `constants_of`.
     """
     piece = pieces + (first_piece + tl.program_id(0)) * TILE_WORDS
-    head = tl.load(piece)
-    index, count = head & TILE_RECORD, head >> TILE_COUNT
+    packed = tl.load(piece)
+    index, count = packed & TILE_RECORD, packed >> TILE_COUNT
     offset = tl.load(piece + TILE_OFFSET)
     record = records + index * RECORD_WORDS
     set_index = tl.load(record + SET) - 1

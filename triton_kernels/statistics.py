@@ -165,8 +165,8 @@ def statistics_kernel(
     """
     tile_index = first_tile + tl.program_id(0)
     tile = tiles + tile_index * TILE_WORDS
-    head = tl.load(tile)
-    index, count = head & TILE_RECORD, head >> TILE_COUNT
+    packed = tl.load(tile)
+    index, count = packed & TILE_RECORD, packed >> TILE_COUNT
     record = records + index * RECORD_WORDS
     offset = tl.load(tile + TILE_OFFSET)
     grad = tl.load(record + GRAD)

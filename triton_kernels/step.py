@@ -132,8 +132,8 @@ def step_kernel(
     """
     tile_index = first_tile + tl.program_id(0)
     tile = tiles + tile_index * TILE_WORDS
-    head = tl.load(tile)
-    index, count = head & TILE_RECORD, head >> TILE_COUNT
+    packed = tl.load(tile)
+    index, count = packed & TILE_RECORD, packed >> TILE_COUNT
     record = records + index * RECORD_WORDS
     # the hint belongs here: on the argument of a function that is inlined later it would be lost
     offset = tl.multiple_of(tl.load(tile + TILE_OFFSET), 16)
@@ -216,11 +216,10 @@ def step_kernel(
                 wait_tile(record, unscale, adds, offset, count, MODE, TILE)
     if JOINT_SETS & MODE:
         # read again what would take registers until here
-        head = tl.load(tile)
-        index, count = head & TILE_RECORD, head >> TILE_COUNT
+        packed = tl.load(tile)
+        index, count = packed & TILE_RECORD, packed >> TILE_COUNT
         record = records + index * RECORD_WORDS
-        if LOW_PRECISION & MODE:
-            offset = tl.load(tile + TILE_OFFSET)
+        offset = tl.load(tile + TILE_OFFSET)
         reports = tl.load(record + SET) != 0
         if SKIPPABLE & MODE:
             reports = reports & (tl.load(found_inf) == 0)

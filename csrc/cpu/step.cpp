@@ -24,36 +24,60 @@ void update_tile(const Record& record, const Row& row, const float* grad, int64_
   update_by_rule(row, of, count);
 }
 
-// Updates a tile that is not float32 by the path of vector_path.h. The chunks that this cannot update, and the ragged
-// end, take the general path. `grad` points to the gradient of the tile's first element, of a Dtype.
+// Elements of a tile from `begin` on, `count` of them whole chunks, which vectors update: their blocks of codes are
+// full, and pairs of them share a word of one stream of random numbers.
+VectorTile vector_tile(const LowPrecisionTile& tile, const void* grad, int32_t grad_dtype, int64_t begin,
+                       int64_t count) {
+  const auto& [record, format, row, random, offset] = tile;
+  const int64_t first = offset + begin, block = block_of(record, first), moment = first * bytes_of_moment(format.state);
+  const int64_t index = random.first + begin;
+  return {{pointer<char>(record.param, first * bytes_of(format.param)),
+           pointer<char>(record.master, first * bytes_of_master(format.master)),
+           static_cast<const char*>(grad) + begin * bytes_of(grad_dtype), grad_dtype},
+          {pointer<char>(record.exp_avg, moment), pointer<char>(record.exp_avg_sq, moment),
+           pointer<uint8_t>(record.exp_avg_scale, block), pointer<uint8_t>(record.exp_avg_sq_scale, block)},
+          random.streams[index >= kTileElements],
+          static_cast<uint32_t>(index % kTileElements),
+          count};
+}
+
+// The elements from `begin` to `end` of a tile that vectors may update: whole chunks up to where the stream ends.
+int64_t regular_count(const LowPrecisionTile& tile, int64_t begin, int64_t end) {
+  const int64_t index = tile.random.first + begin, until = kTileElements - index % kTileElements;
+  if (index % 2) return 0;
+  return (end - begin < until ? end - begin : until) / kChunk * kChunk;
+}
+
+// Updates a tile that is not float32 by the path of vector_path.h. The chunks that this cannot update, and ragged ends,
+// take the general path. `grad` points to the gradient of the tile's first element, of a Dtype.
 void update_tile_by_vectors(const Record& record, const Row& given, const void* grad, int32_t grad_dtype,
                             const Tile& of, PathCounts& counts) {
   const LowPrecisionTile tile = low_precision_tile(record, given, of);
-  const int64_t offset = of.offset;
-  const uint32_t first = tile.random.first;
-  // vectors need full blocks, and pairs of elements that share a word of one stream
-  const bool is_regular = !record.block_row && first % 2 == 0 && first + of.count <= kTileElements;
-  const int64_t whole = is_regular ? of.count / kChunk * kChunk : 0;
-  counts.vectors += whole;
   const auto update_range = [&](int64_t begin, int64_t end) {
     float converted[kTileElements];
     read_floats(grad_dtype, reinterpret_cast<int64_t>(grad), begin, end - begin, converted);
     update_chunks(tile, converted, begin, end);
     counts.chunks += end - begin;
-    if (begin < whole) counts.vectors -= end - begin;
   };
-  const int64_t bytes = offset * bytes_of_moment(tile.format.state);
-  const VectorTile chunks = {
-      {pointer<char>(record.param, offset * bytes_of(tile.format.param)),
-       pointer<char>(record.master, offset * bytes_of_master(tile.format.master)), grad, grad_dtype},
-      {pointer<char>(record.exp_avg, bytes), pointer<char>(record.exp_avg_sq, bytes),
-       pointer<uint8_t>(record.exp_avg_scale, offset / kBlock),
-       pointer<uint8_t>(record.exp_avg_sq_scale, offset / kBlock)},
-      tile.random.streams[0],
-      first,
-      whole};
-  update_by_vectors(chunks, tile.format, tile.row, update_range);
-  if (whole < of.count) update_range(whole, of.count);
+  const int64_t row = record.block_row && record.block_row < of.count ? record.block_row : of.count;
+  if (row < kChunk) return update_range(0, of.count);
+  for (int64_t begin = 0; begin < of.count; begin += row) {
+    for (int64_t at = begin; at < begin + row;) {
+      const int64_t count = regular_count(tile, at, begin + row);
+      const int64_t left = begin + row - at < kChunk ? begin + row - at : kChunk;
+      if (count) {
+        counts.vectors += count;
+        update_by_vectors(vector_tile(tile, grad, grad_dtype, at, count), tile.format, tile.row,
+                          [&](int64_t first, int64_t last) {
+                            counts.vectors -= last - first;
+                            update_range(at + first, at + last);
+                          });
+      } else {
+        update_range(at, at + left);
+      }
+      at += count ? count : left;
+    }
+  }
 }
 
 // Writes the mean of all gradients since the group last moved to `mean`; `grad` may be null.

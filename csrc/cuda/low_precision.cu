@@ -54,7 +54,8 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
     read_weights<V>(record, format, i, p);
     if (record.grad) read_floats<V>(record.grad_dtype, record.grad, i, g);
     if (has_exp_avg) read_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, code_block, m);
-    if (is_adam) read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, v);
+    if (is_adam)
+      read_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, code_block, v);
     if (has_max) {
       read_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i, code_block,
                                     v_max);

@@ -20,9 +20,9 @@ from ..groups.schemes import (
 )
 from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import lasting, zeros_like
-from ..memory.block_rows import scale_shape
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
+from ..numerics.block_rows import scale_shape
 from .state_checks import numbers
 
 _BEGIN_WITH_WEIGHTS = ("ema", "master")

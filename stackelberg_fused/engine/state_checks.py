@@ -24,9 +24,9 @@ from ..groups.schemes import (
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
 from ..memory.arena import is_dense
-from ..memory.block_rows import scale_shape
 from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
+from ..numerics.block_rows import scale_shape
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have
@@ -144,7 +144,8 @@ def _check_kind(name: str, value: Tensor, label: str) -> None:
     if name in (code_name(moment_of(name)), scale_name(moment_of(name))):
         fits = value.dtype is EIGHT_BITS
         # codes are of finite numbers up to twice their scale
-        if fits and name.endswith("_scale") and value.numel() and int(value.max()) > LARGEST_SCALE:
+        here = local_tensor(value)  # of a shard, which may be empty
+        if fits and name.endswith("_scale") and here.numel() and int(here.max()) > LARGEST_SCALE:
             raise ValueError(f"{label}: state dict has {name} above {LARGEST_SCALE}")
     elif name == "remainder":
         fits = value.dtype in (torch.int8, torch.int16)

@@ -19,8 +19,8 @@ from ..groups.schemes import (
 )
 from ..layout.slot import Slot
 from ..memory.arena import in_memory_order
-from ..memory.block_rows import block_row_of, scale_shape
 from ..memory.sharding import local_tensor
+from ..numerics.block_rows import block_row_of, scale_shape
 from ..numerics.codec import (
     BLOCK,
     HALF,

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..groups.option_types import Tied
-from ..groups.split import Head
+from ..groups.split import Head, split_body_head
 from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
+from .search_progress import SearchProgress
 from .short_runs import head_by_name, short_run_loss
 from .significance import p_values_against_one, recommended_ratio
 
@@ -116,6 +117,7 @@ def find_ratio(
     steps: int = 100,
     seeds: int = 8,
     level: float = 0.05,
+    progress: bool | None = None,
     **settings: Any,
 ) -> RatioSearch:
     """Train a model for a few steps at each ratio and body rate, and recommend a ratio.
@@ -136,6 +138,7 @@ def find_ratio(
         steps: the number of steps of a run, >= 1.
         seeds: the number of runs for each ratio and rate, >= 1.
         level: the significance level: the largest p-value at which a ratio is recommended over 1.
+        progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
 
     Returns:
         All losses, p-values and the recommended ratio.
@@ -155,24 +158,39 @@ def find_ratio(
     if not batches or steps < 1 or seeds < 1:
         raise ValueError("find_ratio() needs batches, steps >= 1 and seeds >= 1")
 
+    by_name = head_by_name(model, head)
+
+    def groups(of: nn.Module) -> list[dict[str, Any]]:
+        return split_body_head(of, head=by_name, tied=tied)
+
     def seed_losses(ratio: float, rate: float) -> list[float]:
         options = {"lr": rate, "head_lr_ratio": ratio, **settings}
-        split = {"head": head_by_name(model, head), "tied": tied}
-        return [
-            short_run_loss(model, batches, loss_fn, split, optimizer, options, steps, seed)
+        runs = [
+            short_run_loss(
+                model, batches, loss_fn, groups, optimizer, options, steps, seed, bar.advance
+            )
             for seed in range(seeds)
         ]
+        bar.say(f"ratio {ratio:g}, body rate {rate:.3g}: {statistics.median(runs):.4g}")
+        return runs
 
     losses: dict[float, dict[float, list[float]]] = {}
     spacing = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 3.0
-    for ratio in all_ratios:
-        by_rate = losses[ratio] = {rate: seed_losses(ratio, rate) for rate in rates}
-        for _ in range(MOST_EXTENSIONS):
-            best = _best_rate(by_rate)
-            if min(by_rate) < best < max(by_rate):
-                break
-            outside = best / spacing if best == min(by_rate) else best * spacing
-            by_rate[outside] = seed_losses(ratio, outside)
+    runs = len(all_ratios) * len(rates) * seeds
+    with SearchProgress("find_ratio", runs * steps, progress) as bar:
+        bar.print(
+            f"find_ratio: {len(all_ratios)} ratios x {len(rates)} rates x {seeds} seeds = {runs} runs of {steps} "
+            f"steps, and at most {MOST_EXTENSIONS * seeds} more of a ratio whose best rate is at the end of the grid"
+        )
+        for ratio in all_ratios:
+            by_rate = losses[ratio] = {rate: seed_losses(ratio, rate) for rate in rates}
+            for _ in range(MOST_EXTENSIONS):
+                best = _best_rate(by_rate)
+                if min(by_rate) < best < max(by_rate):
+                    break
+                outside = best / spacing if best == min(by_rate) else best * spacing
+                bar.steps += seeds * steps
+                by_rate[outside] = seed_losses(ratio, outside)
     best_rate = {ratio: _best_rate(by_rate) for ratio, by_rate in losses.items()}
     at_edge = [r for r, by_rate in losses.items() if best_rate[r] in (min(by_rate), max(by_rate))]
     if not math.isfinite(min(losses[1.0][best_rate[1.0]])):

@@ -1,29 +1,29 @@
-"""One short training run of the ratio search: split a model, train it from a seed, return its final loss."""
+"""One short training run of a search for rates: train a model from a seed, return its final loss."""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..groups.split import split_body_head
-
 
 def short_run_loss(
     model: nn.Module | Callable[[], nn.Module],
     batches: Sequence[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
-    split: dict[str, Any],
+    groups: Callable[[nn.Module], list[dict[str, Any]]],
     optimizer: Callable[..., torch.optim.Optimizer],
     options: dict[str, Any],
     steps: int,
     seed: int,
+    advance: Callable[[], Any] = lambda: None,
 ) -> float:
     """Return the mean loss over the last quarter of a run, or infinity if it diverged.
 
@@ -31,20 +31,29 @@ def short_run_loss(
         model: a module, which is copied, or a callable that returns a new module.
         batches: the run cycles through them in an order that the seed sets.
         loss_fn: `loss = loss_fn(model, batch)`, a tensor of one element.
-        split: keyword arguments of `split_body_head`.
-        optimizer, options: the run uses `optimizer(groups, **options)`.
+        groups: makes param groups of the run's model.
+        optimizer, options: the run uses `optimizer(groups(model), **options)`.
         steps: the number of steps, >= 1.
         seed: of torch, NumPy and Python. The random states are restored after the run.
+        advance: called after each step.
     """
+    with seeded(seed):
+        trained = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+        run_optimizer = optimizer(groups(trained), **options)
+        shuffle = random.Random(seed)
+        return _train(trained, run_optimizer, batches, loss_fn, steps, shuffle, advance)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python, and restore their random states afterwards."""
     random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - the user's code may draw from this state
-            trained = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-            run_optimizer = optimizer(split_body_head(trained, **split), **options)
-            return _train(trained, run_optimizer, batches, loss_fn, steps, random.Random(seed))
+            yield
     finally:
         random.setstate(random_states[0])
         np.random.set_state(random_states[1])  # noqa: NPY002
@@ -57,6 +66,7 @@ def _train(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     steps: int,
     shuffle: random.Random,
+    advance: Callable[[], Any],
 ) -> float:
     order, last_losses = list(range(len(batches))), []
     take_step: Any = optimizer.step  # torch annotates closures that return floats
@@ -74,6 +84,7 @@ def _train(
 
         loss = float(take_step(closure))
         optimizer.zero_grad()
+        advance()
         if not math.isfinite(loss):
             return math.inf
         if step >= steps - max(1, steps // 4):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory.block_rows import check_blocks
 from ..memory.presence import is_abstract
 from ..memory.region import region_of
 from ..memory.sharding import local_tensor
+from ..numerics.block_rows import check_blocks
 from .float32_state import FLOAT32_STATE, has_float32_state
 from .rules import as_integer, is_integer, sums_gradients
 

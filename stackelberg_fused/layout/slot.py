@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..groups.schemes import EIGHT_BITS, Scheme, moment_of
-from ..memory.block_rows import block_row_of, scale_shape
 from ..memory.region import Region, region_of, whole_region
+from ..memory.sharding import is_sharded
+from ..numerics.block_rows import block_row_of, scale_shape
 
 
 class Kind(NamedTuple):
@@ -71,7 +72,9 @@ class Slot:
     @property
     def block_row(self) -> int:
         """`block_row` of the slot's record."""
-        return block_row_of(self.dense_like()) if self.scheme.state is EIGHT_BITS else 0
+        if self.scheme.state is not EIGHT_BITS:
+            return 0
+        return block_row_of(self.dense_like(), is_sharded(self.param))
 
     def state_like(self, name: str) -> Tensor:
         """A tensor without memory, of the shape, strides and dtype that a tensor of its state has."""

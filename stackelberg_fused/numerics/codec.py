@@ -56,8 +56,8 @@ def encode_blocks(x: Tensor, random: Tensor, code: Code, row: int = 0) -> tuple[
         row: elements of a row, which no block crosses; 0 if all are of one row, or rows have full blocks only.
 
     Returns:
-        Codes, uint8 [n], and scales, uint8 [blocks], of all rows one after the other. A scale s means `2**(s - 127)`, the smallest power of two
-        that no finite magnitude of the block exceeds; s = 0 for a block of zeros.
+        Codes, uint8 [n], and scales, uint8 [blocks], of all rows one after the other. A scale s means `2**(s - 127)`,
+        the smallest power of two that no finite magnitude of the block exceeds; s = 0 for a block of zeros.
     """
     count = len(x)
     bits = x.view(torch.int32).to(torch.int64)

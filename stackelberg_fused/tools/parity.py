@@ -18,7 +18,7 @@ from ..groups.schemes import (
     scale_name,
 )
 from ..memory.arena import in_memory_order
-from ..memory.block_rows import block_row_of
+from ..numerics.block_rows import block_row_of
 from ..numerics.codec import of_elements
 
 # Bounds per step and element, in float32 ulp of max(|m|, |g|) for exp_avg, max(v, g^2) for exp_avg_sq, and

@@ -23,7 +23,7 @@ from stackelberg_fused.backends.triton import is_interpreting
 from stackelberg_fused.groups.schemes import MASTERS, has_moment, scheme_of
 from stackelberg_fused.groups.schemes import MOMENTS as MOMENT_NAMES
 from stackelberg_fused.memory.arena import in_memory_order
-from stackelberg_fused.memory.block_rows import block_row_of
+from stackelberg_fused.numerics.block_rows import block_row_of
 
 SIZES = [(0,), (1,), (31,), (32,), (33,), (511,), (513,), (4095,), (4097,), (3, 5000)]
 ROUNDS = 3  # steps

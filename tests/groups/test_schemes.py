@@ -15,7 +15,7 @@ import stackelberg_fused as sf
 from stackelberg_fused.backends.reference_storage import read_moment, read_weight
 from stackelberg_fused.groups.schemes import MASTERS, scheme_of
 from stackelberg_fused.memory.arena import in_memory_order
-from stackelberg_fused.memory.block_rows import block_row_of
+from stackelberg_fused.numerics.block_rows import block_row_of
 from stackelberg_fused.numerics.codec import split
 
 ADAMW = Options("adamw", {"weight_decay": 0.1})

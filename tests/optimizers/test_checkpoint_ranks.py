@@ -29,7 +29,7 @@ ADAMW, SGD = sf.StackelbergAdamW, sf.StackelbergSGD
 NARROW = torch.bfloat16
 MEAN = {"update_every": {"body": 2}, "update_every_grads": "mean"}
 
-# by name: class, dtype of the parameters, settings; none of them draws random bits
+# by name: class, dtype of the parameters, settings
 SCHEMES: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "float32": (ADAMW, torch.float32, {"amsgrad": True}),
     "average, turns": (ADAMW, torch.float32, {"ema_decay": 0.9, **MEAN}),
@@ -40,11 +40,12 @@ SCHEMES: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "kahan": (ADAMW, NARROW, {"master": "kahan"}),
     "float32 master": (ADAMW, NARROW, {"master": "fp32"}),
     "momentum, split16": (SGD, NARROW, {"momentum": 0.9, "master": "split16"}),
-}
-# these do: state is loaded to the bit, and goes on with the bits of other shards
-RANDOM = {
     "bfloat16 state": (ADAMW, torch.float32, {"state_dtype": "bfloat16"}),
     "stochastic": (ADAMW, NARROW, {"master": "stochastic", "state_dtype": "bfloat16"}),
+    "8 bits": (ADAMW, torch.float32, {"state_dtype": "8bit", "amsgrad": True}),
+    "split8, 8 bits": (ADAMW, NARROW, {"master": "split8", "state_dtype": "8bit", **MEAN}),
+    "stochastic, 8 bits": (ADAMW, NARROW, {"master": "stochastic", "state_dtype": "8bit"}),
+    "momentum of 8 bits": (SGD, NARROW, {"momentum": 0.9, "state_dtype": "8bit"}),
 }
 MESHES = [("none", 1), ("FSDP2", 1), ("FSDP2", 3), ("HSDP", 4)]
 MESHES += [("TP + FSDP2", 4)] if models.LOADS_STRIDED else []
@@ -59,7 +60,7 @@ def _build(wrapper: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _ours(model: nn.Module, scheme: str) -> Any:
-    kind, _, settings = {**SCHEMES, **RANDOM}[scheme]
+    kind, _, settings = SCHEMES[scheme]
     return kind(models.groups_of(model), backend="cpu", **settings)
 
 
@@ -95,7 +96,7 @@ def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def _save(scheme: str, path: str) -> dict[str, Tensor]:
-    model = _build("FSDP2", {**SCHEMES, **RANDOM}[scheme][1])
+    model = _build("FSDP2", SCHEMES[scheme][1])
     ours = _ours(model, scheme)
     _step(model, ours, range(BEFORE))
     saved = {
@@ -119,7 +120,7 @@ def _load(model: nn.Module, optimizer: Any, path: str) -> None:
 
 
 def _resume(wrapper: str, scheme: str, path: str, saved: dict[str, Tensor]) -> None:
-    dtype = {**SCHEMES, **RANDOM}[scheme][1]
+    dtype = SCHEMES[scheme][1]
     model = _build(wrapper, dtype)
     for param in model.parameters():
         param.detach().zero_()
@@ -127,21 +128,21 @@ def _resume(wrapper: str, scheme: str, path: str, saved: dict[str, Tensor]) -> N
     _load(model, again, path)
     _compare(_whole(model, again), saved)
     _step(model, again, range(BEFORE, BEFORE + AFTER))
-    if scheme in RANDOM:
-        return
     alone = _build("none", dtype)
     whole = _ours(alone, scheme)
     _step(alone, whole, range(BEFORE + AFTER))
     _compare(_whole(model, again), _whole(alone, whole))
 
 
-@pytest.mark.parametrize("scheme", [*SCHEMES, *RANDOM])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_saved_on_two_ranks_and_resumed_on_others(
     ranks: Ranks, tmp_path: Path, scheme: str
 ) -> None:
     saved, _ = ranks(2, _save, scheme, str(tmp_path))
     for wrapper, world in MESHES:
-        ranks(world, _resume, wrapper, scheme, str(tmp_path), saved)
+        # its second layer is cut into three columns, within a block of codes
+        if wrapper != "TP + FSDP2" or "8 bits" not in scheme:
+            ranks(world, _resume, wrapper, scheme, str(tmp_path), saved)
 
 
 def _torchs(model: nn.Module) -> Any:
@@ -192,7 +193,7 @@ def test_torchs_adamw_and_ours_load_each_other(
 def _gather(scheme: str) -> Any:
     """Whole state dicts, on the first rank alone."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model = _build("FSDP2", {**SCHEMES, **RANDOM}[scheme][1])
+    model = _build("FSDP2", SCHEMES[scheme][1])
     ours = _ours(model, scheme)
     _step(model, ours, range(BEFORE))
     gathered = (
@@ -204,7 +205,7 @@ def _gather(scheme: str) -> Any:
 
 def _scatter(scheme: str, gathered: Any, saved: dict[str, Tensor]) -> None:
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    model = _build("FSDP2", {**SCHEMES, **RANDOM}[scheme][1])
+    model = _build("FSDP2", SCHEMES[scheme][1])
     again = _ours(model, scheme)
     of_model, of_optimizer = gathered if torch.distributed.get_rank() == 0 else ({}, {})
     set_model_state_dict(model, of_model, options=options)
@@ -213,7 +214,7 @@ def _scatter(scheme: str, gathered: Any, saved: dict[str, Tensor]) -> None:
 
 
 # no collective knows the 16-bit integers of split16
-@pytest.mark.parametrize("scheme", [n for n in (*SCHEMES, *RANDOM) if "split16" not in n])
+@pytest.mark.parametrize("scheme", [n for n in SCHEMES if "split16" not in n])
 def test_whole_state_dicts_are_gathered_and_dealt_out(ranks: Ranks, scheme: str) -> None:
     (gathered, saved), _ = ranks(2, _gather, scheme)
     ranks(3, _scatter, scheme, gathered, saved)

@@ -14,6 +14,7 @@
 #include "exact_sum.h"
 #include "row.h"
 #include "shim.h"
+#include "tiles.h"
 
 // access.cuh counts through the shim, which therefore comes first
 #include "cuda/access.cuh"
@@ -109,10 +110,7 @@ struct Problem {
         if (size == 63) record.grad = 0;
         record.numel = size;
         record.row = static_cast<int64_t>(rows.size()) - 1;
-        for (int64_t offset = 0; offset < size; offset += kTileElements) {
-          tiles.push_back({static_cast<int64_t>(records.size()), offset});
-        }
-        records.push_back(record);
+        append(records, tiles, record);
       }
     }
     args.num_tiles = static_cast<int64_t>(tiles.size());
@@ -262,10 +260,10 @@ int plant(const char* mistake) {
   Problem problem({0}, 0, 0);
   Record& last = problem.records.back();
   if (!std::strcmp(mistake, "overrun-cuda")) {
-    ++last.numel;
+    ++problem.tiles.back().count;
     launch_step(problem.args, 0, 0);
   } else if (!std::strcmp(mistake, "overrun-cpu")) {
-    ++last.numel;
+    ++problem.tiles.back().count;
     kernel_baseline.update_tiles(problem.args, 0, problem.args.num_tiles);
   } else if (!std::strcmp(mistake, "overrun-write")) {
     float* past_the_end = reinterpret_cast<float*>(last.param) + last.numel;

@@ -11,11 +11,19 @@
 #include "format.h"
 #include "shim.h"
 #include "tables.h"
+#include "tiles.h"
 
 namespace sf {
 namespace {
 
-constexpr int64_t kSizes[] = {0, 1, 31, 33, 4095, 4096, 4130};
+// A parameter, or a part of one that begins at element `start` of the whole. Where its rows have no multiple of kBlock
+// elements, and are several, no block of codes crosses them.
+struct Part {
+  int64_t size, row, start;
+};
+constexpr Part kParts[] = {{0, 0, 0},     {1, 0, 0},          {31, 0, 0},    {33, 0, 0},    {4095, 0, 0},
+                           {4096, 0, 0},  {4130, 0, 0},       {9000, 0, 96}, {4 * 9, 9, 0}, {40 * 147, 147, 4000},
+                           {8192, 0, 64}, {2 * 5000, 5000, 7}};
 constexpr int32_t kRules[] = {0, kAmsgrad | kL2 | kEma, kSgd | kMomentum | kNesterov, kSgd};
 
 // Bytes that end where an allocation does, so that the next one is poisoned.
@@ -58,11 +66,14 @@ struct LowPrecisionProblem {
       row.beta2 = 0.9f, row.one_minus_beta2 = 0.1f, row.step_size = 0.01f, row.eps = 1e-8f, row.momentum = 0.9f;
       row.one_minus_dampening = 1, row.ema_weight = 0.1f, row.low = -0.7f, row.high = 0.9f, row.step = 3;
       rows.push_back(row);
-      for (const int64_t size : kSizes) {
+      for (const auto& [size, block_row, start] : kParts) {
         Record record{};
         record.numel = size, record.row = static_cast<int64_t>(rows.size()) - 1, record.key = size + 77;
         record.format = format.param | format.state << 2 | format.master << 4;
         record.grad_dtype = grad_dtype;
+        record.block_row = format.state == kState8 ? block_row : 0;
+        const int64_t row_length = record.block_row ? record.block_row : size;
+        const int64_t blocks = size ? size / row_length * ((row_length + kBlock - 1) / kBlock) : 0;
         record.param = add(size, bytes_of(format.param));
         record.grad = add(size, bytes_of(grad_dtype));
         for (int64_t i = 0; i < size; ++i) {
@@ -72,7 +83,7 @@ struct LowPrecisionProblem {
         const int64_t moment = format.state == kState32 ? 4 : format.state == kState16 ? 2 : 1;
         const auto moments = [&](int64_t* address, int64_t* scale) {
           *address = add(size, moment);
-          if (format.state == kState8) *scale = add((size + kBlock - 1) / kBlock, 1);
+          if (format.state == kState8) *scale = add(blocks, 1);
         };
         if (!(rule & kSgd) || rule & kMomentum) moments(&record.exp_avg, &record.exp_avg_scale);
         if (!(rule & kSgd)) moments(&record.exp_avg_sq, &record.exp_avg_sq_scale);
@@ -80,10 +91,7 @@ struct LowPrecisionProblem {
         if (rule & kEma) record.ema = add(size, 4);
         const int64_t beside[] = {0, 0, 2, 2, 1, 4};
         if (beside[format.master]) record.master = add(size, beside[format.master]);
-        for (int64_t offset = 0; offset < size; offset += kTileElements) {
-          tiles.push_back({static_cast<int64_t>(records.size()), offset});
-        }
-        records.push_back(record);
+        append(records, tiles, record, start);
       }
     }
     args.num_tiles = static_cast<int64_t>(tiles.size());

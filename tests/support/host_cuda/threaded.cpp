@@ -17,6 +17,7 @@
 #include "cpu/project.h"
 #include "cpu/statistics.h"
 #include "cpu/step.h"
+#include "tiles.h"
 
 namespace sf {
 namespace {
@@ -118,10 +119,7 @@ struct Problem {
       if (adam) record.exp_avg_sq = buffer(wide, true, true);
       if (adam && amsgrad) record.max_exp_avg_sq = buffer(wide, true, true);
     }
-    for (int64_t offset = 0; offset < size; offset += kTileElements) {
-      tiles.push_back({static_cast<int64_t>(records.size()), offset});
-    }
-    records.push_back(record);
+    append(records, tiles, record);
   }
 
   // Each group has a ball or, its parameters being rows, a simplex.
@@ -140,7 +138,7 @@ struct Problem {
         if (record.row != static_cast<int64_t>(group)) continue;
         record.set = static_cast<int64_t>(sets.size());
         record.row_length = record.numel, record.row_stride = 1;
-        if (!is_ball && record.numel) pieces.push_back({static_cast<int64_t>(i), 0});
+        if (!is_ball && record.numel) pieces.push_back({static_cast<int32_t>(i), 1, 0, 0});
       }
       if (is_ball) pieces.insert(pieces.end(), tiles.begin() + first_tile, tiles.begin() + first_tile + num_tiles);
     }

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics.codec import BLOCK
-from .region import sharded_dims
-from .sharding import is_sharded
+from ..memory.region import sharded_dims
+from ..memory.sharding import is_sharded
+from .codec import BLOCK
 
 
 def rows_of(like: Tensor) -> tuple[int, int]:
@@ -33,10 +33,15 @@ def scale_shape(like: Tensor) -> tuple[int, ...]:
     return (blocks,) if like.dim() <= 1 else (rows, blocks)
 
 
-def block_row_of(like: Tensor) -> int:
-    """Return the elements of a row, where its last block is not full and another row follows; else 0."""
+def block_row_of(like: Tensor, is_part: bool = False) -> int:
+    """Return the elements of a row, where its last block is not full and another row follows; else 0.
+
+    Args:
+        is_part: it is a shard, which need not begin where a tile of the whole parameter does, so that blocks have to be
+            counted from its rows on even if it has only one.
+    """
     rows, length = rows_of(like)
-    return length if rows > 1 and length % BLOCK else 0
+    return length if (rows > 1 or is_part) and length % BLOCK else 0
 
 
 def check_blocks(param: Any, label: str) -> None:
