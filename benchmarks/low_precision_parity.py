@@ -81,7 +81,7 @@ class _Decoder:
     def __init__(self, group: dict[str, Any], p: torch.Tensor, state: Mapping[str, Any]) -> None:
         from stackelberg_fused.backends import reference_storage
         from stackelberg_fused.groups import schemes
-        from stackelberg_fused.memory.block_rows import block_row_of
+        from stackelberg_fused.numerics.block_rows import block_row_of
 
         self.scheme = schemes.scheme_of(group, p)
         self._state = {n: t.detach().reshape(-1) for n, t in state.items() if n != "step"}
