@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .chart import COLOURS, CUT, FAINT, INK, OURS, mark_cut
+from .chart_panel import COLOURS, CUT, FAINT, INK, OURS, mark_cut
 from .report import heading
 
 ROW = "465 groups x 1000, new gradients"

@@ -49,7 +49,7 @@ def _parameter_error(
     start, after, *moments = (t[index].detach().reshape(-1) for t in tensors)
     update_error, moment_errors = RelativeError(), [RelativeError() for _ in MOMENTS]
     is_rounded = p.dtype is torch.bfloat16 and not (decoder and decoder.has_master)
-    for part in _parts(p.numel()):
+    for part in _parts(p.numel(), OUR_BLOCK if decoder is None else decoder.unit):
         stored = p.detach().reshape(-1)[part]
         weight = stored.float() if decoder is None else decoder.weight(stored, part)
         difference = (weight - after[part]).abs_()
@@ -71,15 +71,24 @@ def _parameter_error(
 
 
 class _Decoder:
-    """Decodes the stored weight and moments of one of our parameters, a part at a time."""
+    """Decodes the stored weight and moments of one of our parameters, a part at a time.
+
+    Attributes:
+        unit: a part has to begin at a multiple of so many elements: a block, or a row of blocks the last of which is
+            not full.
+    """
 
     def __init__(self, group: dict[str, Any], p: torch.Tensor, state: Mapping[str, Any]) -> None:
         from stackelberg_fused.backends import reference_storage
         from stackelberg_fused.groups import schemes
+        from stackelberg_fused.numerics.block_rows import block_row_of
 
         self.scheme = schemes.scheme_of(group, p)
         self._state = {n: t.detach().reshape(-1) for n, t in state.items() if n != "step"}
         self._storage = reference_storage
+        self._row = block_row_of(p)
+        self.unit = self._row or OUR_BLOCK
+        self._blocks = -(-self.unit // OUR_BLOCK)  # of a unit
 
     @property
     def has_master(self) -> bool:
@@ -92,21 +101,22 @@ class _Decoder:
 
     def moment(self, name: str, part: slice) -> torch.Tensor:
         """Decode that part of a moment to float32 [n]."""
-        return self._storage.read_moment(self.scheme, name, self._part(part))
+        return self._storage.read_moment(self.scheme, name, self._part(part), self._row)
 
     def _part(self, part: slice) -> dict[str, torch.Tensor]:
-        blocks = slice(part.start // OUR_BLOCK, -(-part.stop // OUR_BLOCK))
+        first, last = part.start // self.unit, -(-part.stop // self.unit)
+        blocks = slice(first * self._blocks, last * self._blocks)
         return {n: t[blocks if n.endswith("_scale") else part] for n, t in self._state.items()}
 
 
-def _parts(numel: int) -> Iterator[slice]:
-    """Yield the slice of all elements, or evenly spaced parts that begin where a block of 8-bit state does."""
+def _parts(numel: int, unit: int) -> Iterator[slice]:
+    """Yield the slice of all elements, or evenly spaced parts that begin and end at multiples of `unit` or the end."""
     if numel <= PARTS * PART:
         yield slice(0, numel)
         return
-    spacing = (numel - PART) // (PARTS - 1) // OUR_BLOCK * OUR_BLOCK
+    spacing = (numel - PART) // (PARTS - 1) // unit * unit
     for i in range(PARTS - 1):
-        yield slice(i * spacing, i * spacing + PART)
+        yield slice(i * spacing, i * spacing + -(-PART // unit) * unit)
     yield slice((PARTS - 1) * spacing, numel)
 
 

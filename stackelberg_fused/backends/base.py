@@ -128,8 +128,7 @@ class Backend(ABC):
         Returns:
             The number of kernel launches made.
         """
-        statistics = launch.needed_statistics
-        statistics.conclude_digits(statistics.digits, limits)
+        conclude_with_torch(launch, limits)
         return 0
 
     @abstractmethod
@@ -141,3 +140,12 @@ class Backend(ABC):
         Returns:
             The number of kernel launches made: one, and one more where there are joint sets.
         """
+
+
+def conclude_with_torch(launch: Launch, limits: ClipLimits) -> None:
+    """As `Backend.conclude`, of sums that no kernel has room for too."""
+    statistics = launch.needed_statistics
+    statistics.conclude_digits(statistics.digits, limits)
+    sought = None if launch.scaling is None else launch.scaling.sought
+    if sought is not None:
+        sought.copy_(statistics.not_finite)

@@ -24,7 +24,7 @@ from ..layout.table import STATE_FIELD
 from ..memory.arena import in_memory_order
 from ..memory.sharding import local_tensor
 from ..numerics import turns, update_rule
-from ..numerics.exact_sum import carried, rounded, sum_of_squares
+from ..numerics.exact_sum import NANS, carried, rounded, sum_of_squares
 from ..numerics.projection import ball_factor, project_simplex, toward_zero
 from ..numerics.random_bits import random_bits
 from .base import Backend, BackendStatus, Launch
@@ -50,16 +50,16 @@ class ReferenceBackend(Backend):
         return ""
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
-        table = launch.table
-        digits = torch.zeros_like(launch.needed_statistics.digits)
+        digits = launch.needed_statistics.digits.zero_()
+        searches = launch.scaling is not None and launch.scaling.sought is not None
         for i in launch.span.indices:
+            of_player = digits[ROLES.index(launch.table.slots[i].role)]
             grad = _moving_gradient(launch, i)
             if grad is not None:
-                digits[ROLES.index(table.slots[i].role)] += sum_of_squares(grad)
-        launch.needed_statistics.conclude_digits(digits, limits)
-        if launch.scaling is not None and launch.scaling.sought is not None:
-            _look_for_infinities(launch, launch.scaling.sought)
-        return 0
+                of_player += sum_of_squares(grad)
+            elif searches:
+                of_player[NANS] += _waiting_nans(launch, i)
+        return self.conclude(launch, limits)
 
     def step(self, launch: Launch) -> int:
         table = launch.table
@@ -104,15 +104,6 @@ class ReferenceBackend(Backend):
                 if group["ema_decay"] is not None:
                     ema = local_tensor(launch.state[table.slots[i].param]["ema"])
                     update_rule.ema_update(local.to(ema.dtype), ema, group)
-
-
-@torch.no_grad()
-def _look_for_infinities(launch: Launch, found_inf: Tensor) -> None:
-    """Write 1 to `found_inf` if a gradient is not finite once it is unscaled, also one that waits."""
-    for i in range(launch.span.first_slot, launch.span.last_slot):
-        for grad in (_moving_gradient(launch, i), _unscaled(launch, i)):
-            if grad is not None:
-                found_inf.clamp_(min=1 - grad.isfinite().all().to(found_inf))
 
 
 def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:
@@ -212,6 +203,13 @@ def _moving_gradient(launch: Launch, i: int) -> Tensor | None:
         return grad
     grad_sum = local_tensor(launch.state[slot.param]["grad_sum"])
     return update_rule.mean_gradient(grad_sum, grad, group)
+
+
+@torch.no_grad()
+def _waiting_nans(launch: Launch, i: int) -> Tensor | int:
+    """How many elements of a gradient that waits are NaN once multiplied by 0, as the kernels do: those not finite."""
+    grad = _unscaled(launch, i)
+    return 0 if grad is None else (~grad.isfinite()).sum()
 
 
 def _keep_sum(launch: Launch, i: int, grad_sum: Tensor) -> None:

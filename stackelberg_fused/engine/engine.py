@@ -252,7 +252,7 @@ class Engine:
         if is_measured and self.units:
             launches, statistics = self._norms.measure(staged, limits or ClipLimits.none(), role)
         if search is not None:
-            staged = self._infinities.agree(staged, search, role)
+            staged = self._infinities.agree(staged, search, statistics)
         launches += self.launch(staged)
         for unit in self.units:
             if unit.has_new_state:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..layout.scaling import Search, move
-from ..memory.sharding import Ranks, ranks_of_shards
+from ..layout.statistics import Statistics
+from ..memory.sharding import Ranks
 from .launch_unit import LaunchUnit, Staged
 
 _CPU = torch.device("cpu")
@@ -21,12 +22,16 @@ class Infinities:
 
     def __init__(self, units: Sequence[LaunchUnit]) -> None:
         self._units = units
-        self._ranks: dict[str | None, list[Ranks]] = {}  # by role, once somebody asks
+        self._is_sharded = any(unit.gradients.sharded for unit in units)
 
     def agree(
-        self, staged: list[Staged | None], search: Search, role: str | None
+        self, staged: list[Staged | None], search: Search, statistics: Statistics | None
     ) -> list[Staged | None]:
         """Have all tables and ranks agree on what the statistics launches found, and note it.
+
+        Args:
+            statistics: of the step. Those that hold shards of one model have them in common (`ShardedNorms`), so that
+                they need not be asked again.
 
         Returns:
             What is to be launched: where the host counts steps, nothing if there are infinities. Where the device does,
@@ -34,9 +39,10 @@ class Infinities:
         """
         units, ready = self._units, [each for each in staged if each is not None]
         parts = [found for each in ready if (found := each.found_inf) is not None]
-        ranks = [*self._ranks_of(role), *search.ranks]
-        total = found_by_any(parts, ranks, units[0].table.device if units else _CPU)
-        if parts or ranks:
+        if self._is_sharded and not parts and statistics is not None:
+            parts = [statistics.not_finite]  # others may have gradients
+        total = found_by_any(parts, search.ranks, units[0].table.device if units else _CPU)
+        if parts or search.ranks:
             search.found.append(total)
         on_host = [unit for unit in units if unit.table.counts is None]
         if len(on_host) < len(units):
@@ -50,12 +56,6 @@ class Infinities:
                 None if unit.skipped else each for unit, each in zip(units, staged, strict=True)
             ]
         return staged
-
-    def _ranks_of(self, role: str | None) -> list[Ranks]:
-        if role not in self._ranks:
-            slots = [slot for unit in self._units for slot in unit.table.slots_in(role)]
-            self._ranks[role] = ranks_of_shards(slot.param for slot in slots)
-        return self._ranks[role]
 
 
 def found_by_any(parts: Sequence[Tensor], ranks: Sequence[Ranks], device: torch.device) -> Tensor:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..backends.base import conclude_with_torch
 from ..layout.part import Part
 from ..layout.slot import Slot
 from ..layout.statistics import ClipLimits, Statistics
 from ..memory.flattened import original_shapes
 from ..memory.sharding import place_in_mesh, sum_over_ranks
+from ..numerics.exact_sum import INFINITIES
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
 from .rank_agreement import refuse_different_ranks
@@ -112,7 +115,8 @@ class ShardedNorms:
     ) -> tuple[int, Statistics]:
         """Statistics of the gradients about to be stepped; the launches made, and those of one of the units.
 
-        Every rank has to call this, whether or not it has a gradient.
+        Every rank has to call this, whether or not it has a gradient. One sum over the ranks of each mesh also tells
+        all of them what any found of infinities, in tensors that are not sharded as well.
         """
         pairs = list(zip(self._units, staged, strict=True))
         parts = [
@@ -121,20 +125,37 @@ class ShardedNorms:
             else ready.launch.needed_statistics
             for unit, ready in pairs
         ]
-        launches, total = 0, torch.zeros_like(parts[0].digits)
-        for of_mesh in self._of_mesh:
-            here = torch.zeros_like(total)
-            for i, ((unit, ready), found) in enumerate(zip(pairs, parts, strict=True)):
+        launches, sums = 0, [torch.zeros_like(parts[0].digits) for _ in self._of_mesh]
+        for of_mesh, here in zip(self._of_mesh, sums, strict=True):
+            for i, ((unit, ready), part) in enumerate(zip(pairs, parts, strict=True)):
                 if ready is not None:
                     launches += unit.measure(ready, limits, of_mesh.part(i, unit, role))
-                    here += found.digits.to(here.device)
-            if of_mesh.mesh is not None:
-                sum_over_ranks(of_mesh.mesh, here)
-            total += here
+                    here += part.digits.to(here.device)
+        total = self._added_up(sums)
         for (unit, ready), part in zip(pairs, parts, strict=True):
             part.digits.copy_(total)
-            if ready is None or not self._concludes:
+            if ready is None:
                 part.conclude_digits(part.digits, limits)
-            else:
+            elif self._concludes:
                 launches += unit.backend.conclude(ready.launch, limits)
+            else:
+                conclude_with_torch(ready.launch, limits)
         return launches, parts[0]
+
+    def _added_up(self, sums: Sequence[Tensor]) -> Tensor:
+        """The sums of all meshes and ranks, int64 [2, WORDS]; counts of what is not finite are only 0 or not.
+
+        Args:
+            sums: what this rank has of each mesh; written to.
+        """
+        bad = torch.stack([here[:, INFINITIES:] for here in sums]).sum(0)
+        total = torch.zeros_like(sums[0])
+        for of_mesh, here in zip(self._of_mesh, sums, strict=True):
+            if of_mesh.mesh is not None:
+                # whatever this rank knows, of other meshes too: they may be of other ranks
+                here[:, INFINITIES:] = bad.sign()
+                sum_over_ranks(of_mesh.mesh, here)
+                bad = bad + here[:, INFINITIES:]
+            total += here
+        total[:, INFINITIES:] = bad.sign()
+        return total

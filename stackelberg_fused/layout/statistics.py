@@ -114,6 +114,11 @@ class Statistics:
         """float32 [2]: factors that clip the gradients of body and head."""
         return self.buffer.view(torch.float32)[_FACTOR : _FACTOR + 2]
 
+    @property
+    def not_finite(self) -> Tensor:
+        """float32 []: 1 where one of the numbers was infinite or NaN, else 0; a new tensor."""
+        return (self.digits[:, exact_sum.INFINITIES :] != 0).any().float()
+
     def nothing(self, limits: ClipLimits) -> None:
         """Conclude a step without gradients: norms of zero."""
         self.conclude_digits(torch.zeros_like(self.digits), limits)

@@ -182,11 +182,6 @@ class Table:
             "head": Span(bodies, slots, body_tiles, tiles),
         }
 
-    def slots_in(self, role: str | None) -> list[Slot]:
-        """The slots of a role, or all."""
-        span = self.spans[role]
-        return self.slots[span.first_slot : span.last_slot]
-
     def write(self, field: str, slots: int | slice, value: Any) -> None:
         """Set a field of records and count the change, where there is one."""
         column = self.records[field]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -96,11 +95,15 @@ def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
     dist = torch.distributed
     if mesh.size() == 1:
         return
+    # where shards are offloaded to the host, the mesh may reduce on the GPU alone
+    reduced = tensor if tensor.device.type == mesh.device_type else tensor.to(mesh.device_type)
     if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
-        dist.all_reduce(tensor)
-        return
-    for dimension in range(mesh.ndim):
-        dist.all_reduce(tensor, group=mesh.get_group(dimension))
+        dist.all_reduce(reduced)
+    else:
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(reduced, group=mesh.get_group(dimension))
+    if reduced is not tensor:
+        tensor.copy_(reduced)
 
 
 def shard_like(local: Tensor, param: Any, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -133,18 +136,3 @@ class Ranks(NamedTuple):
 
     group: Any
     device_type: str
-
-
-def ranks_of_shards(params: Iterable[Tensor]) -> list[Ranks]:
-    """Return the groups of ranks that hold different parts of these parameters, by mesh and dimension.
-
-    In the order of the parameters, which is the same on all ranks. A parameter counts whether it has a gradient here or
-    not: a rank that has none still has to answer. Those that hold replicas know the same anyway.
-    """
-    found: dict[tuple[Any, int], Ranks] = {}
-    for param in filter(is_sharded, params):
-        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-        for dim, placement in enumerate(placements):
-            if not placement.is_replicate() and (mesh, dim) not in found:
-                found[(mesh, dim)] = Ranks(mesh.get_group(dim), mesh.device_type)
-    return list(found.values())

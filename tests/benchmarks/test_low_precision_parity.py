@@ -66,3 +66,16 @@ def test_a_step_that_the_bits_show_to_be_wrong_is_not_timed(name, defect, reason
     assert entry["reason"].startswith(("the " if reason == "update" else "") + reason)
     assert "parameter 0" in entry["reason"]
     assert "p50_ns" not in entry
+
+
+@pytest.mark.parametrize("shape", [(700, 1000), (5, 33)], ids=str)
+def test_blocks_are_found_where_rows_end_within_them(shape):
+    """Of the first, parts are compared; no block crosses a row in either."""
+    workload = dataclasses.replace(QUICK, shapes=(shape,) * 2, group_of=(0, 1), first_head=1)
+    reference = find_contestant(CONTESTANTS, "ours reference")
+    right = find_contestant(CONTESTANTS, "ours bf16 split8")
+    assert entry_of(run_row(workload, [right, reference], FAST, None), right.name)["p50_ns"] > 0
+    wrong = with_defect(right.name, "code")
+    entry = entry_of(run_row(workload, [wrong, reference], FAST, None), wrong.name)
+    assert entry["status"] == PARITY_FAILED
+    assert entry["reason"].startswith("exp_avg_sq of")

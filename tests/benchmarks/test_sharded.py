@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from bench_rows import ROWS
+from needs import needs_gloo
 from stackelberg_fused.benchmarks.parity import reference_step
 from stackelberg_fused.benchmarks.preparation import (
     TIMED,
@@ -19,9 +20,6 @@ from stackelberg_fused.benchmarks.sharded import mesh_of, sharded_contestants
 from stackelberg_fused.benchmarks.workloads import TORCH_FUSED, UNSHARDED, Target, Workload
 
 dist = torch.distributed
-needs_gloo = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
-)
 
 
 @pytest.mark.parametrize("mesh", [(1,), (1, 1)])

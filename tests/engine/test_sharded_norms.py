@@ -8,27 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import normal
 from checks import Snapshot
 from ranks import Ranks, of_ranks
+from sharded_layouts import LAYOUTS, groups, lay_out, values
 from torch import Tensor, nn
 from wrapped_models import local, whole
 
 import stackelberg_fused as sf
 
 pytestmark = of_ranks
-# odd sizes: some ranks hold less than others, or nothing
-SHAPES = [(7, 5), (70, 100), (1, 3), (2, 7), (9,), (2,)]
-HEADS = (3, 5)
-LAYOUTS = [
-    ("rows", 2),
-    ("rows", 3),
-    ("columns", 2),
-    ("copies of rows", 4),
-    ("rows and columns", 4),
-    ("two meshes", 4),
-    ("some not sharded", 2),
-]
 LIMITS: dict[str, Any] = {
     "together": 0.5,
     "each": {"body": 0.3, "head": 0.1},
@@ -36,64 +24,21 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def _lay_out(values: list[Tensor], layout: str) -> list[Any]:
-    """Tensors of these values, sharded over all ranks."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    world = dist.get_world_size()
-    line = dist.init_device_mesh("cpu", (world,))
-    square = (
-        dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
-        if world == 4
-        else line
-    )
-    out = []
-    for i, value in enumerate(values):
-        is_matrix = value.dim() > 1
-        mesh, placements = {
-            "rows": (line, [Shard(0)]),
-            "columns": (line, [Shard(1 if is_matrix else 0)]),
-            "copies of rows": (square, [Replicate(), Shard(0)]),
-            "rows and columns": (square, [Shard(0), Shard(1) if is_matrix else Replicate()]),
-            "two meshes": (square, [Shard(0), Shard(1)])
-            if is_matrix
-            else (square["outer"] if world == 4 else line, [Shard(0)]),
-            "some not sharded": (line, [Shard(0)] if i % 2 else None),
-        }[layout]
-        out.append(
-            value.clone() if placements is None else distribute_tensor(value, mesh, placements)
-        )
-    return out
-
-
-def _values(shift: int, dtype: torch.dtype) -> list[Tensor]:
-    # of all sizes, so that a sum with rounding would depend on its order
-    return [
-        (normal(shape, shift + i) * 10.0 ** (i - 3)).to(dtype) for i, shape in enumerate(SHAPES)
-    ]
-
-
-def _groups(params: list[Any]) -> list[dict[str, Any]]:
-    heads = [params[i] for i in HEADS]
-    bodies = [p for i, p in enumerate(params) if i not in HEADS]
-    return [{"params": bodies}, {"params": heads, "role": "head"}]
-
-
 def _clipped(
     layout: str | None, backend: str, limits: Any, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Norms and factors of two steps, and the parameters after them; None: not sharded."""
 
-    def laid_out(values: list[Tensor]) -> list[Any]:
-        return values if layout is None else _lay_out(values, layout)
+    def laid_out(plain: list[Tensor]) -> list[Any]:
+        return plain if layout is None else lay_out(plain, layout)
 
-    params = [nn.Parameter(p) for p in laid_out(_values(0, dtype))]
+    params = [nn.Parameter(p) for p in laid_out(values(0, dtype))]
     optimizer = sf.StackelbergAdamW(
-        _groups(params), lr=0.01, backend=backend, max_grad_norm=limits, state_dtype=None
+        groups(params), lr=0.01, backend=backend, max_grad_norm=limits, state_dtype=None
     )
     found = []
     for step in range(2):
-        for p, grad in zip(params, laid_out(_values(50 * step + 20, dtype)), strict=True):
+        for p, grad in zip(params, laid_out(values(50 * step + 20, dtype)), strict=True):
             p.grad = grad
         optimizer.step()
         last = optimizer.last_step
@@ -120,8 +65,8 @@ def test_norms_have_the_bits_of_the_unsharded_ones(
 
 
 def _is_as_torchs(layout: str) -> None:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), layout)]
-    grads = _lay_out(_values(20, torch.float32), layout)
+    params = [nn.Parameter(p) for p in lay_out(values(0), layout)]
+    grads = lay_out(values(20), layout)
     for p, grad in zip(params, grads, strict=True):
         p.grad = grad
     optimizer = sf.StackelbergSGD(params, lr=0.0, max_grad_norm=0.5)
@@ -135,12 +80,12 @@ def test_the_norm_is_torchs(ranks: Ranks, layout: str, world: int) -> None:
     ranks(world, _is_as_torchs, layout)
 
 
-def _all_see(value: float, backend: str) -> tuple[float, ...]:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+def _all_see(value: float, backend: str, layout: str, bad: int) -> tuple[float, ...]:
+    params = [nn.Parameter(p) for p in lay_out(values(0), layout)]
     optimizer = sf.StackelbergAdamW(params, lr=0.01, backend=backend, max_grad_norm=1.0)
-    grads = _lay_out(_values(20, torch.float32), "rows")
+    grads = lay_out(values(20), layout)
     if dist.get_rank() == 1:
-        local(grads[1])[0, 0] = value
+        local(grads[bad])[0, 0] = value
     for p, grad in zip(params, grads, strict=True):
         p.grad = grad
     optimizer.step()
@@ -149,23 +94,28 @@ def _all_see(value: float, backend: str) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_every_rank_sees_what_is_not_finite_on_one(ranks: Ranks, backend: str) -> None:
-    assert ranks(2, _all_see, math.inf, backend) == [(math.inf, 0.0)] * 2
-    for norm, factor in ranks(2, _all_see, math.nan, backend):
+@pytest.mark.parametrize(
+    "layout, bad", [("rows", 1), ("some not sharded", 1), ("some not sharded", 0)]
+)
+def test_every_rank_sees_what_is_not_finite_on_one(
+    ranks: Ranks, layout: str, bad: int, backend: str
+) -> None:
+    assert ranks(2, _all_see, math.inf, backend, layout, bad) == [(math.inf, 0.0)] * 2
+    for norm, factor in ranks(2, _all_see, math.nan, backend, layout, bad):
         assert math.isnan(norm)
         assert math.isnan(factor)
 
 
 def _some_have_no_gradient(backend: str) -> list[float]:
     """One player's parameters are all on the first rank, and no rank has a gradient of the other player's."""
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
-    optimizer = sf.StackelbergAdamW(_groups(params), lr=0.01, backend=backend, max_grad_norm=1.0)
+    params = [nn.Parameter(p) for p in lay_out(values(0), "rows")]
+    optimizer = sf.StackelbergAdamW(groups(params), lr=0.01, backend=backend, max_grad_norm=1.0)
     only = params[2]  # of one row
-    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    only.grad = lay_out(values(20), "rows")[2]
     optimizer.step()
     optimizer.zero_grad()
     optimizer.step(role="head")  # without any gradient
-    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    only.grad = lay_out(values(20), "rows")[2]
     optimizer.step(role="body")
     return [float(norm) for norm in optimizer.last_step.grad_norm.values()]
 
@@ -173,16 +123,16 @@ def _some_have_no_gradient(backend: str) -> list[float]:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_ranks_without_gradients_take_part(ranks: Ranks, backend: str) -> None:
     found = ranks(2, _some_have_no_gradient, backend)
-    norm = float(_values(20, torch.float32)[2].double().norm())
+    norm = float(values(20)[2].double().norm())
     assert found[0] == found[1]
     assert found[0] == pytest.approx([norm, 0.0, norm])
 
 
 def _different_limits() -> str:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    params = [nn.Parameter(p) for p in lay_out(values(0), "rows")]
     limit = 1.0 + dist.get_rank()
     optimizer = sf.StackelbergAdamW(params, lr=0.01, max_grad_norm=limit)
-    for p, grad in zip(params, _lay_out(_values(20, torch.float32), "rows"), strict=True):
+    for p, grad in zip(params, lay_out(values(20), "rows"), strict=True):
         p.grad = grad
     before = Snapshot(optimizer)
     with pytest.raises(ValueError, match="max_grad_norm") as error:

@@ -16,12 +16,12 @@ from by_hand import (
     ByHand,
     assert_same_as_by_hand,
     by_mode,
-    needs_shim,
     optimizer_with_turns,
     train,
 )
 from cases import MIXED, Options, set_gradients
 from checks import all_params, assert_same_bits, assert_same_optimizers
+from needs import needs_shim
 from torch import nn
 
 import stackelberg_fused as sf

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backends import by_backend, chosen
+from backends import by_backend, chosen, optimizer_by
 from cases import (
     MIXED,
     Options,
     gradient,
-    groups_of,
     kernel_options,
     normal,
-    sizes_for,
 )
 from checks import all_params, assert_same_bits, assert_same_optimizers
 from hypothesis import given
@@ -31,12 +29,6 @@ from stackelberg_fused.groups.constraints import as_constraint, rounded
 
 BOX = sf.Box(-0.3, 0.7)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def _optimizer(options: Options, backend: str, **more: Any) -> Any:
-    instance, device = chosen(backend)
-    groups = groups_of(sizes_for(7), device, mixed=options.mixed)
-    return options.ours(groups, backend=instance, **more)
 
 
 def _fill(optimizer: Any, number: int) -> None:
@@ -54,8 +46,8 @@ def test_a_box_is_a_clamp_after_the_update(
     if is_interpreting() and not options.mixed:
         pytest.skip("left out: the interpreter's time")
     grads = "flat" if more else "gather"
-    ours = _optimizer(options, backend, constraint={"body": BOX}, grads=grads)
-    by_hand = _optimizer(options, backend)
+    ours = optimizer_by(options, backend, constraint={"body": BOX}, grads=grads)
+    by_hand = optimizer_by(options, backend)
     for number in range(4):
         for optimizer in (ours, by_hand):
             _fill(optimizer, number)

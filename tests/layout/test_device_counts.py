@@ -19,6 +19,7 @@ from cases import (
 )
 from checks import all_params, assert_same_bits, assert_same_optimizers
 from host_cuda.backend import HostCudaBackend
+from needs import needs_shim
 from torch import nn
 
 import stackelberg_fused as sf
@@ -26,9 +27,6 @@ from stackelberg_fused.backends.triton import is_interpreting
 
 ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
 OPTIONS = [*kernel_options(), MIXED]
-needs_shim = pytest.mark.skipif(
-    not HostCudaBackend.status().available, reason=HostCudaBackend.status().reason
-)
 
 
 def _optimizer(options: Options, backend: str, capturable: bool, num_groups: int = 7) -> Any:

@@ -66,3 +66,25 @@ def test_parameters_of_a_mesh_beside_others(
             strict=True,
         ):
             assert torch.equal(p, getattr(q, "_local_tensor", q))
+
+
+@pytest.mark.parametrize("bad", [0, 1], ids=["sharded", "not sharded"])
+@by_backend
+def test_an_infinity_is_found_beside_what_a_later_launch_finds(
+    mesh: Any, backend: str, bad: int
+) -> None:
+    """A launch for the mesh and one for the others: neither takes back what the other found."""
+    instance, device = chosen(backend)
+    if device != "cpu":
+        pytest.skip("the mesh is the host's")
+    optimizer = _optimizer(instance, device, mesh, (0, 4))
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    scaler = sf.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.zeros(()))
+    grad = getattr(params[bad].grad, "_local_tensor", params[bad].grad)
+    kept = float(grad.view(-1)[3])
+    for value, is_skipped in ((torch.inf, True), (kept, False)):
+        grad.view(-1)[3] = value
+        scaler.step(optimizer)
+        scaler.update(1.0)
+        assert bool(optimizer.last_step.skipped) is is_skipped

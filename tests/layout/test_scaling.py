@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import by_backend, chosen
+from backends import by_backend, optimizer_by
 from cases import (
     MIXED,
     Options,
@@ -34,12 +34,6 @@ from stackelberg_fused.backends.triton import is_interpreting
 SCALE = 1024.0
 ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
 OVERFLOWS = (0, 3)  # also the very first step
-
-
-def _optimizer(options: Options, backend: str, **more: Any) -> Any:
-    instance, device = chosen(backend)
-    groups = groups_of(sizes_for(7), device, mixed=options.mixed)
-    return options.ours(groups, backend=instance, **more)
 
 
 def _set_scaled_gradients(optimizer: Any, number: int, scale: float) -> None:
@@ -82,15 +76,15 @@ def _by_hand(optimizer: Any) -> Any:
 def test_as_if_the_skipped_steps_had_never_been(backend: str, options: Options) -> None:
     if is_interpreting() and options.rule == "adam":
         pytest.skip("left out: the interpreter's time")
-    scaled = _train(_optimizer(options, backend, fused=True))
+    scaled = _train(optimizer_by(options, backend, fused=True))
     # a scale that is a power of two rounds nothing
-    assert_same_optimizers(scaled, _by_hand(_optimizer(options, backend)))
+    assert_same_optimizers(scaled, _by_hand(optimizer_by(options, backend)))
 
 
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 @pytest.mark.parametrize("fused", [None, True])
 def test_as_torch(options: Options, fused: bool | None) -> None:
-    ours = _train(_optimizer(options, "cpu", fused=fused))
+    ours = _train(optimizer_by(options, "cpu", fused=fused))
     groups = [{k: g[k] for k in ("params", "lr")} for g in groups_of(sizes_for(7))]
     torchs = _train(options.torchs(groups))
     for p, q in zip(all_params(ours), all_params(torchs), strict=True):
@@ -99,7 +93,7 @@ def test_as_torch(options: Options, fused: bool | None) -> None:
 
 @by_backend
 def test_a_skipped_step_moves_nothing(backend: str) -> None:
-    optimizer = _optimizer(ADAM, backend)
+    optimizer = optimizer_by(ADAM, backend)
     device = all_params(optimizer)[0].device
     set_gradients(optimizer.param_groups, 0)
     optimizer.found_inf = torch.ones((), device=device)
@@ -120,7 +114,7 @@ def test_a_skipped_step_moves_nothing(backend: str) -> None:
 @pytest.mark.parametrize("limits", [{"body": 1.0, "head": 0.5}, 0.75])
 @by_backend
 def test_clipping_is_by_the_norm_without_the_scale(backend: str, limits: Any) -> None:
-    scaled, plain = (_optimizer(ADAM, backend, max_grad_norm=limits) for _ in range(2))
+    scaled, plain = (optimizer_by(ADAM, backend, max_grad_norm=limits) for _ in range(2))
     for number in (1, 2):
         _set_scaled_gradients(scaled, number, SCALE)
         device = all_params(scaled)[0].device
@@ -142,14 +136,14 @@ def test_clipping_is_by_the_norm_without_the_scale(backend: str, limits: Any) ->
 def test_gradients_that_were_unscaled_are_not_unscaled_again(
     backend: str, fused: bool | None
 ) -> None:
-    ours = _train(_optimizer(ADAM, backend, fused=fused), unscale=True)
-    assert_same_optimizers(ours, _by_hand(_optimizer(ADAM, backend)))
+    ours = _train(optimizer_by(ADAM, backend, fused=fused), unscale=True)
+    assert_same_optimizers(ours, _by_hand(optimizer_by(ADAM, backend)))
 
 
 @pytest.mark.parametrize("fused", [None, True])
 def test_unscale_clip_and_step_as_torch(fused: bool | None) -> None:
-    ours = _train(_optimizer(ADAM, "cpu", fused=fused), unscale=True, clip=1.0)
-    in_the_step = _train(_optimizer(ADAM, "cpu", fused=fused, max_grad_norm=1.0))
+    ours = _train(optimizer_by(ADAM, "cpu", fused=fused), unscale=True, clip=1.0)
+    in_the_step = _train(optimizer_by(ADAM, "cpu", fused=fused, max_grad_norm=1.0))
     groups = [{k: g[k] for k in ("params", "lr")} for g in groups_of(sizes_for(7))]
     torchs = _train(ADAM.torchs(groups), unscale=True, clip=1.0)
     for p, q, r in zip(*map(all_params, (ours, torchs, in_the_step)), strict=True):
@@ -172,7 +166,7 @@ def test_several_tables() -> None:
 @pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
 @pytest.mark.parametrize("value", [1.0, torch.ones(2)])
 def test_what_no_scaler_sets(name: str, value: Any) -> None:
-    optimizer = _optimizer(ADAM, "cpu")
+    optimizer = optimizer_by(ADAM, "cpu")
     set_gradients(optimizer.param_groups, 0)
     before = Snapshot(optimizer)
     setattr(optimizer, name, value)
@@ -208,7 +202,7 @@ def test_a_scaler_without_gradients() -> None:
 @by_backend
 def test_a_first_step_that_is_skipped_creates_no_momentum(backend: str, then: str) -> None:
     options = Options("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
-    skipped, fresh = (_optimizer(options, backend) for _ in range(2))
+    skipped, fresh = (optimizer_by(options, backend) for _ in range(2))
     device = all_params(skipped)[0].device
     set_gradients(skipped.param_groups, 0)
     skipped.found_inf = torch.ones((), device=device)
@@ -230,7 +224,7 @@ def test_a_first_step_that_is_skipped_creates_no_momentum(backend: str, then: st
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_nobody_measured_a_step_that_the_host_skipped(backend: str) -> None:
-    optimizer = _optimizer(ADAM, backend, max_grad_norm=1.0)
+    optimizer = optimizer_by(ADAM, backend, max_grad_norm=1.0)
     set_gradients(optimizer.param_groups, 0)
     optimizer.found_inf = torch.ones(())
     optimizer.step()
@@ -243,7 +237,7 @@ def test_nobody_measured_a_step_that_the_host_skipped(backend: str) -> None:
 
 
 def test_without_a_scaler_nothing_is_said_of_skipping() -> None:
-    optimizer = _optimizer(ADAM, "cpu")
+    optimizer = optimizer_by(ADAM, "cpu")
     set_gradients(optimizer.param_groups, 0)
     optimizer.step()
     assert optimizer.last_step.skipped is None

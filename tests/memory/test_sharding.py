@@ -12,12 +12,11 @@ import pytest
 import torch
 from cases import TORCHS, Options, normal
 from checks import Snapshot, assert_same_bits, assert_same_optimizers
+from needs import needs_gloo
 from torch import nn
 
 dist = torch.distributed
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
-)
+pytestmark = needs_gloo
 ADAM = Options("adamw", {"lr": 0.1, "amsgrad": True})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import normal
+from needs import needs_native
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -19,9 +20,6 @@ from stackelberg_fused.native.reader import NativeReader, PythonReader, make_rea
 from stackelberg_fused.native.tables import RECORD
 from stackelberg_fused.native.tensor_abi import tensor_abi
 
-needs_native = pytest.mark.skipif(
-    tensor_abi() is None, reason="needs the extension, and a torch that it can read tensors of"
-)
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 4), (), (1,), (0, 3), (2, 1, 3), (7,))
 
 

@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 import torch
 from cases import normal
+from needs import needs_gloo, needs_native
 from torch import Tensor, nn
 
 from stackelberg_fused.native.reader import NativeReader, PythonReader, make_reader
 from stackelberg_fused.native.tables import RECORD
-from stackelberg_fused.native.tensor_abi import tensor_abi
 
 dist = torch.distributed
-pytestmark = [
-    pytest.mark.skipif(tensor_abi() is None, reason="needs a torch that can be read natively"),
-    pytest.mark.skipif(
-        not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
-    ),
-]
+pytestmark = [needs_native, needs_gloo]
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 6), (5,), (1,), (0, 3), (2, 3, 2), (1, 1))
 
 

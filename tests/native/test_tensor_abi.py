@@ -10,6 +10,7 @@ import pytest
 import torch
 from building import clean_environment
 from cases import normal
+from needs import needs_native
 from torch import nn
 
 import stackelberg_fused as sf
@@ -18,12 +19,6 @@ from stackelberg_fused.native.change_detection import PythonAddressSnapshot, mak
 from stackelberg_fused.native.reader import NativeReader, PythonReader
 from stackelberg_fused.native.tensor_abi import increment_versions
 from stackelberg_fused.native.tensor_abi_cache import Verdict
-from stackelberg_fused.native.tensor_abi_probe import TensorAbi
-
-needs_native = pytest.mark.skipif(
-    TensorAbi is None or tensor_abi.tensor_abi() is None,
-    reason="needs the extension, and a torch that it can read tensors of",
-)
 
 
 @pytest.mark.parametrize(

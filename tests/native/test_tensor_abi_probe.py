@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from building import COMPILER
+from needs import needs_native
 from paths import SUPPORT
 from patience import patience
 from torch import Tensor, nn
@@ -22,11 +23,6 @@ from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native.tensor_abi import find_libtorch
 from stackelberg_fused.native.tensor_abi_cache import Verdict
 from stackelberg_fused.native.tensor_abi_probe import TensorAbi, make_samples, open_abi
-
-needs_native = pytest.mark.skipif(
-    TensorAbi is None or tensor_abi.tensor_abi() is None,
-    reason="needs the extension, and a torch that it can read tensors of",
-)
 
 
 @needs_native

@@ -11,17 +11,11 @@ from typing import Any
 import pytest
 import torch
 from building import clean_environment
+from needs import needs_native
 
 from stackelberg_fused.native import tensor_abi, tensor_abi_verdict
 from stackelberg_fused.native import tensor_abi_cache as cache
 from stackelberg_fused.native.tensor_abi_cache import Verdict
-from stackelberg_fused.native.tensor_abi_probe import TensorAbi
-
-needs_native = pytest.mark.skipif(
-    TensorAbi is None or tensor_abi.tensor_abi() is None,
-    reason="needs the extension, and a torch that it can read tensors of",
-)
-
 
 CHILDREN = {
     # what it does, whether another would come to the same end, what is said of it

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import OURS, TORCHS, normal, set_gradients, step
+from cases import OURS, TORCHS, normal, set_gradients, step, two_params
 from checks import all_params, assert_agree, assert_same_optimizers
 from torch import nn
 from torch.optim import lr_scheduler
@@ -27,10 +27,6 @@ PAIRS: dict[str, Any] = {
 }
 
 
-def _params() -> list[nn.Parameter]:
-    return [nn.Parameter(normal(n, n)) for n in (3, 5)]
-
-
 @BACKENDS
 @pytest.mark.parametrize("in_group", [False, True], ids=["argument", "group"])
 @pytest.mark.parametrize("name", PAIRS)
@@ -40,7 +36,7 @@ def test_betas_of_any_sequence(name: str, in_group: bool, backend: str) -> None:
     given = {"betas": PAIRS[name]}
     sides = []
     for cls, more in ((sf.StackelbergAdam, {"backend": backend}), (torch.optim.Adam, {})):
-        group = {"params": _params(), **(given if in_group else {})}
+        group = {"params": two_params(), **(given if in_group else {})}
         sides.append(cls([group], lr=0.1, **({} if in_group else given), **more))
     ours, torchs = sides
     # the constructor makes it a tuple, as newer versions of torch do; a group keeps its own
@@ -54,7 +50,7 @@ def test_betas_of_any_sequence(name: str, in_group: bool, backend: str) -> None:
 @pytest.mark.parametrize("mapping", [types.MappingProxyType, collections.UserDict])
 def test_settings_by_role_of_any_mapping(mapping: Any) -> None:
     def build(by_role: Any) -> Any:
-        body, head = _params()
+        body, head = two_params()
         return sf.StackelbergAdamW(
             [{"params": [body]}, {"params": [head], "role": "head"}],
             lr=0.1,
@@ -81,7 +77,7 @@ def test_a_rank_without_a_player(empty: list[str], rule: str, backend: str) -> N
     """As where a pipeline's stages lie on other ranks: the optimizer is built and stepped there, too."""
 
     def groups() -> list[dict[str, Any]]:
-        params = dict(zip(("body", "head"), _params(), strict=True))
+        params = dict(zip(("body", "head"), two_params(), strict=True))
         return [{"params": [] if r in empty else [p], "role": r} for r, p in params.items()]
 
     ours = OURS[rule](groups(), lr=0.1, head_lr_ratio=1.0, backend=backend, max_grad_norm=1e9)
@@ -121,7 +117,7 @@ def test_a_rate_that_rounding_leaves_below_zero(start: float, total: int, backen
         (sf.StackelbergAdamW, {"backend": backend, "head_lr_ratio": 10.0}),
         (torch.optim.AdamW, {}),
     ):
-        body, head = _params()
+        body, head = two_params()
         head_group = {"params": [head], "lr": 0.1 * 10.0, "role": "head"}
         sides.append(cls([{"params": [body]}, head_group], lr=0.1, **more))
     ours, torchs = sides
@@ -134,7 +130,7 @@ def test_a_rate_that_rounding_leaves_below_zero(start: float, total: int, backen
                 schedule.step()
     assert [g["lr"] for g in ours.param_groups] == [g["lr"] for g in torchs.param_groups]
     assert_agree(ours, torchs)
-    again = OURS["adamw"]([{"params": [p]} for p in _params()])
+    again = OURS["adamw"]([{"params": [p]} for p in two_params()])
     again.load_state_dict(ours.state_dict())
     set_gradients(again.param_groups, 0)
     again.step()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import OURS, TORCHS, normal, step
+from cases import OURS, TORCHS, normal, step, two_params
 from checks import Snapshot, assert_same_optimizers
 from torch import nn
 
@@ -18,16 +18,12 @@ BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 TURNS = {"update_every": 3, "update_every_grads": "mean"}
 
 
-def _params() -> list[nn.Parameter]:
-    return [nn.Parameter(normal(n, n)) for n in (3, 5)]
-
-
 @pytest.mark.parametrize("missing", ["state", "param_groups"])
 @pytest.mark.parametrize("rule", OURS)
 @BACKENDS
 def test_a_part_that_is_missing(backend: str, rule: str, missing: str) -> None:
-    ours, twin = (OURS[rule](_params(), lr=0.1, backend=backend) for _ in range(2))
-    torchs = TORCHS[rule](_params(), lr=0.1)
+    ours, twin = (OURS[rule](two_params(), lr=0.1, backend=backend) for _ in range(2))
+    torchs = TORCHS[rule](two_params(), lr=0.1)
     step(ours, twin, torchs)
     for optimizer in (ours, torchs):
         saved = optimizer.state_dict()
@@ -56,7 +52,7 @@ def test_a_part_that_is_missing(backend: str, rule: str, missing: str) -> None:
 )
 @BACKENDS
 def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str) -> None:
-    ours, twin = (OURS["adamw"](_params(), lr=0.1, backend=backend, **TURNS) for _ in range(2))
+    ours, twin = (OURS["adamw"](two_params(), lr=0.1, backend=backend, **TURNS) for _ in range(2))
     step(ours, twin)
     saved = copy.deepcopy(ours.state_dict())
     saved["state"][1][name] = count
@@ -71,7 +67,7 @@ def test_counts_that_nothing_counts_on_from(backend: str, count: Any, name: str)
 @BACKENDS
 def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(backend: str) -> None:
     groups = [
-        [{"params": p[:1]}, {"params": p[1:], "role": "head"}] for p in (_params(), _params())
+        [{"params": p[:1]}, {"params": p[1:], "role": "head"}] for p in (two_params(), two_params())
     ]
     ours = OURS["adamw"](groups[0], lr=0.1, head_lr_ratio=3.0, backend=backend)
     other = OURS["adamw"](groups[1], lr=0.1, head_lr_ratio=3.0, backend=backend)
@@ -91,7 +87,7 @@ def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(backend: str
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "ema"])
 @BACKENDS
 def test_state_without_elements(backend: str, name: str) -> None:
-    ours, twin = (OURS["adamw"](_params(), lr=0.1, ema_decay=0.5, backend=backend) for _ in "ab")
+    ours, twin = (OURS["adamw"](two_params(), lr=0.1, ema_decay=0.5, backend=backend) for _ in "ab")
     step(ours, twin)
     saved = copy.deepcopy(ours.state_dict())
     for value in saved["state"][0].values():
@@ -116,7 +112,7 @@ def test_state_without_elements(backend: str, name: str) -> None:
 def test_state_without_memory(backend: str, name: str, how: str) -> None:
     """As a checkpoint of a model that was made on the meta device has it."""
     settings = {"lr": 0.1, "backend": backend, "ema_decay": 0.9, **TURNS}
-    ours, twin = (OURS["adamw"](_params(), **settings) for _ in range(2))
+    ours, twin = (OURS["adamw"](two_params(), **settings) for _ in range(2))
     step(ours, twin)
     saved = copy.deepcopy(ours.state_dict())
     saved["state"][1][name] = saved["state"][1][name].to("meta")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import by_backend, chosen
+from backends import by_backend, chosen, optimizer_by
 from cases import MIXED, Options, groups_of, kernel_options, normal, set_gradients, sizes_for
 from checks import Snapshot, all_params, assert_same_bits, assert_same_optimizers
 from scaled import (
@@ -15,7 +15,6 @@ from scaled import (
     SCALERS,
     by_fused,
     new_scaler,
-    scaled_optimizer,
     train_scaled,
 )
 from tolerances import SEVERAL_STEPS
@@ -30,7 +29,7 @@ from stackelberg_fused.backends.triton import is_interpreting
 def test_as_with_torchs_scaler(backend: str, options: Options) -> None:
     if is_interpreting() and options.rule == "adam":
         pytest.skip("left out: the interpreter's time")
-    ours, torchs = (scaled_optimizer(options, backend, fused=True) for _ in SCALERS)
+    ours, torchs = (optimizer_by(options, backend, fused=True) for _ in SCALERS)
     assert train_scaled(sf.GradScaler, ours) == train_scaled(torch.amp.GradScaler, torchs)
     assert_same_optimizers(ours, torchs)
 
@@ -38,7 +37,7 @@ def test_as_with_torchs_scaler(backend: str, options: Options) -> None:
 @by_fused
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 def test_as_torchs_optimizer_with_torchs_scaler(options: Options, fused: bool | None) -> None:
-    ours = scaled_optimizer(options, "cpu", fused=fused)
+    ours = optimizer_by(options, "cpu", fused=fused)
     torchs = options.torchs([{k: g[k] for k in ("params", "lr")} for g in groups_of(sizes_for(7))])
     assert train_scaled(sf.GradScaler, ours) == train_scaled(torch.amp.GradScaler, torchs)
     for p, q in zip(all_params(ours), all_params(torchs), strict=True):
@@ -65,7 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 @by_backend
 def test_with_everything_that_a_step_may_do(backend: str, name: str) -> None:
-    ours, torchs = (scaled_optimizer(ADAM, backend, fused=True, **SETTINGS[name]) for _ in SCALERS)
+    ours, torchs = (optimizer_by(ADAM, backend, fused=True, **SETTINGS[name]) for _ in SCALERS)
     assert train_scaled(sf.GradScaler, ours) == train_scaled(torch.amp.GradScaler, torchs)
     assert_same_optimizers(ours, torchs)
 
@@ -122,7 +121,7 @@ def test_an_infinity_in_a_gradient_that_waits(backend: str, grads: str) -> None:
     sides = []
     for cls in SCALERS:
         turns = {"update_every": {"body": 2}, "update_every_grads": grads}
-        optimizer = scaled_optimizer(ADAM, backend, fused=True, max_grad_norm=1.0, **turns)
+        optimizer = optimizer_by(ADAM, backend, fused=True, max_grad_norm=1.0, **turns)
         scaler = new_scaler(cls, all_params(optimizer)[0].device.type)
         for number in range(1, 7):
             set_gradients(optimizer.param_groups, number)
@@ -147,7 +146,7 @@ def test_the_norm_of_a_step_counts_no_gradient_that_waits() -> None:
 @by_fused
 @by_backend
 def test_gradients_are_neither_written_nor_read_twice(backend: str, fused: bool | None) -> None:
-    ours = scaled_optimizer(ADAM, backend, fused=fused, max_grad_norm=1.0)
+    ours = optimizer_by(ADAM, backend, fused=fused, max_grad_norm=1.0)
     scaler = new_scaler(sf.GradScaler, all_params(ours)[0].device.type)
     set_gradients(ours.param_groups, 1)
     before = [(p.grad.clone(), p.grad._version) for p in all_params(ours)]
@@ -161,7 +160,7 @@ def test_gradients_are_neither_written_nor_read_twice(backend: str, fused: bool 
 @by_fused
 @by_backend
 def test_without_a_limit_no_norms_are_reported(backend: str, fused: bool | None) -> None:
-    ours = scaled_optimizer(ADAM, backend, fused=fused)
+    ours = optimizer_by(ADAM, backend, fused=fused)
     train_scaled(sf.GradScaler, ours)
     report = ours.last_step
     assert report.grad_norm is None
@@ -173,7 +172,7 @@ def test_without_a_limit_no_norms_are_reported(backend: str, fused: bool | None)
 @pytest.mark.parametrize("grads", ["gather", "flat"])
 @by_backend
 def test_a_skipped_step_moves_nothing_and_clears(backend: str, grads: str) -> None:
-    ours = scaled_optimizer(ADAM, backend, grads=grads, ema_decay=0.9, max_grad_norm=1.0)
+    ours = optimizer_by(ADAM, backend, grads=grads, ema_decay=0.9, max_grad_norm=1.0)
     scaler = new_scaler(sf.GradScaler, all_params(ours)[0].device.type)
     for number in (1, 2):
         set_gradients(ours.param_groups, number)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from needs import needs_gloo
 from paths import SUPPORT
 from patience import patience
 
@@ -15,10 +15,7 @@ SCRIPT = SUPPORT / "scaler_in_two_processes.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-    reason="torch is built without gloo",
-)
+@needs_gloo
 def test_both_processes_skip(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "store")],

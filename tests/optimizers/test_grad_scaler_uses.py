@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import by_backend
+from backends import by_backend, optimizer_by
 from cases import normal, set_gradients
 from checks import all_params, assert_same_optimizers
 from scaled import (
@@ -18,7 +18,6 @@ from scaled import (
     SCALERS,
     by_fused,
     new_scaler,
-    scaled_optimizer,
     set_scaled_gradients,
     train_scaled,
 )
@@ -36,7 +35,7 @@ def _clip(scaler: Any, optimizer: Any) -> None:
 @by_fused
 @by_backend
 def test_unscaled_by_hand_and_clipped(backend: str, fused: bool | None) -> None:
-    ours, torchs = (scaled_optimizer(ADAM, backend, fused=fused) for _ in SCALERS)
+    ours, torchs = (optimizer_by(ADAM, backend, fused=fused) for _ in SCALERS)
     scales = train_scaled(sf.GradScaler, ours, between=_clip)
     assert scales == train_scaled(torch.amp.GradScaler, torchs, between=_clip)
     assert_same_optimizers(ours, torchs)
@@ -46,7 +45,7 @@ def test_unscaled_by_hand_and_clipped(backend: str, fused: bool | None) -> None:
 def test_players_are_skipped_each_on_its_own(fused: bool | None) -> None:
     sides = []
     for cls in SCALERS:
-        optimizer = scaled_optimizer(ADAM, "cpu", fused=fused, max_grad_norm=1.0)
+        optimizer = optimizer_by(ADAM, "cpu", fused=fused, max_grad_norm=1.0)
         players, scaler, scales = (
             [optimizer.player(r) for r in ("head", "body")],
             new_scaler(cls),
@@ -72,7 +71,7 @@ def test_one_role_of_an_optimizer_is_skipped_for_an_infinity_of_the_other(
 ) -> None:
     sides = []
     for cls in SCALERS:
-        optimizer, scaler = scaled_optimizer(ADAM, "cpu", fused=fused), new_scaler(cls)
+        optimizer, scaler = optimizer_by(ADAM, "cpu", fused=fused), new_scaler(cls)
         for number in range(4):
             set_gradients(optimizer.param_groups, number)
             if number == 2:
@@ -187,7 +186,7 @@ def test_disabled() -> None:
 
 def test_state_dicts_load_either_way() -> None:
     for saves, loads in (SCALERS, SCALERS[::-1]):
-        ours = scaled_optimizer(ADAM, "cpu")
+        ours = optimizer_by(ADAM, "cpu")
         scaler = new_scaler(saves)
         for number in (1, 3, 4):
             set_scaled_gradients(ours, number, scaler.get_scale())
@@ -285,7 +284,7 @@ def test_a_rate_schedule_hooks_and_wrapped_steps_see_the_step() -> None:
 def test_a_torch_that_keeps_its_scalers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the scaler goes torch's way."""
     monkeypatch.setattr("stackelberg_fused.optimizers.grad_scaler.scaler_record", lambda *_: None)
-    ours, torchs = (scaled_optimizer(ADAM, "cpu") for _ in SCALERS)
+    ours, torchs = (optimizer_by(ADAM, "cpu") for _ in SCALERS)
     assert train_scaled(sf.GradScaler, ours) == train_scaled(torch.amp.GradScaler, torchs)
     assert_same_optimizers(ours, torchs)
 

@@ -22,29 +22,13 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from two_players import fill, sgd_of_two, values_of
 
 import stackelberg_fused as sf
 
 
-def _optimizer(backend: str = "cpu", **more: Any) -> Any:
-    instance, device = chosen(backend)
-    body, head = (nn.Parameter(normal((5, 3), i).to(device)) for i in range(2))
-    groups = [{"params": [body]}, {"params": [head], "role": "head"}]
-    return sf.StackelbergSGD(groups, lr=0.5, backend=instance, **more)
-
-
-def _fill(optimizer: Any, body: float = 1.0, head: float = 1.0) -> None:
-    for group, value in zip(optimizer.param_groups, (body, head), strict=True):
-        for p in group["params"]:
-            p.grad = torch.full_like(p, value)
-
-
-def _values(optimizer: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
-
-
 def test_it_is_always_the_same_and_an_optimizer() -> None:
-    ours = _optimizer()
+    ours = sgd_of_two()
     head = ours.player("head")
     assert head is ours.player("head") is not ours.player("body")
     assert isinstance(head, torch.optim.Optimizer)
@@ -63,9 +47,9 @@ def test_it_is_always_the_same_and_an_optimizer() -> None:
 
 @pytest.mark.parametrize("grads", ["gather", "flat"])
 def test_step_and_zero_grad_are_about_one_role(grads: str) -> None:
-    ours = _optimizer(grads=grads)
+    ours = sgd_of_two(grads=grads)
     body, head = (g["params"][0] for g in ours.param_groups)
-    before = _values(ours)
+    before = values_of(ours)
     for p in (body, head):
         p.sum().backward()
     ours.player("head").step()
@@ -79,8 +63,8 @@ def test_step_and_zero_grad_are_about_one_role(grads: str) -> None:
 
 
 def test_zero_grad_as_torch() -> None:
-    ours = _optimizer()
-    _fill(ours)
+    ours = sgd_of_two()
+    fill(ours)
     body, head = (g["params"][0] for g in ours.param_groups)
     held = head.grad
     ours.zero_grad(set_to_none=False, role="head")
@@ -93,7 +77,7 @@ def test_zero_grad_as_torch() -> None:
 
 def test_schedulers() -> None:
     """Each player has its own, also composed; no warning of steps that its owner made."""
-    ours = _optimizer()
+    ours = sgd_of_two()
     players = {role: ours.player(role) for role in ("body", "head")}
     schedulers: list[Any] = [
         LambdaLR(players["body"], lambda k: 0.5**k),
@@ -110,14 +94,14 @@ def test_schedulers() -> None:
         warnings.filterwarnings("ignore", "The epoch parameter in `scheduler.step", UserWarning)
         for step in range(4):
             rates.append([g["lr"] for g in ours.param_groups])
-            _fill(ours)
-            before = _values(ours)
+            fill(ours)
+            before = values_of(ours)
             if step % 2:
                 ours.step()
             else:
                 for role in ("head", "body"):
                     players[role].step()
-            for old, new, lr in zip(before, _values(ours), rates[-1], strict=True):
+            for old, new, lr in zip(before, values_of(ours), rates[-1], strict=True):
                 torch.testing.assert_close(new, old - lr)
             for scheduler in schedulers:
                 scheduler.step()
@@ -127,9 +111,9 @@ def test_schedulers() -> None:
 
 
 def test_a_scheduler_before_the_first_step_is_warned_of() -> None:
-    ours = _optimizer()
+    ours = sgd_of_two()
     scheduler = StepLR(ours.player("head"), 1)
-    _fill(ours)
+    fill(ours)
     ours.step(role="body")
     with pytest.warns(UserWarning, match="lr_scheduler.step"):
         scheduler.step()
@@ -141,12 +125,12 @@ def test_a_scheduler_before_the_first_step_is_warned_of() -> None:
 def test_a_scaler_skips_each_player_on_its_own(
     backend: str, overflow: tuple[str, ...], fused: bool | None
 ) -> None:
-    ours = _optimizer(backend, max_grad_norm={"body": 1e9}, fused=fused)
+    ours = sgd_of_two(backend, max_grad_norm={"body": 1e9}, fused=fused)
     device = ours.param_groups[0]["params"][0].device
     scaler = torch.amp.GradScaler(device.type, init_scale=8.0)
-    before, roles = _values(ours), ("body", "head")
+    before, roles = values_of(ours), ("body", "head")
     scaler.scale(torch.zeros((), device=device))
-    _fill(ours, *(torch.inf if role in overflow else 16.0 for role in roles))
+    fill(ours, *(torch.inf if role in overflow else 16.0 for role in roles))
     for role in roles:
         scaler.step(ours.player(role))
         if fused:
@@ -154,7 +138,7 @@ def test_a_scaler_skips_each_player_on_its_own(
         assert ours.player(role).was_stepped == bool(fused or role not in overflow)
     scaler.update()
     assert scaler.get_scale() == (4.0 if overflow else 8.0)
-    for role, lr, old, new in zip(roles, (0.5, 5.0), before, _values(ours), strict=True):
+    for role, lr, old, new in zip(roles, (0.5, 5.0), before, values_of(ours), strict=True):
         torch.testing.assert_close(new, old if role in overflow else old - 2.0 * lr)
     _assert_nothing_left_of_a_scaler(ours)
 
@@ -166,21 +150,21 @@ def _assert_nothing_left_of_a_scaler(ours: Any) -> None:
 
 @pytest.mark.parametrize("fused", [None, True])
 def test_gradients_that_a_scaler_unscaled_before(fused: bool | None) -> None:
-    ours, scaler = _optimizer(fused=fused), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ours, scaler = sgd_of_two(fused=fused), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
-    _fill(ours, 16.0, 16.0)
-    before = _values(ours)
+    fill(ours, 16.0, 16.0)
+    before = values_of(ours)
     scaler.unscale_(ours.player("head"))
     for role in ("head", "body"):
         scaler.step(ours.player(role))
-    for lr, old, new in zip((0.5, 5.0), before, _values(ours), strict=True):
+    for lr, old, new in zip((0.5, 5.0), before, values_of(ours), strict=True):
         torch.testing.assert_close(new, old - 2.0 * lr)
 
 
 def test_nothing_is_left_of_a_scaler_after_an_error() -> None:
-    ours, scaler = _optimizer(fused=True), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ours, scaler = sgd_of_two(fused=True), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
-    _fill(ours)
+    fill(ours)
     ours.param_groups[1]["lr"] = math.nan
     with pytest.raises(ValueError, match="lr"):
         scaler.step(ours.player("head"))
@@ -237,23 +221,23 @@ def test_an_alternating_step_with_a_scaler(
 
 
 def test_hooks_of_a_player_and_of_its_owner() -> None:
-    ours, seen = _optimizer(), []
+    ours, seen = sgd_of_two(), []
     ours.register_step_post_hook(lambda opt, args, kwargs: seen.append(opt))
     ours.player("head").register_step_post_hook(lambda opt, args, kwargs: seen.append(opt))
-    _fill(ours)
+    fill(ours)
     ours.player("head").step()
     assert seen == [ours, ours.player("head")]
 
 
 def test_groups_that_are_added_and_state_dicts() -> None:
-    ours = _optimizer(momentum=0.9)
-    _fill(ours)
+    ours = sgd_of_two(momentum=0.9)
+    fill(ours)
     ours.step()
     saved = ours.player("head").state_dict()
     assert saved.keys() == ours.state_dict().keys()
     ours.player("head").add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
     assert [g["role"] for g in ours.param_groups] == ["body", "head", "head"]
-    again = _optimizer(momentum=0.9)
+    again = sgd_of_two(momentum=0.9)
     again.player("body").load_state_dict(saved)
     for p in (p for g in again.param_groups for p in g["params"]):
         assert "momentum_buffer" in again.state[p]
@@ -261,14 +245,14 @@ def test_groups_that_are_added_and_state_dicts() -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_come_with_an_owner_of_their_own(copied: Any) -> None:
-    ours = _optimizer()
+    ours = sgd_of_two()
     again = copied(ours.player("head"))
     assert again.role == "head"
     assert again.param_groups[0] is not ours.param_groups[1]
-    before = _values(ours)
+    before = values_of(ours)
     again.param_groups[0]["params"][0].grad = torch.ones(5, 3)
     again.step()
-    for old, new in zip(before, _values(ours), strict=True):
+    for old, new in zip(before, values_of(ours), strict=True):
         assert_same_bits(old, new)
 
 

@@ -10,38 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from backends import chosen
-from cases import normal
 from checks import all_params, assert_same_bits
 from torch import nn
 from torch.optim.lr_scheduler import (
     LambdaLR,
 )
-
-import stackelberg_fused as sf
-
-
-def _optimizer(backend: str = "cpu", **more: Any) -> Any:
-    instance, device = chosen(backend)
-    body, head = (nn.Parameter(normal((5, 3), i).to(device)) for i in range(2))
-    groups = [{"params": [body]}, {"params": [head], "role": "head"}]
-    return sf.StackelbergSGD(groups, lr=0.5, backend=instance, **more)
-
-
-def _fill(optimizer: Any, body: float = 1.0, head: float = 1.0) -> None:
-    for group, value in zip(optimizer.param_groups, (body, head), strict=True):
-        for p in group["params"]:
-            p.grad = torch.full_like(p, value)
-
-
-def _values(optimizer: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
+from two_players import fill, sgd_of_two, values_of
 
 
 def _stepped(role: str) -> tuple[Any, weakref.ref[Any]]:
     """A player that was stepped, of an optimizer that nobody else holds, and that optimizer."""
-    ours = _optimizer()
-    _fill(ours)
+    ours = sgd_of_two()
+    fill(ours)
     ours.player(role).step()
     return ours.player(role), weakref.ref(ours)
 
@@ -58,8 +38,8 @@ def _no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_no_collector")
 def test_an_optimizer_whose_players_were_asked_for_is_freed_at_once() -> None:
-    ours = _optimizer()
-    _fill(ours)
+    ours = sgd_of_two()
+    fill(ours)
     for role in ("body", "head"):
         ours.player(role).step()
     ours.player("head").register_step_post_hook(lambda *_: None)
@@ -73,8 +53,8 @@ def test_an_optimizer_whose_players_were_asked_for_is_freed_at_once() -> None:
 def test_a_player_goes_on_without_anybody_who_holds_its_optimizer() -> None:
     head, owner = _stepped("head")
     assert owner() is None
-    twin = _optimizer()
-    _fill(twin)
+    twin = sgd_of_two()
+    fill(twin)
     twin.step(role="head")
     for number in (2.0, 3.0):
         for p, q in zip(
@@ -95,10 +75,10 @@ def test_a_player_goes_on_without_anybody_who_holds_its_optimizer() -> None:
 
 
 def test_two_players_of_an_optimizer_that_nobody_holds_share_its_state() -> None:
-    ours = _optimizer()
+    ours = sgd_of_two()
     players = [ours.player(role) for role in ("body", "head")]
     params = [p for player in players for g in player.param_groups for p in g["params"]]
-    _fill(ours)
+    fill(ours)
     del ours
     gc.collect()
     saved = [p.detach().clone() for p in params]
@@ -122,10 +102,10 @@ class _Wrapper:
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_player_of_a_wrapper(is_kept: bool) -> None:
-    ours = _optimizer()
-    _fill(ours)
+    ours = sgd_of_two()
+    fill(ours)
     head = _Wrapper(ours).player("head")
-    before = _values(ours)
+    before = values_of(ours)
     assert ours.player("head") is head
     kept = ours if is_kept else None
     params = all_params(ours)
@@ -137,8 +117,8 @@ def test_a_player_of_a_wrapper(is_kept: bool) -> None:
 
 
 def test_a_player_outlives_a_scheduler_of_its_optimizer() -> None:
-    ours = _optimizer()
-    _fill(ours)
+    ours = sgd_of_two()
+    fill(ours)
     scheduler = LambdaLR(ours, lambda _: 1.0)
     head = ours.player("head")
     param = head.param_groups[0]["params"][0]

@@ -16,17 +16,11 @@ from torch import nn
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
-from stackelberg_fused.optimizers import release
 
+pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS = [*kernel_options(), MIXED]
 if is_interpreting():
     OPTIONS = OPTIONS[::5]
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some launches within a backward pass, and some parameters left for `step()`."""
-    monkeypatch.setattr(release, "BATCH_BYTES", 8000)
 
 
 @by_backend

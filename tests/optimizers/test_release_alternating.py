@@ -7,30 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import groups_of, normal
-from checks import all_params, assert_same_optimizers
-from releasing import backward, pair_of
+from cases import normal
+from checks import assert_same_optimizers
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.optimizers import release
 
-SIZES = [[3000, 17, 3000], [2500, 5]]
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "BATCH_BYTES", 8000)
-
-
-def _pair(**more: Any) -> tuple[Any, Any]:
-    return pair_of(sf.StackelbergAdamW, groups_of(SIZES), **more)
-
-
-def _ordinary_step(optimizer: Any, gradients: list[Tensor | None]) -> None:
-    backward(all_params(optimizer), gradients)
-    optimizer.step()
-    optimizer.zero_grad()
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 class _Game(nn.Module):

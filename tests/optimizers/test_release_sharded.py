@@ -13,12 +13,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import stackelberg_fused as sf
-from stackelberg_fused.optimizers import release
 
 
 @pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[None]:
-    monkeypatch.setattr(release, "BATCH_BYTES", 8000)
+def _one_process(small_batches: None, tmp_path: Any) -> Iterator[None]:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )

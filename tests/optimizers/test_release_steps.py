@@ -15,35 +15,19 @@ import pytest
 import torch
 from cases import groups_of, normal
 from checks import Snapshot, all_params, assert_same_optimizers
-from releasing import backward, gradients_of, pair_of, take_steps
-from torch import Tensor, nn
+from releasing import SIZES, backward, gradients_of, ordinary_step, pair_of, small_pair, take_steps
+from torch import nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.optimizers import release
 
-SIZES = [[3000, 17, 3000], [2500, 5]]
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "BATCH_BYTES", 8000)
-
-
-def _pair(**more: Any) -> tuple[Any, Any]:
-    return pair_of(sf.StackelbergAdamW, groups_of(SIZES), **more)
-
-
-def _ordinary_step(optimizer: Any, gradients: list[Tensor | None]) -> None:
-    backward(all_params(optimizer), gradients)
-    optimizer.step()
-    optimizer.zero_grad()
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 # accumulation
 
 
 def test_microbatches_accumulate_until_the_last_one() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for number in range(3):
         parts = [gradients_of(ordinary.param_groups, 10 * number + i) for i in range(3)]
         for optimizer in (ours, ordinary):
@@ -52,19 +36,19 @@ def test_microbatches_accumulate_until_the_last_one() -> None:
             with optimizer.accumulate():
                 backward(all_params(optimizer), parts[1])
             assert all(p.grad is not None for p in all_params(optimizer))
-            _ordinary_step(optimizer, parts[2])
+            ordinary_step(optimizer, parts[2])
     assert_same_optimizers(ours, ordinary)
     assert ours.last_step.launches > 1
 
 
 def test_a_parameter_only_in_earlier_microbatches_moves_at_step() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     parts = [gradients_of(ordinary.param_groups, i) for i in range(2)]
     parts[1][0] = None
     for optimizer in (ours, ordinary):
         with optimizer.accumulate():
             backward(all_params(optimizer), parts[0])
-        _ordinary_step(optimizer, parts[1])
+        ordinary_step(optimizer, parts[1])
     assert_same_optimizers(ours, ordinary)
 
 
@@ -84,7 +68,7 @@ def test_a_second_gradient_without_accumulate_is_refused_by_name(first: str) -> 
 
 
 def test_accumulation_after_a_release_is_refused() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     gradients = gradients_of(ordinary.param_groups, 1)
     backward(all_params(ours), gradients)
     with ours.accumulate(), pytest.raises(RuntimeError, match="second time"):
@@ -112,7 +96,7 @@ def test_an_abandoned_backward_pass_was_applied_and_counts_where_it_was() -> Non
 
 
 def test_gradients_set_by_hand_are_stepped() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for number in range(2):
         gradients = gradients_of(ordinary.param_groups, number)
         for optimizer in (ours, ordinary):
@@ -128,7 +112,7 @@ def test_gradients_set_by_hand_are_stepped() -> None:
 
 
 def test_players_stepped_one_after_the_other() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for number in range(3):
         gradients = gradients_of(ordinary.param_groups, number)
         for optimizer in (ours, ordinary):
@@ -140,7 +124,7 @@ def test_players_stepped_one_after_the_other() -> None:
 
 
 def test_steps_of_the_head_alone() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for number in range(4):
         gradients = gradients_of(ordinary.param_groups, number)
         for optimizer in (ours, ordinary):
@@ -159,7 +143,7 @@ def _through_pickle(optimizer: Any) -> Any:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, _through_pickle])
 def test_copies_release_too(copied: Callable[[Any], Any]) -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     take_steps(ours, ordinary, range(2))
     again = copied(ours)
     take_steps(again, ordinary, range(2, 4))
@@ -168,7 +152,7 @@ def test_copies_release_too(copied: Callable[[Any], Any]) -> None:
 
 
 def test_state_dicts_are_those_of_the_ordinary_optimizer() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     take_steps(ours, ordinary, range(2))
     saved = io.BytesIO()
     torch.save(ours.state_dict(), saved)
@@ -189,7 +173,7 @@ def test_state_dicts_are_those_of_the_ordinary_optimizer() -> None:
 
 
 def test_groups_added_in_the_midst_of_a_step() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     more = [nn.Parameter(normal(3000, 7)) for _ in range(2)]
     gradients = gradients_of(ordinary.param_groups, 1)
     for optimizer, new in zip((ours, ordinary), more, strict=True):
@@ -212,7 +196,7 @@ def test_parameters_that_are_unfrozen_later() -> None:
             gradients[0] = None
         for optimizer in (ours, ordinary):
             all_params(optimizer)[0].requires_grad_(number > 0)
-            _ordinary_step(optimizer, gradients)
+            ordinary_step(optimizer, gradients)
     assert_same_optimizers(ours, ordinary)
 
 
@@ -259,7 +243,7 @@ def test_nothing_is_kept_alive_by_hooks() -> None:
 
 
 def test_parameters_that_leave_their_group_are_let_go() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for optimizer in (ours, ordinary):
         del optimizer.param_groups[0]["params"][1:]
     take_steps(ours, ordinary, range(2))
@@ -298,7 +282,7 @@ def test_a_gradient_that_does_not_fit_raises_within_the_backward_pass() -> None:
 
 
 def test_an_edit_that_is_refused_is_refused_within_the_backward_pass() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     gradients = gradients_of(ordinary.param_groups, 1)
     before = Snapshot(ours)
     ours.param_groups[0]["betas"] = (2.0, 0.9)
@@ -322,7 +306,7 @@ def test_a_weight_that_the_graph_still_needs_is_noticed_by_autograd() -> None:
 
 
 def test_averages_in_the_place_of_weights_are_refused() -> None:
-    ours, ordinary = _pair(ema_decay=0.9)
+    ours, ordinary = small_pair(ema_decay=0.9)
     take_steps(ours, ordinary, range(1))
     with (
         ours.ema_weights(),
@@ -332,11 +316,11 @@ def test_averages_in_the_place_of_weights_are_refused() -> None:
 
 
 def test_threads_that_share_an_optimizer_take_turns() -> None:
-    ours, ordinary = _pair()
+    ours, ordinary = small_pair()
     for number in range(2):
         gradients = gradients_of(ordinary.param_groups, number)
-        thread = threading.Thread(target=_ordinary_step, args=(ours, gradients))
+        thread = threading.Thread(target=ordinary_step, args=(ours, gradients))
         thread.start()
         thread.join()
-        _ordinary_step(ordinary, gradients)
+        ordinary_step(ordinary, gradients)
     assert_same_optimizers(ours, ordinary)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import wrapped_models as models
+from checks import all_params
 from ranks import Ranks, of_ranks
 from tolerances import SEVERAL_STEPS
-from torch import Tensor, nn
+from torch import nn
 
 import stackelberg_fused as sf
 
@@ -71,16 +72,12 @@ def _even(wrapper: str, model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-def _params(optimizer: Any) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def _beside_torch(wrapper: str, rule: str, backend: str, accumulate: int) -> None:
     kind, torchs, settings = RULES[rule]
     _, ours = _train(wrapper, lambda groups: kind(groups, backend=backend, **settings), accumulate)
     _, theirs = _train(wrapper, lambda groups: torchs(groups, **settings), accumulate)
     names = ("momentum_buffer",) if rule == "SGD" else ("exp_avg", "exp_avg_sq")
-    for p, q in zip(_params(ours), _params(theirs), strict=True):
+    for p, q in zip(all_params(ours), all_params(theirs), strict=True):
         torch.testing.assert_close(models.local(p), models.local(q), **SEVERAL_STEPS)
         for name in names:
             mine, its = ours.state[p].get(name), theirs.state[q].get(name)
@@ -124,7 +121,7 @@ def _beside_one_process(wrapper: str, extra: str) -> None:
     _, shared = _train(wrapper, build)
     _, alone = _alone(wrapper, build)
     bounds = {"rtol": 1e-4, "atol": 1e-5}  # gradients are summed in another order
-    for p, q in zip(_params(shared), _params(alone), strict=True):
+    for p, q in zip(all_params(shared), all_params(alone), strict=True):
         torch.testing.assert_close(models.whole(p.detach()), q.detach(), **bounds)
         found, expected = shared.state[p], alone.state[q]
         assert found.keys() == expected.keys()
@@ -134,7 +131,7 @@ def _beside_one_process(wrapper: str, extra: str) -> None:
     if extra != "averages":
         return
     with shared.ema_weights():
-        for p, q in zip(_params(shared), _params(alone), strict=True):
+        for p, q in zip(all_params(shared), all_params(alone), strict=True):
             average = models.whole(p.detach())
             torch.testing.assert_close(average, alone.state[q]["ema"], **bounds)
 
@@ -171,7 +168,7 @@ def _clips_as_torch(wrapper: str) -> None:
         optimizer = torch.optim.AdamW(groups, **settings)
 
         def clip(*_: Any) -> None:
-            norm = nn.utils.clip_grad_norm_(_params(optimizer), LARGEST_NORM)
+            norm = nn.utils.clip_grad_norm_(all_params(optimizer), LARGEST_NORM)
             limits.append(float(models.whole(norm)))
 
         optimizer.register_step_pre_hook(clip)
@@ -179,7 +176,7 @@ def _clips_as_torch(wrapper: str) -> None:
 
     _, theirs = _train(wrapper, build)
     assert max(limits) > 1.5 * LARGEST_NORM, limits
-    for p, q in zip(_params(ours), _params(theirs), strict=True):
+    for p, q in zip(all_params(ours), all_params(theirs), strict=True):
         torch.testing.assert_close(models.local(p), models.local(q), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(float(ours.last_step.grad_norm["total"]), limits[-1], **LOOSE)
 
@@ -199,7 +196,7 @@ def _clips_as_one_process() -> None:
 
     _, shared = _train("TP + FSDP2", build)
     _, alone = _alone("TP + FSDP2", build)
-    for p, q in zip(_params(shared), _params(alone), strict=True):
+    for p, q in zip(all_params(shared), all_params(alone), strict=True):
         torch.testing.assert_close(models.whole(p.detach()), q.detach(), rtol=1e-4, atol=1e-5)
     for role, norm in shared.last_step.grad_norm.items():
         expected = float(alone.last_step.grad_norm[role])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cases import Options, groups_of, sizes_for
 from host_cuda.backend import HostCudaBackend
 
 from stackelberg_fused.backends.cpu import CpuBackend
@@ -59,3 +60,10 @@ def chosen(backend: str) -> tuple[Any, str]:
         except RuntimeError as error:
             pytest.skip(str(error))
     return backend, "cuda" if backend in ("cuda", "triton") and not is_interpreting() else "cpu"
+
+
+def optimizer_by(options: Options, backend: str, **more: Any) -> Any:
+    """An optimizer of these options over groups of all sizes that matter, on a backend by name."""
+    instance, device = chosen(backend)
+    groups = groups_of(sizes_for(7), device, mixed=options.mixed)
+    return options.ours(groups, backend=instance, **more)

@@ -15,7 +15,6 @@ from cases import (
     sizes_for,
 )
 from checks import assert_same_optimizers
-from host_cuda.backend import HostCudaBackend
 from torch import Tensor
 
 ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
@@ -23,9 +22,6 @@ MOMENTUM = Options("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
 EVERY = (2, 1, 3)  # groups take turns between these
 LAYOUTS = ["reference", "cpu", "cuda-on-host"]
 by_mode = pytest.mark.parametrize("mode", ["latest", "mean"])
-needs_shim = pytest.mark.skipif(
-    not HostCudaBackend.status().available, reason=HostCudaBackend.status().reason
-)
 
 
 def optimizer_with_turns(options: Options, backend: str, mode: str, **more: Any) -> Any:

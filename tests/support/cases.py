@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import stackelberg_fused as sf
 
@@ -117,6 +117,11 @@ def gradient(size: int | tuple[int, ...], seed: int, dtype: torch.dtype = torch.
     decades = torch.randint(-4, 3, value.shape, generator=torch.Generator().manual_seed(seed + 1))
     kept = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed + 2)) > 0.1
     return (value * 10.0**decades * kept).to(dtype)
+
+
+def two_params() -> list[nn.Parameter]:
+    """Parameters of 3 and 5 elements."""
+    return [nn.Parameter(normal(n, n)) for n in (3, 5)]
 
 
 def groups_of(

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import set_gradients
+from cases import groups_of, set_gradients
 from checks import all_params
 from torch import Tensor
+
+import stackelberg_fused as sf
+
+# of parameters in two groups, of which some make a batch of their own
+SIZES = [[3000, 17, 3000], [2500, 5]]
 
 
 def backward(params: list[Tensor], gradients: list[Tensor | None]) -> None:
@@ -35,12 +40,22 @@ def pair_of(make: Callable[..., Any], groups: list[dict[str, Any]], **more: Any)
     return make(groups, release="backward", **more), make(copies, **more)
 
 
+def small_pair(**more: Any) -> tuple[Any, Any]:
+    """`pair_of` AdamW over parameters of SIZES."""
+    return pair_of(sf.StackelbergAdamW, groups_of(SIZES), **more)
+
+
+def ordinary_step(optimizer: Any, gradients: list[Tensor | None]) -> None:
+    """A backward pass that gives these gradients, the step and the clearing."""
+    backward(all_params(optimizer), gradients)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def take_steps(releasing: Any, ordinary: Any, numbers: range, skip_every: int = 0) -> None:
     """Steps of both by equal gradients, which backward passes compute; each fourth step skips some."""
     for number in numbers:
         skip = skip_every if number % 2 else 0
         gradients = gradients_of(ordinary.param_groups, number, skip)
         for optimizer in (releasing, ordinary):
-            backward(all_params(optimizer), gradients)
-            optimizer.step()
-            optimizer.zero_grad()
+            ordinary_step(optimizer, gradients)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import chosen
-from cases import Options, groups_of, set_gradients, sizes_for
+from cases import Options, set_gradients
 from checks import all_params
 
 import stackelberg_fused as sf
@@ -18,12 +17,6 @@ ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
 SCALERS = (sf.GradScaler, torch.amp.GradScaler)
 STEPS, OVERFLOWS = 7, (0, 3)  # also the very first step
 by_fused = pytest.mark.parametrize("fused", [None, True])
-
-
-def scaled_optimizer(options: Options, backend: str, **more: Any) -> Any:
-    instance, device = chosen(backend)
-    groups = groups_of(sizes_for(7), device, mixed=options.mixed)
-    return options.ours(groups, backend=instance, **more)
 
 
 def new_scaler(cls: Any, device: str = "cpu", **how: Any) -> Any:
