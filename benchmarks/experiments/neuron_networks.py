@@ -70,15 +70,18 @@ def best_head(features: Tensor, targets: Tensor, bias: bool) -> Tensor:
     """Return the heads [..., weights] of the smallest squared error, by normal equations in float64.
 
     Args:
-        features: [..., neurons, points].
-        targets: [..., points].
+        features: [networks..., neurons, points].
+        targets: [networks..., points].
     """
     if bias:
         features = torch.cat([features, torch.ones_like(features[..., :1, :])], -2)
-    features = features.double()
-    gram, moment = features @ features.mT, features @ targets.double()[..., None]
+    features, targets = features.double(), targets.double()
+    # one product for each network: how a batched one rounds depends on the size of the batch
+    grams = [f @ f.T for f in features.flatten(0, -3)]
+    moments = [f @ y for f, y in zip(features.flatten(0, -3), targets.flatten(0, -2), strict=True)]
+    gram = torch.stack(grams)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     # two neurons at one place, or one outside the data, would leave nothing to divide by
     diagonal += RIDGE * diagonal.mean(-1, keepdim=True).clamp(min=1e-30)
-    solution, _ = torch.linalg.solve_ex(gram, moment)
-    return solution.squeeze(-1).float()
+    solution, _ = torch.linalg.solve_ex(gram, torch.stack(moments)[..., None])
+    return solution.float().reshape(features.shape[:-1])
