@@ -7,8 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import normal
-from torch import Tensor
-
 from stackelberg_fused.benchmarks.experiments.neuron_networks import (
     best_head,
     body_gradient,
@@ -17,6 +15,7 @@ from stackelberg_fused.benchmarks.experiments.neuron_networks import (
     relu,
     smooth_step,
 )
+from torch import Tensor
 
 WIDTH = 0.25
 # at both ends, at the middle and beyond
@@ -38,7 +37,9 @@ def test_the_neuron_is_the_published_one() -> None:
     at_middle = distance.detach() == 0  # autograd adds up both clips' slopes, or neither
     exact = torch.where(at_middle, torch.full_like(derivative, 3 / WIDTH), derivative)
     torch.testing.assert_close(slope[inside], exact[inside], rtol=1e-12, atol=1e-12)
-    assert value[0] == 0 and value[-1] == 1  # exactly: it is a step outside its width
+    # exactly: it is a step outside its width
+    assert value[0] == 0
+    assert value[-1] == 1
 
 
 def squared(out: Tensor, targets: Tensor) -> Tensor:

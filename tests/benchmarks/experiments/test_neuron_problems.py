@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from cases import normal
-
 from stackelberg_fused.benchmarks.experiments import neuron_problems as problems
 from stackelberg_fused.benchmarks.experiments.neuron_networks import outputs
 
@@ -74,7 +73,8 @@ def test_no_neuron_starts_at_a_point_of_the_data(name: str) -> None:
     data = BY_NAME[name].data([generator])
     data.next_step()
     assert not torch.isin(positions, data.x).any()
-    assert positions.min() >= 0 and positions.max() <= 1
+    assert positions.min() >= 0
+    assert positions.max() <= 1
     assert len(head) == len(positions) + (name == "1-D")
 
 

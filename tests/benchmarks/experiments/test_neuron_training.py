@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from stackelberg_fused.benchmarks.experiments.neuron_networks import outputs
 from stackelberg_fused.benchmarks.experiments.neuron_problems import PROBLEMS, Problem
 from stackelberg_fused.benchmarks.experiments.neuron_training import MODES, MOMENTS, Networks, train
+from torch import Tensor, nn
 
 SEEDS = (3, 5, 8, 9, 11)
 STEPS = 100
