@@ -35,20 +35,23 @@ def draw(experiment: Neurons, cells: Cells, path: Path) -> None:
         (axes[1], fast, f"two time scales: head {fast.ratio:,.0f} times faster"),
     ):
         _draw_fits(axis, experiment.result(cells, problem, arm), middle, _color(arm))
+        median = experiment.median(cells, problem, arm)
         count = experiment.recovered(cells, problem, arm)
-        axis.set_title(f"{title}\n{count} seeds recover the target")
+        axis.set_title(f"{title}\nmedian loss {median:.2g}; {count} seeds recover the target")
     for arm in (ONE_RATE, fast, EXACT_HEAD):
         _draw_curve(axes[2], problem, experiment.result(cells, problem, arm)["losses"], arm)
     axes[2].set(xscale="log", yscale="log", xlabel="steps", ylabel="loss")
+    axes[2].set_ylim(bottom=problem.recovered / 12)  # room for the legend
     axes[2].set_title("1-D: loss over steps")
-    axes[2].legend(frameon=False)
+    axes[2].legend(frameon=False, loc="lower left")
     for axis, drawn in zip(axes[3:], experiment.problems, strict=True):
         _draw_seeds(axis, experiment, cells, drawn)
     save(
         figure,
         path,
-        "every arm at its best rate, all with the same steps; bold: the seed that is the median at one rate; thin: all "
-        "seeds; bands and bars: quartiles; dashed: 1% of the target's variance, below which it counts as recovered",
+        "every arm at its best rate, all with the same steps; ratio: the head's rate to the body's; bold: the seed "
+        "that is the median at one rate; thin: all seeds; bands and bars: quartiles; dashed: 1% of the target's "
+        "variance, below which it counts as recovered",
     )
 
 
