@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...optimizers.adam import StackelbergAdam
 from .experiment import Cell, Cells, Experiment
 from .plot_style import COLORS, new_figure, save
+from .statistics import quartiles
 
 RATIOS = (1, 3, 10, 30)
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -280,18 +281,6 @@ class CartPole(Experiment):
         axis.set(xlabel="head/body ratio", ylabel=f"steps to a mean return of {GOAL:g}")
         note = f"square: median and quartiles of the {self.seeds} seeds beside it; not reached: at {self.max_steps}"
         save(figure, path, note)
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Interpolate linearly; a quartile is infinite if one of its two neighbours is."""
-    ordered = sorted(values)
-
-    def quantile(q: float) -> float:
-        position = q * (len(ordered) - 1)
-        low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
-        return low if low == high else low + (position - math.floor(position)) * (high - low)
-
-    return quantile(0.25), quantile(0.5), quantile(0.75)
 
 
 def _key(ratio: float, rate: float, seed: int) -> str:

@@ -18,6 +18,11 @@ EXPERIMENTS = {
         "digits: every ratio at its own best rate, and all at one rate",
     ),
     "language": ("training", "Language", "the same for a small GPT; hours"),
+    "neurons": (
+        "neurons",
+        "Neurons",
+        "neurons that find their places: one tuned rate beside two time scales",
+    ),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),
     "precision": ("precision", "Precision", "every way to store weights and state beside float32"),

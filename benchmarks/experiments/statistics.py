@@ -1,4 +1,4 @@
-"""Means and their confidence intervals."""
+"""Means with their confidence intervals, and quartiles."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Return the mean of the differences of paired seeds, and half the width of its 95% interval."""
     return interval([a - b for a, b in zip(first, second, strict=True)])
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Interpolate linearly; a quartile is infinite if one of its two neighbours is."""
+    ordered = sorted(values)
+
+    def quantile(q: float) -> float:
+        position = q * (len(ordered) - 1)
+        low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
+        return low if low == high else low + (position - math.floor(position)) * (high - low)
+
+    return quantile(0.25), quantile(0.5), quantile(0.75)
