@@ -117,9 +117,9 @@ def find_rates(
 ) -> RateSearch:
     """Search for one rate for all groups and for a rate for each, and say whether the latter is worth it.
 
-    Both searches may try `budget` points, by Optuna's TPE (Bergstra et al. 2011) on a logarithmic scale; a point
-    that diverges, or whose median after some seeds is above the median of those before, is given up. The best points of both are then run
-    with seeds by which neither was chosen, and compared in pairs. What a seed sets is said in `find_ratio`.
+    Both searches may try `budget` points, by Optuna's TPE (Bergstra et al. 2011) on a logarithmic scale. A point that
+    diverges, or whose median after some seeds is above the median of those before, is given up. The best points of both
+    are then run with seeds by which neither was chosen, and compared in pairs. What a seed sets is said in `find_ratio`.
 
     Args:
         model: a module, which is copied for each run, or a callable that returns a new module.

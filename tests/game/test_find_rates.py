@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import stackelberg_fused as sf
 
-
 CURVATURES = {"small": 0.01, "middle": 1.0, "large": 100.0}
 
 
