@@ -119,7 +119,7 @@ def find_rates(
 
     Both searches may try `budget` points, by Optuna's TPE (Bergstra et al. 2011) on a logarithmic scale. A point that
     diverges, or whose median after some seeds is above the median of those before, is given up. The best points of both
-    are then run with seeds by which neither was chosen, and compared in pairs. What a seed sets is said in `find_ratio`.
+    are then run with seeds by which neither was chosen, and compared in pairs. `find_ratio` says what a seed sets.
 
     Args:
         model: a module, which is copied for each run, or a callable that returns a new module.
