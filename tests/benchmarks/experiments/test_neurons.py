@@ -151,3 +151,15 @@ def test_documented_figures_are_those_of_the_committed_run() -> None:
         rows = zip(*(column.cells for column in table.columns), strict=True)
         for row in rows:
             assert f"| {' | '.join(map(str, row))} |".replace(" |  |", " | |") in text, problem.name
+
+
+def test_the_front_pages_figures_are_those_of_the_committed_run() -> None:
+    cells = json.loads((EXPERIMENT_RESULTS / "neurons.json").read_text())["cells"]
+    experiment = Neurons(quick=False)
+    problem = experiment.problems[0]
+    fast = experiment.two_time_scales(cells, problem)
+    one = experiment.median(cells, problem, ONE_RATE)
+    times = one / experiment.median(cells, problem, fast)
+    for page in ("README.md", "docs/results.md", "docs/recipes.md"):
+        assert f"{times:.0f} times lower" in (ROOT / page).read_text(), page
+    assert fast.label == "ratio 1000"
