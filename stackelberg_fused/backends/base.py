@@ -132,7 +132,6 @@ class Backend(ABC):
         statistics.conclude_digits(statistics.digits, limits)
         return 0
 
-    @abstractmethod
     def step(self, launch: Launch) -> int:
         """Update in place, then project what moved onto `launch.joint_sets` and average it.
 
@@ -140,4 +139,24 @@ class Backend(ABC):
 
         Returns:
             The number of kernel launches made: one, and one more where there are joint sets.
+        """
+        launches = self.update(launch)
+        return launches if launch.joint_sets is None else launches + self.project(launch)
+
+    @abstractmethod
+    def update(self, launch: Launch) -> int:
+        """The first half of a step: the update alone, which leaves the sums of `launch.joint_sets` for `project`.
+
+        The step is not concluded.
+
+        Returns:
+            The number of kernel launches made.
+        """
+
+    @abstractmethod
+    def project(self, launch: Launch) -> int:
+        """The second half, by the factors that `launch.joint_sets` has then.
+
+        Returns:
+            The number of kernel launches made.
         """

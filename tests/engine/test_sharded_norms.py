@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from cases import normal
 from checks import Snapshot
+from laid_out import lay_out
 from ranks import Ranks, of_ranks
 from torch import Tensor, nn
 from wrapped_models import local, whole
@@ -36,36 +37,6 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def _lay_out(values: list[Tensor], layout: str) -> list[Any]:
-    """Tensors of these values, sharded over all ranks."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    world = dist.get_world_size()
-    line = dist.init_device_mesh("cpu", (world,))
-    square = (
-        dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
-        if world == 4
-        else line
-    )
-    out = []
-    for i, value in enumerate(values):
-        is_matrix = value.dim() > 1
-        mesh, placements = {
-            "rows": (line, [Shard(0)]),
-            "columns": (line, [Shard(1 if is_matrix else 0)]),
-            "copies of rows": (square, [Replicate(), Shard(0)]),
-            "rows and columns": (square, [Shard(0), Shard(1) if is_matrix else Replicate()]),
-            "two meshes": (square, [Shard(0), Shard(1)])
-            if is_matrix
-            else (square["outer"] if world == 4 else line, [Shard(0)]),
-            "some not sharded": (line, [Shard(0)] if i % 2 else None),
-        }[layout]
-        out.append(
-            value.clone() if placements is None else distribute_tensor(value, mesh, placements)
-        )
-    return out
-
-
 def _values(shift: int, dtype: torch.dtype) -> list[Tensor]:
     # of all sizes, so that a sum with rounding would depend on its order
     return [
@@ -85,7 +56,7 @@ def _clipped(
     """Norms and factors of two steps, and the parameters after them; None: not sharded."""
 
     def laid_out(values: list[Tensor]) -> list[Any]:
-        return values if layout is None else _lay_out(values, layout)
+        return values if layout is None else lay_out(values, layout)
 
     params = [nn.Parameter(p) for p in laid_out(_values(0, dtype))]
     optimizer = sf.StackelbergAdamW(
@@ -120,8 +91,8 @@ def test_norms_have_the_bits_of_the_unsharded_ones(
 
 
 def _is_as_torchs(layout: str) -> None:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), layout)]
-    grads = _lay_out(_values(20, torch.float32), layout)
+    params = [nn.Parameter(p) for p in lay_out(_values(0, torch.float32), layout)]
+    grads = lay_out(_values(20, torch.float32), layout)
     for p, grad in zip(params, grads, strict=True):
         p.grad = grad
     optimizer = sf.StackelbergSGD(params, lr=0.0, max_grad_norm=0.5)
@@ -136,9 +107,9 @@ def test_the_norm_is_torchs(ranks: Ranks, layout: str, world: int) -> None:
 
 
 def _all_see(value: float, backend: str) -> tuple[float, ...]:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    params = [nn.Parameter(p) for p in lay_out(_values(0, torch.float32), "rows")]
     optimizer = sf.StackelbergAdamW(params, lr=0.01, backend=backend, max_grad_norm=1.0)
-    grads = _lay_out(_values(20, torch.float32), "rows")
+    grads = lay_out(_values(20, torch.float32), "rows")
     if dist.get_rank() == 1:
         local(grads[1])[0, 0] = value
     for p, grad in zip(params, grads, strict=True):
@@ -158,14 +129,14 @@ def test_every_rank_sees_what_is_not_finite_on_one(ranks: Ranks, backend: str) -
 
 def _some_have_no_gradient(backend: str) -> list[float]:
     """One player's parameters are all on the first rank, and no rank has a gradient of the other player's."""
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    params = [nn.Parameter(p) for p in lay_out(_values(0, torch.float32), "rows")]
     optimizer = sf.StackelbergAdamW(_groups(params), lr=0.01, backend=backend, max_grad_norm=1.0)
     only = params[2]  # of one row
-    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    only.grad = lay_out(_values(20, torch.float32), "rows")[2]
     optimizer.step()
     optimizer.zero_grad()
     optimizer.step(role="head")  # without any gradient
-    only.grad = _lay_out(_values(20, torch.float32), "rows")[2]
+    only.grad = lay_out(_values(20, torch.float32), "rows")[2]
     optimizer.step(role="body")
     return [float(norm) for norm in optimizer.last_step.grad_norm.values()]
 
@@ -179,10 +150,10 @@ def test_ranks_without_gradients_take_part(ranks: Ranks, backend: str) -> None:
 
 
 def _different_limits() -> str:
-    params = [nn.Parameter(p) for p in _lay_out(_values(0, torch.float32), "rows")]
+    params = [nn.Parameter(p) for p in lay_out(_values(0, torch.float32), "rows")]
     limit = 1.0 + dist.get_rank()
     optimizer = sf.StackelbergAdamW(params, lr=0.01, max_grad_norm=limit)
-    for p, grad in zip(params, _lay_out(_values(20, torch.float32), "rows"), strict=True):
+    for p, grad in zip(params, lay_out(_values(20, torch.float32), "rows"), strict=True):
         p.grad = grad
     before = Snapshot(optimizer)
     with pytest.raises(ValueError, match="max_grad_norm") as error:
