@@ -123,7 +123,9 @@ def _report(launch: Launch) -> None:
     assert moves is not None
     for index, members in _members_of_sets(launch).items():
         moved = [bool(moves[i]) and slots[i].local.numel() > 0 for i in members]
-        joint_sets.moved[members] = torch.tensor(moved, dtype=torch.int32, device=joint_sets.moved.device)
+        joint_sets.moved[members] = torch.tensor(
+            moved, dtype=torch.int32, device=joint_sets.moved.device
+        )
         ball = joint_set(launch.table.groups[slots[members[0]].group])
         if isinstance(ball, L2Ball):
             squares = torch.stack([sum_of_squares(slots[i].local) for i in members]).sum(0)
@@ -157,9 +159,7 @@ def _update(
         for name, t in state.items()
         if name in STATE_FIELD and not _is_scale(name)
     }
-    stored |= {
-        name: local_tensor(t).reshape(-1) for name, t in state.items() if _is_scale(name)
-    }
+    stored |= {name: local_tensor(t).reshape(-1) for name, t in state.items() if _is_scale(name)}
     moments = [name for name in state_names(group) if name in MOMENTS]
     row = slot.block_row
     wide = {**stored, **{name: read_moment(scheme, name, stored, row) for name in moments}}

@@ -248,7 +248,7 @@ class Engine:
         if changed:
             self._accept(changed)
         if self.balls is not None:
-            scaling = self.balls.prepare(limits, scaling, role)
+            self.balls.prepare(limits, scaling, role)
         staged = self._stage(pending, is_measured, scaling, zero_grad)
         if not any(staged):
             self._replaced.refuse_orphans()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,27 +31,49 @@ class _OfUnit:
         index: of the unit.
         joint: the joint sets of its table.
         balls: some of `joint.sharded`.
-        rows: where the unit's balls begin among those of all units.
         sets: int64 [n]: the sets of these balls.
         row_of_set: int64 [n]: which ball each of them is of, among those of all units.
-        members, row_of_member: likewise of slots.
+        members: int64 [m]: the slots of these balls.
+        ball_of_member: int64 [m]: which of `balls` each of them is of.
     """
 
-    def __init__(self, index: int, joint: JointSets, balls: list[ShardedBall], rows: int) -> None:
-        self.index, self.joint, self.balls, self.rows = index, joint, balls, rows
-        device = joint.digits.device
-        numbered = [*enumerate(balls, rows)]
-        self.sets = torch.tensor([s for ball in balls for s in ball.sets], device=device)
-        of_sets = [row for row, ball in numbered for _ in ball.sets]
-        self.row_of_set = torch.tensor(of_sets, device=device)
-        self.members = torch.from_numpy(np.concatenate([ball.members for ball in balls])).to(device)
-        of_members = [row for row, ball in numbered for _ in ball.members]
-        self.row_of_member = torch.tensor(of_members, device=device)
+    def __init__(self, index: int, joint: JointSets, balls: list[ShardedBall], first: int) -> None:
+        self.index, self.joint, self.balls = index, joint, balls
+        self._device = joint.digits.device
+        self.sets = self.indices(s for ball in balls for s in ball.sets)
+        self.row_of_set = self.indices(first + i for i, ball in enumerate(balls) for _ in ball.sets)
+        self.members = self.indices(m for ball in balls for m in ball.members.tolist())
+        self.ball_of_member = self.indices(i for i, ball in enumerate(balls) for _ in ball.members)
 
-    def counted(self, mesh: Any) -> list[int]:
-        """Which of `sets` are laid out over a mesh and count on this rank."""
-        places = [place for ball in self.balls for place in zip(ball.meshes, ball.counts, strict=True)]
-        return [i for i, place in enumerate(places) if place == (mesh, True)]
+    def counted(self, mesh: Any) -> Tensor:
+        """int64: which of `sets` are laid out over a mesh and count on this rank."""
+        places = [p for ball in self.balls for p in zip(ball.meshes, ball.counts, strict=True)]
+        return self.indices(i for i, place in enumerate(places) if place == (mesh, True))
+
+    def indices(self, found: Iterable[int]) -> Tensor:
+        """int64, where the unit's tensors are."""
+        return torch.tensor([*found], dtype=torch.int64, device=self._device)
+
+
+class _OfMesh:
+    """How the sums over the ranks of one mesh begin on this one.
+
+    Attributes:
+        mesh: None for plain tensors, which have no other ranks.
+        parts: for each unit, int64: which of its sets count here, and the rows of their balls in the sum.
+        has_shards: int64 [balls]: whether a ball has parameters that are laid out over the mesh.
+    """
+
+    def __init__(self, mesh: Any, units: Sequence[_OfUnit]) -> None:
+        self.mesh = mesh
+        first = units[0]
+        which = [of.counted(mesh) for of in units]
+        rows = [of.row_of_set[found] for of, found in zip(units, which, strict=True)]
+        self.parts = [
+            (found, r.to(first.sets.device)) for found, r in zip(which, rows, strict=True)
+        ]
+        balls = [ball for of in units for ball in of.balls]
+        self.has_shards = first.indices(mesh in ball.meshes for ball in balls)
 
 
 class _OfRole:
@@ -60,9 +81,8 @@ class _OfRole:
 
     Attributes:
         units: those that have such balls.
-        meshes: over which sums go, in the order in which all ranks go through them; None at the end: plain tensors.
-        counted: of each mesh and unit, int64: which of the unit's sets count.
-        over: bool [meshes, balls]: whether a ball has parameters that are laid out over a mesh.
+        num_balls: theirs together.
+        meshes: in the order in which all ranks go through them.
     """
 
     def __init__(self, units: Sequence[LaunchUnit], role: str | None) -> None:
@@ -75,15 +95,10 @@ class _OfRole:
             if joint is not None and balls:
                 self.units.append(_OfUnit(index, joint, balls, self.num_balls))
                 self.num_balls += len(balls)
-        balls = [ball for unit in self.units for ball in unit.balls]
-        found = dict.fromkeys(mesh for ball in balls for mesh in ball.meshes if mesh is not None)
+        found = dict.fromkeys(m for of in self.units for ball in of.balls for m in ball.meshes)
         # a rank that is not in a mesh has no part of what is laid out over it
-        self.meshes = [*(mesh for mesh in found if mesh.get_coordinate() is not None), None]
-        self.counted = [
-            [torch.tensor(of.counted(mesh), dtype=torch.int64) for of in self.units]
-            for mesh in self.meshes
-        ]
-        self.over = torch.tensor([[mesh in ball.meshes for ball in balls] for mesh in self.meshes])
+        here = [mesh for mesh in found if mesh is None or mesh.get_coordinate() is not None]
+        self.meshes = [_OfMesh(mesh, self.units) for mesh in here]
 
 
 class ShardedBalls:
@@ -125,25 +140,24 @@ class ShardedBalls:
             return before
         return cls(units, groups, across_rebuilds)
 
-    def prepare(
-        self, limits: ClipLimits | None, scaling: Scaling | None, role: str | None
-    ) -> Scaling | None:
+    def prepare(self, limits: ClipLimits | None, scaling: Scaling | None, role: str | None) -> None:
         """Have ranks agree on what has to be the same on all, before anything is modified.
 
-        Returns:
-            `scaling`, of which `found_inf` is that of all ranks: a step is skipped by all or by none.
+        Args:
+            scaling: `found_inf` becomes that of all ranks: a step is skipped by all or by none.
 
         Raises:
             ValueError, RuntimeError: see `refuse_different_ranks`.
         """
         refuse_different_ranks_once(self._groups, {"max_grad_norm": limits}, self._across_rebuilds)
-        if scaling is None or scaling.found_inf is None:
-            return scaling
-        total = scaling.found_inf.view(()).ne(0).float()
-        for mesh in self._balls_of(role).meshes[:-1]:
+        if scaling is None or scaling.search is not None:
+            return
+        found = scaling.found_inf  # None on a rank without gradients
+        total = torch.zeros(()) if found is None else found.view(()).ne(0).float()
+        for mesh in (of.mesh for of in self._balls_of(role).meshes if of.mesh is not None):
             total = move(total, torch.device(mesh.device_type))
             sum_over_ranks(mesh, total)
-        return replace(scaling, found_inf=move(total, scaling.found_inf.device))
+        scaling.found_inf = total if found is None else move(total, found.device)
 
     def _balls_of(self, role: str | None) -> _OfRole:
         if role not in self._of_role:
@@ -177,24 +191,24 @@ class ShardedBalls:
 
     def _conclude(self, of_role: _OfRole, staged: dict[int, Staged | None]) -> None:
         """Add up the sums of all ranks, and write the factors that follow from them."""
-        parts = [_found_here(self._units[of.index], of, staged[of.index]) for of in of_role.units]
-        device = parts[0][0].device
-        moved = torch.cat([move(moves, device) for _, moves in parts])
+        found = [_found_here(self._units[of.index], of, staged[of.index]) for of in of_role.units]
+        device = found[0][0].device
+        moved = torch.cat([move(moves, device) for _, moves in found])
         total = torch.zeros((of_role.num_balls, WORDS + 1), dtype=torch.int64, device=device)
-        for mesh, counted, over in zip(of_role.meshes, of_role.counted, of_role.over, strict=True):
+        for of_mesh in of_role.meshes:
             here = torch.zeros_like(total)
-            for of, which, (digits, _) in zip(of_role.units, counted, parts, strict=True):
-                which = which.to(digits.device)
-                here[:, :WORDS].index_add_(0, of.row_of_set[which].to(device), move(digits[which], device))
-            here[:, WORDS] = moved * over.to(device)
-            if mesh is not None:
-                reduced = move(here, torch.device(mesh.device_type))
-                sum_over_ranks(mesh, reduced)
+            for (which, rows), (digits, _) in zip(of_mesh.parts, found, strict=True):
+                here[:, :WORDS].index_add_(0, rows, move(digits[which], device))
+            here[:, WORDS] = moved * of_mesh.has_shards
+            if of_mesh.mesh is not None:
+                # parameters that are offloaded to the host may have ranks that reduce on the GPU alone
+                reduced = move(here, torch.device(of_mesh.mesh.device_type))
+                sum_over_ranks(of_mesh.mesh, reduced)
                 here = move(reduced, device)
             total += here
         for of in of_role.units:
-            found = move(total, of.sets.device)[of.row_of_set]
-            of.joint.conclude_sharded(of.sets, found[:, :WORDS], found[:, WORDS] > 0)
+            of_sets = move(total, of.sets.device)[of.row_of_set]
+            of.joint.conclude_sharded(of.sets, of_sets[:, :WORDS], of_sets[:, WORDS] > 0)
 
 
 def _found_here(unit: LaunchUnit, of: _OfUnit, ready: Staged | None) -> tuple[Tensor, Tensor]:
@@ -208,7 +222,7 @@ def _found_here(unit: LaunchUnit, of: _OfUnit, ready: Staged | None) -> tuple[Te
     moved = torch.zeros(len(of.balls), dtype=torch.int64, device=of.sets.device)
     if ready is None:
         return _sums(unit, of), moved
-    moved.index_add_(0, of.row_of_member - of.rows, joint.moved[of.members].long())
+    moved.index_add_(0, of.ball_of_member, joint.moved[of.members].long())
     found_inf = ready.found_inf
     if found_inf is not None:  # where it is not 0 the kernel has left what was there before
         moved *= found_inf.view(()) == 0

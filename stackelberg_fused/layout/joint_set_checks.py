@@ -63,18 +63,25 @@ def _refuse_pieces(slot: Slot, constraint: JointSet) -> None:
         )
     if isinstance(constraint, L2Ball):
         return
-    last = max(param.dim() - 1, 0)
-    for dimension, placement in enumerate(param.placements):
-        if not placement.is_replicate() and placement.dim % max(param.dim(), 1) == last:
-            if param.device_mesh.size(dimension) > 1:
-                raise ValueError(
-                    f"{slot.name}: {constraint} is for each row along the last dimension, and {param.placements} "
-                    "cuts the rows: shard another dimension"
-                )
+    if _cuts_rows(param):
+        raise ValueError(
+            f"{slot.name}: {constraint} is for each row along the last dimension, and {param.placements} cuts "
+            "the rows: shard another dimension"
+        )
+
+
+def _cuts_rows(param: Any) -> bool:
+    """Tell whether several ranks hold parts of one row of a DTensor."""
+    return any(
+        not placement.is_replicate()
+        and placement.dim % param.dim() == param.dim() - 1
+        and param.device_mesh.size(dimension) > 1
+        for dimension, placement in enumerate(param.placements)
+    )
 
 
 def _refuse_meshes(slots: list[Slot], groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError for a ball over several meshes, none of which has the ranks of all: not all would learn of a move."""
+    """Raise ValueError for a ball over several meshes, none of which has all ranks: not all would learn of a move."""
     meshes: dict[int, list[Any]] = {}
     for slot in slots:
         mesh, _ = place_in_mesh(slot.param)

@@ -144,7 +144,9 @@ class JointSets:
         every = torch.arange(len(digits), device=self.digits.device)
         self.factors.copy_(self._factors(self.digits, every))
 
-    def conclude_sharded(self, sets: torch.Tensor, digits: torch.Tensor, moved: torch.Tensor) -> None:
+    def conclude_sharded(
+        self, sets: torch.Tensor, digits: torch.Tensor, moved: torch.Tensor
+    ) -> None:
         """Write the factors of balls that ranks share.
 
         Args:
@@ -169,7 +171,11 @@ class JointSets:
         return bool(self._may_change(moves, here).any())
 
     def written(self, moves: np.ndarray, here: slice | np.ndarray) -> np.ndarray:
-        """Slots that a step of some slots may change which moves these (bool [slots]): a ball scales all of its group."""
+        """Slots that a step may change which moves these (bool [slots]): a ball scales all of its group.
+
+        Args:
+            here: the slots of the step.
+        """
         written, touched = moves.copy(), self._may_change(moves, here)
         for members in self._balls:
             written[members] |= self._touching[members] & touched[members].any()

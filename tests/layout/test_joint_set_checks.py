@@ -100,7 +100,7 @@ def _partial() -> None:
 
     mesh = dist.init_device_mesh("cpu", (2,))
     param = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
-    with pytest.raises(ValueError, match="parameter 0 of param group 0.*summed over ranks"):
+    with pytest.raises(ValueError, match=r"parameter 0 of param group 0.*summed over ranks"):
         _sgd([param], sf.L2Ball(1.0))
 
 
