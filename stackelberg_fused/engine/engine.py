@@ -42,7 +42,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
-from .sharded_balls import ShardedBalls
+from .sharded_balls import ShardedBalls, has_sharded_ball
 from .state_requests import StateRequests
 
 
@@ -239,7 +239,7 @@ class Engine:
         if is_measured:
             self._norms.prepare(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
-        if may_be_request and self.requests.is_one(role):
+        if may_be_request and self._is_request(role, is_measured):
             for unit, read in zip(self.units, pending, strict=True):
                 unit.make_state(read)
             self._edits.note_state()
@@ -265,6 +265,12 @@ class Engine:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
         return launches, statistics if limits is not None else None
+
+    def _is_request(self, role: str | None, is_measured: bool) -> bool:
+        """Tell whether a step only asks for state, see `StateRequests`."""
+        if is_measured or has_sharded_ball(self.groups):
+            return self.requests.is_one_on_all(role)
+        return self.requests.is_one(role)
 
     def begin(self) -> None:
         """Accept edited hyperparameters and bring tables to the coming step, which is then taken in parts (`parts.py`).

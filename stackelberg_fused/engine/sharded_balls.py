@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..backends.interrupts import HeldSignals
+from ..groups.constraints import L2Ball, joint_set
 from ..layout.joint_sets import JointSets, ShardedBall
 from ..layout.scaling import Scaling, move
 from ..layout.statistics import ClipLimits
-from ..memory.sharding import sum_over_ranks
+from ..memory.sharding import is_sharded, sum_over_ranks
 from ..native.tensor_abi import increment_versions
 from ..numerics.exact_sum import WORDS, carried, sum_of_squares
 from ..numerics.projection import toward_zero
@@ -209,6 +210,14 @@ class ShardedBalls:
         for of in of_role.units:
             of_sets = move(total, of.sets.device)[of.row_of_set]
             of.joint.conclude_sharded(of.sets, of_sets[:, :WORDS], of_sets[:, WORDS] > 0)
+
+
+def has_sharded_ball(groups: Iterable[dict[str, Any]]) -> bool:
+    """Tell whether ranks share a ball of these param groups."""
+    return any(
+        isinstance(joint_set(group), L2Ball) and any(map(is_sharded, group["params"]))
+        for group in groups
+    )
 
 
 def _found_here(unit: LaunchUnit, of: _OfUnit, ready: Staged | None) -> tuple[Tensor, Tensor]:
