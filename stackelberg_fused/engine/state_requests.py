@@ -57,7 +57,7 @@ class StateRequests:
         return _have_zero_gradients([p for group in self._of(role) for p in group["params"]])
 
     def may_be_one(self, role: str | None) -> bool:
-        """As `is_one`, before gradients are looked at: ranks say the same of the first step that they have in common."""
+        """As `is_one`, before gradients are looked at: of their first step together ranks say the same."""
         if not self.without_state:
             return False
         params = [param for group in self._groups for param in group["params"]]
