@@ -131,7 +131,6 @@ class Backend(ABC):
         conclude_with_torch(launch, limits)
         return 0
 
-    @abstractmethod
     def step(self, launch: Launch) -> int:
         """Update in place, then project what moved onto `launch.joint_sets` and average it.
 
@@ -139,6 +138,26 @@ class Backend(ABC):
 
         Returns:
             The number of kernel launches made: one, and one more where there are joint sets.
+        """
+        launches = self.update(launch)
+        return launches if launch.joint_sets is None else launches + self.project(launch)
+
+    @abstractmethod
+    def update(self, launch: Launch) -> int:
+        """The first half of a step: the update alone, which leaves the sums of `launch.joint_sets` for `project`.
+
+        The step is not concluded.
+
+        Returns:
+            The number of kernel launches made.
+        """
+
+    @abstractmethod
+    def project(self, launch: Launch) -> int:
+        """The second half, by the factors that `launch.joint_sets` has then.
+
+        Returns:
+            The number of kernel launches made.
         """
 
 

@@ -71,6 +71,15 @@ class CpuBackend(Backend):
         launch.make(update, partial(_cpu.project, project_args(launch, tables), threads))
         return 2
 
+    def update(self, launch: Launch) -> int:
+        _cpu.step(step_args(launch, _tables(launch)), torch.get_num_threads(), self._isa)
+        return 1
+
+    def project(self, launch: Launch) -> int:
+        args = project_args(launch, _tables(launch))
+        launch.make(partial(_cpu.project, args, torch.get_num_threads()))
+        return 1
+
 
 def updated_elements() -> dict[str, int]:
     """Count the elements that this backend has updated in this process, by path; all paths give the same bits.

@@ -90,6 +90,22 @@ class CudaBackend(Backend):
             launch.make(update, project)
         return 2
 
+    def update(self, launch: Launch) -> int:
+        index = launch.table.device.index
+        with torch.cuda.device(index):
+            tables = addresses(tables_on_device(launch.table, launch.span))
+            stream = torch.cuda.current_stream(index).cuda_stream
+            _cuda.step(step_args(launch, tables), index, stream)
+        return 1
+
+    def project(self, launch: Launch) -> int:
+        index = launch.table.device.index
+        with torch.cuda.device(index):
+            tables = addresses(tables_on_device(launch.table, launch.span))
+            stream = torch.cuda.current_stream(index).cuda_stream
+            launch.make(partial(_cuda.project, project_args(launch, tables), index, stream))
+        return 1
+
 
 def _version(encoded: int) -> str:
     return f"{encoded // 1000}.{encoded % 1000 // 10}"

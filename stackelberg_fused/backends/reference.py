@@ -61,7 +61,7 @@ class ReferenceBackend(Backend):
                 of_player[NANS] += _waiting_nans(launch, i)
         return self.conclude(launch, limits)
 
-    def step(self, launch: Launch) -> int:
+    def update(self, launch: Launch) -> int:
         table = launch.table
         for i in launch.span.indices:
             slot, grad = table.slots[i], _moving_gradient(launch, i)
@@ -78,45 +78,61 @@ class ReferenceBackend(Backend):
                 if launch.zero_grads and slot.param.grad is not None:
                     slot.param.grad.zero_()
         if launch.joint_sets is not None:
-            self._project(launch)
+            _report(launch)
         return 0
 
     @torch.no_grad()
-    def _project(self, launch: Launch) -> None:
-        table, span, moves = launch.table, launch.span, launch.moves
-        assert moves is not None
-        joint_sets = launch.needed_joint_sets
-        members: dict[int, list[int]] = defaultdict(list)
-        for i in range(span.first_slot, span.last_slot):
-            if joint_sets.slots[i]:
-                members[table.slots[i].group].append(i)
-        for index, indices in members.items():
-            group = table.groups[index]
-            moving = [i for i in indices if moves[i] and table.slots[i].local.numel()]
+    def project(self, launch: Launch) -> int:
+        table, joint_sets = launch.table, launch.needed_joint_sets
+        for members in _members_of_sets(launch).values():
+            group = table.groups[table.slots[members[0]].group]
             constraint = joint_set(group)
-            if isinstance(constraint, L2Ball) and moving:
-                _project_onto_ball(launch, indices, constraint)
-            for i in moving:
+            if isinstance(constraint, L2Ball):
+                factor = float(joint_sets.factors[table.records["set"][members[0]] - 1])
+                if factor != 1.0:
+                    for i in members:
+                        local = table.slots[i].local
+                        local.copy_(toward_zero(local.double() * factor, local.dtype))
+            for i in members:
                 local = table.slots[i].local
+                if not joint_sets.moved[i]:
+                    continue
                 if isinstance(constraint, Simplex):
                     sums = constraint.smallest(local.dtype), constraint.largest
                     local.copy_(project_simplex(local, constraint.total, *sums))
                 if group["ema_decay"] is not None:
                     ema = local_tensor(launch.state[table.slots[i].param]["ema"])
                     update_rule.ema_update(local.to(ema.dtype), ema, group)
+        return 0
 
 
-def _project_onto_ball(launch: Launch, members: list[int], ball: L2Ball) -> None:
-    """Scale the parameters of a group into its ball."""
-    slots = [launch.table.slots[i] for i in members]
-    digits = launch.needed_joint_sets.digits[launch.table.records["set"][members[0]] - 1]
-    digits.copy_(carried(torch.stack([sum_of_squares(slot.local) for slot in slots]).sum(0)))
-    dtype = slots[0].local.dtype
-    factor = ball_factor(rounded(digits), ball.radius, ball.largest, dtype)
-    if factor == 1.0:
-        return
-    for slot in slots:
-        slot.local.copy_(toward_zero(slot.local.double() * factor, dtype))
+def _members_of_sets(launch: Launch) -> dict[int, list[int]]:
+    """The slots of each joint set that a launch may move, by the index of the set."""
+    span, sets = launch.span, launch.table.records["set"]
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in span.indices:
+        if sets[i]:
+            members[int(sets[i]) - 1].append(i)
+    return members
+
+
+@torch.no_grad()
+def _report(launch: Launch) -> None:
+    """Write what projecting needs to know: which slots moved, and of balls the sums and factors."""
+    joint_sets, moves, slots = launch.needed_joint_sets, launch.moves, launch.table.slots
+    assert moves is not None
+    for index, members in _members_of_sets(launch).items():
+        moved = [bool(moves[i]) and slots[i].local.numel() > 0 for i in members]
+        joint_sets.moved[members] = torch.tensor(
+            moved, dtype=torch.int32, device=joint_sets.moved.device
+        )
+        ball = joint_set(launch.table.groups[slots[members[0]].group])
+        if isinstance(ball, L2Ball):
+            squares = torch.stack([sum_of_squares(slots[i].local) for i in members]).sum(0)
+            digits = joint_sets.digits[index].copy_(carried(squares))
+            dtype = slots[members[0]].local.dtype
+            factor = ball_factor(rounded(digits), ball.radius, ball.largest, dtype)
+            joint_sets.factors[index] = factor if any(moved) else 1.0
 
 
 def _update(

@@ -84,7 +84,7 @@ class TritonBackend(Backend):
             )
         return 1
 
-    def step(self, launch: Launch) -> int:
+    def update(self, launch: Launch) -> int:
         table, span = launch.table, launch.span
         with self._on_device(table):
             tables = tables_on_device(table, span)
@@ -98,19 +98,23 @@ class TritonBackend(Backend):
                 launch.rule,
                 _options(launch, tables),
             )
-            if launch.joint_sets is None:
-                return 1
+        return 1
+
+    def project(self, launch: Launch) -> int:
+        table, span, joint_sets = launch.table, launch.span, launch.needed_joint_sets
+        with self._on_device(table):
+            tables = tables_on_device(table, span)
             launch_project(
                 tables["records"].view(torch.int64),
                 tables["rows"].view(torch.float32),
                 tables["sets"].view(torch.int64),
                 tables["pieces"].view(torch.int64),
-                *launch.joint_sets.piece_range(span.first_slot, span.last_slot),
-                launch.joint_sets.factors,
-                launch.joint_sets.moved,
+                *joint_sets.piece_range(span.first_slot, span.last_slot),
+                joint_sets.factors,
+                joint_sets.moved,
                 launch.scaling and launch.scaling.found_inf,
             )
-        return 2
+        return 1
 
 
 def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:

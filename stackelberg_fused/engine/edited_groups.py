@@ -11,7 +11,7 @@ from ..backends import Backend
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import param_label
-from ..layout.joint_sets import check_joint_sets
+from ..layout.joint_set_checks import check_joint_sets
 from ..layout.slot import Kind, Slot
 from ..layout.table import RebuildNeeded
 from .launch_unit import LaunchUnit

@@ -18,7 +18,7 @@ from ..backends import Backend, resolve_backend
 from ..backends.interrupts import HeldSignals, make_calls
 from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
-from ..layout.joint_sets import check_joint_sets
+from ..layout.joint_set_checks import check_joint_sets
 from ..layout.scaling import Scaling
 from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics
@@ -42,6 +42,7 @@ from .placement import (
     report_long_vectors,
 )
 from .replaced_params import ReplacedParameters
+from .sharded_balls import ShardedBalls, has_sharded_ball
 from .state_requests import StateRequests
 
 
@@ -105,6 +106,7 @@ class Engine:
         self._watch = across_rebuilds.watch
         self._replaced = ReplacedParameters(groups)
         self._infinities = Infinities(self.units)
+        self.balls: ShardedBalls | None = None  # until hyperparameters are accepted
         # warnings may be errors: before anything is modified
         self._look_at_rates(list(range(len(groups))))
 
@@ -237,7 +239,7 @@ class Engine:
         if is_measured:
             self._norms.prepare(limits)
         may_be_request = self.requests.without_state and scaling is None and not zero_grad
-        if may_be_request and self.requests.is_one(role):
+        if may_be_request and self._is_request(role, is_measured):
             for unit, read in zip(self.units, pending, strict=True):
                 unit.make_state(read)
             self._edits.note_state()
@@ -245,6 +247,8 @@ class Engine:
         self._look_at_rates(changed)  # a warning may be an error
         if changed:
             self._accept(changed)
+        if self.balls is not None:
+            self.balls.prepare(limits, scaling, role)
         staged = self._stage(pending, is_measured, scaling, zero_grad)
         if not any(staged):
             self._replaced.refuse_orphans()
@@ -253,7 +257,7 @@ class Engine:
             launches, statistics = self._norms.measure(staged, limits or ClipLimits.none(), role)
         if search is not None:
             staged = self._infinities.agree(staged, search, statistics)
-        launches += self.launch(staged)
+        launches += self.launch(staged) if self.balls is None else self.balls.launch(staged, role)
         for unit in self.units:
             if unit.has_new_state:
                 self._edits.note_state()  # and all units have none
@@ -261,6 +265,12 @@ class Engine:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
         return launches, statistics if limits is not None else None
+
+    def _is_request(self, role: str | None, is_measured: bool) -> bool:
+        """Tell whether a step only asks for state, see `StateRequests`."""
+        if is_measured or has_sharded_ball(self.groups):
+            return self.requests.is_one_on_all(role)
+        return self.requests.is_one(role)
 
     def begin(self) -> None:
         """Accept edited hyperparameters and bring tables to the coming step, which is then taken in parts (`parts.py`).
@@ -321,6 +331,9 @@ class Engine:
         for unit in self.units:
             unit.follow(accepted)
         self._frozen.note_turns()
+        self.balls = ShardedBalls.of(
+            self.units, self.groups, self._across_rebuilds, before=self.balls
+        )
         self.is_broken = False
 
     def _stage(

@@ -15,7 +15,7 @@ from ..layout.slot import Slot, Span
 from ..layout.table import Table
 from ..memory.arena import one_buffer, view_of
 from ..memory.presence import is_abstract
-from ..memory.sharding import is_sharded
+from ..memory.sharding import is_sharded, local_gradient, local_tensor, shard_like
 from ..native.tensor_abi import increment_versions
 
 _requires_grad = attrgetter("requires_grad")
@@ -23,18 +23,23 @@ _requires_grad = attrgetter("requires_grad")
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of one gradient: at an offset of a buffer, in elements; `like`, which has no memory, has its layout."""
+    """The place of one gradient: at an offset of a buffer, in elements; `like`, which has no memory, has its layout.
+
+    Of a DTensor it is the place of the local shard.
+    """
 
     buffer: Tensor
     offset: int
     like: Tensor
+    param: Tensor
 
     def address(self) -> int:
         inside = self.offset * self.buffer.element_size()
         return self.buffer.data_ptr() + inside if self.like.numel() else 0
 
+    @torch.no_grad()
     def view(self) -> Tensor:
-        return view_of(self.buffer, self.offset, self.like)
+        return shard_like(view_of(self.buffer, self.offset, self.like), self.param)
 
 
 class FlatGradients:
@@ -66,7 +71,7 @@ class FlatGradients:
             buffer, offsets = one_buffer(likes, table.device)
             self.buffers[role, dtype] = buffer
             for i, offset, like in zip(slots, offsets, likes, strict=True):
-                self._places[i] = _Place(buffer, offset, like)
+                self._places[i] = _Place(buffer, offset, like, table.slots[i].param)
             self._has_place[slots] = True
         self._views = {i: place.view() for i, place in self._places.items()}
         self._views_in: dict[Span, list[Tensor]] = {}
@@ -117,15 +122,16 @@ class FlatGradients:
             grad = param.grad
             if view is None:
                 continue
-            if view.data_ptr() != self._addresses[i]:  # as after `grad.data = ...`
+            if local_tensor(view).data_ptr() != self._addresses[i]:  # as after `grad.data = ...`
                 view = self._views[i] = self._places[i].view()
                 self._views_in.clear()
             if grad is view:
                 continue
             if keep and grad is not None:
-                view.copy_(grad if grad.layout is torch.strided else grad.to_dense())
+                grad = local_gradient(grad, param, table.slots[i].name)
+                local_tensor(view).copy_(grad if grad.layout is torch.strided else grad.to_dense())
             else:
-                view.zero_()
+                local_tensor(view).zero_()
             param.grad = view
 
     @torch.no_grad()
@@ -141,11 +147,13 @@ class FlatGradients:
         self.drop_others(table, span)
 
     def views_in(self, span: Span) -> list[Tensor]:
-        """The views of a span's parameters: their gradients, where none is misplaced."""
+        """The views of a span's parameters: their gradients, where none is misplaced, and the shards of those."""
         found = self._views_in.get(span)
         if found is None:
             inside = range(span.first_slot, span.last_slot)
-            found = self._views_in[span] = [v for i, v in self._views.items() if i in inside]
+            found = [v for i, v in self._views.items() if i in inside]
+            found += [local_tensor(v) for v in found if is_sharded(v)]
+            self._views_in[span] = found
         return found
 
     def is_outdated(self) -> bool:
@@ -185,7 +193,7 @@ class FlatGradients:
             view = self._views.get(i)
             grad = table.slots[i].param.grad
             wrong[i] = view is not None and not (
-                grad is view and view.data_ptr() == self._addresses[i]
+                grad is view and local_tensor(view).data_ptr() == self._addresses[i]
             )
         found = np.flatnonzero(wrong[span.first_slot : span.last_slot])
         return table.slots[span.first_slot + int(found[0])].name if len(found) else None
@@ -203,11 +211,16 @@ def _like(slot: Slot, dtype: torch.dtype) -> torch.Tensor:
 
 
 def refuse_unflattened(slots: Iterable[Slot]) -> None:
-    """Raise ValueError for a parameter that would get a place and is a DTensor, or a wrapper around other tensors."""
+    """Raise for a parameter that would get a place and has no memory of its own, or a gradient that is no such shard.
+
+    Raises:
+        ValueError, TypeError: names the parameter.
+    """
     for slot in slots:
-        if slot.param.requires_grad and is_sharded(slot.param):
-            raise ValueError(f"{slot.name}: grads='flat' does not know DTensor shards")
-        if slot.param.requires_grad and is_abstract(slot.local):
+        param = slot.param
+        if param.requires_grad and is_abstract(slot.local):
             raise ValueError(
                 f"{slot.name}: grads='flat' does not know tensors without memory of their own"
             )
+        if param.requires_grad and is_sharded(param) and param.grad is not None:
+            local_gradient(param.grad, param, slot.name)

@@ -282,7 +282,7 @@ class LaunchUnit:
         statistics = table.statistics_of(span) if clipped else None
         clears = zero_grad and pending.clears
         joint = table.joint_sets
-        if joint is not None and not joint.are_touched(plan.moves):
+        if joint is not None and not joint.are_needed(plan.moves, span.here):
             joint = None
         launch = Launch(
             table,
@@ -333,6 +333,23 @@ class LaunchUnit:
         if launch.conclusion:  # the step was none of native calls
             launch.make()
         plan.ready = True
+        return launches
+
+    def update(self, staged: Staged) -> int:
+        """As `launch`, but without the projection and the conclusion, which `project` makes up for."""
+        launch = staged.launch
+        if self.backend.reads_memory:
+            increment_versions(staged.plan.params)
+        return self.backend.update(launch) if launch.span.last_tile > launch.span.first_tile else 0
+
+    def project(self, staged: Staged) -> int:
+        """Project what `update` moved, by the factors that are written now, and conclude the step."""
+        launch, launches = staged.launch, 0
+        if launch.joint_sets is not None and launch.span.last_tile > launch.span.first_tile:
+            launches = self.backend.project(launch)
+        if launch.conclusion:
+            launch.make()
+        staged.plan.ready = True
         return launches
 
     def _conclusion(

@@ -48,12 +48,15 @@ def finish(engine: Engine, parts: Mapping[int, Part], role: str | None) -> int:
     pending = {index: units[index].prepare_part(part) for index, part in parts.items()}
     whole = {i: unit.prepare(role) for i, unit in enumerate(units) if not unit.takes_parts}
     _refuse_overlap(engine)
+    if engine.balls is not None:
+        engine.balls.prepare(None, None, role)
     staged: list[Staged | None] = [None] * len(units)
     for index, read in pending.items():
         staged[index] = units[index].stage_part(read)
     for index, all_read in whole.items():
         staged[index] = units[index].stage(all_read, False, None, counted=True)
-    launches = engine.launch(staged)
+    balls = engine.balls
+    launches = engine.launch(staged) if balls is None else balls.launch(staged, role)
     for index, all_read in whole.items():
         clear_gradients(units[index], all_read, staged[index])
     engine.note_new_state()

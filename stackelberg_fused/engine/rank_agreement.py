@@ -14,6 +14,7 @@ from ..groups.rules import HYPERPARAMETERS
 from ..groups.schemes import scheme_of
 from ..memory.sharding import is_sharded
 from ..torch_compat import default_store
+from .across_rebuilds import AcrossRebuilds
 
 # settings that ranks may differ in: they decide about numbers, not about what is communicated
 _NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "float32_state")
@@ -39,6 +40,16 @@ def refuse_different_ranks(
     for ranks in _meshes(groups):
         if len(ranks) > 1:
             _compare(ranks, _facts(groups, options, ranks), timeout)
+
+
+def refuse_different_ranks_once(
+    groups: Sequence[dict[str, Any]], options: Mapping[str, Any], across_rebuilds: AcrossRebuilds
+) -> None:
+    """As `refuse_different_ranks`, before the first collective of an optimizer and after groups were added."""
+    # not whenever the engine was built again: an edit on one rank alone would have it wait for the others
+    if across_rebuilds.agreed_groups != len(groups):
+        refuse_different_ranks(groups, options)
+        across_rebuilds.agreed_groups = len(groups)
 
 
 def _ranks_of(param: Any) -> tuple[int, ...]:

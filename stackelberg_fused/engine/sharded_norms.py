@@ -19,7 +19,7 @@ from ..memory.sharding import place_in_mesh, sum_over_ranks
 from ..numerics.exact_sum import INFINITIES
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
-from .rank_agreement import refuse_different_ranks
+from .rank_agreement import refuse_different_ranks_once
 
 
 def refuse_flattened(slots: Iterable[Slot]) -> None:
@@ -105,10 +105,7 @@ class ShardedNorms:
         Raises:
             ValueError, RuntimeError: see `refuse_different_ranks`.
         """
-        # not whenever the engine was built again: an edit on one rank alone would have it wait for the others
-        if self._across_rebuilds.agreed_groups != len(self._groups):
-            refuse_different_ranks(self._groups, {"max_grad_norm": limits})
-            self._across_rebuilds.agreed_groups = len(self._groups)
+        refuse_different_ranks_once(self._groups, {"max_grad_norm": limits}, self._across_rebuilds)
 
     def measure(
         self, staged: Sequence[Staged | None], limits: ClipLimits, role: str | None

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from ..groups.rules import as_number
-from ..memory.sharding import local_tensor
+from ..memory.sharding import local_tensor, ranks_of_shards
+from .infinities import found_by_any
+
+_CPU = torch.device("cpu")
 
 
 class StateRequests:
@@ -49,6 +52,12 @@ class StateRequests:
         gradient, all of zeros.
         A user who gave the rate 0 means the step: it projects onto constraints, for example.
         """
+        if not self.may_be_one(role):
+            return False
+        return _have_zero_gradients([p for group in self._of(role) for p in group["params"]])
+
+    def may_be_one(self, role: str | None) -> bool:
+        """As `is_one`, before gradients are looked at: of their first step together ranks say the same."""
         if not self.without_state:
             return False
         params = [param for group in self._groups for param in group["params"]]
@@ -58,11 +67,23 @@ class StateRequests:
             return False
         if any(not isinstance(entry, (dict, NoneType)) for entry in entries):
             return False  # to be refused by name
-        groups = [group for group in self._groups if role in (None, group["role"])]
-        if not all(self._was_set_to_zero(group) for group in groups):
-            return False
-        params = [param for group in groups for param in group["params"]]
-        return _have_zero_gradients(params)
+        return all(self._was_set_to_zero(group) for group in self._of(role))
+
+    def is_one_on_all(self, role: str | None) -> bool:
+        """As `is_one`, for ranks that wait for each other in a step: all of them call this, and come to one answer.
+
+        One of them may have zeros alone, or no elements, in a step of training. No later step is such a one.
+        """
+        answer = self.is_one(role)
+        ranks = ranks_of_shards(p for group in self._groups for p in group["params"])
+        if ranks and self.may_be_one(role):
+            answer = not bool(found_by_any([torch.tensor(float(not answer))], ranks, _CPU))
+        if ranks:
+            self.without_state = answer
+        return answer
+
+    def _of(self, role: str | None) -> list[dict[str, Any]]:
+        return [group for group in self._groups if role in (None, group["role"])]
 
     def _was_set_to_zero(self, group: dict[str, Any]) -> bool:
         return group["lr"] is not self._given.get(id(group)) and _is_zero(group["lr"])

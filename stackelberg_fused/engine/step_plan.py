@@ -29,7 +29,8 @@ class StepPlan:
         has_grad: bool [n]: slots that have a gradient.
         moves: bool [n]: slots that move; where counts live on the device, those that may.
         count: the call that adds one to the step counts of those that move.
-        written: bool [n]: slots that the step changes: those that move, and those that share a ball with them.
+        written: bool [n]: slots that the step changes: those that move, and those that share a ball with them; where
+            ranks share it, others may move it.
         params: the parameters of the slots that are written.
         lacks_state: slots whose state has to be allocated before the step.
         waits_on_host: the host counts how long groups wait.
@@ -169,7 +170,8 @@ class StepPlanner:
         if table.takes_turns:
             moves, needs_counts = self._turns(has_grad, here)
         lacks_state = np.flatnonzero((needs_counts | moves) & ~self._has_state).tolist()
-        written = moves if table.joint_sets is None else table.joint_sets.written(moves)
+        joint = table.joint_sets
+        written = moves if joint is None else joint.written(moves, here)
         params = [table.slots[i].param for i in np.flatnonzero(written).tolist()]
         on_host = table.takes_turns and table.counts is None
         counts = table.step_counts

@@ -79,8 +79,8 @@ class NonNegative(Box):
 class JointSet(Constraint):
     """A set that many elements share: projected by one launch more, after that of the update.
 
-    A group's parameters need one device and one dtype, and none may be a DTensor shard. An element that is not finite
-    leaves all that share the set with them as they are.
+    A group's parameters need one device and one dtype. Of DTensors a ball is around the whole, and no row of a simplex
+    may be cut. An element that is not finite leaves all that share the set with them as they are.
     """
 
     @property

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..groups.constraints import JointSet, L2Ball, joint_set
-from ..groups.param_groups import group_label
-from ..memory.overlap import SHARED, overlaps_itself
-from ..memory.sharding import is_sharded
+from ..memory.sharding import place_in_mesh
 from ..native.tables import (
     BALL,
     JOINT_SET,
@@ -28,6 +27,27 @@ from ..numerics.exact_sum import (
     root,
     rounded,
 )
+from ..numerics.projection import SLACK
+
+
+@dataclass(eq=False)
+class ShardedBall:
+    """A ball of whose elements other ranks hold some.
+
+    Its sum is in parts. Each is a set of its own, as far as kernels know: that of slots side by side which are laid out
+    over one mesh.
+
+    Attributes:
+        members: its slots, ascending.
+        sets: its sets, ascending.
+        meshes: of each set, the mesh; None for plain tensors.
+        counts: of each set, whether its elements count on this rank, see `place_in_mesh`.
+    """
+
+    members: np.ndarray
+    sets: list[int]
+    meshes: list[Any]
+    counts: list[bool]
 
 
 class JointSets:
@@ -49,7 +69,8 @@ class JointSets:
             many tiles, in the launch at hand; zero between launches.
         factors: float64 [sets]: what elements of a ball are multiplied by, which follows from its sum.
         moved: int32 [slots]: which slots that launch moved.
-        slots: bool [slots]: those with a joint set.
+        sharded: the balls that ranks share. Their digits are those of this rank, and somebody has to write their
+            factors before they are projected onto.
     """
 
     def __init__(
@@ -61,25 +82,37 @@ class JointSets:
         device: torch.device,
     ) -> None:
         of_slot = [joint_set(groups[slot.group]) for slot in slots]
-        self.slots = np.array([found is not None for found in of_slot], bool)
-        self._touching = self.slots & np.array([slot.local.numel() > 0 for slot in slots], bool)
+        has_set = np.array([found is not None for found in of_slot], bool)
+        self._touching = has_set & np.array([slot.local.numel() > 0 for slot in slots], bool)
         for name in ("set", "row_length", "row_stride"):
             records[name] = 0
-        sets, pieces, self._balls = [], [np.zeros(0, TILE)], []
+        sets, pieces, self._balls, self.sharded = [], [np.zeros(0, TILE)], [], []
+        self._in_sharded, reductions = np.zeros(len(slots), bool), []
         slot_group = np.array([slot.group for slot in slots])
-        for group in dict.fromkeys(slot_group[self.slots].tolist()):
+        for group in dict.fromkeys(slot_group[has_set].tolist()):
             members = np.flatnonzero(slot_group == group)
-            constraint = of_slot[members[0]]
-            first, end = np.searchsorted(tiles["record"], [members[0], members[-1] + 1])
-            sets.append(_entry(constraint, first, end - first))
-            records["set"][members] = len(sets)
-            if isinstance(constraint, L2Ball):
+            constraint, reduction = of_slot[members[0]], _reduction(slots[members[0]])
+            is_ball = isinstance(constraint, L2Ball)
+            runs = [*_runs(slots, members)] if is_ball else [(None, True, members)]
+            for _, _, run in runs:
+                first, end = np.searchsorted(tiles["record"], [run[0], run[-1] + 1])
+                sets.append(_entry(constraint, first, end - first))
+                reductions.append(reduction)
+                records["set"][run] = len(sets)
+                pieces += [tiles[first:end]] if is_ball else _rows(slots, records, run.tolist())
+            if is_ball:
                 self._balls.append(members)
-                pieces.append(tiles[first:end])
-            else:
-                pieces.extend(_rows(slots, records, members.tolist()))
+            meshes = [mesh for mesh, _, _ in runs]
+            if any(mesh is not None for mesh in meshes):
+                here = [*range(len(sets) - len(runs), len(sets))]
+                counts = [is_counted for _, is_counted, _ in runs]
+                self.sharded.append(ShardedBall(members, here, meshes, counts))
+                self._in_sharded[members] = True
         self.sets = np.array(sets, JOINT_SET)
         self.pieces = np.concatenate(pieces)
+        is_ball = self.sets["kind"] == BALL
+        numbers = self.sets["size"], self.sets["largest"], np.array(reductions), is_ball
+        self._numbers = [torch.from_numpy(each.copy()).to(device) for each in numbers]
         self.digits = torch.zeros((len(sets), WORDS), dtype=torch.int64, device=device)
         shape = len(sets), COPIES, KERNEL_WORDS
         self.sums = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -93,7 +126,7 @@ class JointSets:
         if self._stream is not None and stream != self._stream:
             stream.wait_stream(self._stream)
         self._stream = None
-        for tensor in self.results:
+        for tensor in (*self.results, *self._numbers):
             tensor.record_stream(stream)
 
     @property
@@ -108,30 +141,71 @@ class JointSets:
             digits: int64 [sets, WORDS], e.g. `digits` of several ranks added up.
         """
         self.digits.copy_(carried(digits))
-        norms = root(rounded(self.digits))
-        size, largest = (
-            torch.from_numpy(self.sets[name].copy()).to(norms.device)
-            for name in ("size", "largest")
-        )
-        is_ball = torch.from_numpy(self.sets["kind"] == BALL).to(norms.device)
+        every = torch.arange(len(digits), device=self.digits.device)
+        self.factors.copy_(self._factors(self.digits, every))
+
+    def conclude_sharded(
+        self, sets: torch.Tensor, digits: torch.Tensor, moved: torch.Tensor
+    ) -> None:
+        """Write the factors of balls that ranks share.
+
+        Args:
+            sets: int64 [n]: of the balls.
+            digits: int64 [n, WORDS]: the sum of the ball that each of them is of, over all ranks.
+            moved: bool [n]: whether an element of that ball moved, on any rank.
+        """
+        self.factors[sets] = torch.where(moved, self._factors(digits, sets), 1.0)
+
+    def _factors(self, digits: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
+        """float64 [n]: the factors of sets with these sums; 1 for what is no ball."""
+        size, largest, reduction, is_ball = (numbers[sets] for numbers in self._numbers)
+        norms = root(rounded(digits))
         leaves = is_ball & (norms > largest) & (norms < math.inf)
-        self.factors.copy_(torch.where(leaves, size / norms, 1.0))
+        return torch.where(leaves, size / norms * reduction, 1.0)
 
-    def are_touched(self, moves: np.ndarray) -> bool:
-        """Tell whether any element of a set is among these slots (bool [slots])."""
-        return bool((self._touching & moves).any())
+    def are_needed(self, moves: np.ndarray, here: slice | np.ndarray) -> bool:
+        """Tell whether a launch of these slots, of which some move (bool [slots]), has to know the sets.
 
-    def written(self, moves: np.ndarray) -> np.ndarray:
-        """Slots that a step changes which moves these (bool [slots]): a ball scales all of its group."""
-        written = moves.copy()
+        An element of a set may move, on this rank or, of a ball that ranks share, on another one.
+        """
+        return bool(self._may_change(moves, here).any())
+
+    def written(self, moves: np.ndarray, here: slice | np.ndarray) -> np.ndarray:
+        """Slots that a step may change which moves these (bool [slots]): a ball scales all of its group.
+
+        Args:
+            here: the slots of the step.
+        """
+        written, touched = moves.copy(), self._may_change(moves, here)
         for members in self._balls:
-            written[members] |= (self._touching & moves)[members].any()
+            written[members] |= self._touching[members] & touched[members].any()
         return written
+
+    def _may_change(self, moves: np.ndarray, here: slice | np.ndarray) -> np.ndarray:
+        found = self._touching & moves
+        if self.sharded:
+            found[here] |= (self._touching & self._in_sharded)[here]
+        return found
 
     def piece_range(self, first_slot: int, last_slot: int) -> tuple[int, int]:
         """The first piece of a range of slots, and their number."""
         first, end = np.searchsorted(self.pieces["record"], [first_slot, last_slot]).tolist()
         return first, end - first
+
+
+def _runs(slots: Sequence[Any], members: np.ndarray) -> Iterator[tuple[Any, bool, np.ndarray]]:
+    """The members of a ball, cut where the mesh changes that they are laid out over, or whether they count here."""
+    places = [place_in_mesh(slots[i].param) for i in members]
+    first = 0
+    for end in range(1, len(members) + 1):
+        if end == len(members) or places[end] != places[first]:
+            yield (*places[first], members[first:end])
+            first = end
+
+
+def _reduction(slot: Any) -> float:
+    """See `ball_factor`."""
+    return 1 - SLACK if torch.finfo(slot.local.dtype).eps < SLACK else 1.0
 
 
 def _entry(constraint: JointSet, first_tile: int, num_tiles: int) -> tuple[Any, ...]:
@@ -173,37 +247,3 @@ def make_joint_sets(
         return JointSets(slots, groups, records, tiles, device)
     records["set"] = 0
     return None
-
-
-def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError or TypeError for a group whose set its parameters cannot share; names the group or parameter."""
-    kinds: dict[int, Any] = {}
-    for kind, slots in slots_by_kind.items():
-        for slot in slots:
-            constraint = joint_set(groups[slot.group])
-            if constraint is None:
-                continue
-            if is_sharded(slot.param):
-                raise ValueError(f"{slot.name}: {constraint} does not know DTensor shards")
-            if not kind.has_memory:
-                raise TypeError(
-                    f"{slot.name}: {constraint} needs the elements of all of its group, a {type(slot.local).__name__} "
-                    "has no memory of its own"
-                )
-            if overlaps_itself(slot.local):
-                raise ValueError(f"{slot.name}: {SHARED}")  # a ball scales frozen ones too
-            if slot.scheme.master not in (None, "stochastic"):
-                raise ValueError(
-                    f"{slot.name}: {constraint} does not know master {slot.scheme.master!r}: projected are parameters "
-                    "as they are, for which there are None and 'stochastic'"
-                )
-            if kinds.setdefault(slot.group, kind) != kind:
-                label = group_label(slot.group, groups[slot.group])
-                raise ValueError(
-                    f"{label}: {constraint} needs parameters of one device and dtype, got "
-                    f"{_said(kinds[slot.group])} and {_said(kind)}"
-                )
-
-
-def _said(kind: Any) -> str:
-    return f"{kind.dtype} on {kind.device}"

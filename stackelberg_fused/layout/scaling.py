@@ -25,13 +25,13 @@ class Search:
     found: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Scaling:
     """One-element float32 tensors, set on the optimizer around `step()`.
 
     Attributes:
         grad_scale: what the loss was multiplied by; None where the gradients were unscaled already.
-        found_inf: not 0 where a gradient is not finite: then nothing moves.
+        found_inf: not 0 where a gradient is not finite: then nothing moves. Replaced where ranks have to agree on it.
         search: there where `found_inf` is yet to be found out, by the statistics launch, which writes it.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -136,3 +137,18 @@ class Ranks(NamedTuple):
 
     group: Any
     device_type: str
+
+
+def ranks_of_shards(params: Iterable[Tensor]) -> list[Ranks]:
+    """Return the groups of ranks that hold different parts of these parameters, by mesh and dimension.
+
+    In the order of the parameters, which is the same on all ranks. A parameter counts whether it has a gradient here or
+    not: a rank that has none still has to answer. Those that hold replicas know the same anyway.
+    """
+    found: dict[tuple[Any, int], Ranks] = {}
+    for param in filter(is_sharded, params):
+        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        for dim, placement in enumerate(placements):
+            if not placement.is_replicate() and (mesh, dim) not in found:
+                found[(mesh, dim)] = Ranks(mesh.get_group(dim), mesh.device_type)
+    return list(found.values())

@@ -20,7 +20,7 @@ from ..groups.param_groups import (
     complete_group,
     plain_integers,
 )
-from ..layout.joint_sets import check_joint_sets
+from ..layout.joint_set_checks import check_joint_sets
 from ..layout.table import COUNTS, STATE_FIELD
 
 # How torch executes a step, not what it computes: a loaded state dict does not change them.

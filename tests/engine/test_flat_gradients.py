@@ -234,15 +234,22 @@ def test_what_is_refused() -> None:
         _ = sf.StackelbergAdamW([p]).flat_grads
 
 
-def test_shards_are_refused(tmp_path: Any) -> None:
+def test_a_shard_of_one_rank(tmp_path: Any) -> None:
+    """Of several ranks: tests/engine/test_flat_gradients_sharded.py."""
     tensors = pytest.importorskip("torch.distributed.tensor")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         p = nn.Parameter(tensors.distribute_tensor(torch.ones(3), mesh, [tensors.Shard(0)]))
-        with pytest.raises(ValueError, match=r"parameter 0 of param group 0 .*DTensor"):
-            flat_sgd(p)
+        ours = flat_sgd(p)
+        view = p.grad
+        (2 * p.to_local()).sum().backward()
+        assert p.grad is view
+        assert ours.flat_grads["body"][0][:3].tolist() == [2.0] * 3
+        ours.step(zero_grad=True)
+        assert p.to_local().tolist() == [-1.0] * 3
+        assert not ours.flat_grads["body"][0].any()
     finally:
         torch.distributed.destroy_process_group()
 

@@ -108,6 +108,7 @@ def test_the_reference_is_as_torchs_on_the_same_ranks(
 EXTRAS: dict[str, dict[str, Any]] = {
     "averages": {"ema_decay": 0.7},
     "turns": {"update_every": {"body": 2}, "update_every_grads": "mean"},
+    "balls": {"constraint": {"body": sf.L2Ball(1.5), "head": sf.L2Ball(0.4)}, "ema_decay": 0.5},
     "boxes": {"constraint": {"head": sf.Box(-0.1, 0.1)}, "ema_decay": {"head": 0.5}},
 }
 

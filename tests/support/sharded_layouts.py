@@ -41,6 +41,7 @@ def lay_out(plain: list[Tensor], layout: str) -> list[Any]:
         mesh, placements = {
             "rows": (line, [Shard(0)]),
             "columns": (line, [Shard(1 if is_matrix else 0)]),
+            "copies": (line, [Replicate()]),
             "copies of rows": (square, [Replicate(), Shard(0)]),
             "rows and columns": (square, [Shard(0), Shard(1) if is_matrix else Replicate()]),
             "two meshes": (square, [Shard(0), Shard(1)])

@@ -31,6 +31,7 @@ FILES = (
     "engine/test_flat_gradients.py",
     "engine/test_edit_detector.py",
     "engine/test_engine_interrupted.py",
+    "engine/test_sharded_balls.py",
     "layout/test_joint_sets.py",
     "backends/test_low_precision_parity.py",
     "backends/test_cautious.py",

@@ -97,17 +97,19 @@ class HostCudaBackend(Backend):
         _check(library().sf_host_conclude(args))
         return 1
 
-    def step(self, launch: Launch) -> int:
+    def update(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
         tables = tables_on_device(launch.table, launch.span)
         args = step_args(launch, addresses(tables))
         self._recorded = args, {name: table.clone() for name, table in tables.items()}
         _check(library().sf_host_step(args))
-        if launch.joint_sets is None:
-            return 1
+        return 1
+
+    def project(self, launch: Launch) -> int:
         library().sf_host_set_order(self._order, self._seed)
+        tables = tables_on_device(launch.table, launch.span)
         _check(library().sf_host_project(project_args(launch, addresses(tables))))
-        return 2
+        return 1
 
     def replay(self) -> None:
         """Repeat the last step's launch, as a CUDA graph would that captured it: with its arguments and its tables."""
