@@ -14,6 +14,7 @@ from ..layout.table import STATE_FIELD
 from .state import BEGIN_WITH_WEIGHTS
 from .state_conversion import decoded
 
+
 @torch.no_grad()
 def moved_entry(
     entry: Mapping[str, Any], old: Tensor, new: Tensor, rows: Tensor | None
@@ -32,10 +33,14 @@ def moved_entry(
     found = dict(entry)
     for name in MOMENTS:
         codes, scales = entry.get(code_name(name)), entry.get(scale_name(name))
-        if rows is None or codes is None:
+        if codes is None:
             continue
-        if codes.dim() > 1 and codes.is_contiguous():
-            continue  # rows of whole blocks
+        if rows is None:
+            keeps_blocks = codes.stride() == new.stride()
+        else:
+            keeps_blocks = codes.dim() > 1 and codes.is_contiguous() and new.is_contiguous()
+        if keeps_blocks:
+            continue
         del found[code_name(name)], found[scale_name(name)]
         found[name] = decoded(name, codes, scales)
     was, now = old.detach(), new.detach()

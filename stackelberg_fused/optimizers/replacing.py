@@ -140,7 +140,9 @@ def _check_new(old: Tensor, new: Any, label: str) -> None:
                 f"{label}: {which} is sharded over processes, and replace() knows the rows of whole parameters only"
             )
         if is_uninitialized(param):
-            raise ValueError(f"{label}: {which} has no shape before the first forward of its module")
+            raise ValueError(
+                f"{label}: {which} has no shape before the first forward of its module"
+            )
     for name in ("dtype", "device", "layout"):
         here, there = getattr(old, name), getattr(new, name)
         if here != there:
