@@ -1,4 +1,4 @@
-"""The optimizers of the Gaussians: ours with one rate or one for each kind, and six of torch's, as splatting codes have them."""
+"""The optimizers of the Gaussians: ours with one rate or one for each kind, and six of torch's."""
 
 from __future__ import annotations
 

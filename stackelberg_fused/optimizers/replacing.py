@@ -152,6 +152,8 @@ def _check_new(old: Tensor, new: Any, label: str) -> None:
         raise ValueError(
             f"{label}: its shape is {here}, that of the new parameter {there}; only the first dimension may differ"
         )
+    if not (new.is_leaf or new.retains_grad or old.grad_fn):
+        raise ValueError(f"{label}: the new parameter is a non-leaf tensor, which gets no gradient")
     if old.requires_grad and not new.requires_grad:
         raise ValueError(
             f"{label}: the new parameter does not require gradients; wrap it in torch.nn.Parameter"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,11 @@ def _look(optimizer: Any) -> list[Any]:
 
 def _assert_same(found: list[Any], before: list[Any]) -> None:
     assert found[:2] == before[:2]
+    _assert_same_values(found, before)
+
+
+def _assert_same_values(found: list[Any], before: list[Any]) -> None:
+    assert found[0] == before[0]
     assert found[2]["param_groups"] == before[2]["param_groups"]
     for key, entry in before[2]["state"].items():
         for name, value in entry.items():
@@ -49,44 +53,79 @@ def _points(*shape: int, **how: Any) -> nn.Parameter:
     return nn.Parameter(torch.ones(shape or (5, 3), **how))
 
 
-REFUSED: dict[str, tuple[type[Exception], str, Callable[[Any, Any], Any]]] = {
-    "none of its own": (ValueError, r"shape \(6, 3\) is no parameter of this optimizer", lambda o, p: o.replace(_points(6, 3), _points())),
-    "no parameter": (ValueError, "a list is no parameter", lambda o, p: o.replace([p], _points())),
-    "no new one": (TypeError, f"{LABEL}: expected a tensor in its place, got list", lambda o, p: o.replace(p, [[1.0]])),
-    "another of its own": (ValueError, f"{LABEL}: the new parameter is already .* 'head'", lambda o, p: o.replace(p, all_params(o)[2], [0, 0])),
-    "dtype": (ValueError, f"{LABEL}: its dtype is torch.float32, .* torch.float64", lambda o, p: o.replace(p, _points(dtype=torch.float64), range(5))),
-    "device": (ValueError, f"{LABEL}: its device is cpu, .* meta", lambda o, p: o.replace(p, _points(device="meta"), range(5))),
-    "other columns": (ValueError, rf"{LABEL}: its shape is \(6, 3\), .* \(6, 4\)", lambda o, p: o.replace(p, _points(6, 4))),
-    "other dimensions": (ValueError, rf"{LABEL}: its shape is \(6, 3\), .* \(6,\)", lambda o, p: o.replace(p, _points(6))),
-    "no gradient": (ValueError, f"{LABEL}: .* wrap it in torch.nn.Parameter", lambda o, p: o.replace(p, torch.ones(6, 3))),
-    "no leaf": (ValueError, f"{LABEL}", lambda o, p: o.replace(p, p * 2)),
-    "lazy": (ValueError, f"{LABEL}: the new parameter has no shape", lambda o, p: o.replace(p, nn.UninitializedParameter())),
-    "no rows": (ValueError, f"{LABEL}: it has 6 rows, the new parameter 5", lambda o, p: o.replace(p, _points())),
-    "too few rows": (ValueError, rf"{LABEL}: rows has shape \(4,\), expected \(5,\)", lambda o, p: o.replace(p, _points(), [0] * 4)),
-    "rows of two dimensions": (ValueError, rf"{LABEL}: rows has shape \(5, 1\)", lambda o, p: o.replace(p, _points(), torch.zeros(5, 1, dtype=torch.int64))),
-    "beyond the last row": (ValueError, f"{LABEL}: rows holds 6, expected a row .* has 6", lambda o, p: o.replace(p, _points(), [0, 1, 6, -1, 2])),
-    "below -1": (ValueError, f"{LABEL}: rows holds -2", lambda o, p: o.replace(p, _points(), np.array([0, 1, -2, 3, 3]))),
-    "a mask": (ValueError, f"{LABEL}: rows are of dtype torch.bool, .* nonzero", lambda o, p: o.replace(p, _points(), torch.ones(5, dtype=torch.bool))),
-    "fractions": (ValueError, f"{LABEL}: rows are of dtype torch.float32", lambda o, p: o.replace(p, _points(), torch.zeros(5))),
-    "a list of fractions": (ValueError, f"{LABEL}: rows are of dtype", lambda o, p: o.replace(p, _points(), [0.5] * 5)),
-    "words": (ValueError, f"{LABEL}: rows are no integers", lambda o, p: o.replace(p, _points(), ["a"] * 5)),
-    "a number": (TypeError, f"{LABEL}: rows must be a tensor or a sequence of integers, got int", lambda o, p: o.replace(p, _points(), 3)),
-    "a string": (TypeError, f"{LABEL}: rows must be", lambda o, p: o.replace(p, _points(), "01234")),
-    "rows without memory": (ValueError, f"{LABEL}: rows have no memory", lambda o, p: o.replace(p, _points(), torch.zeros(5, dtype=torch.int64, device="meta"))),
-    "shared memory": (ValueError, "shares? memory", lambda o, p: o.replace(p, nn.Parameter(all_params(o)[2].detach()), [0, 0])),
-}  # fmt: skip
+def _aliased(o: Any) -> nn.Parameter:
+    """In the memory of the head."""
+    return nn.Parameter(all_params(o)[2].detach())
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused_by_name_with_nothing_modified(what: str) -> None:
-    kind, said, call = REFUSED[what]
+# error, message, the new parameter, and rows
+NEW: dict[str, tuple[type[Exception], str, Callable[[Any], Any], Any]] = {
+    "no tensor": (TypeError, "expected a tensor in its place, got list", lambda o: [[1.0]], None),
+    "another": (ValueError, "new .* is already .* 'head'", lambda o: all_params(o)[2], [0, 0]),
+    "dtype": (
+        ValueError,
+        "its dtype is torch.float32, .* torch.float64",
+        lambda o: _points(dtype=torch.float64),
+        range(5),
+    ),
+    "device": (
+        ValueError,
+        "its device is cpu, .* meta",
+        lambda o: _points(device="meta"),
+        range(5),
+    ),
+    "columns": (ValueError, r"its shape is \(6, 3\), .* \(6, 4\)", lambda o: _points(6, 4), None),
+    "dimensions": (ValueError, r"its shape is \(6, 3\), .* \(6,\)", lambda o: _points(6), None),
+    "no gradient": (ValueError, "in torch.nn.Parameter", lambda o: torch.ones(6, 3), None),
+    "no leaf": (ValueError, "non-leaf", lambda o: all_params(o)[0] * 2, None),
+    "lazy": (ValueError, "new .* has no shape", lambda o: nn.UninitializedParameter(), None),
+    "fewer rows": (ValueError, "it has 6 rows, the new parameter 5", lambda o: _points(), None),
+    "overlap": (ValueError, "overlap in memory", _aliased, [0, 0]),
+}
+ROWS: dict[str, tuple[type[Exception], str, Any]] = {
+    "too few": (ValueError, r"rows has shape \(4,\), expected \(5,\)", [0] * 4),
+    "two dimensions": (ValueError, r"rows has shape \(5, 1\)", torch.zeros(5, 1).long()),
+    "beyond the last": (ValueError, "rows holds 6, expected a row .* has 6", [0, 1, 6, -1, 2]),
+    "below -1": (ValueError, "rows holds -2", np.array([0, 1, -2, 3, 3])),
+    "a mask": (ValueError, "of dtype torch.bool, .*nonzero", torch.ones(5, dtype=torch.bool)),
+    "fractions": (ValueError, "rows are of dtype torch.float32", torch.zeros(5)),
+    "a list of fractions": (ValueError, "rows are of dtype", [0.5] * 5),
+    "words": (ValueError, "rows are no integers", ["a"] * 5),
+    "a number": (TypeError, "must be a tensor or a sequence of integers, got int", 3),
+    "a string": (TypeError, "rows must be", "01234"),
+    "no memory": (ValueError, "rows have no memory", torch.zeros(5, device="meta").long()),
+}
+
+
+@pytest.mark.parametrize("what", NEW)
+def test_a_new_parameter_is_refused_with_nothing_modified(what: str) -> None:
+    kind, said, make, rows = NEW[what]
     ours, twin = _optimizer(), _optimizer()
     before = _look(ours)
-    with pytest.raises(kind, match=said):
-        call(ours, all_params(ours)[0])
+    with pytest.raises(kind, match=said if what == "overlap" else f"{LABEL}: .*{said}"):
+        ours.replace(all_params(ours)[0], make(ours), rows)
     _assert_same(_look(ours), before)
     step(ours, twin, seed=1)
     assert_same_optimizers(ours, twin)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_rows_are_refused_with_nothing_modified(what: str) -> None:
+    kind, said, rows = ROWS[what]
+    ours = _optimizer()
+    before = _look(ours)
+    with pytest.raises(kind, match=f"{LABEL}: .*{said}"):
+        ours.replace(all_params(ours)[0], _points(), rows)
+    _assert_same(_look(ours), before)
+
+
+@pytest.mark.parametrize("old", [_points(6, 3), [1.0], nn.UninitializedParameter()])
+def test_what_is_no_parameter_of_the_optimizer(old: Any) -> None:
+    ours = _optimizer()
+    before = _look(ours)
+    with pytest.raises(ValueError, match=r"replace\(\): a .* is no parameter of this optimizer"):
+        ours.replace(old, _points(), range(5))
+    _assert_same(_look(ours), before)
 
 
 def test_a_number_has_no_rows() -> None:
@@ -114,39 +153,13 @@ def test_within_averages() -> None:
         ours.replace(all_params(ours)[0], _points(), range(5))
 
 
-def test_beside_a_step_of_another_thread() -> None:
-    ours, raised = _optimizer(), []
-
-    def closure() -> float:
-        return 0.0
-
-    def hook(*_: Any) -> None:
-        raised.append(_raised(lambda: ours.replace(all_params(ours)[0], _points(), range(5))))
-
-    ours._shared.running["call"] = object()
-    thread = threading.Thread(target=hook)
-    thread.start()
-    thread.join()
+def test_while_another_thread_steps() -> None:
+    ours = _optimizer()
+    before = _look(ours)
+    ours._shared.running["call"] = object()  # as that thread has it
+    with pytest.raises(RuntimeError, match=r"replace\(\): another thread is in a step"):
+        ours.replace(all_params(ours)[0], _points(), range(5))
     del ours._shared.running["call"]
-    assert "another thread" in str(raised[0])
-    ours.step(closure)
-
-
-def _raised(call: Callable[[], Any]) -> BaseException | None:
-    try:
-        call()
-    except RuntimeError as error:
-        return error
-    return None
-
-
-def test_a_constraint_that_the_new_shape_breaks() -> None:
-    """An error that comes late, as the engine is built, is undone."""
-    ours = _optimizer(grads="flat", release=None)
-    before, new = _look(ours), nn.Parameter(all_params(ours)[2].detach().view(2, 3))
-    with pytest.raises(ValueError, match="memory"):
-        ours.replace(all_params(ours)[0], new, [0, 0])
-    assert new.grad is None
     _assert_same(_look(ours), before)
 
 
@@ -167,14 +180,18 @@ def test_a_shard() -> None:
             ours.replace(all_params(ours)[0], shard, range(5))
         _assert_same(_look(ours), before)
         sharded = sf.StackelbergAdam([shard], lr=0.1)
-        with pytest.raises(ValueError, match="parameter 0 of param group 0 .*: it is sharded"):
+        with pytest.raises(
+            ValueError, match=r"parameter 0 of param group 0 \(body\): it is sharded"
+        ):
             sharded.replace(shard, _points(), range(5))
     finally:
         distributed.destroy_process_group()
 
 
-def test_memory_that_runs_out() -> None:
-    ours, twin = _optimizer(), _optimizer()
+@pytest.mark.parametrize("more", [{}, {"grads": "flat"}])
+@pytest.mark.filterwarnings("ignore:.*not in the flat buffer")
+def test_memory_that_runs_out(more: dict[str, Any]) -> None:
+    ours, twin = _optimizer(**more), _optimizer(**more)
     before, refusals = _look(ours), 0
     while True:
         new = _points()
@@ -184,8 +201,9 @@ def test_memory_that_runs_out() -> None:
             break
         except NoMemory:
             refusals += 1
-        _assert_same(_look(ours), before)
+        _assert_same_values(_look(ours), before)
         assert_same_bits(new, torch.ones(5, 3))
+        assert new.grad is None
     assert refusals > 5
     twin.replace(all_params(twin)[0], _points(), [0, -1, 2, 3, 5])
     step(ours, twin, seed=1)
@@ -215,5 +233,5 @@ def test_interrupted_it_is_replaced_or_not(arrival: str, more: dict[str, Any]) -
         assert_same_optimizers(ours, twin, f"interrupted at {number}")
         step(ours, twin, seed=1)
         assert_same_optimizers(ours, twin, f"interrupted at {number}")
-        number, came = number + 211, interrupting.came
+        number, came = number + 499, interrupting.came
     assert kinds == {False, True}
