@@ -1,7 +1,7 @@
 """An image as 2-D Gaussians in plain PyTorch, in the parametrisation of 3-D Gaussian splatting (Kerbl et al. 2023).
 
-Gaussians lie one behind the other in the order of their rows, the first in front, on black. Coordinates are in heights of
-the image, from its middle. A "kind" is a parameter of all Gaussians, [gaussians, ...], as splatting codes have it.
+Gaussians lie one behind the other in the order of their rows, the first in front, on black. Coordinates are in heights
+of the image, from its middle. A "kind" is a parameter of all Gaussians, [gaussians, ...], as splatting codes have it.
 """
 
 from __future__ import annotations

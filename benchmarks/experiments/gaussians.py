@@ -1,10 +1,10 @@
 """A photograph fitted by 2-D Gaussians that grow in number: one tuned rate beside rates by kind of parameter.
 
-Splatting codes give position, size, angle, opacity and colour rates of their own, two orders of magnitude apart, by one
-`torch.optim.Adam` for each or a group for each. Here both arms get the same number of tuning runs: one rate from a grid,
-or a factor from a grid by which all published rates are multiplied. Both are tuned twice: with rates that stay what they
-are, as most do in splatting codes, and with rates that fall once the Gaussians do not grow in number any more.
-Seeds are paired: one seed means the same start, and the same pixels at every step.
+Splatting codes give position, size, angle, opacity and colour rates of their own, two orders of magnitude apart, by
+one `torch.optim.Adam` for each or a group for each. Here both arms get the same number of tuning runs: one rate from a
+grid, or a factor from a grid by which all published rates are multiplied. Both are tuned twice: with rates that stay
+what they are, as most do in splatting codes, and with rates that fall once the Gaussians do not grow in number any
+more. Seeds are paired: one seed means the same start, and the same pixels at every step.
 """
 
 from __future__ import annotations

@@ -143,7 +143,9 @@ def _update(
         for name, t in state.items()
         if name in STATE_FIELD and not _is_scale(name)
     }
-    stored |= {name: local_tensor(t).reshape(-1) for name, t in state.items() if _is_scale(name)}
+    stored |= {
+        name: local_tensor(t).reshape(-1) for name, t in state.items() if _is_scale(name)
+    }
     moments = [name for name in state_names(group) if name in MOMENTS]
     row = slot.block_row
     wide = {**stored, **{name: read_moment(scheme, name, stored, row) for name in moments}}

@@ -53,9 +53,7 @@ def check_blocks(param: Any, label: str) -> None:
     for dim in sharded_dims(param):
         if dim < len(scales):
             # rows are not cut; of a row, a rank has to begin where its blocks do
-            each, block = (
-                (1, 1) if dim == 0 < len(whole) - 1 else (math.prod(whole[dim + 1 :]), BLOCK)
-            )
+            each, block = (1, 1) if dim == 0 < len(whole) - 1 else (math.prod(whole[dim + 1 :]), BLOCK)
             begins = [at * each for at in _cuts(param, dim, whole[dim])]
             if begins == [at * block for at in _cuts(param, dim, scales[dim])]:
                 continue
@@ -69,9 +67,7 @@ def check_blocks(param: Any, label: str) -> None:
 def _cuts(param: Any, dim: int, size: int) -> list[int]:
     """Return where parts of a dimension of `size` begin that ranks hold, but for 0."""
     placements = zip(param.placements, param.device_mesh.shape, strict=True)
-    of_dim = [
-        (p, ranks) for p, ranks in placements if getattr(p, "dim", None) in (dim, dim - param.dim())
-    ]
+    of_dim = [(p, ranks) for p, ranks in placements if getattr(p, "dim", None) in (dim, dim - param.dim())]
     # a strided shard is that of what the other ones leave
     of_dim.sort(key=lambda found: "Strided" in type(found[0]).__name__)
     parts = [(0, size)]

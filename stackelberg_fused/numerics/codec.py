@@ -46,7 +46,9 @@ FIRST_MOMENT = Code(one=15, is_signed=True, keeps_positive=False)
 SECOND_MOMENT = Code(one=31, is_signed=False, keeps_positive=True)
 
 
-def encode_blocks(x: Tensor, random: Tensor, code: Code, row: int = 0) -> tuple[Tensor, Tensor]:
+def encode_blocks(
+    x: Tensor, random: Tensor, code: Code, row: int = 0
+) -> tuple[Tensor, Tensor]:
     """Encode float32 [n] in blocks of `BLOCK` elements.
 
     Args:

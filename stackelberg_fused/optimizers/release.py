@@ -320,7 +320,7 @@ class Release:
         self.join()
         if PENDING in self._progress or RELEASED in self._progress:
             raise RuntimeError(
-                f"{what}: gradients were released since the last step(); call step(), or zero_grad() to give the step up"
+                f"{what}: gradients were released since the last step(); call step(), or zero_grad() to give it up"
             )
 
     # who waits

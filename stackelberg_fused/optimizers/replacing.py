@@ -177,7 +177,7 @@ def checked_rows(rows: Any, old: Tensor, new: Tensor, label: str) -> Tensor | No
     index = _as_tensor(rows, label)
     if tuple(index.shape) != (len(new),):
         raise ValueError(
-            f"{label}: rows has shape {tuple(index.shape)}, expected ({len(new)},): one for each row of the new parameter"
+            f"{label}: rows has shape {tuple(index.shape)}, expected ({len(new)},), one for each row of the new one"
         )
     index = index.to(old.device, torch.int64)
     if len(index):

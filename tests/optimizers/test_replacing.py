@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from backends import by_backend, by_host_backend, chosen
-from cases import gradient, normal, step
+from cases import normal, step
 from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
 from torch import Tensor, nn
 
@@ -48,6 +48,7 @@ KINDS = {
     "split8": Kind(ADAM, NARROW, {"master": "split8"}),
     "float32 master": Kind(ADAM, NARROW, {"master": "fp32", "state_dtype": "8bit"}),
     "stochastic": Kind(ADAM, NARROW, {"master": "stochastic", "state_dtype": "bfloat16"}),
+    "counts on the device": Kind(ADAM, WIDE, {"capturable": True, **MEAN}),
     "float64": Kind(ADAM, torch.float64, {"ema_decay": 0.9}),
 }
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -328,6 +329,18 @@ def test_it_has_the_place_of_the_old_one() -> None:
     assert new.untyped_storage().nbytes() == new.numel() * new.element_size()
     with pytest.raises(ValueError, match=f"parameter '{names[0][0]}' of param group 0"):
         ours.replace(new, nn.Parameter(torch.ones(2, 4)))
+
+
+def test_a_step_count_of_the_users_stays_theirs() -> None:
+    ours = _optimizer("Adam")
+    step(ours)
+    old, mine = all_params(ours)[0], torch.tensor(5.0)
+    ours.state[old]["step"] = mine
+    step(ours, seed=1)
+    new = _replace(ours)
+    step(ours, seed=2)
+    assert ours.state[new]["step"] is mine
+    assert float(mine) == 7.0
 
 
 def test_by_a_player() -> None:
