@@ -63,8 +63,8 @@ def draw(experiment: Gaussians, cells: Cells, path: Path) -> None:
                 axis.set_title(f"after {moment} steps", fontsize=13, color=INK, pad=7)
     note = (
         f"{size.first} to {size.last} Gaussians, {size.height} x {size.width} pixels, the first of "
-        f"{len(experiment.seeds)} seeds; each arm at its own best rates of as many tuning runs. Curves: mean and range of "
-        "all seeds"
+        f"{len(experiment.seeds)} seeds; each arm at its own best rates of as many tuning runs. "
+        "Curves: mean and range of all seeds"
     )
     figure.text(0.988, 0.02, note, fontsize=8.5, color=MUTED, ha="right")
     figure.savefig(path, dpi=130)
