@@ -30,28 +30,34 @@ def moved_entry(
         old, new: of one dtype and device, of as many dimensions; [n, ...] and [m, ...].
         rows: int64 [m] on their device: for each row of `new` one of `old`, or -1; None: the same.
     """
+    found = _with_whole_rows(entry, new, rows)
+    was, now = old.detach(), new.detach()
+    for name, value in found.items():
+        if name not in STATE_FIELD or value is None:
+            continue
+        begin = now if name in BEGIN_WITH_WEIGHTS else None
+        found[name] = moved = _moved(value, rows, begin)
+        if name in MASTER_STATE.values():
+            stays = same_bits(_moved(was, rows), now)
+            anew = torch.zeros_like(moved) if begin is None else now.to(moved.dtype)
+            found[name] = torch.where(stays, moved, anew)
+    return found
+
+
+def _with_whole_rows(entry: Mapping[str, Any], new: Tensor, rows: Tensor | None) -> dict[str, Any]:
+    """Return an entry in which moments whose blocks cross rows, or would lie in another order, are decoded."""
     found = dict(entry)
     for name in MOMENTS:
         codes, scales = entry.get(code_name(name)), entry.get(scale_name(name))
-        if codes is None:
+        if codes is None or scales is None:
             continue
         if rows is None:
-            keeps_blocks = codes.stride() == new.stride()
+            is_whole = codes.stride() == new.stride()
         else:
-            keeps_blocks = codes.dim() > 1 and codes.is_contiguous() and new.is_contiguous()
-        if keeps_blocks:
-            continue
-        del found[code_name(name)], found[scale_name(name)]
-        found[name] = decoded(name, codes, scales)
-    was, now = old.detach(), new.detach()
-    for name, value in found.items():
-        if name in STATE_FIELD and value is not None:
-            begin = now if name in BEGIN_WITH_WEIGHTS else None
-            found[name] = moved = _moved(value, rows, begin)
-            if name in MASTER_STATE.values():
-                stays = same_bits(_moved(was, rows), now)
-                anew = torch.zeros_like(moved) if begin is None else now.to(moved.dtype)
-                found[name] = torch.where(stays, moved, anew)
+            is_whole = codes.dim() > 1 and codes.is_contiguous() and new.is_contiguous()
+        if not is_whole:
+            del found[code_name(name)], found[scale_name(name)]
+            found[name] = decoded(name, codes, scales)
     return found
 
 

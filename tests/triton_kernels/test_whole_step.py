@@ -36,6 +36,7 @@ FILES = (
     "backends/test_cautious.py",
     "optimizers/test_base_properties.py",
     "optimizers/test_release.py",
+    "optimizers/test_replacing.py",
 )
 
 
