@@ -99,7 +99,9 @@ def render(params: Params, pixels: Raster) -> Tensor:
     xx, yy, xy = cos**2 * a + sin**2 * b, sin**2 * a + cos**2 * b, cos * sin * (a - b)
     constant = -0.5 * (xx * x * x + 2 * xy * x * y + yy * y * y)
     form = torch.stack([constant, xx * x + xy * y, xy * x + yy * y, -0.5 * xx, -xy, -0.5 * yy])
-    alpha = (pixels.quadratic @ form).exp() * (0.99 * params["opacity"].sigmoid()[:, 0])
+    # of a needle, rounding may leave a power above 0
+    power = (pixels.quadratic @ form).clamp(max=0.0)
+    alpha = power.exp() * (0.99 * params["opacity"].sigmoid()[:, 0])
     # what is left of the light behind each
     passed = torch.log1p(-alpha)
     weights = alpha * (passed.cumsum(1) - passed).exp()

@@ -41,11 +41,9 @@ from .statistics import difference, interval
 
 SCHEDULES = ("constant", "falling")
 LAST_SHARE = 0.05  # of the rates, at the end of those that fall
-GRIDS = {
-    "one rate": 1.25e-3,
-    "by kind": 1.0,
-}  # the smallest rate, or factor; each next one is twice the last
-POINTS = 7
+# the smallest rate, or factor of the published ones; each next one is twice the last
+GRIDS = {"one rate": 2.5e-3, "by kind": 2.0}
+POINTS = 5
 OPTIMIZERS: dict[str, type[GaussianOptimizer]] = {
     "one rate": OneRate,
     "by kind": ByKind,

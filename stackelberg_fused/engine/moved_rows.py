@@ -71,8 +71,10 @@ def _moved(value: Tensor, rows: Tensor | None, begin: Tensor | None = None) -> T
     """
     if rows is None:
         return value
-    moved = value.new_zeros((len(rows), *value.shape[1:]))
-    if begin is not None:
-        moved.copy_(begin)
-    there = (rows >= 0).nonzero().flatten()
-    return moved.index_copy_(0, there, value.index_select(0, rows[there]))
+    if not len(value):  # there has to be a row to take
+        value = value.new_zeros((1, *value.shape[1:]))
+    moved = value.index_select(0, rows.clamp(min=0))
+    fresh = (rows < 0).nonzero().flatten()
+    if begin is None:
+        return moved.index_fill_(0, fresh, 0)
+    return moved.index_copy_(0, fresh, begin.index_select(0, fresh).to(moved.dtype))

@@ -67,6 +67,13 @@ def test_pixels_are_gaussians_before_one_another() -> None:
     torch.testing.assert_close(render(params, pixels), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
+def test_needles_are_finite() -> None:
+    params = _random(50)
+    params["scale"][:, 0] = -14.0
+    params["opacity"][:] = 30.0
+    assert render(params, raster(24, 36)).isfinite().all()
+
+
 def test_those_with_large_gradients_are_split_where_they_lie() -> None:
     params = _random(5)
     params["opacity"][:] = 2.0
