@@ -38,9 +38,9 @@ def draw(experiment: Gaussians, cells: Cells, path: Path) -> None:
 
     size = experiment.size
     moments = [str(step) for step in size.shown]
-    figure = Figure(figsize=(15.2, 6.1), facecolor="white")
+    figure = Figure(figsize=(15.2, 5.9), facecolor="white")
     grid = figure.add_gridspec(
-        2, 1 + len(moments), left=0.012, right=0.988, top=0.9, bottom=0.065, wspace=0.03, hspace=0.13,
+        2, 1 + len(moments), left=0.012, right=0.988, top=0.935, bottom=0.065, wspace=0.03, hspace=0.13,
     )  # fmt: skip
     target = figure.add_subplot(grid[0, 0])
     photo = photograph(size.height, size.width).view(size.height, size.width, 3)
@@ -67,7 +67,7 @@ def draw(experiment: Gaussians, cells: Cells, path: Path) -> None:
         "Curves: mean and range of all seeds"
     )
     figure.text(0.988, 0.02, note, fontsize=8.5, color=MUTED, ha="right")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def _show(axis: Any, image: Tensor, interpolation: str) -> None:

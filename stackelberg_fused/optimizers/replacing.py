@@ -39,8 +39,8 @@ class Replacing(Stepping):
 
         Every tensor of the state moves by rows: moments (of 8 bits too), momentum, averages, sums of gradients, masters
         and remainders. The step count stays what it is, so that the bias correction of new rows is that of old ones.
-        In a group of names or with players, `new` gets the name and the role of the old one. The old one is no
-        parameter of the optimizer any more; its gradient is not carried over. The model has to be told by its owner.
+        `new` gets the group, the name and the role of the old one, which is no parameter of the optimizer any more. The
+        gradient is not carried over. A model that holds the old one has to be given the new one too.
 
         Args:
             parameter: [n, ...], a parameter of this optimizer.
@@ -85,7 +85,8 @@ class Replacing(Stepping):
         with HeldSignals():
             try:
                 _exchange(groups, old, new)
-                state.pop(old, None)
+                for param in (old, new):
+                    state.pop(param, None)
                 if moved:
                     state[new] = moved
                 self._build_again()
