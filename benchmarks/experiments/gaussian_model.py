@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# published rates: https://github.com/graphdeco-inria/gaussian-splatting, arguments/__init__.py
+# published rates: https://github.com/graphdeco-inria/gaussian-splatting, class OptimizationParams
 PUBLISHED = {
     "position": 1.6e-4,
     "scale": 5e-3,

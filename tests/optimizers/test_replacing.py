@@ -14,7 +14,9 @@ import torch
 from backends import by_backend, by_host_backend, chosen
 from cases import normal, step
 from checks import all_params, assert_agree, assert_same_bits, assert_same_optimizers
+from failing_allocator import ALLOCATES
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stackelberg_fused as sf
 from stackelberg_fused.engine.state_conversion import decoded
@@ -121,6 +123,36 @@ def test_as_a_state_dict_that_was_cut_by_hand(backend: str, kind: str) -> None:
     for number in range(3, 6):
         step(ours, twin, seed=number)
     assert_same_optimizers(ours, twin)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the largest tensor that is allocated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = func.__name__
+        allocates = name.startswith(ALLOCATES) or "_like" in name
+        if isinstance(made, Tensor) and allocates and not made.is_meta:
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("more", [{}, {"master": "fp32", "state_dtype": "8bit"}])
+def test_other_parameters_are_not_copied(more: dict[str, Any]) -> None:
+    params = [nn.Parameter(torch.ones(n, 100, dtype=NARROW)) for n in (5000, 7)]
+    ours = ADAM(params, lr=0.1, backend="cpu", ema_decay=0.9, **more)
+    step(ours)
+    entry = ours.state[params[0]]
+    places = {n: v.data_ptr() for n, v in entry.items() if v.dim()}
+    with _Largest() as found:
+        _replace(ours, [6, -1], index=1)
+    assert 200 <= found.elements < 1000
+    assert {n: v.data_ptr() for n, v in entry.items() if v.dim()} == places
+    step(ours)
 
 
 class _Surgery:
@@ -319,7 +351,9 @@ def test_it_has_the_place_of_the_old_one() -> None:
     lists = [group["params"] for group in ours.param_groups]
     names = [list(group["param_names"]) for group in ours.param_groups]
     new = _replace(ours, [1, 0])
-    assert [group["params"] for group in ours.param_groups] == lists
+    assert all(
+        group["params"] is held for group, held in zip(ours.param_groups, lists, strict=True)
+    )
     assert lists[0][0] is new
     assert [group["param_names"] for group in ours.param_groups] == names
     assert ours.player("body").param_groups[0]["params"][0] is new
