@@ -26,6 +26,11 @@ EXPERIMENTS = {
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),
     "precision": ("precision", "Precision", "every way to store weights and state beside float32"),
+    "gaussians": (
+        "gaussians",
+        "Gaussians",
+        "a photograph in 2-D Gaussians: one rate, or rates by kind",
+    ),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }
 

@@ -25,7 +25,7 @@ from ..memory.sharding import local_tensor, shard_like
 from ..numerics.block_rows import scale_shape
 from .state_checks import numbers
 
-_BEGIN_WITH_WEIGHTS = ("ema", "master")
+BEGIN_WITH_WEIGHTS = ("ema", "master")
 
 
 class NewState:
@@ -55,7 +55,7 @@ class NewState:
         for (name, _), slots in missing.items():
             places = zeros_of(table, slots, name, table.packs_state)
             for i, place in zip(slots, places, strict=True):
-                if name in _BEGIN_WITH_WEIGHTS:
+                if name in BEGIN_WITH_WEIGHTS:
                     place.copy_(table.slots[i].local)
                 self._found[i][name] = _as_entry(table, i, name, place)
                 self._addresses.append((i, name, place.data_ptr()))
@@ -117,7 +117,7 @@ def _as_entry(table: Table, i: int, name: str, place: Tensor) -> Tensor:
 def begin_with_weights(table: Table, indices: Sequence[int]) -> None:
     """Have the state of the slots `indices` that begins with their weights begin with those of now."""
     for i in indices:
-        for name in _BEGIN_WITH_WEIGHTS:
+        for name in BEGIN_WITH_WEIGHTS:
             if name in table.state_tensors[i]:
                 local_tensor(table.state_tensors[i][name]).copy_(table.slots[i].local)
 

@@ -61,12 +61,18 @@ def _decoded(slot: Slot, name: str, codes: Tensor, scales: Tensor) -> dict[str, 
     is_wanted = slot.scheme.state is EIGHT_BITS
     if is_wanted and local.stride() == slot.state_like(code_name(name)).stride():
         return {code_name(name): codes, scale_name(name): scales}
+    return _encoded(slot, name, decoded(name, codes, scales))
+
+
+def decoded(name: str, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return a moment of 8 bits in float32, in the layout of its codes; of a DTensor the local part."""
+    local = local_tensor(codes)
     row, flat_scales = block_row_of(local), local_tensor(scales).reshape(-1)
     wide = torch.empty_strided(local.shape, local.stride(), device=local.device)
     flat, out = in_memory_order(local), in_memory_order(wide)
     for here, blocks in _slices(len(out), row):
         out[here] = decode_blocks(flat[here], flat_scales[blocks], code_of(name), row)
-    return _encoded(slot, name, wide)
+    return wide
 
 
 def _encoded(slot: Slot, name: str, value: Tensor) -> dict[str, Tensor]:

@@ -81,6 +81,10 @@ class AccumulatedGradients:
                     self._left[id(param)] = weakref.ref(grad), version_of(grad)
                     break
 
+    def forget(self, param: Tensor) -> None:
+        """Drop what is known of a parameter that is none of the optimizer's any more."""
+        self._left.pop(id(param), None)
+
     def left_over(self, groups: Groups) -> list[dict[str, Any]]:
         """A group of the parameters whose gradients are left over; to be noted again where these are moved."""
         params = [param for group in groups for param in group["params"]]

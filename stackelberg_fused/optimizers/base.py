@@ -35,13 +35,14 @@ from .player import Player
 from .rebuilt import register, warn_of_lost_options
 from .regrouped import regrouped
 from .release_refused import check_release
+from .replacing import Replacing
 from .shared import Shared
-from .stepping import Stepping, check_role
+from .stepping import check_role
 
 log = logging.getLogger("stackelberg_fused")
 
 
-class StackelbergOptimizer(Stepping):
+class StackelbergOptimizer(Replacing):
     """The base of the three optimizers; not meant to be constructed."""
 
     def __init__(

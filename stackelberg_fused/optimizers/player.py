@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
@@ -126,6 +126,14 @@ class Player(Optimizer):
         """As the owner's, with this role."""
         if self._is_built:
             self._owner.add_param_group({**param_group, "role": self.role})
+
+    def replace(
+        self, parameter: Tensor, new: Tensor, rows: Tensor | Sequence[int] | None = None
+    ) -> None:
+        """As the owner's, of a parameter of this player; ValueError for one of the other player."""
+        if not any(parameter is p for group in self.param_groups for p in group["params"]):
+            raise ValueError(f"replace(): it is no parameter of the player {self.role!r}")
+        self._owner.replace(parameter, new, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The owner's, of both players: it is one optimizer."""

@@ -315,6 +315,14 @@ class Release:
         self.end(role)
         return launches
 
+    def refuse_midway(self, what: str) -> None:
+        """Raise RuntimeError where gradients have arrived whose step is not over."""
+        self.join()
+        if PENDING in self._progress or RELEASED in self._progress:
+            raise RuntimeError(
+                f"{what}: gradients were released since the last step(); call step(), or zero_grad() to give it up"
+            )
+
     # who waits
 
     @contextmanager

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tensor_strategies import GRADIENTS, SHAPES, GradientSpec, copy_in_layout, parameters
 from torch import Tensor, nn
-from twins import BeforeStep, Twin, is_alone, torch_computes
+from twins import BeforeStep, Twin, by_rows, is_alone, torch_computes
 
 import stackelberg_fused as sf
 
@@ -292,6 +292,22 @@ class OptimizerMachine(RuleBasedStateMachine):
         for twin in forgotten.get(what, []):
             if twin is not None:
                 twin.optimizer.state.clear()
+
+    @rule(number=NUMBERS, numbers=st.lists(st.integers(0, 30), max_size=7))
+    def grow_or_shrink(self, number: int, numbers: list[int]) -> None:
+        number %= len(self.twins)
+        old = self.sides[0].rows()[number][1]
+        if old.dim() == 0:
+            return
+        rows = [n % (len(old) + 1) - 1 for n in numbers]
+        for side in self.sides:
+            _, p = side.rows()[number]
+            new = nn.Parameter(by_rows(p.detach(), rows), requires_grad=p.requires_grad)
+            side.optimizer.replace(p, new, rows)
+        twin = self.twins[number]
+        if twin is not None:
+            twin.replace(rows)
+        self.saved = None
 
     # what has to hold at any time
 

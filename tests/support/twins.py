@@ -45,6 +45,12 @@ def is_alone(group: dict[str, Any]) -> bool:
     )
 
 
+def by_rows(value: Tensor, rows: list[int]) -> Tensor:
+    """Rows of a tensor; zeros for -1."""
+    fresh = torch.zeros_like(value[:1]) if len(value) else value.new_zeros((1, *value.shape[1:]))
+    return torch.cat([value, fresh])[rows].contiguous()
+
+
 class Twin:
     """A copy of one parameter in an optimizer of its own, compared to the bit.
 
@@ -79,6 +85,18 @@ class Twin:
         self.param.grad = grad
         self.optimizer.step()
         self.param.grad = None
+
+    def replace(self, rows: list[int]) -> None:
+        """Go on with other rows; of torch's optimizer, the state is cut by hand."""
+        old, self.param = self.param, nn.Parameter(by_rows(self.param.detach(), rows))
+        if not self.of_torch:
+            self.optimizer.replace(old, self.param, rows)
+            return
+        self.optimizer.param_groups[0]["params"][0] = self.param
+        entry = self.optimizer.state.pop(old, {})
+        moved = {n: v if n == "step" or v is None else by_rows(v, rows) for n, v in entry.items()}
+        if moved:
+            self.optimizer.state[self.param] = moved
 
     def save(self) -> Any:
         return self.param.detach().clone(), copy.deepcopy(self.optimizer.state_dict())

@@ -38,6 +38,7 @@ FILES = (
     "optimizers/test_base_properties.py",
     "optimizers/test_release.py",
     "engine/test_sharded_bits.py",
+    "optimizers/test_replacing.py",
 )
 
 

@@ -27,6 +27,7 @@ CELLS = {
     "curvature": 2,
     "cartpole": 2 + 2,
     "cost": 1,
+    "gaussians": 4 * 3 + 5 * 2 + 1,
     "precision": 2 * 2 * 2,
 }
 
