@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+import statistics
 from typing import Any
 
 import pytest
 import torch
-from paths import EXPERIMENT_RESULTS
+from paths import EXPERIMENT_RESULTS, ROOT
 from torch import Tensor
 
 pytest.importorskip("scipy")
@@ -167,3 +169,23 @@ def test_checks_can_fail() -> None:
             adams = Arm("six Adams", "constant")
             other[adams.key(experiment.points[0], final)] = other[adams.key(exponent, final)]
     assert any("end of the grid" in line for line in experiment.check(other))
+
+
+def test_documented_figures_are_those_of_the_committed_run() -> None:
+    cells = json.loads((EXPERIMENT_RESULTS / "gaussians.json").read_text())["cells"]
+    experiment = Gaussians(quick=False)
+    text = (ROOT / "docs" / "results.md").read_text()
+    for column in experiment.tables(cells)[0].columns[3:4]:
+        for said in column.cells:
+            assert str(said) in text, said
+    for line in experiment.verdict(cells):
+        gain = re.search(r"-?\d+\.\d\d \+- \d+\.\d\d", line)
+        assert gain is not None, line
+        assert gain[0] in text, line
+    best = [
+        statistics.mean(experiment.final(cells, experiment.pictured(cells, o)))
+        for o in ("one rate", "by kind")
+    ]
+    one, by_kind = sorted(best)
+    front = (ROOT / "README.md").read_text()
+    assert f"{by_kind:.1f} dB with rates by kind, {one:.1f} dB at one rate" in front
