@@ -15,7 +15,6 @@ from ..backends import Backend, Launch
 from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
-from ..groups.schemes import has_moment
 from ..layout.part import Part
 from ..layout.scaling import Scaling
 from ..layout.slot import Slot, Span
@@ -32,6 +31,7 @@ from .flat_gradients import FlatGradients
 from .given_counts import advances_of_given, read_given
 from .gradients import Gathered, Gradients
 from .group_turns import GroupTurns, begin_anew
+from .momentum import note_momentum
 from .state import drop_averages
 from .step_plan import StepPlan, StepPlanner
 
@@ -394,19 +394,4 @@ class LaunchUnit:
         averaged = [self.hyperparameters.rule(table.slots[i].group) & Rule.EMA for i in slots]
         unwanted = [i for i, is_averaged in zip(slots, averaged, strict=True) if not is_averaged]
         self.has_new_state |= drop_averages(table, unwanted, self.state)
-        for i in slots:
-            slot = table.slots[i]
-            entry = self.state.get(slot.param) or {}
-            # one without a step was allocated for a step that a gradient scaler skipped
-            has_buffer = has_moment(entry, "momentum_buffer") and (
-                table.counts is not None or table.step_counts[i] > 0
-            )
-            is_momentum = self.hyperparameters.rule(slot.group) & Rule.MOMENTUM
-            table.momentum_ready[i] = has_buffer or not is_momentum
-        if table.counts is not None:
-            rules = [self.hyperparameters.rule(slot.group) for slot in table.slots]
-            momentum = np.array(rules) & Rule.MOMENTUM != 0
-            ready = torch.from_numpy(table.momentum_ready.astype(np.int32)).to(table.device)
-            mask, momentum = (torch.from_numpy(m).to(table.device) for m in (affected, momentum))
-            mask &= ~momentum | (table.counts.steps > 0)
-            table.counts.ready.copy_(torch.where(mask, ready, table.counts.ready))
+        note_momentum(table, self.hyperparameters, self.state, affected)
