@@ -156,7 +156,7 @@ enum JointSetKind : int64_t { kBall = 1, kSimplex = 2 };
   FIELD(double, size)        /* the radius of a ball; the sum of a row of a simplex */ \
   FIELD(double, smallest)    /* sums from here ... */                                  \
   FIELD(double, largest)     /* ... to here count as inside, and norms up to here */   \
-  FIELD(int64_t, first_tile) /* of the group, in its table */                          \
+  FIELD(int64_t, first_tile) /* of those in the set, in their table */                 \
   FIELD(int64_t, num_tiles)
 
 struct JointSet {

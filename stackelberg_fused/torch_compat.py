@@ -6,6 +6,7 @@ modules; a test holds that.
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -187,3 +188,15 @@ def at_end_of_backward(call: Callable[[], None]) -> bool:
         return False
     queue(call)
     return True
+
+
+def shape_and_offsets(dtensor: Any) -> tuple[Any, Any] | None:
+    """Return the shape of a DTensor's local part and the index of its first element; None where torch does not say."""
+    try:
+        utils = importlib.import_module("torch.distributed.tensor._utils")
+    except ImportError:
+        return None
+    function = getattr(utils, "compute_local_shape_and_global_offset", None)
+    if function is None:
+        return None
+    return cast("tuple[Any, Any]", function(dtensor.shape, dtensor.device_mesh, dtensor.placements))

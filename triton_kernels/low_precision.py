@@ -109,7 +109,7 @@ def _is_full(tile, row, TILE: tl.constexpr):
     """Whether a tile has all of its elements, and begins where vectors, a stream and a block of codes may begin."""
     count = tl.load(tile) >> TILE_COUNT
     whole = tl.load(tile + TILE_WHOLE)
-    aligned = (tl.load(tile + TILE_OFFSET) & 15) == 0
+    aligned = tl.load(tile + TILE_OFFSET) % BLOCK == 0
     return (count == TILE) & aligned & (whole % TILE == 0) & (row == 0)
 
 

@@ -21,7 +21,7 @@ EXPERIMENTS = {
     "neurons": (
         "neurons",
         "Neurons",
-        "neurons that find their places: one tuned rate beside two time scales",
+        "neurons that find their places: one tuned rate, or two",
     ),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),

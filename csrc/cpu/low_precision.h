@@ -38,9 +38,11 @@ void update_chunks(const LowPrecisionTile& tile, const float* grad, int64_t begi
   for (int64_t done = begin, left; done < end; done += left) {
     const int64_t first = offset + done, block = block_of(record, first);
     left = end - done < kChunk ? end - done : kChunk;
-    if (record.block_row) {
+    if (record.block_row >= kChunk) {
       const int64_t in_row = record.block_row - first % record.block_row;
       left = left < in_row ? left : in_row;
+    } else if (record.block_row && left == kChunk) {
+      left = kChunk / record.block_row * record.block_row;  // whole rows
     }
     if (uses_random_bits(format)) {
       draw_random_bits(of_tile, static_cast<uint32_t>(done), static_cast<uint32_t>(left), random);
@@ -49,7 +51,8 @@ void update_chunks(const LowPrecisionTile& tile, const float* grad, int64_t begi
     float* moments[3] = {};
     for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
       moments[k] = is_decoded ? decoded[k] : pointer<float>(moment.address, first);
-      if (is_decoded) read_moments<decltype(code)>(format.state, moment, first, block, left, decoded[k]);
+      if (is_decoded)
+        read_moments<decltype(code)>(format.state, moment, {first, block, record.block_row}, left, decoded[k]);
     });
     update_by_rule(row,
                    {weight, grad + done - begin, moments[0], moments[1], moments[2], pointer<float>(record.ema, first)},
@@ -57,7 +60,7 @@ void update_chunks(const LowPrecisionTile& tile, const float* grad, int64_t begi
     write_weights(record, format, first, left, weight, random);
     if (!is_decoded) continue;
     for_each_moment(record, row.rule, [&](auto code, const Moment& moment, int k) {
-      write_moments<decltype(code)>(format.state, decoded[k], random, moment, first, block, left);
+      write_moments<decltype(code)>(format.state, decoded[k], random, moment, {first, block, record.block_row}, left);
     });
   }
 }

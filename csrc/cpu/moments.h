@@ -16,15 +16,40 @@ struct Moment {
   int64_t address, scales;
 };
 
-// Decodes elements from `offset` on, which is the first of the block with scale `block`.
+// Where a chunk begins: with an element that is the first of a block. `row` is the record's block_row.
+struct ChunkStart {
+  int64_t element, block, row;
+};
+
+// Calls function(block, begin, end) for each block of a chunk of whole rows, all of which end within a block.
+template <typename Function>
+void for_blocks_of_rows(int64_t row, int64_t count, Function&& function) {
+  int64_t block = 0;
+  for (int64_t begin = 0; begin < count; begin += row) {
+    for (int64_t i = begin; i < begin + row; i += kBlock) {
+      function(block++, i, i + kBlock < begin + row ? i + kBlock : begin + row);
+    }
+  }
+}
+
+// True for a chunk of several rows; of one with a part of a row only the last block may not be full.
+inline bool has_rows(const ChunkStart& at, int64_t count) { return at.row && at.row < count; }
+
 template <typename CODE>
-void decode_blocks(const Moment& moment, int64_t offset, int64_t block, int64_t count, float* __restrict out) {
-  const uint8_t* __restrict code = pointer<const uint8_t>(moment.address, offset);
-  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, block);
+void decode_blocks(const Moment& moment, const ChunkStart& at, int64_t count, float* __restrict out) {
+  const uint8_t* __restrict code = pointer<const uint8_t>(moment.address, at.element);
+  const uint8_t* __restrict scale = pointer<const uint8_t>(moment.scales, at.block);
   alignas(64) float scales[kChunk];
-  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
-    const float of_block = scale_value(scale[b]);
-    for (int i = 0; i < kBlock; ++i) scales[b * kBlock + i] = of_block;
+  if (has_rows(at, count)) {
+    for_blocks_of_rows(at.row, count, [&](int64_t b, int64_t begin, int64_t end) {
+      const float of_block = scale_value(scale[b]);
+      for (int64_t i = begin; i < end; ++i) scales[i] = of_block;
+    });
+  } else {
+    for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+      const float of_block = scale_value(scale[b]);
+      for (int i = 0; i < kBlock; ++i) scales[b * kBlock + i] = of_block;
+    }
   }
   uint8_t has_special = 0;
   for (int64_t i = 0; i < count; ++i) has_special |= is_special<CODE>(code[i]);
@@ -75,28 +100,46 @@ inline Sixteen block_maxima(const uint32_t* numbers) {
 
 // Encodes a chunk in several passes, each of which compilers vectorise.
 template <typename CODE>
-void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, const Moment& moment, int64_t offset,
-                   int64_t block, int64_t count) {
-  alignas(64) uint32_t magnitude[kChunk], largest[16];
-  for (int64_t i = 0; i < count; ++i) magnitude[i] = bits_of(in[i]) & kMagnitude;
-  for (int64_t i = count; i < kChunk; ++i) magnitude[i] = 0;
-  const Sixteen maxima = block_maxima(magnitude);
-  std::memcpy(largest, &maxima, sizeof largest);
+void encode_blocks(const float* __restrict in, const uint32_t* __restrict random, const Moment& moment,
+                   const ChunkStart& at, int64_t count) {
+  alignas(64) uint32_t magnitude[kChunk], largest[kChunk];
+  alignas(64) float inverse[kChunk];
+  const bool by_rows = has_rows(at, count);
+  const auto find_maxima = [&] {
+    if (by_rows) {
+      for_blocks_of_rows(at.row, count, [&](int64_t b, int64_t begin, int64_t end) {
+        uint32_t most = 0;
+        for (int64_t i = begin; i < end; ++i) most = most > magnitude[i] ? most : magnitude[i];
+        largest[b] = most;
+      });
+    } else {
+      for (int64_t i = count; i < kChunk; ++i) magnitude[i] = 0;
+      const Sixteen maxima = block_maxima(magnitude);
+      std::memcpy(largest, &maxima, sizeof maxima);
+    }
+  };
   uint32_t most = 0;
-  for (int b = 0; b < 16; ++b) most = most > largest[b] ? most : largest[b];
+  for (int64_t i = 0; i < count; ++i) magnitude[i] = bits_of(in[i]) & kMagnitude;
+  for (int64_t i = 0; i < count; ++i) most = most > magnitude[i] ? most : magnitude[i];
   const bool in_range = most < kLargestScaled;  // no scale is clamped, and all numbers are finite
   if (!in_range) {
     for (int64_t i = 0; i < count; ++i) magnitude[i] = finite_magnitude(in[i]);
-    const Sixteen finite = block_maxima(magnitude);
-    std::memcpy(largest, &finite, sizeof largest);
   }
-  uint8_t* __restrict code = pointer<uint8_t>(moment.address, offset);
-  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, block);
-  alignas(64) float inverse[kChunk];
-  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
-    scale[b] = scale_of(largest[b]);
-    const float factor = inverse_scale(scale[b]);
-    for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
+  find_maxima();
+  uint8_t* __restrict code = pointer<uint8_t>(moment.address, at.element);
+  uint8_t* __restrict scale = pointer<uint8_t>(moment.scales, at.block);
+  if (by_rows) {
+    for_blocks_of_rows(at.row, count, [&](int64_t b, int64_t begin, int64_t end) {
+      scale[b] = scale_of(largest[b]);
+      const float factor = inverse_scale(scale[b]);
+      for (int64_t i = begin; i < end; ++i) inverse[i] = factor;
+    });
+  } else {
+    for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) {
+      scale[b] = scale_of(largest[b]);
+      const float factor = inverse_scale(scale[b]);
+      for (int i = 0; i < kBlock; ++i) inverse[b * kBlock + i] = factor;
+    }
   }
   if (in_range) {
     for (int64_t i = 0; i < count; ++i) {
@@ -117,23 +160,23 @@ void for_each_moment(const Record& record, int32_t rule, Function&& function) {
     function(SecondMoment{}, Moment{record.max_exp_avg_sq, record.max_exp_avg_sq_scale}, 2);
 }
 
-// Reads moments that are not float32; where they are codes, `offset` is the first element of a block.
+// Reads moments that are not float32.
 template <typename CODE>
-void read_moments(int32_t kind, const Moment& moment, int64_t offset, int64_t block, int64_t count, float* out) {
+void read_moments(int32_t kind, const Moment& moment, const ChunkStart& at, int64_t count, float* out) {
   if (kind == kState8) {
-    decode_blocks<CODE>(moment, offset, block, count, out);
+    decode_blocks<CODE>(moment, at, count, out);
   } else {
-    read_floats(kBfloat16, moment.address, offset, count, out);
+    read_floats(kBfloat16, moment.address, at.element, count, out);
   }
 }
 
 template <typename CODE>
 void write_moments(int32_t kind, const float* __restrict in, const uint32_t* __restrict random, const Moment& moment,
-                   int64_t offset, int64_t block, int64_t count) {
+                   const ChunkStart& at, int64_t count) {
   if (kind == kState8) {
-    encode_blocks<CODE>(in, random, moment, offset, block, count);
+    encode_blocks<CODE>(in, random, moment, at, count);
   } else {
-    uint16_t* __restrict out = pointer<uint16_t>(moment.address, offset);
+    uint16_t* __restrict out = pointer<uint16_t>(moment.address, at.element);
     for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(in[i], random[i]);
   }
 }

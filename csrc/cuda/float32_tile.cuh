@@ -155,7 +155,8 @@ __device__ __forceinline__ void wait_tile(const Record& record, const Tile& tile
 template <int RULE, bool OPTIONS>
 __device__ __forceinline__ void update_tile(const Record& record, const Row& row, const Tile& tile,
                                             const StepOptions& options) {
-  const int64_t offset = tile.offset;  // of whole tiles: no random numbers, by which others are cut
+  // float32 draws no random numbers, so its tiles are cut every kTileElements, and vectors are aligned in all of them
+  const int64_t offset = tile.offset;
   const Buffers at = {
       reinterpret_cast<float*>(record.param) + offset,
       OPTIONS ? element(record.grad, offset) : reinterpret_cast<float*>(record.grad) + offset,

@@ -1,6 +1,5 @@
-// The update for tables in which some record is not float32. One launch handles
-// any mix of formats, rules and options: each block branches on its own record.
-// Full tiles of common schemes take the compiled paths of schemes.cuh.
+// The update for tables in which some record is not float32. One launch handles any mix of formats, rules and options:
+// each block branches on its own record. Full tiles of common schemes take the compiled paths of schemes.cuh.
 #include "cuda/launch.cuh"
 
 #include "cuda/access.cuh"
@@ -15,15 +14,14 @@
 
 namespace sf {
 
-// True for a tile that has all of its elements, which begin on 16 bytes in any
-// buffer that does, where a stream of random numbers does, and with a block of
-// codes.
+// True for a tile that has all of its elements, which begin on 16 bytes in any buffer that does, where a stream of
+// random numbers does, and with a block of codes.
 __device__ __forceinline__ bool is_full(const Record& record, const Tile& tile) {
-  return tile.count == kTileElements && tile.offset % 16 == 0 && tile.whole % kTileElements == 0 && !record.block_row;
+  return tile.count == kTileElements && tile.offset % kBlock == 0 && tile.whole % kTileElements == 0 &&
+         !record.block_row;
 }
 
-// True if threads may load four elements at once: 16 bytes of float32, 8 bytes
-// of 16-bit numbers, 4 bytes of codes.
+// True if threads may load four elements at once: 16 bytes of float32, 8 bytes of 16-bit numbers, 4 bytes of codes.
 __device__ __forceinline__ bool takes_vectors(const Record& r, const Tile& tile) {
   const int64_t of_weight = r.param | r.grad | r.ema | r.grad_sum | r.master;
   return is_full(r, tile) && ((of_weight | r.exp_avg | r.exp_avg_sq | r.max_exp_avg_sq) & 15) == 0;
@@ -40,16 +38,15 @@ __device__ __forceinline__ void clear(const Record& record, int64_t i) {
   }
 }
 
-// True for the thread that has the first element of a block of codes: a warp
-// has a block where threads take single ones.
+// True for the thread that has the first element of a block of codes: a warp has a block where threads take single
+// ones.
 template <int V>
-__device__ __forceinline__ bool is_first(int64_t i) {
+__device__ __forceinline__ bool begins_block(int64_t i) {
   return (V == 1 ? static_cast<int>(threadIdx.x) : static_cast<int>(i)) % kBlock == 0;
 }
 
-// Updates the elements [i, i + V) of a parameter, which are of block `code` of
-// the tile's codes, by one thread. Without `loads` the thread has no elements,
-// and only takes part in the shuffles of its warp.
+// Updates the elements [i, i + V) of a parameter, which are of block `code` of the tile's codes, by one thread. Without
+// `loads` the thread has no elements, and only takes part in the shuffles of its warp.
 template <int V>
 __device__ __forceinline__ void update_elements(const BlockState& block, int64_t i, int code, bool loads) {
   const Record& record = block.record;
@@ -105,20 +102,19 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
   }
   if (has_exp_avg) {
     write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, block.first_code + code,
-                                  is_first<V>(i), loads, m, random);
+                                  begins_block<V>(i), loads, m, random);
   }
   if (is_adam) {
     write_moments<SecondMoment, V>(format.state, record.exp_avg_sq, record.exp_avg_sq_scale, i, block.first_code + code,
-                                   is_first<V>(i), loads, v, random);
+                                   begins_block<V>(i), loads, v, random);
   }
   if (has_max) {
     write_moments<SecondMoment, V>(format.state, record.max_exp_avg_sq, record.max_exp_avg_sq_scale, i,
-                                   block.first_code + code, is_first<V>(i), loads, v_max, random);
+                                   block.first_code + code, begins_block<V>(i), loads, v_max, random);
   }
 }
 
-// Handles elements of a group that does not move now: adds their gradients to
-// the sum, and clears them.
+// Handles elements of a group that does not move now: adds their gradients to the sum, and clears them.
 template <int V>
 __device__ __forceinline__ void wait_elements(const BlockState& block, int64_t i, bool adds) {
   const Record& record = block.record;
@@ -133,8 +129,7 @@ __device__ __forceinline__ void wait_elements(const BlockState& block, int64_t i
   if (block.options.zero_grads) clear<V>(record, i);
 }
 
-// Notes the rows of a tile: it has several, none of which a block of codes
-// crosses, or a part of one.
+// Notes the rows of a tile: it has several, none of which a block of codes crosses, or a part of one.
 __device__ __forceinline__ void divide_into_rows(BlockState& block) {
   const int64_t row = block.record.block_row, count = block.tile.count;
   block.row_length = static_cast<int>(row && row < count ? row : count);
@@ -145,11 +140,9 @@ __device__ __forceinline__ void divide_into_rows(BlockState& block) {
   block.first_code = block_of(block.record, block.tile.offset);
 }
 
-// Calls vector(i) with the first of every four elements of a full aligned tile.
-// For other tiles it calls single(i, w, exists) with each element; whole warps
-// make that call, so some threads have no element, and a warp has block w of
-// the tile's codes. In a full tile the elements of a warp are consecutive and
-// the same as in schemes.cuh.
+// Calls vector(i) with the first of every four elements of a full aligned tile. For other tiles it calls single(i, w,
+// exists) with each element; whole warps make that call, so some threads have no element, and a warp has block w of the
+// tile's codes. In a full tile the elements of a warp are consecutive and the same as in schemes.cuh.
 template <typename Vector, typename Single>
 __device__ __forceinline__ void for_elements(const BlockState& block, Vector vector, Single single) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -167,8 +160,7 @@ __device__ __forceinline__ void for_elements(const BlockState& block, Vector vec
   }
 }
 
-// Waits for the row, and updates a full tile whose scheme has a path of its
-// own. Returns false if it has none.
+// Waits for the row, and updates a full tile whose scheme has a path of its own. Returns false if it has none.
 __device__ __forceinline__ bool update_scheme(const BlockState& block) {
   switch (block.scheme) {
 #define SF_CASE(...)              \

@@ -22,7 +22,7 @@ from ..layout.table import COUNTS, STATE_FIELD, Table
 from ..memory.arena import lasting, zeros_like
 from ..memory.presence import is_abstract
 from ..memory.sharding import local_tensor, shard_like
-from ..numerics.block_rows import scale_shape
+from ..numerics.block_rows import layout_of, scale_shape
 from .state_checks import numbers
 
 BEGIN_WITH_WEIGHTS = ("ema", "master")
@@ -109,7 +109,7 @@ def _as_entry(table: Table, i: int, name: str, place: Tensor) -> Tensor:
     """What the optimizer's state holds of a tensor: a DTensor where the parameter is one."""
     param, shape = table.slots[i].param, None
     if name.endswith("_scale"):  # they have a shape of their own
-        shape = scale_shape(torch.empty(param.shape, device="meta"))
+        shape = scale_shape(layout_of(param))
     return shard_like(place, param, shape)
 
 

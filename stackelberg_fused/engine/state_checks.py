@@ -23,10 +23,9 @@ from ..groups.schemes import (
 )
 from ..layout.rows import LARGEST_COUNT
 from ..layout.table import COUNTS, STATE_FIELD
-from ..memory.arena import is_dense
 from ..memory.presence import has_memory, is_abstract, is_fake, is_uninitialized
 from ..memory.sharding import is_sharded, local_tensor
-from ..numerics.block_rows import scale_shape
+from ..numerics.block_rows import layout_of, scale_shape
 from ..numerics.codec import LARGEST_SCALE
 
 # settings with which a group has every kind of state that its rule may have
@@ -79,11 +78,13 @@ def _check_entry(
     for name in present:
         value, shape = entry[name], tuple(param.shape)
         if name.endswith("_scale"):
-            shape = scale_shape(_dense_like(param))
+            # by the codes, which may lie in another order of memory than the parameter
+            codes = entry.get(code_name(moment_of(name)))
+            shape = scale_shape(layout_of(codes if isinstance(codes, Tensor) else param))
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"{label}: state dict has {name} of shape {found}, the parameter {shape}"
+                f"{label}: state dict has {name} of shape {found}, the parameter needs {shape}"
             )
         _check_layout(name, value, param, label)
         # nothing could be copied out of it
@@ -109,13 +110,6 @@ def _check_entry(
             )
 
 
-def _dense_like(param: Tensor) -> Tensor:
-    """A tensor without memory in the layout of a parameter's state."""
-    if is_dense(local_tensor(param)):
-        return torch.empty_strided(param.shape, param.stride(), device="meta")
-    return torch.empty(param.shape, device="meta")
-
-
 def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
     """Raise ValueError for a tensor that could not be copied into memory of the parameter's own shape.
 
@@ -131,7 +125,7 @@ def _check_layout(name: str, value: Any, param: Any, label: str) -> None:
     is_other = both and value.placements != param.placements
     here, wanted = tuple(local_tensor(value).shape), tuple(local_tensor(param).shape)
     if name.endswith("_scale"):
-        wanted = scale_shape(local_tensor(param))
+        wanted = scale_shape(layout_of(local_tensor(param)))
     if is_other or here != wanted:
         raise ValueError(
             f"{label}: state dict has another part of {name} in this process, of shape {here}, than the parameter is, "

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..groups.schemes import EIGHT_BITS, Scheme, moment_of
 from ..memory.region import Region, region_of, whole_region
 from ..memory.sharding import is_sharded
-from ..numerics.block_rows import block_row_of, scale_shape
+from ..numerics.block_rows import block_row_of, layout_of, scale_shape
 
 
 class Kind(NamedTuple):
@@ -74,7 +74,8 @@ class Slot:
         """`block_row` of the slot's record."""
         if self.scheme.state is not EIGHT_BITS:
             return 0
-        return block_row_of(self.dense_like(), is_sharded(self.param))
+        whole = layout_of(self.param) if is_sharded(self.param) else None
+        return block_row_of(self.dense_like(), whole)
 
     def state_like(self, name: str) -> Tensor:
         """A tensor without memory, of the shape, strides and dtype that a tensor of its state has."""

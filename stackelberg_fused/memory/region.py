@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..torch_compat import shape_and_offsets
 from .sharding import is_sharded, local_tensor
 
 
@@ -37,7 +38,8 @@ def region_of(param: Any, label: str = "the parameter") -> Region:
         label: names the parameter in the message.
 
     Raises:
-        ValueError: they do not lie there in runs of one length and spacing. All ranks raise it, or none.
+        ValueError: they do not lie there in runs of one length and spacing. All ranks raise it, or none, if torch dealt
+            out the parts.
     """
     local = local_tensor(param)
     if not is_sharded(param):
@@ -53,7 +55,7 @@ def region_of(param: Any, label: str = "the parameter") -> Region:
         problem = "cut several of its dimensions"
     elif tuple(param.stride()) != stride or not local.is_contiguous():
         problem = "are of a parameter that is not contiguous"
-    elif found is None or found[0] != tuple(local.shape):
+    elif found is None or found[0] != tuple(local.shape) or _has_gaps(param):
         problem = "do not say where the elements of this rank belong"
     else:
         if not local.numel():
@@ -78,17 +80,28 @@ def sharded_dims(param: Any) -> set[int]:
     }
 
 
+def _has_gaps(param: Any) -> bool:
+    """Tell whether a strided shard (FSDP2 over tensor parallelism) lacks the shards that it is a part of."""
+    placements, sizes = param.placements, param.device_mesh.shape
+    for i, placement in enumerate(placements):
+        factor = getattr(placement, "split_factor", 1)
+        within = [
+            ranks
+            for other, ranks in zip(placements[i + 1 :], sizes[i + 1 :], strict=True)
+            if getattr(other, "dim", None) == getattr(placement, "dim", None)
+        ]
+        if factor not in (1, math.prod(within)):
+            return True
+    return False
+
+
 def _shape_and_offsets(param: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the shape of the local tensor and the index of its first element; None where torch does not know."""
-    from torch.distributed.tensor import _utils
-
     try:
-        shape, offsets = _utils.compute_local_shape_and_global_offset(
-            param.shape, param.device_mesh, param.placements
-        )
+        found = shape_and_offsets(param)
     except (NotImplementedError, RuntimeError, ValueError, AssertionError):
         return None
-    return tuple(map(int, shape)), tuple(map(int, offsets))
+    return None if found is None else (tuple(map(int, found[0])), tuple(map(int, found[1])))
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory.arena import is_dense
 from ..memory.region import sharded_dims
-from ..memory.sharding import is_sharded
+from ..memory.sharding import is_sharded, local_tensor
 from .codec import BLOCK
 
 
@@ -33,15 +34,25 @@ def scale_shape(like: Tensor) -> tuple[int, ...]:
     return (blocks,) if like.dim() <= 1 else (rows, blocks)
 
 
-def block_row_of(like: Tensor, is_part: bool = False) -> int:
-    """Return the elements of a row, where its last block is not full and another row follows; else 0.
+def block_row_of(like: Tensor, whole: Tensor | None = None) -> int:
+    """Return the elements of a row, where tiles that go by the whole parameter's elements would cut blocks; else 0.
+
+    They do where rows of the whole parameter end within a block, and another row follows.
 
     Args:
-        is_part: it is a shard, which need not begin where a tile of the whole parameter does, so that blocks have to be
-            counted from its rows on even if it has only one.
+        like: a local tensor.
+        whole: the parameter that it is a shard of; None: it is all of it.
     """
     rows, length = rows_of(like)
-    return length if (rows > 1 or is_part) and length % BLOCK else 0
+    whole_rows, whole_length = (rows, length) if whole is None else rows_of(whole)
+    return length if whole_rows > 1 and whole_length % BLOCK else 0
+
+
+def layout_of(param: Tensor) -> Tensor:
+    """Return a tensor without memory in the layout of a parameter's state, of all of it if it is a DTensor."""
+    if is_dense(local_tensor(param)):
+        return torch.empty_strided(param.shape, param.stride(), device="meta")
+    return torch.empty(param.shape, device="meta")
 
 
 def check_blocks(param: Any, label: str) -> None:

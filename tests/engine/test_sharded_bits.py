@@ -19,7 +19,8 @@ from stackelberg_fused.backends.triton import is_interpreting
 pytestmark = of_ranks
 # odd sizes: some ranks hold less than others, or nothing; several tiles, and rows that end within a block of codes
 BY_ROWS = [(7, 5), (70, 100), (130, 64), (1, 3), (2, 4100), (12, 3, 3, 3), (9,)]
-BY_COLUMNS = [(6, 127), (70, 128), (3, 4, 64), (9,)]
+# of the second and the last, the first rank's columns are full blocks, though rows of the whole end within one
+BY_COLUMNS = [(6, 127), (140, 127), (70, 128), (3, 4, 64), (9,), (20, 4095)]
 LAYOUTS: dict[str, tuple[int, list[tuple[int, ...]]]] = {
     "2 by rows": (2, BY_ROWS),
     "3 by rows": (3, BY_ROWS),
@@ -222,3 +223,23 @@ def test_a_shard_that_cuts_a_block_is_refused_on_all_ranks(ranks: Ranks) -> None
     assert "cut blocks of 32 elements" in said[0]
     assert ranks(2, _refuses, "2 by columns", (4, 128)) == ["", ""]
     assert ranks(2, _refuses, "2 by rows", (5, 100)) == ["", ""]
+
+
+def _reloads(values: Tensor) -> None:
+    """Its own state dict, where every rank has all of a parameter that is not contiguous."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = dist.init_device_mesh("cpu", (2,))
+    param = nn.Parameter(DTensor.from_local(values.clone(), mesh, [Replicate()]))
+    ours = sf.StackelbergAdamW([param], state_dtype="8bit", backend="cpu")
+    param.grad = DTensor.from_local(torch.ones_like(values), mesh, [Replicate()])
+    ours.step()
+    scales = ours.state[param]["exp_avg_scale"]
+    assert scales.shape == scales.to_local().shape
+    ours.load_state_dict(ours.state_dict())
+    ours.step()
+
+
+@pytest.mark.skipif(is_interpreting(), reason="that process tests Triton")
+def test_copies_of_columns_reload_their_own_state(ranks: Ranks) -> None:
+    ranks(2, _reloads, normal((40, 70), 0).t())

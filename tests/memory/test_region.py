@@ -98,6 +98,25 @@ class TestOnRanks:
                     assert (said, cut) == ("", ""), layout
 
 
+def _strided_alone(_: int) -> list[str]:
+    """FSDP2's shard of what tensor parallelism has cut, without the latter."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    mesh = dist.init_device_mesh("cpu", (2, 2))
+    placements = [_StridedShard(0, split_factor=2), Replicate()]
+    param = distribute_tensor(torch.arange(32).view(8, 4), mesh, placements)
+    return [_said(region_of, param, "the weight")]
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.slow
+def test_rows_with_gaps_are_refused(ranks: Ranks) -> None:
+    for (said,) in ranks(4, _strided_alone, 0):
+        assert "the weight: placements" in said
+        assert "do not say where the elements of this rank belong" in said
+
+
 def test_a_plain_tensor_is_all_of_its_parameter() -> None:
     param = torch.zeros(3, 5)
     assert region_of(param) == whole_region(15) == Region(0, 15, 15)

@@ -300,3 +300,41 @@ def test_scales_are_not_shards() -> None:
         "exp_avg_sq_scale": (torch.uint8, (32, 2)),
         "remainder": (torch.int8, (32, 64)),
     }
+
+
+IN_MEMORY = {
+    "rows": normal((40, 70), 1),
+    "columns": normal((70, 40), 1).t(),
+    "channels last": normal((1, 5, 3, 3), 1).to(memory_format=torch.channels_last),
+    "contiguous": normal((1, 5, 3, 3), 1),
+}
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("rows", "columns"),
+        ("columns", "rows"),
+        ("channels last", "contiguous"),
+        ("contiguous", "channels last"),
+    ],
+)
+def test_codes_of_another_order_of_memory_are_converted(before: str, after: str) -> None:
+    """Their scales have another shape then, as blocks are of rows in memory."""
+    scheme = torch.float32, None, "8bit"
+    saved, loaded = (
+        nn.ParameterList([nn.Parameter(IN_MEMORY[name].clone())]) for name in (before, after)
+    )
+    theirs, ours = (optimizer_of(model, scheme, "cpu") for model in (saved, loaded))
+    saved[0].grad = normal(tuple(saved[0].shape), 5)
+    theirs.step()
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    expected, found = opened(theirs, saved[0])["exp_avg"], opened(ours, loaded[0])["exp_avg"]
+    # each in its own order of memory, and rounded by the scales of other blocks
+    logical = torch.empty_like(saved[0]).detach()
+    in_memory_order(logical).copy_(expected)
+    reordered = torch.empty_like(loaded[0]).detach().copy_(logical)
+    assert (found - in_memory_order(reordered)).abs().max() <= 2.0**-3 * expected.abs().max()
+    assert_same_bits(ours.state[loaded[0]]["step"], theirs.state[saved[0]]["step"], "step")
+    loaded[0].grad = normal(tuple(loaded[0].shape), 6)
+    ours.step()

@@ -9,24 +9,30 @@ from zlib import crc32
 import pytest
 
 
+MOST_CASES = 12
+
+
 def quick(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """A sample, in the order of the items; the same at every call and in every process.
 
     Of a test with parameters a case stays if it has a value of one of them that no case before it had, in an order
-    that mixes the values. Tests that are slow or skipped fall out.
+    that mixes the values, but `MOST_CASES` at most. Tests that are slow or skipped fall out.
     """
     marks = ("slow", "large", "skip")
     cases = [item for item in items if not any(map(item.get_closest_marker, marks))]
     seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
     kept = set()
+    count: dict[str, int] = defaultdict(int)
     for item in sorted(cases, key=lambda item: crc32(item.nodeid.encode())):
         given = item.callspec.params if hasattr(item, "callspec") else {"": None}
         # by what is equal among them, not by the text: an address in it differs from process to process
         values = {(name, repr(value)) for name, value in given.items()}
-        known = seen[item.nodeid.partition("[")[0]]
-        if values - known:
+        test = item.nodeid.partition("[")[0]
+        known = seen[test]
+        if values - known and count[test] < MOST_CASES:
             known |= values
             kept.add(item)
+            count[test] += 1
     return [item for item in items if item in kept]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from paths import ROOT, TESTS
 from patience import patience
-from selection import quick, spread
+from selection import MOST_CASES, quick, spread
 from still_running import StillRunning
 
 
@@ -46,6 +46,10 @@ def test_every_value_of_a_matrix_occurs_in_the_sample() -> None:
     for name, expected in values.items():
         assert {str(item.callspec.params[name]) for item in kept[1:]} == set(map(str, expected))
     assert kept == quick([kept[0], *matrix])
+
+
+def test_no_test_has_many_cases_in_the_sample() -> None:
+    assert len(quick([_Item("m", a=i) for i in range(100)])) == MOST_CASES
 
 
 def test_slow_tests_lie_among_the_others_and_not_at_the_end() -> None:
