@@ -8,7 +8,6 @@ from zlib import crc32
 
 import pytest
 
-
 MOST_CASES = 12
 
 
