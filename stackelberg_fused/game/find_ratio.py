@@ -18,7 +18,7 @@ from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
 from .search_progress import SearchProgress
 from .short_runs import head_by_name, short_run_loss
-from .significance import p_values_against_one, recommended_ratio
+from .significance import least_p_value, p_values_against_one, recommended_ratio
 
 MOST_EXTENSIONS = 4  # rates that may be added to the grid of a ratio
 
@@ -35,7 +35,8 @@ class RatioSearch:
         recommended: the recommended ratio; 1 unless another ratio is significantly better.
         p_values: by ratio other than 1: the p-value of a sign-flip test (Fisher 1935; see `sign_flip_p_value`) of its
             losses against those of ratio 1 with the same seeds, both at their best rates, times the number of these
-            ratios (Bonferroni). It is at least 2**-seeds times that number. NaN if all seeds gave equal runs.
+            ratios (Bonferroni). It is at least 2**-seeds times that number, and 1/10001 times it above 14 seeds. NaN if all
+            seeds gave equal runs. More seeds after a look at the result make it too small: see `find_rates`.
         at_edge: the ratios whose best rate is an end of the grid: a wider grid may improve them.
         seeds: the number of runs for each ratio and rate.
     """
@@ -198,7 +199,7 @@ def find_ratio(
     at_best = {ratio: losses[ratio][rate] for ratio, rate in best_rate.items()}
     p_values = p_values_against_one(at_best)
     recommended = recommended_ratio(at_best, p_values, level)
-    if any(p == p for p in p_values.values()) and 2.0**-seeds * len(p_values) > level:
+    if any(p == p for p in p_values.values()) and least_p_value(seeds) * len(p_values) > level:
         warn_caller(
             f"find_ratio() cannot tell any of {len(p_values)} ratios from chance with seeds={seeds} at level={level:g}"
         )
