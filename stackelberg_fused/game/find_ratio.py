@@ -17,7 +17,7 @@ from ..groups.split import Head, split_body_head
 from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
 from .search_progress import SearchProgress
-from .short_runs import head_by_name, short_run_loss
+from .short_runs import head_by_name, new_modules, short_run_loss
 from .significance import least_p_value, p_values_against_one, recommended_ratio
 
 MOST_EXTENSIONS = 4  # rates that may be added to the grid of a ratio
@@ -148,7 +148,7 @@ def find_ratio(
         UserWarning: no p-value can reach `level` with so few seeds.
 
     Raises:
-        ValueError: an argument does not fit, or every run of ratio 1 diverged.
+        ValueError: an argument does not fit, `model()` returned a module twice, or every run of ratio 1 diverged.
     """
     all_ratios = sorted({1.0, *map(float, ratios)})
     rates = sorted(set(map(float, body_lrs)))
@@ -159,19 +159,22 @@ def find_ratio(
     if not batches or steps < 1 or seeds < 1:
         raise ValueError("find_ratio() needs batches, steps >= 1 and seeds >= 1")
 
-    by_name = head_by_name(model, head)
+    by_name, new_module = head_by_name(model, head), new_modules(model)
 
     def groups(of: nn.Module) -> list[dict[str, Any]]:
         return split_body_head(of, head=by_name, tied=tied)
 
     def seed_losses(ratio: float, rate: float) -> list[float]:
         options = {"lr": rate, "head_lr_ratio": ratio, **settings}
-        runs = [
-            short_run_loss(
-                model, batches, loss_fn, groups, optimizer, options, steps, seed, bar.advance
+        runs = []
+        for seed in range(seeds):
+            begin = bar.done
+            runs.append(
+                short_run_loss(
+                    new_module, batches, loss_fn, groups, optimizer, options, steps, seed, bar.advance
+                )
             )
-            for seed in range(seeds)
-        ]
+            bar.advance(steps - (bar.done - begin))  # a run that diverged took fewer
         bar.say(f"ratio {ratio:g}, body rate {rate:.3g}: {statistics.median(runs):.4g}")
         return runs
 
