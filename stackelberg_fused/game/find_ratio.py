@@ -35,7 +35,7 @@ class RatioSearch:
         recommended: the recommended ratio; 1 unless another ratio is significantly better.
         p_values: by ratio other than 1: the p-value of a sign-flip test (Fisher 1935; see `sign_flip_p_value`) of its
             losses against those of ratio 1 with the same seeds, both at their best rates, times the number of these
-            ratios (Bonferroni). It is at least 2**-seeds times that number, and 1/10001 times it above 14 seeds. NaN if all
+            ratios (Bonferroni). It is at least 2**-seeds times that number, above 14 seeds 1/10001 times it. NaN if all
             seeds gave equal runs. More seeds after a look at the result make it too small: see `find_rates`.
         at_edge: the ratios whose best rate is an end of the grid: a wider grid may improve them.
         seeds: the number of runs for each ratio and rate.
@@ -171,7 +171,15 @@ def find_ratio(
             begin = bar.done
             runs.append(
                 short_run_loss(
-                    new_module, batches, loss_fn, groups, optimizer, options, steps, seed, bar.advance
+                    new_module,
+                    batches,
+                    loss_fn,
+                    groups,
+                    optimizer,
+                    options,
+                    steps,
+                    seed,
+                    bar.advance,
                 )
             )
             bar.advance(steps - (bar.done - begin))  # a run that diverged took fewer

@@ -20,7 +20,7 @@ def param_groups(found: Iterable[Any]) -> list[dict[str, Any]]:
     for i, group in enumerate(found):
         if not isinstance(group, dict) or "params" not in group:
             raise ValueError(
-                "find_rates(): groups must return param groups, each a dict with \"params\"; "
+                'find_rates(): groups must return param groups, each a dict with "params"; '
                 f"number {i} is {_said(group)}"
             )
         params = group["params"]

@@ -86,6 +86,6 @@ def described_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(described_value, value))}]"
     named = value if hasattr(value, "__qualname__") else type(value)
-    if named is value or callable(value) or type(value).__repr__ is object.__repr__:
+    if named is value or callable(value) or repr(value) == object.__repr__(value):
         return f"{named.__module__}.{named.__qualname__}"
     return repr(value)
