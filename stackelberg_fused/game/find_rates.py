@@ -23,7 +23,7 @@ from .rate_study import RateStudy
 from .search_file import described_value, open_storage
 from .search_progress import SearchProgress
 from .short_runs import head_by_name, new_modules, seeded, short_run_loss
-from .significance import least_p_value, p_values_against_one
+from .significance import checked_level, least_p_value, p_values_against_one
 
 FIRST_SEED = 1000  # of the runs that compare: no rate was chosen by them
 
@@ -97,8 +97,7 @@ def find_rates(
         for name, value in (("budget", budget), ("steps", steps), ("seeds", seeds))
     )
     tuning_seeds = _checked_count("tuning_seeds", tuning_seeds, FIRST_SEED)
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ValueError(f"find_rates() needs 0 < level < 1, got {level!r}")
+    level = checked_level("find_rates", level)
     for name in ("lr", "head_lr_ratio"):
         if name in settings:
             raise ValueError(f"find_rates() searches the rates: leave out {name}; lrs is the range")
@@ -166,7 +165,7 @@ def find_rates(
             else:
                 new_seeds = range(FIRST_SEED, FIRST_SEED + seeds)
                 losses[kind] = study.compare(run, new_seeds, steps, bar)
-        return _result(names, studies, losses, float(level), (low, high))
+        return _result(names, studies, losses, level, (low, high))
 
 
 def _searches(count: int) -> str:

@@ -18,7 +18,7 @@ from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
 from .search_progress import SearchProgress
 from .short_runs import head_by_name, new_modules, short_run_loss
-from .significance import least_p_value, p_values_against_one, recommended_ratio
+from .significance import checked_level, least_p_value, p_values_against_one, recommended_ratio
 
 MOST_EXTENSIONS = 4  # rates that may be added to the grid of a ratio
 
@@ -138,7 +138,7 @@ def find_ratio(
         optimizer: the class of a Stackelberg optimizer, called with the groups, `lr`, `head_lr_ratio` and `settings`.
         steps: the number of steps of a run, >= 1.
         seeds: the number of runs for each ratio and rate, >= 1.
-        level: the significance level: the largest p-value at which a ratio is recommended over 1.
+        level: the significance level, between 0 and 1: the largest p-value at which a ratio is recommended over 1.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
 
     Returns:
@@ -159,6 +159,7 @@ def find_ratio(
     if not batches or steps < 1 or seeds < 1:
         raise ValueError("find_ratio() needs batches, steps >= 1 and seeds >= 1")
 
+    level = checked_level("find_ratio", level)
     by_name, new_module = head_by_name(model, head), new_modules(model)
 
     def groups(of: nn.Module) -> list[dict[str, Any]]:

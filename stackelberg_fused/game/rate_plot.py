@@ -27,19 +27,21 @@ def draw(found: RateSearch, path: str | Path) -> None:
             _draw_points(axis, points, i, limits[1], kind)
             rate = found.one_rate if kind == ONE else found.rates[name]
             axis.axvline(rate, color=COLORS[kind], lw=1)
-        axis.set(xscale="log", xlabel=f"rate of {shortened(name, 24)}")
+        axis.set(xscale="log")
+        axis.set_xlabel(f"rate of\n{shortened(name, 24)}", fontsize=9)
         if limits[0] > 0 and limits[1] > 10 * limits[0]:
             axis.set_yscale("log")
         axis.set_ylim(*limits)
         if i == 0:
             axis.set_ylabel("loss, median of the tuning seeds")
-            axis.legend(fontsize=8)
     left_out = len(found.names) - len(shown)
     if left_out:
         axes[len(shown) - 1].set_title(
-            f"and {left_out} more group{'s' if left_out > 1 else ''}", fontsize=10
+            f"and {left_out} more group{'s' if left_out > 1 else ''} in the table", fontsize=10
         )
     _draw_seeds(axes[-1], found)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -6,11 +6,24 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 MOST_EXACT = 14  # differences of which all signs are tried
 DRAWS = 10_000  # of signs, for more differences
+
+
+def checked_level(caller: str, level: Any) -> float:
+    """Return a significance level.
+
+    Raises:
+        ValueError: it is no number between 0 and 1.
+    """
+    is_number = isinstance(level, (int, float, np.number)) and not isinstance(level, bool)
+    if not is_number or not 0 < level < 1:
+        raise ValueError(f"{caller}() needs 0 < level < 1, got {level!r}")
+    return float(level)
 
 
 def p_values_against_one(losses: dict[float, list[float]]) -> dict[float, float]:

@@ -53,7 +53,7 @@ def test_what_is_outside_is_marked_at_the_edge(
     _made_up(8, 1e30).plot(tmp_path / "rates.png")
     axes = figures[0].axes
     assert len(axes) == 6 + 1
-    assert axes[5].get_title() == "and 2 more groups"
+    assert axes[5].get_title() == "and 2 more groups in the table"
     for axis in axes[:-1]:
         assert axis.get_ylim()[1] < 10
         by_marker: dict[str, int] = {}

@@ -6,9 +6,11 @@ import math
 import random
 import statistics
 
+import numpy as np
 import pytest
 
 from stackelberg_fused.game.significance import (
+    checked_level,
     least_p_value,
     p_values_against_one,
     recommended_ratio,
@@ -47,3 +49,10 @@ def test_an_estimate_is_never_zero() -> None:
     differences = [(-1.0) ** i * i for i in range(14)]
     exact, estimate = sign_flip_p_value(differences), sign_flip_p_value([*differences, 0.0])
     assert estimate == pytest.approx(exact, abs=0.02)
+
+
+def test_a_level_lies_between_0_and_1() -> None:
+    assert checked_level("f", np.float32(0.25)) == checked_level("f", 0.25) == 0.25
+    for wrong in (0, 1, -0.1, 5, math.nan, math.inf, "0.05", None, True):
+        with pytest.raises(ValueError, match=r"f\(\) needs 0 < level < 1, got"):
+            checked_level("f", wrong)
