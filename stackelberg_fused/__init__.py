@@ -60,8 +60,9 @@ if _no_torch is None:
     from .game.alternating import AlternatingStep, alternating_step
     from .game.best_response import BestResponse, best_response
     from .game.curvature import Curvature, curvature
-    from .game.find_rates import RateSearch, find_rates
+    from .game.find_rates import find_rates
     from .game.find_ratio import RatioSearch, find_ratio
+    from .game.rate_search import RateSearch
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .game.stackelberg_value import StackelbergValue, stackelberg_value
     from .groups.constraints import (

@@ -8,4 +8,6 @@
 - `alternating`: the two-time-scale update, built on `player_gradients`, `players` and `microbatches`.
 - `curvature`: spectra of the Hessians of f and Phi, from `hessian_products` and `spectrum`.
 - `schedules`, `find_ratio`: learning rates of both players.
+- `find_rates`: a rate for each group, built on `rate_groups`, `rate_study` (points, by Optuna), `search_file`,
+  `rate_search` (the result) and `rate_plot`.
 """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,84 +17,15 @@ from ..groups.option_types import Tied
 from ..groups.split import Head, split_body_head
 from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
-from .rate_study import Measured, RateStudy, open_storage
+from .rate_groups import elements, param_groups, unique_names
+from .rate_search import EACH, ONE, RateSearch
+from .rate_study import RateStudy
+from .search_file import described_value, open_storage
 from .search_progress import SearchProgress
-from .short_runs import head_by_name, seeded, short_run_loss
-from .significance import p_values_against_one
+from .short_runs import head_by_name, new_modules, seeded, short_run_loss
+from .significance import checked_level, least_p_value, p_values_against_one
 
-ONE, EACH = "one rate", "rates by group"
 FIRST_SEED = 1000  # of the runs that compare: no rate was chosen by them
-
-
-@dataclass(frozen=True)
-class RateSearch:
-    """One rate for all groups, and a rate for each, both tuned with the same budget, and which of them is recommended.
-
-    The loss of a run is the mean over its last quarter, or infinity if the run diverged.
-
-    Attributes:
-        names: of the groups.
-        one_rate: the best rate for all groups.
-        rates: by name of a group: its rate where each has its own.
-        losses: of "one rate" and "rates by group": the loss for each seed of runs that chose no rate.
-        p_value: of a sign-flip test (Fisher 1935; see `sign_flip_p_value`) that rates by group are better, with the
-            same seeds. It is at least 2**-seeds; NaN if all seeds gave equal runs.
-        recommended: by name of a group: its rate; the same for all unless rates by group are significantly better.
-        at_edge: groups whose rate is within a twentieth of the searched range of one of its ends.
-        trials: of "one rate" and "rates by group": what was measured of each rate, or rates, that were tried.
-        seeds: the number of runs in `losses`.
-    """
-
-    names: list[str]
-    one_rate: float
-    rates: dict[str, float]
-    losses: dict[str, list[float]]
-    p_value: float
-    recommended: dict[str, float]
-    at_edge: list[str]
-    trials: dict[str, list[Measured]]
-    seeds: int
-
-    def table(self) -> str:
-        """Return a text table: the rate of each group both ways, then the losses."""
-        lines = [f"{'group':>20}{ONE:>16}{EACH:>16}"]
-        for name in self.names:
-            edge = " (near the end of the range)" if name in self.at_edge else ""
-            lines.append(f"{name:>20.20}{self.one_rate:>16.3g}{self.rates[name]:>16.3g}{edge}")
-        for label, of in (("loss, median", statistics.median), ("smallest", min), ("largest", max)):
-            values = [f"{of(self.losses[kind]):>16.5g}" for kind in (ONE, EACH)]
-            lines.append(f"{label:>20}{''.join(values)}")
-        return "\n".join(lines)
-
-    def verdict(self) -> str:
-        """Return the recommendation as a sentence."""
-        if len(set(self.recommended.values())) == 1 and self.recommended != self.rates:
-            beyond = (
-                ""
-                if math.isnan(self.p_value)
-                else f" beyond chance: p = {self.p_value:.2g} with {self.seeds} seeds"
-            )
-            return f"One rate for all groups, {self.one_rate:.3g}: rates by group were not better{beyond}."
-        chosen = ", ".join(f"{name} {rate:.3g}" for name, rate in self.rates.items())
-        if math.isnan(self.p_value):
-            return (
-                f"Rates by group ({chosen}) were best. All seeds gave the same runs, so that nothing is known of "
-                "chance."
-            )
-        return (
-            f"Rates by group ({chosen}): better than one rate tuned with the same budget, p = {self.p_value:.2g} with "
-            f"{self.seeds} seeds; after short runs: long ones may differ."
-        )
-
-    def plot(self, path: str | Path) -> None:
-        """Write a picture to `path`: the loss over each group's rate, and the losses of both ways by seed.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
-        from .rate_plot import draw
-
-        draw(self, path)
 
 
 def find_rates(
@@ -117,9 +49,15 @@ def find_rates(
 ) -> RateSearch:
     """Search for one rate for all groups and for a rate for each, and say whether the latter is worth it.
 
-    Both searches may try `budget` points, by Optuna's TPE (Bergstra et al. 2011) on a logarithmic scale. A point that
-    diverges, or whose median after some seeds is above the median of those before, is given up. The best points of both
-    are then run with seeds by which neither was chosen, and compared in pairs. `find_ratio` says what a seed sets.
+    Both searches may try `budget` points, by Optuna's TPE (Bergstra et al. 2011) on a logarithmic scale. The search by
+    group begins at the best one rate, which counts as one of its points. A point is given up if it diverges; or, once
+    five points are finished, if the smallest of its medians after one seed, two, and so on is above the median of what
+    finished points had after as many seeds. The best points of both are then run with new seeds, by which neither was
+    chosen, on the same batches, and compared in pairs. `find_ratio` says what a seed sets. With one group there is one
+    search, and nothing is compared.
+
+    The p-value holds for a budget and a number of seeds that were chosen beforehand. Who looks at it and raises them
+    until it is small finds small ones by chance: after five looks, more than twice as often as `level` says.
 
     Args:
         model: a module, which is copied for each run, or a callable that returns a new module.
@@ -131,72 +69,107 @@ def find_rates(
         lrs: the smallest and the largest rate to try.
         budget: the number of points that each of the two searches tries, >= 1.
         steps: the number of steps of a run, >= 1.
-        tuning_seeds: the number of runs of each point, >= 1: its loss is their median.
+        tuning_seeds: the number of runs of each point, 1 to 1000: its loss is their median.
         seeds: the number of runs that compare the best points, >= 1.
-        level: the significance level: the largest p-value at which rates by group are recommended.
+        level: the significance level, between 0 and 1: the largest p-value at which rates by group are recommended.
         optimizer: a class, called with the groups and `settings`.
         path: a file that keeps the search: a call with the same arguments goes on where the last one ended. A larger
-            `budget` goes on too.
+            `budget` goes on too, and of a smaller one the first points count. Names and sizes of groups, `lrs`,
+            `steps`, `tuning_seeds`, the number of batches, the optimizer's name and `settings` have to be the same.
+            What is in `model`, `batches` and `loss_fn` is not checked.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
+        settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
 
     Raises:
         ImportError: Optuna is not installed.
-        ValueError: an argument does not fit, a group is empty, the file is of another search, or every run with one
-            rate diverged. Nothing was run then, but in the last case.
+        ValueError: an argument does not fit, a group is empty, `path` is a folder, no file of a search or one of
+            another search, `model()` returned a module twice, or every run with one rate diverged. No step was taken
+            then, but in the last case.
+        RuntimeError: another search has the file open.
 
     Warns:
         UserWarning: the p-value cannot reach `level` with so few seeds.
     """
     batches = list(batches)
     low, high = _checked_range(lrs)
-    for name, value in (
-        ("budget", budget),
-        ("steps", steps),
-        ("tuning_seeds", tuning_seeds),
-        ("seeds", seeds),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"find_rates() needs {name} >= 1, got {value!r}")
+    budget, steps, seeds = (
+        _checked_count(name, value)
+        for name, value in (("budget", budget), ("steps", steps), ("seeds", seeds))
+    )
+    tuning_seeds = _checked_count("tuning_seeds", tuning_seeds, FIRST_SEED)
+    level = checked_level("find_rates", level)
+    for name in ("lr", "head_lr_ratio"):
+        if name in settings:
+            raise ValueError(f"find_rates() searches the rates: leave out {name}; lrs is the range")
     if not batches:
         raise ValueError("find_rates() needs batches")
-    by_name = head_by_name(model, head)
+    by_name, new_module = head_by_name(model, head), new_modules(model)
 
     def made(of: nn.Module) -> list[dict[str, Any]]:
-        found = split_body_head(of, head=by_name, tied=tied) if groups is None else groups(of)
-        return [{**group, "params": list(group["params"])} for group in found]
+        return param_groups(
+            split_body_head(of, head=by_name, tied=tied) if groups is None else groups(of)
+        )
 
     with seeded(0):
-        names = _names(made(model if isinstance(model, nn.Module) else model()))
-    storage = open_storage(path)
+        looked_at = made(model if isinstance(model, nn.Module) else new_module())
+    names = unique_names(looked_at, (ONE, EACH))
+    described = {
+        "names": names,
+        "elements": elements(looked_at),
+        "lrs": [low, high],
+        "steps": steps,
+        "tuning_seeds": tuning_seeds,
+        "batches": len(batches),
+        "optimizer": described_value(optimizer),
+        "settings": {key: described_value(value) for key, value in settings.items()},
+    }
+    del looked_at
 
     def run(rates: list[float], seed: int) -> float:
         def with_rates(of: nn.Module) -> list[dict[str, Any]]:
             return [{**group, "lr": rate} for group, rate in zip(made(of), rates, strict=True)]
 
         return short_run_loss(
-            model, batches, loss_fn, with_rates, optimizer, settings, steps, seed, bar.advance
+            new_module, batches, loss_fn, with_rates, optimizer, settings, steps, seed, bar.advance
         )
 
-    described = {"names": names, "lrs": [low, high], "steps": steps, "tuning_seeds": tuning_seeds}
-    described |= {"settings": {key: repr(value) for key, value in settings.items()}}
-    studies = {
-        kind: RateStudy(storage, kind, groups_of_rates, (low, high), described)
-        for kind, groups_of_rates in ((ONE, [names]), (EACH, [[name] for name in names]))
-    }
-    total = 2 * (budget * tuning_seeds + seeds) * steps
+    kinds = {ONE: [names]} | ({EACH: [[name] for name in names]} if len(names) > 1 else {})
+    total = len(kinds) * (budget * tuning_seeds + seeds) * steps
     losses: dict[str, list[float]] = {}
-    with SearchProgress("find_rates", total, progress) as bar:
+    with (
+        open_storage(path, (ONE, EACH)) as storage,
+        SearchProgress("find_rates", total, progress) as bar,
+        warnings.catch_warnings(),
+    ):
+        # points at which the body is the faster part are tried on purpose
+        warnings.filterwarnings("ignore", "the body's learning rate .* is above the head's")
+        studies = {
+            kind: RateStudy(storage, kind, together, (low, high), budget, described)
+            for kind, together in kinds.items()
+        }
         bar.print(
-            f"find_rates: 2 searches x {budget} points x at most {tuning_seeds} runs, then 2 x {seeds} runs, "
-            f"of {steps} steps each: at most {total} steps"
+            f"find_rates: {_searches(len(kinds))} x {budget} points x at most {tuning_seeds} runs, "
+            f"then {len(kinds)} x {seeds} runs, of {steps} steps each: at most {total} steps"
         )
-        for study in studies.values():
-            study.search(run, budget, tuning_seeds, steps, bar)
-        if not math.isfinite(studies[ONE].best.loss):
+        studies[ONE].search(run, tuning_seeds, steps, bar)
+        best = studies[ONE].best
+        if not math.isfinite(best.loss):
             raise ValueError("every run with one rate for all groups diverged: try smaller lrs")
+        if EACH in studies:
+            studies[EACH].start_at(best)
+            studies[EACH].search(run, tuning_seeds, steps, bar)
         for kind, study in studies.items():
-            losses[kind] = study.compare(run, range(FIRST_SEED, FIRST_SEED + seeds), steps, bar)
-    return _result(names, studies, losses, level, (low, high))
+            if kind == EACH and study.best == best:
+                losses[kind] = losses[ONE].copy()
+                bar.advance(seeds * steps)
+            else:
+                new_seeds = range(FIRST_SEED, FIRST_SEED + seeds)
+                losses[kind] = study.compare(run, new_seeds, steps, bar)
+        return _result(names, studies, losses, level, (low, high))
+
+
+def _searches(count: int) -> str:
+    return "1 search" if count == 1 else f"{count} searches"
 
 
 def _checked_range(lrs: tuple[float, float]) -> tuple[float, float]:
@@ -209,17 +182,16 @@ def _checked_range(lrs: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _names(groups: list[dict[str, Any]]) -> list[str]:
-    """Return a name for each group."""
-    names: list[str] = []
-    for i, group in enumerate(groups):
-        name = str(group.get("name") or group.get("role") or f"group {i}")
-        if not group["params"]:
-            raise ValueError(f"find_rates(): group {i} ({name}) has no parameters")
-        names.append(name if name not in names else f"{name} {i}")
-    if not names:
-        raise ValueError("find_rates() needs at least one group")
-    return names
+def _checked_count(name: str, value: Any, most: int | None = None) -> int:
+    """Return an integer, NumPy's included, of at least 1."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or not 1 <= value <= (value if most is None else most)
+    ):
+        at_most = "" if most is None else f" and <= {most}"
+        raise ValueError(f"find_rates() needs {name} >= 1{at_most}, got {value!r}")
+    return int(value)
 
 
 def _result(
@@ -231,16 +203,29 @@ def _result(
 ) -> RateSearch:
     """Compare the best points."""
     one_rate, seeds = studies[ONE].best.rates[0], len(losses[ONE])
-    rates = dict(zip(names, studies[EACH].best.rates, strict=True))
-    p_value = p_values_against_one({1.0: losses[ONE], 2.0: losses[EACH]})[2.0]
-    is_better = statistics.median(losses[EACH]) < statistics.median(losses[ONE])
-    wins = len(names) > 1 and is_better and (math.isnan(p_value) or p_value <= level)
+    rates, p_value, by_group = dict.fromkeys(names, one_rate), math.nan, False
+    if EACH in studies:
+        rates = dict(zip(names, studies[EACH].best.rates, strict=True))
+        p_value = p_values_against_one({1.0: losses[ONE], 2.0: losses[EACH]})[2.0]
+        is_smaller = statistics.median(losses[EACH]) < statistics.median(losses[ONE])
+        by_group = is_smaller and (math.isnan(p_value) or p_value <= level)
     margin = (lrs[1] / lrs[0]) ** 0.05
-    at_edge = [n for n, rate in rates.items() if not lrs[0] * margin < rate < lrs[1] / margin]
-    if not math.isnan(p_value) and 2.0**-seeds > level:
+    of_all = {**rates, ONE: one_rate}
+    at_edge = [n for n, rate in of_all.items() if not lrs[0] * margin < rate < lrs[1] / margin]
+    if not math.isnan(p_value) and least_p_value(seeds) > level:
         warn_caller(
             f"find_rates() cannot tell rates by group from chance with seeds={seeds} at level={level:g}"
         )
-    trials = {kind: study.measured for kind, study in studies.items()}
-    recommended = rates if wins else dict.fromkeys(names, one_rate)
-    return RateSearch(names, one_rate, rates, losses, p_value, recommended, at_edge, trials, seeds)
+    return RateSearch(
+        names=names,
+        one_rate=one_rate,
+        rates=rates,
+        losses=losses,
+        p_value=p_value,
+        by_group=by_group,
+        recommended=rates if by_group else dict.fromkeys(names, one_rate),
+        at_edge=at_edge,
+        trials={kind: study.measured for kind, study in studies.items()},
+        seeds=seeds,
+        level=level,
+    )

@@ -17,8 +17,8 @@ from ..groups.split import Head, split_body_head
 from ..optimizers.adam import StackelbergAdamW
 from ..warning import warn_caller
 from .search_progress import SearchProgress
-from .short_runs import head_by_name, short_run_loss
-from .significance import p_values_against_one, recommended_ratio
+from .short_runs import head_by_name, new_modules, short_run_loss
+from .significance import checked_level, least_p_value, p_values_against_one, recommended_ratio
 
 MOST_EXTENSIONS = 4  # rates that may be added to the grid of a ratio
 
@@ -35,7 +35,8 @@ class RatioSearch:
         recommended: the recommended ratio; 1 unless another ratio is significantly better.
         p_values: by ratio other than 1: the p-value of a sign-flip test (Fisher 1935; see `sign_flip_p_value`) of its
             losses against those of ratio 1 with the same seeds, both at their best rates, times the number of these
-            ratios (Bonferroni). It is at least 2**-seeds times that number. NaN if all seeds gave equal runs.
+            ratios (Bonferroni). It is at least 2**-seeds times that number, above 14 seeds 1/10001 times it. NaN if all
+            seeds gave equal runs. More seeds after a look at the result make it too small: see `find_rates`.
         at_edge: the ratios whose best rate is an end of the grid: a wider grid may improve them.
         seeds: the number of runs for each ratio and rate.
     """
@@ -137,7 +138,7 @@ def find_ratio(
         optimizer: the class of a Stackelberg optimizer, called with the groups, `lr`, `head_lr_ratio` and `settings`.
         steps: the number of steps of a run, >= 1.
         seeds: the number of runs for each ratio and rate, >= 1.
-        level: the significance level: the largest p-value at which a ratio is recommended over 1.
+        level: the significance level, between 0 and 1: the largest p-value at which a ratio is recommended over 1.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
 
     Returns:
@@ -147,7 +148,7 @@ def find_ratio(
         UserWarning: no p-value can reach `level` with so few seeds.
 
     Raises:
-        ValueError: an argument does not fit, or every run of ratio 1 diverged.
+        ValueError: an argument does not fit, `model()` returned a module twice, or every run of ratio 1 diverged.
     """
     all_ratios = sorted({1.0, *map(float, ratios)})
     rates = sorted(set(map(float, body_lrs)))
@@ -158,19 +159,31 @@ def find_ratio(
     if not batches or steps < 1 or seeds < 1:
         raise ValueError("find_ratio() needs batches, steps >= 1 and seeds >= 1")
 
-    by_name = head_by_name(model, head)
+    level = checked_level("find_ratio", level)
+    by_name, new_module = head_by_name(model, head), new_modules(model)
 
     def groups(of: nn.Module) -> list[dict[str, Any]]:
         return split_body_head(of, head=by_name, tied=tied)
 
     def seed_losses(ratio: float, rate: float) -> list[float]:
         options = {"lr": rate, "head_lr_ratio": ratio, **settings}
-        runs = [
-            short_run_loss(
-                model, batches, loss_fn, groups, optimizer, options, steps, seed, bar.advance
+        runs = []
+        for seed in range(seeds):
+            begin = bar.done
+            runs.append(
+                short_run_loss(
+                    new_module,
+                    batches,
+                    loss_fn,
+                    groups,
+                    optimizer,
+                    options,
+                    steps,
+                    seed,
+                    bar.advance,
+                )
             )
-            for seed in range(seeds)
-        ]
+            bar.advance(steps - (bar.done - begin))  # a run that diverged took fewer
         bar.say(f"ratio {ratio:g}, body rate {rate:.3g}: {statistics.median(runs):.4g}")
         return runs
 
@@ -198,7 +211,7 @@ def find_ratio(
     at_best = {ratio: losses[ratio][rate] for ratio, rate in best_rate.items()}
     p_values = p_values_against_one(at_best)
     recommended = recommended_ratio(at_best, p_values, level)
-    if any(p == p for p in p_values.values()) and 2.0**-seeds * len(p_values) > level:
+    if any(p == p for p in p_values.values()) and least_p_value(seeds) * len(p_values) > level:
         warn_caller(
             f"find_ratio() cannot tell any of {len(p_values)} ratios from chance with seeds={seeds} at level={level:g}"
         )

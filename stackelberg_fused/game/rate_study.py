@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .search_progress import SearchProgress
@@ -31,24 +30,6 @@ class Measured:
     loss: float
 
 
-def open_storage(path: str | Path | None) -> Any:
-    """Return Optuna's storage in a file, or in memory.
-
-    Raises:
-        ImportError: Optuna is not installed.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError("find_rates() needs Optuna: pip install optuna") from error
-    if path is None:
-        return optuna.storages.InMemoryStorage()
-    from optuna.storages.journal import JournalFileBackend
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-
-
 class RateStudy:
     """A search over rates.
 
@@ -57,10 +38,12 @@ class RateStudy:
         kind: names it in the storage.
         together: names of groups that share a rate, for each rate.
         lrs: the smallest and the largest rate.
-        described: what a search that goes on has to have in common with the one that it continues.
+        budget: the number of points; if the storage has more, the first of them.
+        described: what a search that goes on has to have in common with the one that it continues. It is kept as soon
+            as there is a point, so that a mistake in the first call costs nothing.
 
     Raises:
-        ValueError: the storage has a search that was described in another way.
+        ValueError: the storage has points of a search that was described in another way.
     """
 
     def __init__(
@@ -69,12 +52,14 @@ class RateStudy:
         kind: str,
         together: list[list[str]],
         lrs: tuple[float, float],
+        budget: int,
         described: dict[str, Any],
     ) -> None:
         import optuna
 
         self._optuna, self.kind, self._lrs = optuna, kind, lrs
-        self._together = together
+        self._together, self._budget, self._described = together, budget, described
+        self._start: Measured | None = None
         with self._quiet():
             self.study = optuna.create_study(
                 study_name=kind,
@@ -82,14 +67,15 @@ class RateStudy:
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
             )
-        known = self.study.user_attrs.setdefault("described", described)
+        if not self._finished():
+            return
+        known = self.study.user_attrs.get("described", {})
         different = [key for key in described if known.get(key) != described[key]]
         if different:
             raise ValueError(
                 f"find_rates(): the file is of another search, whose {different[0]} was {known.get(different[0])!r} "
                 f"and not {described[different[0]]!r}"
             )
-        self.study.set_user_attr("described", described)
 
     @property
     def measured(self) -> list[Measured]:
@@ -98,18 +84,41 @@ class RateStudy:
 
     @property
     def best(self) -> Measured:
-        """The point of the smallest median loss."""
-        return min(self.measured, key=lambda point: point.loss)
+        """The point of the smallest median loss; the first of equal ones."""
+        points = self.measured if self._start is None else [self._start, *self.measured]
+        return min(points, key=lambda point: point.loss)
 
-    def search(self, run: Run, budget: int, seeds: int, steps: int, bar: SearchProgress) -> None:
-        """Try points until there are `budget` of them; those that the storage has count."""
+    def start_at(self, start: Measured) -> None:
+        """Have a point that was measured before count as one of this search, if there is room for one."""
+        self._start = start
+        if start in self.measured or len(self._finished()) >= self._budget:
+            return
+        rates = dict(zip([names[0] for names in self._together], start.rates, strict=True))
+        distribution = self._optuna.distributions.FloatDistribution(*self._lrs, log=True)
+        medians = [
+            min(statistics.median(start.losses[: i + 1]), LARGEST_LOSS)
+            for i in range(len(start.losses))
+        ]
+        self._keep_description()
+        self.study.add_trial(
+            self._optuna.trial.create_trial(
+                params=rates,
+                distributions=dict.fromkeys(rates, distribution),
+                value=start.loss,
+                intermediate_values=dict(enumerate(medians)),
+                user_attrs={"losses": [min(loss, LARGEST_LOSS) for loss in start.losses]},
+            )
+        )
+
+    def search(self, run: Run, seeds: int, steps: int, bar: SearchProgress) -> None:
+        """Try points until there are as many as the budget; those that the storage has count."""
         with self._quiet():
             state = self._optuna.trial.TrialState
             for trial in self.study.get_trials(states=(state.RUNNING,)):
                 self.study.tell(trial.number, state=state.FAIL)  # of a process that was killed
             tried = len(self._finished())
-            bar.advance(min(tried, budget) * seeds * steps)
-            for point in range(tried, budget):
+            bar.advance(tried * seeds * steps)
+            for point in range(tried, self._budget):
                 self._try_point(point, run, seeds, steps, bar)
 
     def _try_point(self, point: int, run: Run, seeds: int, steps: int, bar: SearchProgress) -> None:
@@ -127,6 +136,7 @@ class RateStudy:
             # one that diverges for a seed is not the best
             if seed + 1 < seeds and (math.isinf(losses[-1]) or trial.should_prune()):
                 break
+        self._keep_description()
         given_up = len(losses) < seeds
         value = min(statistics.median(losses), LARGEST_LOSS)
         state = self._optuna.trial.TrialState
@@ -152,9 +162,14 @@ class RateStudy:
             found.append(_finite_or_infinite(known[seed]))
         return found
 
+    def _keep_description(self) -> None:
+        if not self._finished():
+            self.study.set_user_attr("described", self._described)
+
     def _finished(self) -> list[Any]:
         state = self._optuna.trial.TrialState
-        return self.study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED))
+        trials = self.study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED))
+        return trials[: self._budget]
 
     def _measured(self, trial: Any) -> Measured:
         by_rate = [trial.params[names[0]] for names in self._together]

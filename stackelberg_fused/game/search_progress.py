@@ -56,7 +56,7 @@ class SearchProgress:
     def print(self, line: str) -> None:
         """Print a line that stays."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
         elif self._shown:
             print(line, file=sys.stderr)
 
@@ -78,4 +78,7 @@ def _bar() -> Any:
         refresh_per_second=4,
         speed_estimate_period=60,
         transient=True,
+        # what the user's code prints goes where it would go without the bar
+        redirect_stdout=False,
+        redirect_stderr=False,
     )

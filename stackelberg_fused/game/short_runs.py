@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,31 @@ import torch
 from torch import Tensor, nn
 
 
+def new_modules(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return a callable that gives each run a module of its own: a copy of `model`, or what `model()` returns.
+
+    The callable raises ValueError if `model()` returns the module that it returned before.
+    """
+    if isinstance(model, nn.Module):
+        return lambda: copy.deepcopy(model)
+    last: Callable[[], nn.Module | None] = lambda: None  # noqa: E731
+
+    def new_module() -> nn.Module:
+        nonlocal last
+        module = model()
+        if module is last():
+            raise ValueError(
+                "model() returned the same module twice: each run would go on where the last one ended. "
+                "Make a new one in it, or pass the module itself, which is copied"
+            )
+        last = weakref.ref(module)
+        return module
+
+    return new_module
+
+
 def short_run_loss(
-    model: nn.Module | Callable[[], nn.Module],
+    new_module: Callable[[], nn.Module],
     batches: Sequence[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
     groups: Callable[[nn.Module], list[dict[str, Any]]],
@@ -28,7 +52,7 @@ def short_run_loss(
     """Return the mean loss over the last quarter of a run, or infinity if it diverged.
 
     Args:
-        model: a module, which is copied, or a callable that returns a new module.
+        new_module: of `new_modules`.
         batches: the run cycles through them in an order that the seed sets.
         loss_fn: `loss = loss_fn(model, batch)`, a tensor of one element.
         groups: makes param groups of the run's model.
@@ -38,7 +62,7 @@ def short_run_loss(
         advance: called after each step.
     """
     with seeded(seed):
-        trained = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+        trained = new_module()
         run_optimizer = optimizer(groups(trained), **options)
         shuffle = random.Random(seed)
         return _train(trained, run_optimizer, batches, loss_fn, steps, shuffle, advance)

@@ -6,8 +6,24 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+MOST_EXACT = 14  # differences of which all signs are tried
+DRAWS = 10_000  # of signs, for more differences
+
+
+def checked_level(caller: str, level: Any) -> float:
+    """Return a significance level.
+
+    Raises:
+        ValueError: it is no number between 0 and 1.
+    """
+    is_number = isinstance(level, (int, float, np.number)) and not isinstance(level, bool)
+    if not is_number or not 0 < level < 1:
+        raise ValueError(f"{caller}() needs 0 < level < 1, got {level!r}")
+    return float(level)
 
 
 def p_values_against_one(losses: dict[float, list[float]]) -> dict[float, float]:
@@ -33,17 +49,26 @@ def p_values_against_one(losses: dict[float, list[float]]) -> dict[float, float]
 def sign_flip_p_value(differences: Sequence[float]) -> float:
     """Return the probability that random signs make the sum of the differences as small as it is (Fisher 1935).
 
-    The value is exact for up to 14 differences, and an estimate from 10 000 seeded draws for more. An infinite
-    difference counts as the largest finite magnitude.
+    The value is exact for up to 14 differences, and at least 2**-len(differences). For more it is
+    (1 + hits) / (1 + draws) of 10 000 seeded draws: what was measured counts as one of them, so that chance falls below
+    a level no more often than the level says (Phipson and Smyth 2010). An infinite difference counts as the largest
+    finite magnitude.
     """
     largest = max((abs(d) for d in differences if math.isfinite(d)), default=1.0)
     clipped = np.array([min(max(d, -largest), largest) for d in differences])
-    if len(clipped) <= 14:
+    is_exact = len(clipped) <= MOST_EXACT
+    if is_exact:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(clipped))))
     else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (10_000, len(clipped)))
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), (DRAWS, len(clipped)))
     sums = (signs * np.abs(clipped)).sum(1)
-    return float((sums <= clipped.sum() + 1e-12 * np.abs(clipped).sum()).mean())
+    hits = int((sums <= clipped.sum() + 1e-12 * np.abs(clipped).sum()).sum())
+    return hits / len(sums) if is_exact else (1 + hits) / (1 + len(sums))
+
+
+def least_p_value(seeds: int) -> float:
+    """Return the smallest p-value that `sign_flip_p_value` can have with so many differences."""
+    return 2.0**-seeds if seeds <= MOST_EXACT else 1 / (1 + DRAWS)
 
 
 def recommended_ratio(

@@ -16,6 +16,7 @@ from cases import normal
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.game.search_progress import SearchProgress
 
 
 class Game(nn.Module):
@@ -200,3 +201,29 @@ def test_a_tied_head() -> None:
         sf.find_ratio(model, [normal((4, 3), 1)], loss, **how)
     found = sf.find_ratio(model, [normal((4, 3), 1)], loss, tied="head", **how)
     assert set(found.losses) == {1.0, 2.0}
+
+
+def test_the_bar_counts_the_steps_that_a_diverged_run_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bars: list[SearchProgress] = []
+
+    class Watched(SearchProgress):
+        def __exit__(self, *error: Any) -> None:
+            bars.append(self)
+            super().__exit__(*error)
+
+    monkeypatch.setattr("stackelberg_fused.game.find_ratio.SearchProgress", Watched)
+    sf.find_ratio(
+        lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)),
+        [normal((4, 3), 0)],
+        lambda model, batch: model(batch).square().mean(),
+        head="1",
+        ratios=(1, 1e30),
+        body_lrs=(1e-3, 1e-2),
+        optimizer=sf.StackelbergSGD,
+        steps=6,
+        seeds=5,
+        level=0.5,
+    )
+    assert bars[0].done == bars[0].steps

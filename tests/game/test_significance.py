@@ -6,9 +6,12 @@ import math
 import random
 import statistics
 
+import numpy as np
 import pytest
 
 from stackelberg_fused.game.significance import (
+    checked_level,
+    least_p_value,
     p_values_against_one,
     recommended_ratio,
     sign_flip_p_value,
@@ -35,4 +38,21 @@ def test_sign_flips() -> None:
     assert sign_flip_p_value([1.0] * 5) == 1.0
     assert sign_flip_p_value([-3.0, 1.0]) == 0.5
     assert sign_flip_p_value([-math.inf, -1.0, -1.0]) == 0.125
-    assert sign_flip_p_value([-1.0] * 30) < 0.01
+    assert sign_flip_p_value([-1.0] * 14) == least_p_value(14) == 2.0**-14
+
+
+def test_an_estimate_is_never_zero() -> None:
+    """What was measured is one of the possible signs."""
+    for count in (15, 30):
+        assert sign_flip_p_value([-1.0] * count) == least_p_value(count) == 1 / 10_001
+    assert sign_flip_p_value([1.0] * 30) == 1.0
+    differences = [(-1.0) ** i * i for i in range(14)]
+    exact, estimate = sign_flip_p_value(differences), sign_flip_p_value([*differences, 0.0])
+    assert estimate == pytest.approx(exact, abs=0.02)
+
+
+def test_a_level_lies_between_0_and_1() -> None:
+    assert checked_level("f", np.float32(0.25)) == checked_level("f", 0.25) == 0.25
+    for wrong in (0, 1, -0.1, 5, math.nan, math.inf, "0.05", None, True):
+        with pytest.raises(ValueError, match=r"f\(\) needs 0 < level < 1, got"):
+            checked_level("f", wrong)
