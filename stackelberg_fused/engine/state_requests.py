@@ -42,7 +42,7 @@ class StateRequests:
         self._groups, self._state, self._given = groups, state, given
         self._across_rebuilds = across_rebuilds
         params = [param for group in groups for param in group["params"]]
-        self._meshes = [*dict.fromkeys(p.device_mesh for p in params if is_sharded(p))]  # type: ignore[attr-defined]
+        self._meshes = [*dict.fromkeys(p.device_mesh for p in params if is_sharded(p))]
         self.without_state = not across_rebuilds.have_ranks_trained
         self.asks_ranks = bool(self._meshes) and self.without_state
         for gone in given.keys() - {id(group) for group in groups}:
