@@ -49,6 +49,16 @@ def default_store() -> Any:
     return None if find is None else find()
 
 
+def root_mesh(mesh: Any) -> Any:
+    """Return the mesh that a mesh of devices is a slice of; itself if it is none, or in a torch that does not tell."""
+    find = getattr(mesh, "_get_root_mesh", None)
+    if find is not None:
+        return find()
+    known = getattr(torch.distributed.device_mesh, "_mesh_resources", None)
+    find = getattr(known, "get_root_mesh", None)
+    return mesh if find is None else find(mesh)
+
+
 class Pytree:
     """Stands in for the used part of `torch.utils._pytree`, for the containers of the standard library alone.
 

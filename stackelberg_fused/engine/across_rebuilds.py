@@ -30,6 +30,7 @@ class AcrossRebuilds:
         rates: by id of a group, the rate that it was given to the optimizer with.
         watch: remembers which warnings about rates were given.
         agreed_groups: the number of param groups when ranks that share parameters were last compared.
+        have_ranks_trained: ranks that share parameters have agreed that a step was one of training.
     """
 
     placed: set[int] = field(default_factory=set)
@@ -41,6 +42,7 @@ class AcrossRebuilds:
     rates: dict[int, Any] = field(default_factory=dict)
     watch: RatioWatch = field(default_factory=RatioWatch)
     agreed_groups: int = 0
+    have_ranks_trained: bool = False
 
     def own_counts(self) -> OwnCounts | None:
         """The step counts that are not the user's; None before the first engine."""

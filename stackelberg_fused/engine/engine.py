@@ -41,6 +41,7 @@ from .placement import (
     merged,
     report_long_vectors,
 )
+from .rank_agreement import refuse_different_ranks_once
 from .replaced_params import ReplacedParameters
 from .sharded_balls import ShardedBalls, has_sharded_ball
 from .state_requests import StateRequests
@@ -130,7 +131,7 @@ class Engine:
         make_calls([*calls, *also])
         self._attachments = []
         self._edits = EditDetector(self.groups, self.state, self.hyperparameters, self.units)
-        self.requests = StateRequests(self.groups, self.state, self._across_rebuilds.rates)
+        self.requests = StateRequests(self.groups, self.state, self._across_rebuilds)
         self.is_broken = False
 
     def _choose_backends(
@@ -238,8 +239,9 @@ class Engine:
         is_measured = limits is not None or search is not None
         if is_measured:
             self._norms.prepare(limits)
-        may_be_request = self.requests.without_state and scaling is None and not zero_grad
-        if may_be_request and self._is_request(role, is_measured):
+        requests = self.requests
+        may_be_request = (requests.without_state or requests.asks_ranks) and not zero_grad
+        if may_be_request and scaling is None and self._is_request(role, limits, changed):
             for unit, read in zip(self.units, pending, strict=True):
                 unit.make_state(read)
             self._edits.note_state()
@@ -266,11 +268,21 @@ class Engine:
                 clear_gradients(unit, read, ready)
         return launches, statistics if limits is not None else None
 
-    def _is_request(self, role: str | None, is_measured: bool) -> bool:
+    def _is_request(self, role: str | None, limits: ClipLimits | None, changed: list[int]) -> bool:
         """Tell whether a step only asks for state, see `StateRequests`."""
-        if is_measured or has_sharded_ball(self.groups):
-            return self.requests.is_one_on_all(role)
-        return self.requests.is_one(role)
+        requests = self.requests
+        if requests.asks_ranks and self._waits_for_ranks(limits, changed):
+            # or those that differ would wait for each other
+            options = {"max_grad_norm": limits}
+            refuse_different_ranks_once(self.groups, options, self._across_rebuilds)
+            return requests.is_one_on_all(role)
+        return requests.without_state and requests.is_one(role)
+
+    def _waits_for_ranks(self, limits: ClipLimits | None, changed: list[int]) -> bool:
+        """Tell whether ranks wait for each other in the coming step."""
+        if limits is not None or self.balls is not None:
+            return True
+        return bool(changed) and has_sharded_ball(self.groups)
 
     def begin(self) -> None:
         """Accept edited hyperparameters and bring tables to the coming step, which is then taken in parts (`parts.py`).

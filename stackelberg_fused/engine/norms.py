@@ -8,7 +8,7 @@ from typing import Any
 from ..layout.statistics import ClipLimits, Statistics, combine
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
-from .sharded_norms import ShardedNorms, refuse_flattened
+from .sharded_norms import ShardedNorms, refuse_flattened, refuse_meshes
 
 
 class Norms:
@@ -33,7 +33,9 @@ class Norms:
     def prepare(self, limits: ClipLimits | None) -> None:
         """Raise, before anything is modified, where norms cannot be had; limits are None where nothing is clipped."""
         if limits is not None and not self._were_clipped:
-            refuse_flattened(slot for unit in self._units for slot in unit.table.slots)
+            slots = [slot for unit in self._units for slot in unit.table.slots]
+            refuse_flattened(slots)
+            refuse_meshes(slots)
             self._were_clipped = True
         if self._sharded is not None:
             self._sharded.agree(limits)

@@ -12,7 +12,7 @@ from ..groups.float32_state import name_of
 from ..groups.param_groups import group_label, param_label
 from ..groups.rules import HYPERPARAMETERS
 from ..groups.schemes import scheme_of
-from ..memory.sharding import is_sharded
+from ..memory.sharding import is_in, is_sharded, ranks_of
 from ..torch_compat import default_store
 from .across_rebuilds import AcrossRebuilds
 
@@ -53,12 +53,13 @@ def refuse_different_ranks_once(
 
 
 def _ranks_of(param: Any) -> tuple[int, ...]:
-    return tuple(param.device_mesh.mesh.flatten().tolist())
+    return ranks_of(param.device_mesh)
 
 
 def _meshes(groups: Sequence[dict[str, Any]]) -> list[tuple[int, ...]]:
-    """The ranks of each mesh; in an order that two ranks have alike for the meshes that they share."""
-    return sorted({_ranks_of(p) for group in groups for p in group["params"] if is_sharded(p)})
+    """The ranks of each mesh of this one; in an order that two ranks have alike for the meshes that they share."""
+    params = [p for group in groups for p in group["params"] if is_sharded(p)]
+    return sorted({_ranks_of(p) for p in params if is_in(p.device_mesh)})
 
 
 def _facts(

@@ -14,7 +14,7 @@ from ..groups.constraints import L2Ball, joint_set
 from ..layout.joint_sets import JointSets, ShardedBall
 from ..layout.scaling import Scaling, move
 from ..layout.statistics import ClipLimits
-from ..memory.sharding import is_sharded, sum_over_ranks
+from ..memory.sharding import is_in, is_sharded, sum_over_ranks
 from ..native.tensor_abi import increment_versions
 from ..numerics.exact_sum import WORDS, carried, sum_of_squares
 from ..numerics.projection import toward_zero
@@ -97,8 +97,7 @@ class _OfRole:
                 self.units.append(_OfUnit(index, joint, balls, self.num_balls))
                 self.num_balls += len(balls)
         found = dict.fromkeys(m for of in self.units for ball in of.balls for m in ball.meshes)
-        # a rank that is not in a mesh has no part of what is laid out over it
-        here = [mesh for mesh in found if mesh is None or mesh.get_coordinate() is not None]
+        here = [mesh for mesh in found if mesh is None or is_in(mesh)]
         self.meshes = [_OfMesh(mesh, self.units) for mesh in here]
 
 

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from ..groups.rules import as_number
-from ..memory.sharding import local_tensor, ranks_of_shards
-from .infinities import found_by_any
-
-_CPU = torch.device("cpu")
+from ..memory.sharding import is_sharded, local_tensor, sum_over_ranks
+from .across_rebuilds import AcrossRebuilds
 
 
 class StateRequests:
@@ -26,20 +24,27 @@ class StateRequests:
     Args:
         groups: the optimizer's param groups.
         state: the optimizer's state.
-        given: by id of a group, the rate that it had when it was given to the optimizer; groups that are new are added.
+        across_rebuilds: remembers the rates that groups were given to the optimizer with, to which those of new ones
+            are added, and whether ranks have trained together.
 
     Attributes:
         without_state: no state was seen yet; false for nearly all of an optimizer's life.
+        asks_ranks: there are shards, and ranks have taken no step of training together, see `is_one_on_all`.
     """
 
     def __init__(
         self,
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
-        given: dict[int, Any],
+        across_rebuilds: AcrossRebuilds,
     ) -> None:
+        given = across_rebuilds.rates
         self._groups, self._state, self._given = groups, state, given
-        self.without_state = True
+        self._across_rebuilds = across_rebuilds
+        params = [param for group in groups for param in group["params"]]
+        self._meshes = [*dict.fromkeys(p.device_mesh for p in params if is_sharded(p))]
+        self.without_state = not across_rebuilds.have_ranks_trained
+        self.asks_ranks = bool(self._meshes) and self.without_state
         for gone in given.keys() - {id(group) for group in groups}:
             del given[gone]
         for group in groups:
@@ -57,7 +62,7 @@ class StateRequests:
         return _have_zero_gradients([p for group in self._of(role) for p in group["params"]])
 
     def may_be_one(self, role: str | None) -> bool:
-        """As `is_one`, before gradients are looked at: of their first step together ranks say the same."""
+        """As `is_one`, before gradients are looked at."""
         if not self.without_state:
             return False
         params = [param for group in self._groups for param in group["params"]]
@@ -72,14 +77,17 @@ class StateRequests:
     def is_one_on_all(self, role: str | None) -> bool:
         """As `is_one`, for ranks that wait for each other in a step: all of them call this, and come to one answer.
 
-        One of them may have zeros alone, or no elements, in a step of training. No later step is such a one.
+        They ask each other whatever they know themselves: one of them may have zeros alone, or no elements, in a step
+        of training, or state that others lack, or another rate. After their first step of training they never do
+        again.
         """
-        answer = self.is_one(role)
-        ranks = ranks_of_shards(p for group in self._groups for p in group["params"])
-        if ranks and self.may_be_one(role):
-            answer = not bool(found_by_any([torch.tensor(float(not answer))], ranks, _CPU))
-        if ranks:
-            self.without_state = answer
+        objections = torch.tensor(float(not self.is_one(role)))
+        for mesh in self._meshes:
+            objections.sign_()
+            sum_over_ranks(mesh, objections)
+        answer = not bool(objections)
+        self.without_state = self.asks_ranks = answer
+        self._across_rebuilds.have_ranks_trained = not answer
         return answer
 
     def _of(self, role: str | None) -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..groups.constraints import JointSet, L2Ball, joint_set
 from ..groups.param_groups import group_label
-from ..memory.flattened import original_shapes
+from ..memory.flattened import is_cut, original_shapes
 from ..memory.overlap import SHARED, overlaps_itself
-from ..memory.sharding import is_sharded, place_in_mesh
+from ..memory.sharding import first_uncommon, is_in, is_sharded, place_in_mesh, ranks_of
 from .slot import Slot
 
 
@@ -44,16 +43,17 @@ def check_joint_sets(slots_by_kind: dict[Any, list[Any]], groups: list[dict[str,
 
 
 def _refuse_pieces(slot: Slot, constraint: JointSet) -> None:
-    """Raise ValueError where this rank has a piece of a parameter from which the set cannot be told."""
+    """Raise ValueError, on all ranks alike, where they have pieces of a parameter from which the set cannot be told."""
     param: Any = slot.param
     shapes = original_shapes(param)
-    if shapes is not None:
-        is_piece = param.numel() < sum(map(math.prod, shapes))
-        if is_piece or not (isinstance(constraint, L2Ball) or shapes == (tuple(param.shape),)):
-            raise ValueError(
-                f"{slot.name}: {constraint} would be around the part that FullyShardedDataParallel has left on this "
-                "rank: shard with fully_shard (FSDP2)"
-            )
+    is_whole = shapes is None or (
+        not is_cut(param) and (isinstance(constraint, L2Ball) or shapes == (tuple(param.shape),))
+    )
+    if not is_whole:
+        raise ValueError(
+            f"{slot.name}: {constraint} would be around the part that FullyShardedDataParallel has left on each "
+            "rank: shard with fully_shard (FSDP2)"
+        )
     if not is_sharded(param):
         return
     if any(placement.is_partial() for placement in param.placements):
@@ -81,21 +81,34 @@ def _cuts_rows(param: Any) -> bool:
 
 
 def _refuse_meshes(slots: list[Slot], groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError for a ball over several meshes, none of which has all ranks: not all would learn of a move."""
-    meshes: dict[int, list[Any]] = {}
+    """Raise ValueError for a ball over meshes of which some rank would not learn all sums, or of a move."""
+    places: dict[int, list[Any]] = {}
     for slot in slots:
-        mesh, _ = place_in_mesh(slot.param)
-        if mesh is not None and isinstance(joint_set(groups[slot.group]), L2Ball):
-            meshes.setdefault(slot.group, []).append(mesh)
-    for index, found in meshes.items():
-        ranks = [set(mesh.mesh.flatten().tolist()) for mesh in found]
+        if isinstance(joint_set(groups[slot.group]), L2Ball):
+            places.setdefault(slot.group, []).append(place_in_mesh(slot.param)[0])
+    for index, of_group in places.items():
+        found = [mesh for mesh in of_group if mesh is not None]
+        label = f"{group_label(index, groups[index])}: {joint_set(groups[index])}"
+        pair = first_uncommon(found)
+        if pair is not None:
+            raise ValueError(
+                f"{label} is over {pair[0]} and {pair[1]}: a rank that is in one of them alone would scale by another "
+                "factor. Lay both out over the same ranks, or give each a group, and a ball, of its own"
+            )
+        if None in of_group and not all(map(is_in, found)):
+            raise ValueError(
+                f"{label} is over parameters of which this rank has all and others over {found[0]}, of which it has "
+                "none, so that it would scale by another factor: give each a group, and a ball, of its own"
+            )
+        if not found:
+            continue
+        ranks = [set(ranks_of(mesh)) for mesh in found]
         widest = max(ranks, key=len)
         other = next((i for i, of in enumerate(ranks) if not of <= widest), None)
         if other is not None:
             raise ValueError(
-                f"{group_label(index, groups[index])}: {joint_set(groups[index])} is over {found[ranks.index(widest)]} "
-                f"and {found[other]}, neither of which has all ranks of the other: give each a group, and a ball, of "
-                "its own"
+                f"{label} is over {found[ranks.index(widest)]} and {found[other]}, neither of which has all ranks of "
+                "the other: give each a group, and a ball, of its own"
             )
 
 

@@ -6,12 +6,14 @@ import gc
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 Shape = tuple[int, ...]
 
-# of parameters that stayed parameters (use_orig_params=True): only the flat one, which nothing leads to, knows it
+# Shapes and `_is_dealt` of parameters that stayed parameters (use_orig_params=True): only the flat one, which nothing
+# leads to, knows them.
 _found: Any = WeakIdKeyDictionary()
 
 
@@ -22,10 +24,34 @@ def original_shapes(param: Any) -> tuple[Shape, ...] | None:
     shapes = getattr(param, "_shapes", None)
     if shapes is not None:
         return tuple(map(tuple, shapes))
+    known = _known(param)
+    return None if known is None else (known[0],)
+
+
+def is_cut(param: Any) -> bool:
+    """Tell whether several ranks hold parts of a flattened parameter.
+
+    The answer is the same on all of them: one rank may hold all of a parameter, and the others nothing.
+    """
+    if not getattr(param, "_fsdp_flattened", False):
+        return False
+    if getattr(param, "_shapes", None) is not None:
+        return _is_dealt(param)
+    known = _known(param)
+    return known is not None and known[1]
+
+
+def _known(param: Any) -> tuple[Shape, bool] | None:
     if param not in _found:
         _search()
-    shape = _found.setdefault(param, None)
-    return None if shape is None else (shape,)
+    return _found.setdefault(param, None)
+
+
+def _is_dealt(flat: Any) -> bool:
+    """Tell whether ranks hold parts of a FlatParameter, which are of one size: the last ones are padded."""
+    whole, part = flat._unpadded_unsharded_size.numel(), flat._sharded_size.numel()
+    # of a single element one rank has the only one, and the others padding
+    return part < whole or (whole == 1 and torch.distributed.get_world_size() > 1)
 
 
 def _search() -> None:
@@ -39,4 +65,4 @@ def _search() -> None:
         if not (issubclass(type(candidate), Tensor) and isinstance(candidate, flat)):
             continue
         for param, shape in zip(candidate._params or (), candidate._shapes, strict=False):
-            _found[param] = tuple(shape)
+            _found[param] = tuple(shape), _is_dealt(candidate)

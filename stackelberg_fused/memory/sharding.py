@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..torch_compat import root_mesh
+
 
 def dtensor_class() -> type | None:
     """Return torch's DTensor; None where nothing has imported it, so that none exists."""
@@ -87,14 +89,41 @@ def place_in_mesh(param: Any) -> tuple[Any, bool]:
     return param.device_mesh, at_first
 
 
+def is_in(mesh: Any) -> bool:
+    """Tell whether this rank is one of a mesh; one that is not has no part of what is laid out over it."""
+    return mesh.get_coordinate() is not None
+
+
+def ranks_of(mesh: Any) -> tuple[int, ...]:
+    """The ranks of a mesh, in its order."""
+    return tuple(mesh.mesh.flatten().tolist())
+
+
+def first_uncommon(meshes: Iterable[Any]) -> tuple[Any, Any] | None:
+    """Find two meshes of which some ranks are in one alone, so that what is known of both would differ by rank.
+
+    Slices of one mesh do not count: each rank has one of its own, with all that ranks of other slices hold. All ranks
+    of these meshes come to the same answer.
+    """
+    found = [*dict.fromkeys(meshes)]
+    if len(found) < 2:
+        return None
+    roots = [set(ranks_of(root_mesh(mesh))) for mesh in found]
+    common = min(roots, key=len)
+    for mesh, root in zip(found, roots, strict=True):
+        if not (common <= root and common.issuperset(ranks_of(mesh))):
+            return found[roots.index(common)], mesh
+    return None
+
+
 def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
     """Add up a tensor over all ranks of a mesh, in place.
 
     One all-reduce, if the mesh has one dimension or is that of all ranks; else one for each dimension. Every rank of
-    the mesh has to call this.
+    the mesh has to call this; on others it does nothing.
     """
     dist = torch.distributed
-    if mesh.size() == 1:
+    if mesh.size() == 1 or not is_in(mesh):
         return
     # where shards are offloaded to the host, the mesh may reduce on the GPU alone
     reduced = tensor if tensor.device.type == mesh.device_type else tensor.to(mesh.device_type)
@@ -148,6 +177,8 @@ def ranks_of_shards(params: Iterable[Tensor]) -> list[Ranks]:
     found: dict[tuple[Any, int], Ranks] = {}
     for param in filter(is_sharded, params):
         mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        if not is_in(mesh):
+            continue
         for dim, placement in enumerate(placements):
             if not placement.is_replicate() and (mesh, dim) not in found:
                 found[(mesh, dim)] = Ranks(mesh.get_group(dim), mesh.device_type)

@@ -421,6 +421,83 @@ def test_a_rank_that_has_only_zeros_at_a_rate_of_zero(ranks: Ranks, how: dict[st
     ranks(2, _warmed_up_from_zero, how)
 
 
+def _built_again(edit: str, how: dict[str, Any]) -> None:
+    """Ranks of which one had no gradient yet come to a step at a rate of 0, which only looks like one for state."""
+    run = _Run("rows", "cpu", rule=sf.StackelbergAdamW, **how)
+    is_second = dist.get_rank() == 1
+    run.step(0, of=() if is_second else (*BODIES, *HEADS))
+    if edit == "another group":
+        run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    elif edit == "another state":
+        run.optimizer.load_state_dict(run.optimizer.state_dict())
+    else:
+        run.optimizer.param_groups[0]["seed"] = 5
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+    run.give(1)
+    for p in run.params:
+        if is_second:
+            local(p.grad).zero_()
+    run.optimizer.step()
+    assert int(run.optimizer.state[run.params[0]]["step"]) == (1 if is_second else 2)
+
+
+WAITING = pytest.mark.parametrize(
+    "how", [{}, {"constraint": None, "max_grad_norm": 1.0}], ids=["ball", "clipped"]
+)
+
+
+@WAITING
+@pytest.mark.parametrize("edit", ["another group", "another state", "another seed"])
+def test_an_optimizer_built_again_before_all_ranks_have_state(
+    ranks: Ranks, edit: str, how: dict[str, Any]
+) -> None:
+    ranks(2, _built_again, edit, how)
+
+
+def _resumed(how: dict[str, Any]) -> None:
+    """State that one rank alone has loaded, and a rate that one alone has set to 0."""
+    for has_state, is_zero in ((0, (0, 1)), (1, (0, 1)), (None, (1,))):
+        before, run = _Run("rows", "cpu", **how), _Run("rows", "cpu", **how)
+        alone = _Run("rows", "cpu", constraint=None)
+        alone.step(0)
+        if dist.get_rank() == has_state:
+            saved = before.optimizer.state_dict()
+            saved["state"] = alone.optimizer.state_dict()["state"]
+            run.optimizer.load_state_dict(saved)
+        if dist.get_rank() in is_zero:
+            for group in run.optimizer.param_groups:
+                group["lr"] = 0.0
+        run.step(1)
+        run.step(2)
+        steps = int(run.optimizer.state[run.params[0]]["step"])
+        assert steps == 2 + (dist.get_rank() == has_state)
+
+
+@WAITING
+def test_ranks_of_which_one_has_state(ranks: Ranks, how: dict[str, Any]) -> None:
+    ranks(2, _resumed, how)
+
+
+def _differ_at_a_rate_of_zero() -> str:
+    how: dict[str, Any] = {"constraint": {"body": sf.L2Ball(1.0)}}
+    if dist.get_rank() == 1:
+        how = {"constraint": None, "max_grad_norm": 1.0}
+    run = _Run("rows", "cpu", **how)
+    torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda step: step / 10)
+    run.give(0)
+    before = Snapshot(run.optimizer)
+    with pytest.raises(ValueError, match="max_grad_norm is None on rank 0") as error:
+        run.optimizer.step()
+    before.assert_unchanged()
+    return str(error.value)
+
+
+def test_ranks_that_differ_are_told_at_a_rate_of_zero(ranks: Ranks) -> None:
+    first, second = ranks(2, _differ_at_a_rate_of_zero)
+    assert first == second
+
+
 def _asks_for_state() -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 

@@ -146,6 +146,41 @@ def test_ranks_that_clip_to_different_norms_are_told(ranks: Ranks) -> None:
     assert first == second
 
 
+# like no other: torch keeps plans by mesh and shape, with process groups that are gone by the next test
+LENGTH = 26
+
+
+def _nested_meshes() -> str:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    meshes = [DeviceMesh("cpu", [0, 1, 2]), DeviceMesh("cpu", [0, 1])]
+    few = nn.Parameter(distribute_tensor(torch.ones(LENGTH), meshes[1], [Shard(0)]))
+    params = [nn.Parameter(distribute_tensor(torch.ones(LENGTH), meshes[0], [Shard(0)])), few]
+    optimizer = sf.StackelbergSGD(params, lr=1.0, max_grad_norm=1.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match="one of them alone would clip to another norm") as error:
+        optimizer.step()
+    before.assert_unchanged()
+    # the rank that the mesh lacks has nothing to clip
+    alone = sf.StackelbergSGD([few], lr=1.0, max_grad_norm=1.0)
+    alone.step()
+    norm = float(alone.last_step.grad_norm["total"])
+    assert norm == pytest.approx(LENGTH**0.5 if dist.get_rank() < 2 else 0.0)
+    if dist.get_rank() == 2:
+        mixed = sf.StackelbergSGD([few, nn.Parameter(torch.ones(2))], lr=1.0, max_grad_norm=1.0)
+        with pytest.raises(ValueError, match="has none, so that it would clip to another norm"):
+            mixed.step()
+    return str(error.value)
+
+
+def test_meshes_of_which_one_has_more_ranks(ranks: Ranks) -> None:
+    """The others would clip to another norm: all ranks refuse, and say the same."""
+    assert len(set(ranks(3, _nested_meshes))) == 1
+
+
 def _bfloat16_norms(layout: str) -> list[float]:
     found, _ = _clipped(layout, "cpu", 0.5, torch.bfloat16)
     expected, _ = _clipped(None, "cpu", 0.5, torch.bfloat16)

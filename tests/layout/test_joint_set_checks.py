@@ -13,7 +13,7 @@ from cases import normal
 from ranks import Ranks, of_ranks
 from sharded_layouts import lay_out
 from torch import nn
-from wrapped_models import fsdp1, fsdp1_flat, plain
+from wrapped_models import fsdp1, fsdp1_flat, fsdp1_together, fsdp1_whole, local, plain
 
 import stackelberg_fused as sf
 
@@ -95,6 +95,81 @@ def test_meshes_that_a_ball_may_be_over(ranks: Ranks, fits: bool) -> None:
     ranks(4, _several_meshes, fits)
 
 
+# like no other: torch keeps plans by mesh and shape, with process groups that are gone by the next test
+LENGTH = 44
+
+
+def _over(*of_parameters: Any) -> list[nn.Parameter]:
+    """A vector for each: over a new mesh of these ranks, plain for None."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    values = [torch.ones(LENGTH) for _ in of_parameters]
+    return [
+        nn.Parameter(
+            value
+            if ranks is None
+            else distribute_tensor(value, DeviceMesh("cpu", ranks), [Shard(0)] * _dims(ranks))
+        )
+        for value, ranks in zip(values, of_parameters, strict=True)
+    ]
+
+
+def _dims(ranks: list[Any]) -> int:
+    return torch.tensor(ranks).dim()
+
+
+def _nested_meshes() -> str:
+    with pytest.raises(ValueError, match=r"param group 0.*one of them alone") as error:
+        _sgd(_over([0, 1], [0, 1, 2]), sf.L2Ball(1.0))
+    params = _over([0, 1, 2], [1, 2])
+    ours = _sgd(params, None)  # by an edit too
+    ours.param_groups[0]["constraint"] = sf.L2Ball(1.0)
+    with pytest.raises(ValueError, match="one of them alone"):
+        ours.step()
+    return str(error.value)
+
+
+def test_meshes_of_which_one_has_more_ranks(ranks: Ranks) -> None:
+    """The others would not learn of all elements: all ranks refuse, and say the same."""
+    assert len(set(ranks(3, _nested_meshes))) == 1
+
+
+def _same_ranks() -> None:
+    params = _over([0, 1, 2, 3], [[0, 1], [2, 3]], [3, 2, 1, 0], None)
+    ours = _sgd(params, sf.L2Ball(1.0))
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    ours.step()
+    for p in params:
+        assert float((local(p).detach() - (4 * LENGTH) ** -0.5).abs().max()) < 1e-5
+
+
+def test_meshes_of_the_same_ranks(ranks: Ranks) -> None:
+    ranks(4, _same_ranks)
+
+
+def _outside() -> None:
+    is_outside = dist.get_rank() == 2
+    params = _over([0, 1])
+    ours = _sgd(params, sf.L2Ball(1.0))
+    for _ in range(2):
+        params[0].grad = torch.zeros_like(params[0])
+        ours.step()
+    assert is_outside == (local(params[0]).numel() == 0)
+    if not is_outside:
+        assert float((local(params[0]).detach() - LENGTH**-0.5).abs().max()) < 1e-5
+    # what it has all of would be scaled by another factor there
+    params = _over([0, 1], None)
+    if is_outside:
+        with pytest.raises(ValueError, match=r"param group 0.*of which it has none"):
+            _sgd(params, sf.L2Ball(1.0))
+
+
+def test_a_rank_that_a_mesh_lacks(ranks: Ranks) -> None:
+    ranks(3, _outside)
+
+
 def _partial() -> None:
     from torch.distributed.tensor import DTensor, Partial
 
@@ -106,6 +181,41 @@ def _partial() -> None:
 
 def test_parameters_that_are_still_to_be_summed(ranks: Ranks) -> None:
     ranks(2, _partial)
+
+
+def _whole_on_one_rank(wrap: Callable[[nn.Module], nn.Module], sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = wrap(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)))
+    params = [*model.parameters()]
+    assert {p.numel() for p in params} == set(sizes)
+    for index in range(len(params)):  # each of them in a ball of its own
+        groups: list[dict[str, Any]] = [{"params": [p]} for p in params]
+        groups[index]["constraint"] = sf.L2Ball(1.0)
+        with pytest.raises(ValueError, match=f"group {index}.*FullyShardedDataParallel has left"):
+            _sgd(groups, None)
+    clipped = sf.StackelbergSGD(params, lr=1.0, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="FullyShardedDataParallel has left"):
+        clipped.step()
+
+
+def test_what_fsdp1_has_left_on_one_rank_alone(ranks: Ranks) -> None:
+    """The rank that has all of a parameter refuses it as those that have nothing do."""
+    ranks(2, _whole_on_one_rank, fsdp1_together, (0, 16))
+
+
+def _not_dealt(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(plain())
+    params = [p for p in model.parameters() if p.dim() == 2]
+    ours = _sgd(params, sf.L2Ball(0.5))
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    ours.step()
+    norm = float(torch.cat([p.detach().flatten() for p in params]).norm())
+    assert norm == pytest.approx(0.5, rel=1e-3)
+
+
+def test_what_fsdp1_leaves_whole_on_all_ranks(ranks: Ranks) -> None:
+    ranks(2, _not_dealt, fsdp1_whole)
 
 
 def _flattened(wrap: Callable[[nn.Module], nn.Module], constraint: Any) -> None:

@@ -75,6 +75,20 @@ def fsdp1(model: nn.Module) -> nn.Module:
     return _fsdp1(model, use_orig_params=True)
 
 
+def fsdp1_whole(model: nn.Module) -> nn.Module:
+    """Its parameters are flattened, and whole on all ranks."""
+    from torch.distributed.fsdp import ShardingStrategy
+
+    return _fsdp1(model, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD)
+
+
+def fsdp1_together(model: nn.Module) -> nn.Module:
+    """Of all parameters of the model one is made, so that some lie on one rank alone."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+
+
 def fsdp1_flat(model: nn.Module) -> nn.Module:
     return _fsdp1(model, use_orig_params=False)
 
