@@ -84,37 +84,52 @@ class TritonBackend(Backend):
             )
         return 1
 
+    def step(self, launch: Launch) -> int:
+        with self._on_device(launch.table):
+            tables = tables_on_device(launch.table, launch.span)  # once for both launches
+            _update(launch, tables)
+            if launch.joint_sets is None:
+                return 1
+            _project(launch, tables)
+        return 2
+
     def update(self, launch: Launch) -> int:
-        table, span = launch.table, launch.span
-        with self._on_device(table):
-            tables = tables_on_device(table, span)
-            launch_step(
-                tables["records"].view(torch.int64),
-                tables["tiles"].view(torch.int64),
-                tables["rows"].view(torch.float32),
-                span.first_tile,
-                span.last_tile - span.first_tile,
-                launch.first_head_tile,
-                launch.rule,
-                _options(launch, tables),
-            )
+        with self._on_device(launch.table):
+            _update(launch, tables_on_device(launch.table, launch.span))
         return 1
 
     def project(self, launch: Launch) -> int:
-        table, span, joint_sets = launch.table, launch.span, launch.needed_joint_sets
-        with self._on_device(table):
-            tables = tables_on_device(table, span)
-            launch_project(
-                tables["records"].view(torch.int64),
-                tables["rows"].view(torch.float32),
-                tables["sets"].view(torch.int64),
-                tables["pieces"].view(torch.int64),
-                *joint_sets.piece_range(span.first_slot, span.last_slot),
-                joint_sets.factors,
-                joint_sets.moved,
-                launch.scaling and launch.scaling.found_inf,
-            )
+        with self._on_device(launch.table):
+            _project(launch, tables_on_device(launch.table, launch.span))
         return 1
+
+
+def _update(launch: Launch, tables: Mapping[str, Tensor]) -> None:
+    span = launch.span
+    launch_step(
+        tables["records"].view(torch.int64),
+        tables["tiles"].view(torch.int64),
+        tables["rows"].view(torch.float32),
+        span.first_tile,
+        span.last_tile - span.first_tile,
+        launch.first_head_tile,
+        launch.rule,
+        _options(launch, tables),
+    )
+
+
+def _project(launch: Launch, tables: Mapping[str, Tensor]) -> None:
+    span, joint_sets = launch.span, launch.needed_joint_sets
+    launch_project(
+        tables["records"].view(torch.int64),
+        tables["rows"].view(torch.float32),
+        tables["sets"].view(torch.int64),
+        tables["pieces"].view(torch.int64),
+        *joint_sets.piece_range(span.first_slot, span.last_slot),
+        joint_sets.factors,
+        joint_sets.moved,
+        launch.scaling and launch.scaling.found_inf,
+    )
 
 
 def _options(launch: Launch, tables: Mapping[str, Tensor]) -> LaunchOptions:
