@@ -33,7 +33,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 help:
 	@echo "make build       the environment .venv with an editable install of the library in it"
-	@echo "make demo        train a small model with the fused optimizer and with torch's"
+	@echo "make demo        one rate or rates by part: a photograph and a small GPT; some minutes"
 	@echo "make test-quick  a sample of the tests, of every package: before each commit"
 	@echo "make test        run all tests, in two processes"
 	@echo "make lint        ruff, clang-format and mypy, check only"
@@ -50,7 +50,7 @@ help:
 build: $(VENV)/.built
 
 demo: $(VENV)/.built $(VENV)/.installed-demo
-	$(BIN)/python -m stackelberg_fused train $(DEMO_ARGS)
+	$(BIN)/python -m stackelberg_fused demo $(DEMO_ARGS)
 
 TESTED := $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 # in the order of tests/conftest.py, where the largest groups, which are the slowest, do not all come first

@@ -29,9 +29,13 @@ COMMANDS = {
         "stackelberg_fused.benchmarks.bench",
         "throughput against torch and other fused optimizers",
     ),
+    "demo": (
+        "stackelberg_fused.demo.showcase_command",
+        "a task on which rates by part pay, and one on which they do not",
+    ),
     "train": (
         "stackelberg_fused.demo.command",
-        "the demo: a small GPT, or digits, at several head/body ratios",
+        "one task: a small GPT, or digits, at several head/body ratios",
     ),
     "experiment": (
         "stackelberg_fused.benchmarks.experiments.command",

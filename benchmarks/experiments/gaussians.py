@@ -10,7 +10,6 @@ more. Seeds are paired: one seed means the same start, and the same pixels at ev
 from __future__ import annotations
 
 import gc
-import math
 import random
 import statistics
 import time
@@ -23,24 +22,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ...demo.gaussian_fit import QUICK, Size, fit
+from ...demo.gaussian_model import KINDS, PUBLISHED, begin
+from ...demo.gaussian_optimizers import ByKind, GaussianOptimizer, OneRate, SixAdams
 from .experiment import Cell, Cells, Experiment
-from .gaussian_model import (
-    KINDS,
-    PUBLISHED,
-    begin,
-    densify,
-    pack,
-    photograph,
-    psnr,
-    raster,
-    render,
-    sample,
-)
-from .gaussian_optimizers import ByKind, GaussianOptimizer, OneRate, SixAdams
 from .statistics import difference, interval
 
 SCHEDULES = ("constant", "falling")
-LAST_SHARE = 0.05  # of the rates, at the end of those that fall
 # the smallest rate, or factor of the published ones; each next one is twice the last
 GRIDS = {"one rate": 2.5e-3, "by kind": 2.0}
 POINTS = 5
@@ -50,27 +38,6 @@ OPTIMIZERS: dict[str, type[GaussianOptimizer]] = {
     "six Adams": SixAdams,
 }
 TIMED = (256, 100_000)  # Gaussians
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much there is to do.
-
-    Attributes:
-        height, width: of the image, in pixels.
-        first, last: Gaussians at the beginning, and when they do not grow in number any more.
-        steps: of a run; in the first half of them Gaussians grow in number.
-        every: steps from one time that they do to the next.
-        shown: steps after which there is a picture.
-    """
-
-    height: int = 96
-    width: int = 144
-    first: int = 64
-    last: int = 256
-    steps: int = 400
-    every: int = 40
-    shown: tuple[int, ...] = (40, 120, 400)
 
 
 @dataclass(frozen=True)
@@ -97,45 +64,10 @@ ALL = [Arm(o, s) for o in GRIDS for s in SCHEDULES]
 TORCHS = Arm("six Adams", "constant")  # as the rates by kind that stay what they are
 
 
-def factor(schedule: str, step: int, steps: int) -> float:
-    """Return the share of the rates at a step; those that fall do so along a cosine, in the second half."""
-    if schedule == "constant" or step <= steps // 2:
-        return 1.0
-    over = (step - steps // 2) / (steps - steps // 2)
-    return LAST_SHARE + (1.0 - LAST_SHARE) * 0.5 * (1.0 + math.cos(math.pi * over))
-
-
-def fit(arm: Arm, exponent: int, seed: int, size: Size, keeps_pictures: bool) -> dict[str, Any]:
-    """Fit the image once; return PSNR in dB by step, and the Gaussians at the moments to show."""
-    generator = torch.Generator().manual_seed(seed)
-    image, pixels = photograph(size.height, size.width), raster(size.height, size.width)
-    start = begin(size.first, size.width / size.height, generator)
-    optimizer = OPTIMIZERS[arm.optimizer](start, arm.rates(exponent))
-    grows = range(size.every, size.steps // 2 + 1, size.every)
-    pulls, curve, pictures = torch.zeros(size.first), {}, {}
-    for step in range(1, size.steps + 1):
-        seen = sample(size.height, size.width, generator)
-        loss = (render(optimizer.params, pixels[seen]) - image[seen]).square().mean()
-        loss.backward()
-        pull = optimizer.params["position"].grad
-        assert pull is not None
-        pulls += pull.norm(dim=1)
-        optimizer.set_factor(factor(arm.schedule, step, size.steps))
-        optimizer.step()
-        if step % size.every == 0 or step in size.shown:
-            curve[str(step)] = round(psnr(optimizer.params, pixels, image), 4)
-        if keeps_pictures and step in size.shown:
-            pictures[str(step)] = pack(optimizer.params)
-        if step in grows:
-            wanted = size.first + (size.last - size.first) * step // grows[-1]
-            optimizer.replace(*densify(optimizer.params, pulls, wanted, generator))
-            pulls = torch.zeros(len(optimizer.params["position"]))
-    return {
-        "psnr": curve,
-        "gaussians": len(optimizer.params["position"]),
-        "launches": optimizer.launches,
-        **({"pictures": pictures} if pictures else {}),
-    }
+def fit_arm(arm: Arm, exponent: int, seed: int, size: Size, keeps_pictures: bool) -> dict[str, Any]:
+    """Fit the image once, with the rates of an arm at a point of its grid."""
+    optimizer_class, rates = OPTIMIZERS[arm.optimizer], arm.rates(exponent)
+    return fit(optimizer_class, rates, arm.schedule, seed, size, keeps_pictures)
 
 
 def time_steps(gaussians: int, rounds: int, repeats: int) -> dict[str, dict[str, list[int]]]:
@@ -181,7 +113,7 @@ class Gaussians(Experiment):
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
-        self.size = Size(24, 36, 16, 32, 60, 10, (10, 30, 60)) if quick else Size()
+        self.size = QUICK if quick else Size()
         self.points = range(2, 5) if quick else range(POINTS)
         self.tuning_seeds = (1000,) if quick else (1000, 1001)
         self.seeds = range(2) if quick else range(5)
@@ -218,7 +150,7 @@ class Gaussians(Experiment):
         ]
 
     def _cell(self, arm: Arm, exponent: int, seed: int, keeps_pictures: bool = False) -> Cell:
-        work = partial(fit, arm, exponent, seed, self.size, keeps_pictures)
+        work = partial(fit_arm, arm, exponent, seed, self.size, keeps_pictures)
         return Cell(arm.key(exponent, seed), work)
 
     def last(self, cells: Cells, arm: Arm, exponent: int, seeds: Any) -> list[float]:
@@ -309,9 +241,15 @@ class Gaussians(Experiment):
         return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
-        from .gaussians_plot import draw
+        from ...demo.gaussian_picture import draw
 
-        draw(self, cells, path)
+        sides = {}
+        for name in GRIDS:
+            arm = self.pictured(cells, name)
+            exponent = self.best(cells, arm)
+            sides[name] = [cells[arm.key(exponent, seed)] for seed in self.seeds]
+        remark = "each arm at its own best rates of as many tuning runs"
+        draw(path, self.size, sides, remark)
 
 
 def _compared(name: str, values: list[float], others: list[float], other: str) -> str:

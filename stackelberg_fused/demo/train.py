@@ -13,6 +13,7 @@ import math
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ from .settings import DEFAULTS, QUICK_STEPS, Settings
 from .tasks import TASKS
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train and report; return the exit code: 0, 2 for an error, 128 + n if signal n stopped the training."""
+def run(args: argparse.Namespace, how_to_resume: Sequence[str] = ()) -> int:
+    """Train and report; return the exit code: 0, 2 for an error, 128 + n if signal n stopped the training.
+
+    Args:
+        how_to_resume: the command, without `--resume`, that goes on with what was stopped; `train` if empty.
+    """
     out = args.out or Path("runs") / (args.task or "language")
     path = out / "checkpoint.pt"
+    how_to_resume = how_to_resume or ("train", "--out", str(out))
     console = Console()
     try:
         demo = _resumed(args, path) if args.resume else _fresh(args, path)
@@ -50,18 +56,20 @@ def run(args: argparse.Namespace) -> int:
     except checkpoint.NotWrittenError as error:
         print(f"error: {error}", file=sys.stderr)
         if path.exists():
-            _say_how_to_resume(f"The checkpoint {path} is good. To resume from it:", out, console)
+            _say_how_to_resume(
+                f"The checkpoint {path} is good. To resume from it:", how_to_resume, console
+            )
         return 2
     _say_how_to_resume(
-        f"Stopped by {stop.signal.name}. To resume exactly from {path}:", out, console
+        f"Stopped by {stop.signal.name}. To resume exactly from {path}:", how_to_resume, console
     )
     return 128 + stop.signal
 
 
-def _say_how_to_resume(why: str, out: Path, console: Console) -> None:
+def _say_how_to_resume(why: str, arguments: Sequence[str], console: Console) -> None:
     console.print(why)
-    command = [sys.executable, "-m", "stackelberg_fused", "train", "--out", str(out)]
-    console.print(f"  {shlex.join(command)} --resume", soft_wrap=True)
+    command = [sys.executable, "-m", "stackelberg_fused", *arguments, "--resume"]
+    console.print(f"  {shlex.join(command)}", soft_wrap=True)
 
 
 def _fresh(args: argparse.Namespace, path: Path) -> Demo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,7 +90,7 @@ def begin(count: int, aspect: float, generator: torch.Generator) -> Params:
     }
 
 
-def render(params: Params, pixels: Raster) -> Tensor:
+def render(params: Mapping[str, Tensor], pixels: Raster) -> Tensor:
     """Return the colours of pixels, [pixels, 3]."""
     (x, y), angle = params["position"].T, params["rotation"][:, 0]
     cos, sin = angle.cos(), angle.sin()
@@ -128,7 +129,7 @@ def sample(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def densify(
-    params: Params, pulls: Tensor, wanted: int, generator: torch.Generator
+    params: Mapping[str, Tensor], pulls: Tensor, wanted: int, generator: torch.Generator
 ) -> tuple[Params, Tensor]:
     """Remove Gaussians that nobody sees, and split those with the largest gradients of their positions in two.
 
@@ -156,14 +157,14 @@ def densify(
     return new, rows
 
 
-def psnr(params: Params, pixels: Raster, image: Tensor) -> float:
+def psnr(params: Mapping[str, Tensor], pixels: Raster, image: Tensor) -> float:
     """Return the peak signal-to-noise ratio of a whole image in dB; 0 for one that is not finite."""
     with torch.no_grad():
         error = (render(params, pixels).clamp(0.0, 1.0) - image).square().mean()
     return -10.0 * math.log10(float(error)) if bool(error.isfinite()) else 0.0
 
 
-def pack(params: Params) -> dict[str, str]:
+def pack(params: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the parameters for a JSON file, in 16 bits."""
     return {
         kind: base64.b64encode(param.detach().half().numpy().tobytes()).decode()

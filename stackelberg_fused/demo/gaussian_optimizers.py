@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...optimizers.adam import StackelbergAdam
+from ..optimizers.adam import StackelbergAdam
 
 EPS = 1e-15
 
