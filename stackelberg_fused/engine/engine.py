@@ -6,34 +6,30 @@ one launch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from ..backends import Backend, resolve_backend
+from ..backends import Backend
 from ..backends.interrupts import HeldSignals, make_calls
-from ..groups.constraints import joint_set
 from ..groups.hyperparameters import Hyperparameters
 from ..layout.joint_set_checks import check_joint_sets
 from ..layout.scaling import Scaling
-from ..layout.slot import Kind, Slot
 from ..layout.statistics import ClipLimits, Statistics
 from ..layout.table import RebuildNeeded
-from ..memory.overlap import check_overlap, may_overlap
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
 from .clear_gradients import clear_gradients
 from .edit_detector import EditDetector
-from .edited_groups import EditedGroups, check_capturable
-from .flat_gradients import FlatGradients, refuse_unflattened
+from .edited_groups import EditedGroups
+from .flat_gradients import refuse_unflattened
 from .frozen import FrozenParameters
 from .group_turns import NO_TURN, GroupTurns, unfitting_rounds
 from .infinities import Infinities
-from .launch_unit import LaunchUnit, Pending, Staged
+from .launch_unit import Pending, Staged
+from .launch_units import attach_flat, choose_backends, make_units, refuse_overlap
 from .norms import Norms
 from .placement import (
     Placement,
@@ -76,7 +72,6 @@ class Engine:
     ) -> None:
         self.groups = groups
         self.state = state
-        self._in_parts = in_parts
         # until it is attached; later: it accepted hyperparameters that not all of its units follow
         self.is_broken = True
         collected = collect_slots(groups)
@@ -84,7 +79,7 @@ class Engine:
         self._frozen = FrozenParameters(collected, groups, state, requested)
         slots = self._frozen.updated
         report_long_vectors(merged(slots.values()), across_rebuilds.reported)
-        backends = self._choose_backends(slots, requested, across_rebuilds)
+        backends = choose_backends(slots, groups, requested, across_rebuilds.reported)
         if flat_grads:
             refuse_unflattened(slot for of_kind in slots.values() for slot in of_kind)
         self._placement = Placement(flatten, across_rebuilds.placed)
@@ -92,13 +87,22 @@ class Engine:
             self._placement.place(of_kind)
         self.hyperparameters = Hyperparameters(groups, across_rebuilds.turns)
         turns_of_groups = GroupTurns(len(groups))
-        self.units = self._make_units(slots, backends, turns_of_groups, flatten)
+        self.units = make_units(
+            slots,
+            backends,
+            groups,
+            state,
+            self.hyperparameters,
+            turns_of_groups,
+            packs_state=flatten,
+            in_parts=in_parts,
+        )
         self._norms = Norms(self.units, groups, across_rebuilds)
         self._edited_groups = EditedGroups(
             self.units, groups, state, self.hyperparameters, in_parts
         )
         if flat_grads:
-            self._attach_flat(across_rebuilds.flat)
+            attach_flat(self.units, across_rebuilds.flat)
         own = across_rebuilds.own_counts()
         self._attachments = [
             Attachment(unit.table, state, previous, own, flat_grads) for unit in self.units
@@ -133,72 +137,6 @@ class Engine:
         self._edits = EditDetector(self.groups, self.state, self.hyperparameters, self.units)
         self.requests = StateRequests(self.groups, self.state, self._across_rebuilds)
         self.is_broken = False
-
-    def _choose_backends(
-        self,
-        slots: dict[Kind, list[Slot]],
-        requested: str | Backend,
-        across_rebuilds: AcrossRebuilds,
-    ) -> dict[Kind, Backend]:
-        backends = {
-            kind: resolve_backend(requested, kind, of_kind[0].name, across_rebuilds.reported)
-            for kind, of_kind in slots.items()
-        }
-        for kind, backend in backends.items():
-            check_capturable(slots[kind], self.groups, backend)
-        return backends
-
-    def _make_units(
-        self,
-        slots: dict[Kind, list[Slot]],
-        backends: dict[Kind, Backend],
-        turns_of_groups: GroupTurns,
-        packs_state: bool,
-    ) -> list[LaunchUnit]:
-        tables: dict[Any, list[list[Slot]]] = defaultdict(list)
-        backend_of: dict[Any, tuple[Backend, bool]] = {}
-        for kind, backend in backends.items():
-            for takes_parts, of_kind in self._split(slots[kind]):
-                mixed = (kind.device, backend.name) if backend.mixes_dtypes else kind
-                tables[mixed, takes_parts].append(of_kind)
-                backend_of[mixed, takes_parts] = backend, takes_parts
-        return [
-            LaunchUnit(
-                merged(of_table),
-                self.hyperparameters,
-                backend_of[key][0],
-                self.state,
-                turns_of_groups,
-                packs_state,
-                backend_of[key][1],
-            )
-            for key, of_table in tables.items()
-        ]
-
-    def _split(self, slots: list[Slot]) -> list[tuple[bool, list[Slot]]]:
-        """Slots that may be updated in parts and those that may not, where there are any."""
-        if not self._in_parts:
-            return [(False, slots)]
-        parted: dict[bool, list[Slot]] = defaultdict(list)
-        for slot in slots:
-            parted[joint_set(self.groups[slot.group]) is None].append(slot)
-        return [*parted.items()]
-
-    def _attach_flat(self, flat: dict[Any, FlatGradients]) -> None:
-        """Have gradients lie in buffers: those of the engine before where tables are the same, else new ones."""
-        keys = [FlatGradients.key_of(unit.table) for unit in self.units]
-        found = {
-            key: flat.get(key) or FlatGradients(unit.table)
-            for key, unit in zip(keys, self.units, strict=True)
-        }
-        for old in flat.values():
-            old.let_go()
-        with HeldSignals():  # or the next engine would have other buffers
-            flat.clear()
-            flat.update(found)
-        for unit, buffers in zip(self.units, found.values(), strict=True):
-            unit.flat = buffers
-            buffers.attach(unit.table, unit.table.spans[None], keep=True)
 
     @property
     def backend(self) -> str:
@@ -325,16 +263,7 @@ class Engine:
 
     def refuse_overlap(self) -> None:
         """Raise for parameters or state that somebody put into the memory of others: all are updated side by side."""
-        places = [unit.places() for unit in self.units]
-        devices = [str(unit.table.device) for unit in self.units]
-        for device in set(devices):
-            here = [place for place, name in zip(places, devices, strict=True) if name == device]
-            if may_overlap(np.concatenate(here)):
-                params = ((s.name, s.param) for unit in self.units for s in unit.table.slots)
-                check_overlap(params, (held for unit in self.units for held in unit.held_state()))
-                break
-        for unit in self.units:
-            unit.gradients.has_rebound = False
+        refuse_overlap(self.units)
 
     def _accept(self, changed: list[int]) -> None:
         """Go on with hyperparameters that somebody changed and that nothing speaks against."""

@@ -19,6 +19,7 @@ from ..native.tensor_abi import increment_versions
 from ..numerics.exact_sum import WORDS, carried, sum_of_squares
 from ..numerics.projection import toward_zero
 from .across_rebuilds import AcrossRebuilds
+from .device_counting import refuse_in_capture
 from .launch_unit import LaunchUnit, Staged
 from .rank_agreement import refuse_different_ranks_once
 
@@ -141,26 +142,31 @@ class ShardedBalls:
         return cls(units, groups, across_rebuilds)
 
     def prepare(self, limits: ClipLimits | None, scaling: Scaling | None, role: str | None) -> None:
-        """Have ranks agree on what has to be the same on all, before anything is modified.
+        """Have ranks agree on what has to be the same on all, and make room, before anything is modified.
 
         Args:
             scaling: `found_inf` becomes that of all ranks: a step is skipped by all or by none.
 
         Raises:
-            ValueError, RuntimeError: see `refuse_different_ranks`.
+            ValueError, RuntimeError: see `refuse_different_ranks`; or a CUDA graph is captured before a step of this
+                role.
         """
         refuse_different_ranks_once(self._groups, {"max_grad_norm": limits}, self._across_rebuilds)
+        of_role = self._prepared(role)
         if scaling is None or scaling.search is not None:
             return
         found = scaling.found_inf  # None on a rank without gradients
         total = torch.zeros(()) if found is None else found.view(()).ne(0).float()
-        for mesh in (of.mesh for of in self._balls_of(role).meshes if of.mesh is not None):
+        for mesh in (of.mesh for of in of_role.meshes if of.mesh is not None):
             total = move(total, torch.device(mesh.device_type))
             sum_over_ranks(mesh, total)
         scaling.found_inf = total if found is None else move(total, found.device)
 
-    def _balls_of(self, role: str | None) -> _OfRole:
+    def _prepared(self, role: str | None) -> _OfRole:
+        """Return the balls of a role, whose index tensors are made once."""
         if role not in self._of_role:
+            for unit in self._units:
+                refuse_in_capture(unit.table, "the index of its sharded balls")
             self._of_role[role] = _OfRole(self._units, role)
         return self._of_role[role]
 
@@ -170,7 +176,7 @@ class ShardedBalls:
 
         Every rank has to call this, whether or not it has a gradient.
         """
-        of_role = self._balls_of(role)
+        of_role = self._prepared(role)
         is_skipped = any(unit.skipped for unit in self._units)  # on all ranks
         waiting = {} if is_skipped else {of.index: staged[of.index] for of in of_role.units}
         launches = 0
