@@ -35,8 +35,16 @@ __all__ = [
     "backends",
     "best_response",
     "curvature",
+    "decay_by_module",
+    "describe",
     "find_rates",
     "find_ratio",
+    "groups_by_pattern",
+    "kinds",
+    "layerwise_lr_decay",
+    "lora_plus_groups",
+    "merge_equal",
+    "mup_groups",
     "split_body_head",
     "stackelberg_value",
 ]
@@ -65,13 +73,19 @@ if _no_torch is None:
     from .game.rate_search import RateSearch
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .game.stackelberg_value import StackelbergValue, stackelberg_value
+    from .groups.builders import groups_by_pattern, merge_equal
     from .groups.constraints import (
         Box,
         L2Ball,
         NonNegative,
         Simplex,
     )
+    from .groups.describe import describe
+    from .groups.kinds import kinds
+    from .groups.layers import layerwise_lr_decay
+    from .groups.published import lora_plus_groups, mup_groups
     from .groups.split import split_body_head
+    from .groups.weight_decay import decay_by_module
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
     from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD

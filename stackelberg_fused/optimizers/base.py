@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends.interrupts import HeldSignals
 from ..engine.clear_gradients import clear_as_torch
 from ..engine.state import without_unused_momentum
+from ..groups.describe import MOST_IN_FULL, table_of
 from ..groups.lost_settings import LostSettings
 from ..groups.new_group import Members, completed_group, fill_in
 from ..groups.option_types import Role
@@ -172,6 +173,12 @@ class StackelbergOptimizer(Replacing):
         except BaseException:
             hook.remove()  # nothing happens if it was removed before an interrupt
             raise
+
+    def __repr__(self) -> str:
+        """As torch's; more than a few groups as a table, see `describe`."""
+        if len(self.param_groups) <= MOST_IN_FULL:
+            return super().__repr__()
+        return f"{type(self).__name__} (\n{table_of(self.param_groups)}\n)"
 
     def zero_grad(self, set_to_none: bool = True, *, role: Role | None = None) -> None:
         """As `torch.optim.Optimizer.zero_grad`; with `grads="flat"` gradients become zero and stay in their buffers.

@@ -1,0 +1,74 @@
+"""Param groups by the kind of a parameter: embedding, matrix, vector, head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from .builders import Group, Settings, group_of
+from .layers import Heads, head_names, is_in_head
+from .model_parameters import ModelParameter, model_parameters
+from .split import is_no_decay
+
+KINDS = ("embedding", "matrix", "vector", "head")
+# of tables that are no module: positions and tokens that vision models add to their input (pos_embed, cls_token)
+_TABLE = re.compile(r"(^|_)(embed|embeddings?|tokens?)$")
+
+
+def kinds(
+    model: nn.Module, settings: Mapping[str, Settings] | None = None, *, head: Heads = None
+) -> list[Group]:
+    """Param groups by kind: tables of embeddings, matrices (two and more dimensions), vectors (biases, scales of
+    norms), and the last layers.
+
+    Args:
+        model: each of its parameters is in one group. It may be wrapped.
+        settings: of a group by its kind, as `{"embedding": {"lr": 0.3}}`.
+        head: the last layers by name; None: detected where there are any.
+
+    Returns:
+        Group dicts in the order of KINDS, without empty ones, with "params" as (name, parameter) pairs, "name" (the
+        kind) and "role": "head" for the head's. An embedding that is tied to the head is an embedding.
+
+    Raises:
+        ValueError: settings for a kind that there is none of in the model, or `head` is no name in it.
+    """
+    params = model_parameters(model)
+    heads = head_names(model, head)
+    found: dict[str, list[ModelParameter]] = {kind: [] for kind in KINDS}
+    for one in params:
+        found[_kind_of(one, heads)].append(one)
+    settings = settings or {}
+    for kind in settings:
+        if kind not in found:
+            raise ValueError(
+                f"unknown kind {kind!r}, expected one of {', '.join(map(repr, KINDS))}"
+            )
+        if not found[kind]:
+            raise ValueError(f"the model has no parameter of the kind {kind!r}")
+    return [
+        group_of(of, {"name": kind, "role": _role(kind), **settings.get(kind, {})})
+        for kind, of in found.items()
+        if of
+    ]
+
+
+def _role(kind: str) -> str:
+    return "head" if kind == "head" else "body"
+
+
+def _kind_of(one: ModelParameter, heads: Iterable[str]) -> str:
+    if is_in_head(one, heads):
+        return "head"
+    pairs = zip(one.names, one.modules, strict=True)
+    if any(_is_table(name, module) for name, module in pairs):
+        return "embedding"
+    return "vector" if is_no_decay(one.param) else "matrix"
+
+
+def _is_table(name: str, module: nn.Module) -> bool:
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(
+        _TABLE.search(name.rpartition(".")[2])
+    )

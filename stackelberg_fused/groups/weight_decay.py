@@ -1,0 +1,102 @@
+"""Weight decay by what a parameter is for: by the type of the module that holds it, and not by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .builders import Group, parameters_of
+from .detect_head import unwrapped
+from .model_parameters import ModelParameter, model_parameters
+
+# their scales keep what comes in at its size: shrinking them changes the function, and makes it no smoother
+NORMS = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def decay_by_module(
+    model: nn.Module,
+    weight_decay: float,
+    groups: Iterable[Group] | None = None,
+    *,
+    exempt: tuple[type[nn.Module], ...] = (*NORMS, *_EMBEDDINGS),
+    biases: bool = False,
+) -> list[Group]:
+    """Give groups a weight decay, and parameters that should have none groups of their own with 0.
+
+    Exempt are parameters of norms (those of torch, and classes whose name ends in "Norm", as most libraries have
+    some of their own), of embeddings, and biases; also what a model itself exempts: names that its
+    `no_weight_decay()` returns, as timm's models have it, and parameters with `_no_weight_decay` set, as those of
+    Mamba. A tied weight is exempt only if it
+    is so in each of its modules: an embedding that is the last layer's matrix too is decayed.
+
+    Args:
+        model: that the groups are of.
+        weight_decay: of the others.
+        groups: of its parameters, as another builder made them; None: one with all of them.
+        exempt: types of modules.
+        biases: decay them like others.
+
+    Returns:
+        New groups: each of the given ones, split in two where it has both; a "weight_decay" of its own is kept for
+        those that are decayed.
+
+    Raises:
+        ValueError: a group holds a parameter that is not the model's.
+    """
+    known = {id(one.param): one for one in model_parameters(model)}
+    own = _named_by_model(model)
+    given = groups if groups is not None else [{"params": list(model.named_parameters())}]
+    found = []
+    for index, group in enumerate(given):
+        params = group["params"]
+        entries = [params] if isinstance(params, Tensor) else list(params)
+        parted: dict[bool, list[Any]] = {False: [], True: []}
+        for entry, param in zip(entries, parameters_of({"params": entries}), strict=True):
+            one = known.get(id(param))
+            if one is None:
+                shape = tuple(param.shape)
+                raise ValueError(
+                    f"param group {index} holds a parameter of shape {shape} that is not the model's"
+                )
+            parted[_is_exempt(one, exempt, biases, own)].append(entry)
+        settings = {k: v for k, v in group.items() if k != "params"}
+        if parted[False]:
+            found.append({"params": parted[False], "weight_decay": weight_decay, **settings})
+        if parted[True]:
+            found.append({"params": parted[True], **settings, "weight_decay": 0.0})
+    return found
+
+
+def _is_exempt(
+    one: ModelParameter, exempt: tuple[type[nn.Module], ...], biases: bool, own: set[str]
+) -> bool:
+    if getattr(one.param, "_no_weight_decay", False) or not own.isdisjoint(one.names):
+        return True
+    exempts_norms = any(kind in exempt for kind in NORMS)
+    for name, module in zip(one.names, one.modules, strict=True):
+        is_of_norm = exempts_norms and type(module).__name__.endswith("Norm")
+        last = name.rpartition(".")[2]
+        # in_proj_bias, bias_ih_l0; but no table of biases
+        is_bias = one.param.dim() <= 1 and (last.startswith("bias") or last.endswith("bias"))
+        if not (isinstance(module, exempt) or is_of_norm or (is_bias and not biases)):
+            return False
+    return True
+
+
+def _named_by_model(model: nn.Module) -> set[str]:
+    ask = getattr(unwrapped(model)[1], "no_weight_decay", None)
+    return set(ask()) if callable(ask) else set()

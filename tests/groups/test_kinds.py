@@ -1,0 +1,67 @@
+"""Groups by kind of parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_models import GPT, Bert, ViT
+from torch import nn
+
+import stackelberg_fused as sf
+
+
+def _names(model: nn.Module, **options: Any) -> dict[str, list[str]]:
+    sf.StackelbergAdamW(sf.kinds(model, **options))
+    torch.optim.SGD(sf.kinds(model, **options))
+    groups = sf.kinds(model, **options)
+    found = {group["name"]: [name for name, _ in group["params"]] for group in groups}
+    every = [name for names in found.values() for name in names]
+    assert sorted(every) == sorted(name for name, _ in model.named_parameters())
+    return found
+
+
+def test_gpt() -> None:
+    found = _names(GPT(tied=False))
+    assert list(found) == ["embedding", "matrix", "vector", "head"]
+    assert found["embedding"] == ["transformer.wte.weight", "transformer.wpe.weight"]
+    assert found["head"] == ["lm_head.weight"]
+    assert all("up.weight" in name or "down.weight" in name for name in found["matrix"])
+    assert all("bias" in name or "norm" in name or "ln_f" in name for name in found["vector"])
+
+
+def test_a_tied_head_is_an_embedding() -> None:
+    assert "head" not in _names(GPT(tied=True))
+
+
+def test_tables_that_are_no_module() -> None:
+    found = _names(ViT())
+    assert found["embedding"] == ["cls_token", "pos_embed"]
+    assert "patch_embed.weight" in found["matrix"]
+    assert found["head"] == ["head.weight", "head.bias"]
+
+
+def test_a_head_by_name_and_settings_by_kind() -> None:
+    settings = {"embedding": {"lr": 0.3}, "head": {"lr": 0.1, "weight_decay": 0.0}}
+    groups = {g["name"]: g for g in sf.kinds(Bert(), settings, head="bert.pooler")}
+    assert groups["embedding"]["lr"] == 0.3
+    assert groups["head"]["weight_decay"] == 0.0
+    assert [group["role"] for group in groups.values()] == ["body", "body", "body", "head"]
+    assert [name for name, _ in groups["head"]["params"]] == [
+        "bert.pooler.weight",
+        "bert.pooler.bias",
+    ]
+    assert "lr" not in groups["matrix"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scalar": {}}, "unknown kind 'scalar', expected one of 'embedding', 'matrix'"),
+        ({"embedding": {}}, "no parameter of the kind 'embedding'"),
+    ],
+)
+def test_settings_that_reach_nothing(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sf.kinds(nn.Linear(3, 3), settings)
