@@ -129,7 +129,7 @@ def test_mup_as_the_mup_library(rule: str) -> None:
         return GPT(tied=False, width=width)
 
     wide = make(32)
-    mup.set_base_shapes(wide, make(8), delta=make(16), rescale_params=False)
+    mup.set_base_shapes(wide, make(8), delta=make(16), rescale_params=False, do_assert=False)
     names = {id(p): name for name, p in wide.named_parameters()}
     given = {"lr": 0.1, "weight_decay": 0.01}
     theirs = (mup.MuAdam if rule == "adam" else mup.MuSGD)(list(wide.parameters()), **given)
