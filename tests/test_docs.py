@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tokenize
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,12 +31,24 @@ CLASSES = 7
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
+class Block(nn.Module):
+    """Stand-in for a block of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).tanh()
+
+
 class GPT(nn.Module):
     """Stand-in for a language model: ids [batch, time] to logits [batch, time, CLASSES]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Embedding(CLASSES, 8), nn.Linear(8, 8), nn.Tanh())
+        layers = nn.Sequential(Block(), Block())
+        self.body = nn.Sequential(OrderedDict(embed=nn.Embedding(CLASSES, 8), layers=layers))
         self.adapter = nn.Linear(8, 8)
         self.gate = nn.Linear(8, 8)
         self.lm_head = nn.Linear(8, CLASSES)
