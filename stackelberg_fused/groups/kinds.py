@@ -29,8 +29,9 @@ def kinds(
         head: the last layers by name; None: detected where there are any.
 
     Returns:
-        Group dicts in the order of KINDS, without empty ones, with "params" as (name, parameter) pairs, "name" (the
-        kind) and "role": "head" for the head's. An embedding that is tied to the head is an embedding.
+        Group dicts in the order of KINDS, without empty ones, with "params" as (name, parameter) pairs and "name" (the
+        kind). An embedding that is tied to the head is an embedding. None has a role: that a head is fast by itself is
+        not what rates by kind mean; give it `{"head": {"role": "head"}}` where it is.
 
     Raises:
         ValueError: settings for a kind that there is none of in the model, or `head` is no name in it.
@@ -49,14 +50,8 @@ def kinds(
         if not found[kind]:
             raise ValueError(f"the model has no parameter of the kind {kind!r}")
     return [
-        group_of(of, {"name": kind, "role": _role(kind), **settings.get(kind, {})})
-        for kind, of in found.items()
-        if of
+        group_of(of, {"name": kind, **settings.get(kind, {})}) for kind, of in found.items() if of
     ]
-
-
-def _role(kind: str) -> str:
-    return "head" if kind == "head" else "body"
 
 
 def _kind_of(one: ModelParameter, heads: Iterable[str]) -> str:
