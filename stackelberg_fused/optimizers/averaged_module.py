@@ -37,7 +37,7 @@ class AveragedModule(Generic[Module]):
     Its parameters lie in the memory of the optimizer's averages, so that a step moves both, in its launch, and nothing
     is copied. Before the first step the averages are the weights. They need no gradient. Whatever becomes of the
     optimizer's tensors (a loaded state dict, `replace`, another group) is noticed when it is called or asked for
-    `module`. Averages of 16-bit weights, which have 32 bits, are copied into 16 bits each time.
+    `module`. Averages of 16-bit weights, which have 32 bits, are rounded to copies of 16 bits each time.
 
     Args:
         optimizer: a Stackelberg optimizer; all trained parameters of `module` are in groups with an `ema_decay`.
@@ -106,13 +106,10 @@ class AveragedModule(Generic[Module]):
             if average is None:  # no step yet, or frozen
                 self._check(label, param)
                 average = param.data
-            if mine.dtype is average.dtype:
-                if mine.data_ptr() != average.data_ptr() or mine.shape != average.shape:
-                    mine.data = average
-            elif mine.shape == average.shape:
-                mine.data.copy_(average)
-            else:
-                mine.data = average.to(mine.dtype)
+            if average.dtype is not param.dtype:
+                mine.data = average.to(param.dtype)
+            elif mine.data_ptr() != average.data_ptr() or mine.shape != average.shape:
+                mine.data = average
         for own, trained, name, _ in self._buffers:
             own[name] = trained[name]
 
