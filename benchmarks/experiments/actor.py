@@ -36,10 +36,15 @@ OPTIMIZERS: dict[str, type[ActorCriticOptimizer]] = {
     "one launch": OneLaunch,
     "critics first": CriticsFirst,
     "three Adams, fused": ThreeAdams,
+}
+# two more only cost something else: their weights are those of others, to the bit or but for roundings
+TIMED: dict[str, type[ActorCriticOptimizer]] = {
+    "one launch": OneLaunch,
+    "one launch, update_every": OneLaunchByTurns,
+    "critics first": CriticsFirst,
+    "three Adams, fused": ThreeAdams,
     "three Adams, default": ThreeDefaultAdams,
 }
-# turns by `update_every` give the same weights, so they are timed alone
-TIMED = {"one launch": OneLaunch, "one launch, update_every": OneLaunchByTurns, **OPTIMIZERS}
 OURS, TORCHS = "one launch", "three Adams, fused"
 RATIOS = (1.0, 3.0, 10.0)
 EXPONENTS = range(-6, -1)  # of the critics' rate, in half decades
@@ -78,7 +83,7 @@ class ActorCritic(Experiment):
         self.size = Size(16, 32, 1000, 200, 3, 2) if quick else Size()
         self.ratios = (1.0, 3.0) if quick else RATIOS
         self.exponents = range(-5, -4) if quick else EXPONENTS
-        self.tuning_seeds = (1000,) if quick else (1000, 1001, 1002)
+        self.tuning_seeds = (1000,) if quick else (1000, 1001)
         self.seeds = range(2) if quick else range(10)
         self.timed = {16: 32} if quick else SHAPES
 
@@ -221,13 +226,12 @@ class ActorCritic(Experiment):
         torchs = self.best_of_all(cells, TORCHS)
         episodes = self.size.random // 200 + 1
         failures = []
-        for optimizer in ("critics first", "three Adams, default"):
-            arm = Arm(optimizer, torchs.ratio, torchs.exponent)
-            for seed in self.seeds:
-                sides = [cells[a.key(seed)]["returns"][:episodes] for a in (arm, torchs)]
-                apart = max(abs(a - b) for a, b in zip(*sides, strict=True))
-                if apart > 0.02 * abs(sides[1][-1]):
-                    failures.append(f"{arm.key(seed)}: the first episodes differ by {apart:.1f}")
+        arm = Arm("critics first", torchs.ratio, torchs.exponent)
+        for seed in self.seeds:
+            sides = [cells[a.key(seed)]["returns"][:episodes] for a in (arm, torchs)]
+            apart = max(abs(a - b) for a, b in zip(*sides, strict=True))
+            if apart > 0.02 * abs(sides[1][-1]):
+                failures.append(f"{arm.key(seed)}: the first episodes differ by {apart:.1f}")
         return failures
 
     def draw(self, cells: Cells, path: Path) -> None:

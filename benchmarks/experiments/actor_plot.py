@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .actor import ActorCritic
 
 INK = COLORS[-1]
+TITLE: dict[str, Any] = {"fontsize": 10.5, "loc": "left"}
 OF = dict(zip(TIMED, (COLORS[0], COLORS[5], COLORS[4], COLORS[1], COLORS[6]), strict=True))
 
 
@@ -40,9 +41,9 @@ def _draw_learning(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
         low, high = curves.quantile(0.25, dim=0), curves.quantile(0.75, dim=0)
         axis.fill_between(steps, low, high, color=OF[optimizer], alpha=0.18, lw=0)
         axis.plot(steps, curves.mean(0), color=OF[optimizer], lw=2, label=optimizer)
-    axis.legend(frameon=False, loc="upper left", labelcolor="linecolor")
+    axis.legend(frameon=False, loc="lower right", labelcolor="linecolor")
     axis.set(xlabel="steps of the environment", ylabel="return of an episode")
-    axis.set_title("learning, each at its best rates (band: quartiles)", fontsize=10.5, loc="left")
+    axis.set_title("learning, each at its best rates (band: quartiles)", **TITLE)
 
 
 def _draw_time(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
@@ -50,18 +51,26 @@ def _draw_time(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
     names = list(TIMED)[::-1]
     for place, name in enumerate(names):
         spent = experiment.median(cells, width, "optimizer", name)
-        counted = cells[f"count, {name}"]
         axis.barh(place, spent, color=OF[name], height=0.6)
-        said = f" {spent:,.0f} us, {counted['operators']:g} operators"
-        if counted["launches"]:
-            said += f", {counted['launches']:g} launches"
+        said = f" {spent:,.0f} us, {_calls(cells[f'count, {name}'])}"
         axis.text(spent, place, said, va="center", fontsize=9, color=OF[name])
     longest = max(experiment.median(cells, width, "optimizer", name) for name in names)
-    axis.set_xlim(0, 1.75 * longest)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_xlim(0, 1.8 * longest)
+    axis.set_yticks(range(len(names)), [_lines(name) for name in names], fontsize=9)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel("microseconds")
-    axis.set_title(f"the optimizer's part of an update, {width} wide", fontsize=10.5, loc="left")
+    axis.set_xlabel("microseconds of an update that are the optimizer's")
+    axis.set_title(f"cost of critics, actor, temperature and averages, {width} wide", **TITLE)
+
+
+def _calls(counted: dict[str, float]) -> str:
+    """Say what is called: launches of ours, or torch's operators."""
+    if not counted["launches"]:
+        return f"{counted['operators']:g} operators"
+    return "1 launch" if counted["launches"] == 1 else f"{counted['launches']:g} launches"
+
+
+def _lines(name: str) -> str:
+    return name.replace(", ", ",\n")
 
 
 def _draw_differences(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
@@ -77,11 +86,11 @@ def _draw_differences(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
     axis.set_xlim(-0.5, len(arms) - 0.4)
     axis.grid(visible=False, axis="x")
     axis.set_ylabel("difference of returns")
-    axis.set_title("last episodes: more than three fused Adams", fontsize=10.5, loc="left")
+    axis.set_title("last episodes: more than three fused Adams", **TITLE)
 
 
 def _difference_label(arm: Arm, torchs: Arm) -> str:
-    name = arm.optimizer.replace(", ", ",\n")
+    name = _lines(arm.optimizer)
     if arm.optimizer != OURS:
         return name
     same = (arm.ratio, arm.exponent) == (torchs.ratio, torchs.exponent)
@@ -94,13 +103,13 @@ def _draw_ratios(axis: Any, experiment: ActorCritic, cells: Cells) -> None:
         values = experiment.found(cells, arm, experiment.seeds)
         _draw_values(axis, place, values, OF[OURS])
     labels = [
-        f"{arm.ratio:.2g}\n{arm.rates().critics:.1g}, {arm.rates().actor:.1g}" for arm in arms
+        f"{arm.ratio:.2g}\n{arm.rates().critics:.2g}, {arm.rates().actor:.2g}" for arm in arms
     ]
     axis.set_xticks(range(len(arms)), labels)
     axis.set_xlim(-0.5, len(arms) - 0.4)
     axis.grid(visible=False, axis="x")
     axis.set(xlabel="ratio of rates; rates of critics, actor", ylabel="return")
-    axis.set_title("critics faster than the actor, one launch", fontsize=10.5, loc="left")
+    axis.set_title("critics faster than the actor, one launch", **TITLE)
 
 
 def _draw_values(axis: Any, place: int, values: list[float], color: str) -> None:
