@@ -26,7 +26,7 @@ CELLS = {
     "neurons": 3 * 3 * 2,
     "curvature": 2,
     "cartpole": 2 + 2,
-    "actor": 4 + 8 + 6,
+    "actor": 4 + 10 + 6,
     "cost": 1,
     "gaussians": 4 * 3 + 5 * 2 + 1,
     "precision": 2 * 2 * 2,
