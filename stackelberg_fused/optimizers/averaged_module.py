@@ -58,8 +58,11 @@ class AveragedModule(Generic[Module]):
         buffers: Literal["shared", "own"] = "shared",
     ) -> None:
         if not isinstance(optimizer, StackelbergOptimizer):
+            inside = isinstance(getattr(optimizer, "optimizer", None), StackelbergOptimizer)
+            advice = "; pass what it wraps, its .optimizer" if inside else ""
             raise TypeError(
-                f"AveragedModule: optimizer must be a Stackelberg optimizer, got {type(optimizer).__name__}"
+                "AveragedModule: optimizer must be a Stackelberg optimizer, got "
+                f"{type(optimizer).__name__}{advice}"
             )
         if not isinstance(module, nn.Module):
             raise TypeError(

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,6 +256,9 @@ def test_bad_arguments() -> None:
     adam: Any = torch.optim.Adam(model.parameters())
     with pytest.raises(TypeError, match="must be a Stackelberg optimizer, got Adam"):
         sf.AveragedModule(adam, model)
+    holding: Any = SimpleNamespace(optimizer=ours)
+    with pytest.raises(TypeError, match=r"pass what it wraps, its \.optimizer"):
+        sf.AveragedModule(holding, model)
     a_list: Any = list(model.parameters())
     with pytest.raises(TypeError, match=r"must be an nn\.Module, got list"):
         sf.AveragedModule(ours, a_list)
