@@ -82,7 +82,8 @@ class AveragedModule(Generic[Module]):
     def module(self) -> Module:
         """The module with the averages of now, to call its methods or to save it.
 
-        What is written to its parameters, as by `load_state_dict`, is written to the averages.
+        What is written to its parameters, as by `load_state_dict`, is written to the averages: before the first step,
+        and where they are frozen, to the weights.
 
         Raises:
             RuntimeError: within `ema_weights()`, where the averages hold weights.

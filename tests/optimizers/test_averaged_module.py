@@ -145,6 +145,15 @@ def test_what_is_written_to_it_is_written_to_the_averages() -> None:
         assert_same_bits(average, other.detach())
 
 
+def test_what_is_written_to_it_before_the_first_step_is_written_to_the_weights() -> None:
+    model, ours, target = _averaged()
+    target.module.load_state_dict(_model(3).state_dict())
+    for weight, other in zip(model.parameters(), _model(3).parameters(), strict=True):
+        assert_same_bits(weight.detach(), other.detach())
+    _step(model, ours)
+    assert not torch.equal(model[0].weight, target.module[0].weight)
+
+
 def test_it_needs_no_gradient_and_passes_those_of_inputs_on() -> None:
     model, ours, target = _averaged()
     _step(model, ours)
