@@ -15,6 +15,7 @@ except (ImportError, OSError) as error:  # missing or broken: `doctor` has to ru
 __all__ = [
     "AlternatingStep",
     "AnnealedRatioLR",
+    "AveragedModule",
     "BackendStatus",
     "BestResponse",
     "Box",
@@ -87,6 +88,7 @@ if _no_torch is None:
     from .groups.split import split_body_head
     from .groups.weight_decay import decay_by_module
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
+    from .optimizers.averaged_module import AveragedModule
     from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD
 

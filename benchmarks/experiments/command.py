@@ -25,6 +25,7 @@ EXPERIMENTS = {
     ),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),
+    "actor": ("actor", "ActorCritic", "actor-critic: one launch, or three Adams and averages"),
     "precision": ("precision", "Precision", "every way to store weights and state beside float32"),
     "gaussians": (
         "gaussians",
