@@ -15,6 +15,7 @@ from sphinx.util.typing import stringify_annotation
 from stackelberg_fused.groups import option_types
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+GUIDE = re.compile(r"\bdocs/(\w+)\.md\b")
 
 
 def convert(lines: list[str]) -> list[str]:
@@ -85,10 +86,13 @@ def _escaped(text: str) -> str:
             after = r"\ " if re.match(r"\w", parts[i + 1]) else ""
             parts[i] = f"{before}``{part}``{after}"
     # every second one is code, which stays; what was put around it holds no sign that has to be escaped
-    return "".join(
-        part if i % 2 else re.sub(r"([\\*|]|(?<=\w)_(?!\w))", r"\\\1", part)
-        for i, part in enumerate(parts)
-    )
+    return "".join(part if i % 2 else _plain(part) for i, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    """Text without code: signs are escaped, pages of the guide are links."""
+    escaped = re.sub(r"([\\*|]|(?<=\w)_(?!\w))", r"\\\1", text)
+    return GUIDE.sub(r":doc:`/guide/\1`", escaped)
 
 
 def _with_returns(lines: list[str]) -> list[str]:

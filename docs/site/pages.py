@@ -129,17 +129,21 @@ def contents(pages: dict[str, str], files: set[str]) -> str:
     guide = [name for name in pages.values() if name.startswith("guide/")]
     more = [name for name in pages.values() if "/" not in name and name != "index.md"]
     folders = [staged(path) for path in sorted(files) if (ROOT / path).is_dir()]
-    parts = {
-        "Reference": ["reference/index"],
-        "Guide": guide,
-        "Project": [*more, *folders],
-    }
+    parts = {"Reference": ["reference/index.rst"], "Guide": guide, "Project": [*more, *folders]}
     return "".join(
         f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n"
-        + "\n".join(name.removesuffix(".md") for name in names)
-        + "\n```\n"
+        + "".join(f"{_entry(name)}\n" for name in names)
+        + "```\n"
         for caption, names in parts.items()
     )
+
+
+def _entry(name: str) -> str:
+    """Return a page's line in a table of contents; two would have the same title."""
+    page = name.rpartition(".")[0]
+    if page == "measurements":
+        return f"Measurements <{page}>"
+    return f"Files: {Path(page).name} <{page}>" if page.startswith("files/") else page
 
 
 def command_line() -> str:
