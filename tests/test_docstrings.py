@@ -12,42 +12,21 @@ from typing import Any
 import pytest
 import torch
 from docstring_sections import parameters, raised, sections
+from public_api import PUBLIC, members
 from torch import nn
 
 import stackelberg_fused as sf
 
-PUBLIC = {name: getattr(sf, name) for name in sf.__all__ if name != "__version__"}
-# of the protocols of torch, or what the library asks of a constraint set: nobody calls them
-NOT_FOR_USERS = {
-    *("found_inf", "grad_scale", "profile_hook_step"),
-    *("bounds", "check_dtype", "kind", "largest", "packed", "size", "smallest"),
-}
 NO_EXAMPLE = {"AlternatingStep", "BackendStatus", "BestResponse", "Curvature", "RateSearch"} | {
     *("RatioSearch", "StackelbergValue"),  # what functions return, whose examples show them
 }
-
-
-def is_ours(owner: type) -> bool:
-    return owner.__module__.startswith("stackelberg_fused")
-
-
-def members(cls: type) -> dict[str, Any]:
-    """Methods and properties of a public class that users call, and that are not torch's."""
-    found = {}
-    for name in dir(cls):
-        owner = next(c for c in cls.__mro__ if name in vars(c)) if name[0] != "_" else object
-        member = inspect.getattr_static(cls, name)
-        is_field = not (callable(member) or isinstance(member, (property, staticmethod)))
-        if is_ours(owner) and name not in NOT_FOR_USERS and not is_field:
-            found[name] = member
-    return found
 
 
 def cases() -> dict[str, Any]:
     found = dict(PUBLIC)
     for name, public in PUBLIC.items():
         if isinstance(public, type):
-            found |= {f"{name}.{key}": member for key, member in members(public).items()}
+            found |= {f"{name}.{key}": member for key, (_, member) in members(public).items()}
     return found
 
 

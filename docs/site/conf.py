@@ -2,7 +2,8 @@
 
 Sphinx, because it imports the library: what it shows are the signatures and names that a user gets (the options of the
 optimizers are spelled out at run time), and any name that has no entry is an error with `nitpicky`. mkdocstrings reads
-sources without running them, and MkDocs had its last release in August 2024. Furo loads no fonts or scripts from elsewhere.
+sources without running them, and MkDocs had its last release in August 2024. Furo loads no fonts and no scripts from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ nitpick_ignore_regex = [
 
 myst_heading_anchors = 4
 highlight_language = "none"
+smartquotes = False  # "lr" is a string of Python
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

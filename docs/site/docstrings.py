@@ -117,10 +117,7 @@ def spelled() -> dict[str, str]:
     """Return, by what Sphinx makes of a type in a signature, the name that it has here; long ones first."""
     module = option_types.__name__
     found = {stringify_annotation(alias, "smart"): name for name, alias in aliases().items()}
-    return {
-        text: f"~{module}.{found[text]}"
-        for text in sorted(found, key=len, reverse=True)
-    }
+    return {text: f"~{module}.{found[text]}" for text in sorted(found, key=len, reverse=True)}
 
 
 def on_signature(

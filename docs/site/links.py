@@ -49,7 +49,6 @@ def broken(site: Path) -> list[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 said.append(f"{name}: {address} is no file")
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    said.append(f"{name}: {address} is no anchor there")
+            elif target in pages and unquote(parts.fragment) not in {"", *pages[target].anchors}:
+                said.append(f"{name}: {address} is no anchor there")
     return said

@@ -63,7 +63,10 @@ def _has_no_room(literal: nodes.literal, full: str) -> bool:
     """Tell whether it is a link already, a heading, or in the entry that it would lead to."""
     node = literal.parent
     while node is not None:
-        if isinstance(node, (nodes.reference, nodes.title)) or type(node).__name__ == "pending_xref":
+        if (
+            isinstance(node, (nodes.reference, nodes.title))
+            or type(node).__name__ == "pending_xref"
+        ):
             return True
         signatures = node.children if type(node).__name__ == "desc" else []
         if any(full in one.get("ids", ()) for one in signatures if isinstance(one, nodes.Element)):

@@ -91,9 +91,7 @@ def rewritten(text: str, source: str, pages: dict[str, str], files: set[str]) ->
         anchor = f"#{anchor}" if anchor else ""
         return f"]({os.path.relpath(where, folder)}{anchor})"
 
-    return "".join(
-        LINK.sub(moved, line) if is_prose else line for is_prose, line in _lines(text)
-    )
+    return "".join(LINK.sub(moved, line) if is_prose else line for is_prose, line in _lines(text))
 
 
 def _lines(text: str) -> Iterator[tuple[bool, str]]:

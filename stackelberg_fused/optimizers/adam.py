@@ -114,8 +114,8 @@ class StackelbergAdamW(StackelbergAdam):
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused, capturable: as in `StackelbergAdam`.
-        differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every: as in `StackelbergAdam`.
-        update_every_grads, grads, mode, release, constraint, master: as in `StackelbergAdam`.
+        differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay: as in `StackelbergAdam`.
+        update_every, update_every_grads, grads, mode, release, constraint, master: as in `StackelbergAdam`.
         state_dtype, float32_state, seed: as in `StackelbergAdam`.
         cautious: decay an element only where the update does not make it larger, that is where the number that is
             subtracted from it and the element itself do not have opposite signs (cautious weight decay, Chen et al.
