@@ -42,7 +42,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[bool, list[str]]]:
             continue
         yield False, text
         text = []
-        yield True, _code_block(lines[at:end])
+        yield True, _code_block(lines[at:end], _indent(lines[at - 2]) if at >= 2 else 0)
         at = end
     yield False, text
 
@@ -61,7 +61,8 @@ def _end_of_code(lines: list[str], at: int) -> int:
     return end
 
 
-def _code_block(lines: list[str]) -> list[str]:
+def _code_block(lines: list[str], outer: int) -> list[str]:
+    """Return the lines with a directive before them, at the margin of the text that introduces them."""
     if lines[0].lstrip().startswith(">>>"):
         return lines
     try:
@@ -69,8 +70,7 @@ def _code_block(lines: list[str]) -> list[str]:
         language = "python"
     except SyntaxError:
         language = "text"
-    margin = " " * (min(_indent(line) for line in lines if line.strip()) - 1)
-    return [f"{margin}.. code-block:: {language}", "", *(f"   {line}" for line in lines), ""]
+    return [f"{' ' * outer}.. code-block:: {language}", "", *lines, ""]
 
 
 def _indent(line: str) -> int:

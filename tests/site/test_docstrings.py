@@ -31,14 +31,14 @@ def test_code_marks_go_over_lines() -> None:
 
 def test_indented_blocks_are_code() -> None:
     read = docstrings.convert(["Like this:", "", "    a = b * c", "", "After it."])
-    code = ["   .. code-block:: python", "", "       a = b * c"]
+    code = [".. code-block:: python", "", "    a = b * c"]
     assert [line for line in read if line.strip()] == ["Like this:", code[0], code[2], "After it."]
     assert read[3] == ""
 
 
 def test_formulas_are_no_python() -> None:
     read = docstrings.convert(["This is:", "", "    w <- [w - beta * grad_w f]"])
-    assert "   .. code-block:: text" in read
+    assert ".. code-block:: text" in read
 
 
 def test_sections_are_no_code() -> None:
