@@ -32,7 +32,7 @@ nitpick_ignore_regex = [
 
 myst_heading_anchors = 4
 highlight_language = "none"
-smartquotes = False  # "lr" is a string of Python
+smartquotes_action = "D"  # dashes alone: "lr" is a string of Python
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

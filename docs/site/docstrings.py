@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from pages import aliases
 from sphinx.application import Sphinx
@@ -107,10 +108,51 @@ def _with_returns(lines: list[str]) -> list[str]:
     return [*lines[:at], *field, *lines[end:]]
 
 
+def with_types(lines: list[str], documented: type) -> list[str]:
+    """Put the types of a dataclass's fields beside their names in the section Attributes.
+
+    Args:
+        lines: a docstring that is converted already.
+        documented: the class.
+    """
+    if "Attributes:" not in lines:
+        return lines
+    hints = get_type_hints(documented)
+    converted, inside = [], False
+    for line in lines:
+        entry = re.match(r"    (\w+(?:, \w+)*): ", line) if inside else None
+        inside = line == "Attributes:" or (inside and line.startswith("    "))
+        if entry:
+            types = dict.fromkeys(_linked(hints[name]) for name in entry[1].split(", "))
+            line = f"    {entry[1]} ({'; '.join(types)}): {line[entry.end() :]}"
+        converted.append(line)
+    return converted
+
+
+def _linked(hint: Any) -> str:
+    """A type in reStructuredText; those of the library are links."""
+    text = _named(stringify_annotation(hint, "smart"))
+
+    def link(match: re.Match[str]) -> str:
+        full = match[1]
+        return f":py:obj:`~{full}`" if full.startswith("stackelberg_fused.") else match[2]
+
+    return re.sub(r"~((?:\w+\.)+(\w+))", link, text)
+
+
+def _named(signature: str) -> str:
+    """Write the names of types in place of what they stand for."""
+    for text, alias in spelled().items():
+        signature = signature.replace(text, alias)
+    return signature.replace("| ~typing.Any", "| None")  # `MaybeNone`
+
+
 def on_docstring(
     app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]
 ) -> None:
     lines[:] = convert(lines)
+    if dataclasses.is_dataclass(documented) and isinstance(documented, type):
+        lines[:] = with_types(lines, documented)
 
 
 def spelled() -> dict[str, str]:
@@ -126,10 +168,8 @@ def on_signature(
     """Write the names of types in place of what they stand for, and default classes by theirs."""
     if not signature:
         return None
-    for text, alias in spelled().items():
-        signature = signature.replace(text, alias)
-        returns = (returns or "").replace(text, alias)
-    return re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", signature), returns
+    signature = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", _named(signature))
+    return signature, _named(returns or "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 pytest.importorskip("sphinx")
 
 import docstrings
+
+from stackelberg_fused.layout.statistics import LastStep
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,28 @@ def test_types_go_by_their_names() -> None:
     signature = "(a: ~typing.Literal['body', 'head'] | None, b: type = <class 'torch.nn.X'>)"
     read, _ = docstrings.on_signature(None, "", "", None, None, signature, "")
     assert read == "(a: ~stackelberg_fused.groups.option_types.Role | None, b: type = X)"
+
+
+def test_attributes_have_their_types() -> None:
+    @dataclass
+    class Report:
+        head: LastStep
+        body: LastStep
+        loss: float | None
+
+    # what is annotated by a string is looked up in the module
+    Report.__annotations__ = {"head": LastStep, "body": LastStep, "loss": float | None}
+    lines = [
+        "A report.",
+        "",
+        "Attributes:",
+        "    head, body: of each.",
+        "    loss: its",
+        "        value.",
+    ]
+    step = ":py:obj:`~stackelberg_fused.layout.statistics.LastStep`"
+    assert docstrings.with_types(lines, Report)[3:] == [
+        f"    head, body ({step}): of each.",
+        "    loss (float | None): its",
+        "        value.",
+    ]
