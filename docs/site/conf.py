@@ -53,3 +53,4 @@ html_css_files = ["style.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False

@@ -26,7 +26,7 @@ def target_of(mention: str, known: set[str]) -> str | None:
     found = MENTION.fullmatch(mention)
     if found is None:
         return None
-    owner, name, _ = found.groups()
+    owner, name, call = found.groups()
     if owner in ("opt", "optimizer"):
         names = [f"{ENTRY}.{name}"]
     elif owner:
@@ -35,7 +35,8 @@ def target_of(mention: str, known: set[str]) -> str | None:
         # no other class has these
         names = [f"{PACKAGE}.{name}", f"{ENTRY}.{name}"]
     else:
-        names = [f"{PACKAGE}.{name}"] if name[:1].isupper() else []
+        # a word that is no name of a class may be any word, unless it is called
+        names = [f"{PACKAGE}.{name}"] if name[:1].isupper() or call else []
     return next((name for name in names if name in known), None)
 
 

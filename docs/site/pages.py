@@ -151,9 +151,7 @@ def command_line() -> str:
         "This is what `--help` prints.\n",
         _help([]),
     ]
-    for command, (_, what) in COMMANDS.items():
-        parts.append(f"\n## {command}\n\n{what[0].upper()}{what[1:]}.\n")
-        parts.append(_help([command]))
+    parts += [f"\n## {command}\n{_help([command])}" for command in COMMANDS]
     return "".join(parts)
 
 
@@ -178,7 +176,7 @@ def option_types_page() -> str:
     says = described(inspect.getdoc(option_types) or "")
     entries = []
     for name, alias in aliases().items():
-        values = stringify_annotation(alias, "smart").replace("~", "")
+        values = re.sub(r"~(?:\w+\.)+", "", stringify_annotation(alias, "smart"))
         entries.append(
             f"\n.. py:type:: {name}\n   :canonical: {values}\n\n   {says[name][0].upper()}{says[name][1:]}\n"
         )

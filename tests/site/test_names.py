@@ -28,11 +28,13 @@ KNOWN = {
         ("StackelbergAdam.step", "StackelbergAdam.step"),
         ("opt.step()", "StackelbergAdam.step"),
         ("opt.step(zero_grad=True)", "StackelbergAdam.step"),
+        ("kinds()", "kinds"),
         ("last_step", "StackelbergAdam.last_step"),
         ("opt.zero_grad()", "StackelbergAdam.zero_grad"),
         # of many things
         ("kinds", None),
         ("step", None),
+        ("step()", None),
         ("state", None),
         ("zero_grad", None),
         ("model.zero_grad()", None),

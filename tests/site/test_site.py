@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import browser
 import pytest
 from paths import ROOT
 from patience import patience
@@ -19,6 +18,10 @@ from public_api import PUBLIC, members
 import stackelberg_fused as sf
 
 pytest.importorskip("sphinx")
+pytest.importorskip("matplotlib")  # decodes what a browser shows
+
+import browser
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 
@@ -76,9 +79,10 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     executable = browser.find()
     if executable is None:
+        reason = "no Chromium was found: apt-get install chromium, or name one by CHROME"
         if os.environ.get(browser.NEEDED) == "1":
-            pytest.fail(f"no Chromium is on PATH, and {browser.NEEDED}=1")
-        pytest.skip("no Chromium is on PATH")
+            pytest.fail(f"{reason}; {browser.NEEDED}=1 says that there is one")
+        pytest.skip(reason)
     with browser.Browser(executable, tmp_path_factory.mktemp("profile")) as found:
         yield found
 
