@@ -21,8 +21,9 @@ def members(cls: type) -> dict[str, tuple[type, Any]]:
     for name in dir(cls):
         if name.startswith("_") or name in NOT_FOR_USERS:
             continue
-        owner = next(c for c in cls.__mro__ if name in vars(c))
         member = inspect.getattr_static(cls, name)
+        # torch also writes `step` into the class of the first optimizer that is made
+        owner = next(c for c in reversed(cls.__mro__) if vars(c).get(name) is member)
         is_shown = callable(member) or isinstance(member, (property, staticmethod))
         if is_shown and owner.__module__.startswith("stackelberg_fused"):
             found[name] = owner, member
