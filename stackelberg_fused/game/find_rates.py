@@ -78,7 +78,7 @@ def find_rates(
             `steps`, `tuning_seeds`, the number of batches, the optimizer's name and `settings` have to be the same.
             What is in `model`, `batches` and `loss_fn` is not checked.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
-        settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
+        **settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -89,6 +89,16 @@ def find_rates(
 
     Warns:
         UserWarning: the p-value cannot reach `level` with so few seeds.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(4)]
+        >>> def loss_fn(model, batch):
+        ...     return nn.functional.mse_loss(model(batch[0]), batch[1])
+        >>> few = {"budget": 2, "steps": 2, "tuning_seeds": 1, "seeds": 5}  # an example
+        >>> found = sf.find_rates(model, batches, loss_fn, head="2", **few)
+        >>> list(found.recommended)
+        ['body', 'head']
     """
     batches = list(batches)
     low, high = _checked_range(lrs)

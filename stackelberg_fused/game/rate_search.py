@@ -94,6 +94,9 @@ class RateSearch:
     def plot(self, path: str | Path) -> None:
         """Write a picture to `path`: the loss over each group's rate, and the losses of both ways by seed.
 
+        Args:
+            path: of the picture; its ending says which format it has.
+
         Raises:
             ImportError: matplotlib is not installed.
         """
