@@ -337,4 +337,5 @@ class Engine:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
         rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
-            self._watch.look(rates, *self.hyperparameters.players, self.groups)
+            body, head = self.hyperparameters.players
+            self._watch.look(rates, body, head, self.groups)
