@@ -9,7 +9,7 @@ import numpy as np
 
 from ..native.tables import LARGEST_FLOAT
 from ..warning import warn_caller
-from .scheduler_traps import are_different, floor_by_eps, trap_of
+from .scheduler_traps import are_different, floor_by_eps, is_warming_up, trap_of
 
 ROUNDING = 1e-9  # relative: what chained schedules make of equal rates, and of a rate of zero
 SAME = 1e-6  # relative: as far apart are equal rates in float32 tensors
@@ -117,7 +117,7 @@ class RatioWatch:
             if was_loaded and are_different([_initial(group) for group in groups]):
                 self._first = rates  # of a run whose schedule ended so, which was told
             else:
-                self._warn("collapse", self._of_equal_rates(now.max(), groups, was_loaded))
+                self._tell_of_equal_rates(now.max(), groups, was_loaded)
         elif was_loaded:
             self._first = rates
         elif not (self._was_searched or _are_in_proportion(now, before)):
@@ -126,13 +126,15 @@ class RatioWatch:
             if trap is not None:
                 self._warn("collapse", f"different learning rates end as one: {trap}")
 
-    def _of_equal_rates(self, rate: float, groups: Groups, was_loaded: bool) -> str:
-        who = "body and head" if len({group["role"] for group in groups}) > 1 else "all groups"
+    def _tell_of_equal_rates(self, rate: float, groups: Groups, was_loaded: bool) -> None:
         if was_loaded:
-            why = "the state of an optimizer with a single rate was loaded"
+            why: str | None = "the state of an optimizer with a single rate was loaded"
         else:
-            why = trap_of(groups, self._first_by_id()) or floor_by_eps(groups) or UNKNOWN
-        return f"{who} now share one learning rate ({rate:g}): {why}"
+            why = trap_of(groups, self._first_by_id()) or floor_by_eps(groups)
+            if why is None and is_warming_up(groups):
+                return
+        who = "body and head" if len({group["role"] for group in groups}) > 1 else "all groups"
+        self._warn("collapse", f"{who} now share one learning rate ({rate:g}): {why or UNKNOWN}")
 
     def _first_by_id(self) -> dict[int, float]:
         return dict(zip(self._ids, self._first.tolist(), strict=True))

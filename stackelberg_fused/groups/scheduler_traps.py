@@ -20,11 +20,13 @@ class Trap(NamedTuple):
         argument: its name.
         values: what a scheduler made of it; a number, or one per group.
         takes_a_list: whether the argument may be one number per group.
+        is_floor: whether rates only end there.
     """
 
     argument: str
     values: Callable[[Any], Any]
     takes_a_list: bool = True
+    is_floor: bool = False
 
 
 def _held(name: str) -> Callable[[Any], Any]:
@@ -35,7 +37,13 @@ def _in_groups(name: str) -> Callable[[Any], Any]:
     return lambda scheduler: [group.get(name) for group in scheduler.optimizer.param_groups]
 
 
-ETA_MIN = Trap("eta_min", _held("eta_min"), takes_a_list=False)
+def _timms_floors(scheduler: Any) -> list[float]:
+    groups = scheduler.optimizer.param_groups
+    return [scheduler.lr_min * group.get("lr_scale", 1.0) for group in groups]
+
+
+ETA_MIN = Trap("eta_min", _held("eta_min"), takes_a_list=False, is_floor=True)
+LR_MIN = Trap("lr_min", _timms_floors, takes_a_list=False, is_floor=True)
 WARMUP = Trap("warmup_max_lr", _held("max_lrs"))
 TRAPS: dict[str, tuple[Trap, ...]] = {
     "OneCycleLR": (Trap("max_lr", _in_groups("max_lr")),),
@@ -48,7 +56,13 @@ TRAPS: dict[str, tuple[Trap, ...]] = {
     "WarmupDecayLR": (WARMUP,),
     "OneCycle": (Trap("cycle_max_lr", _held("max_lrs"), takes_a_list=False),),
     "LRRangeTest": (Trap("lr_range_test_min_lr", _held("min_lr")),),
+    # timm's
+    "CosineLRScheduler": (LR_MIN,),
+    "TanhLRScheduler": (LR_MIN,),
+    "PolyLRScheduler": (LR_MIN,),
 }
+# these may begin at one rate for all groups, which then part
+WARM_UPS = {name for name, traps in TRAPS.items() if traps in ((WARMUP,), (LR_MIN,))}
 
 
 def trap_of(groups: Groups, first: Mapping[int, float]) -> str | None:
@@ -70,6 +84,11 @@ def trap_of(groups: Groups, first: Mapping[int, float]) -> str | None:
         if found:
             return _advice(_known_name(type(scheduler)), found, own)
     return None
+
+
+def is_warming_up(groups: Groups) -> bool:
+    """Tell whether a scheduler of these groups has warm-ups that begin at one rate for all of them."""
+    return any(_known_name(type(scheduler)) in WARM_UPS for scheduler in schedulers_of(groups))
 
 
 def floor_by_eps(groups: Groups) -> str | None:
@@ -127,11 +146,11 @@ def _advice(name: str, found: Sequence[tuple[Trap, float]], own: Sequence[float]
     given = ", ".join(f"{trap.argument}={value:g}" for trap, value in found)
     scaled = "stackelberg_fused.scale_schedule(opt, fn), which keeps the ratios"
     trap, value = found[0]
-    if trap is ETA_MIN:
+    if trap.is_floor:
         share = min(value / _slowest(own), 1.0)
         return (
-            f"{name}({given}) ends the rates of all groups at this number, and takes no list. Pass eta_min=0, or "
-            f"take {scaled}: fn=stackelberg_fused.warmup_cosine(T_max, floor={share:.2g})"
+            f"{name}({given}) ends the rates of all groups at this number, and takes no list. Pass "
+            f"{trap.argument}=0, or take {scaled}: fn=stackelberg_fused.warmup_cosine(steps, floor={share:.2g})"
         )
     if not trap.takes_a_list:
         return f"{name}({given}) sets every group alike, and takes no list. Take {scaled}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,29 @@ class WarmupLR:
             group["lr"] = lr * min(1.0, self.taken / self.steps)
 
 
+class CosineLRScheduler:
+    """timm's, as far as it matters here: a warm-up from one rate for all groups, and a floor for all of them."""
+
+    def __init__(self, optimizer: Any, lr_min: float, warmup_lr_init: float, warmup_t: int) -> None:
+        self.optimizer, self.lr_min, self.taken = optimizer, lr_min, 0
+        self.warmup_lr_init, self.warmup_t = warmup_lr_init, warmup_t
+        self.base_values = [group["lr"] for group in optimizer.param_groups]
+        self._set([warmup_lr_init] * len(self.base_values) if warmup_t else self.base_values)
+
+    def _set(self, rates: list[float]) -> None:
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def step(self) -> None:
+        self.taken += 1
+        low, high = self.warmup_lr_init, min(1.0, self.taken / (self.warmup_t or 1))
+        left = 0.5 * (1 + math.cos(math.pi * self.taken / 20))
+        if self.taken < self.warmup_t:
+            self._set([low + (lr - low) * high for lr in self.base_values])
+        else:
+            self._set([self.lr_min + (lr - self.lr_min) * left for lr in self.base_values])
+
+
 TRAPS: dict[str, tuple[Callable[[Any], Any], tuple[float, ...], str]] = {
     "one cycle": (
         lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.01, total_steps=30),
@@ -108,6 +132,12 @@ TRAPS: dict[str, tuple[Callable[[Any], Any], tuple[float, ...], str]] = {
         (1.0,),
         r"ReduceLROnPlateau\(min_lr=2e-06\) .*ReduceLROnPlateau\(opt, min_lr=\[2e-06, 2e-05",
     ),
+    "timm": (
+        lambda o: CosineLRScheduler(o, 2e-6, 0.0, 0),
+        (),
+        r"CosineLRScheduler\(lr_min=2e-06\).*Pass lr_min=0",
+    ),
+    "timm, warmed up": (lambda o: CosineLRScheduler(o, 2e-6, 1e-7, 3), (), r"lr_min=2e-06"),
     "deepspeed": (lambda o: WarmupLR(o, 1e-3), (), r"WarmupLR\(opt, warmup_max_lr=\[0\.001, 0\.01"),
 }
 
@@ -148,6 +178,7 @@ LISTS: dict[str, Callable[[Any], Any]] = {
     "lambdas": lambda o: lr_scheduler.LambdaLR(o, [lambda k: 0.8**k, lambda k: 0.9**k]),
     "polynomial": lambda o: lr_scheduler.PolynomialLR(o, total_iters=20),
     "deepspeed": lambda o: WarmupLR(o, [1e-3, 1e-2]),
+    "timm": lambda o: CosineLRScheduler(o, 0.0, 1e-6, 4),
     "two time scales": lambda o: sf.TwoTimeScaleLR(o, offset=3.0),
     "annealed": lambda o: sf.AnnealedRatioLR(o, 10),
 }
@@ -235,6 +266,12 @@ def test_a_group_that_rests_or_is_added() -> None:
     assert _steps(optimizer, LISTS["cosine"](optimizer), 5) == []
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-2, "role": "head"})
     assert _steps(optimizer, lr_scheduler.ConstantLR(optimizer), 2) == []
+
+
+def test_timms_scale_of_a_group_scales_its_floor() -> None:
+    optimizer = _optimizer([1e-3, 1e-3])
+    optimizer.param_groups[0]["lr_scale"] = 0.1
+    assert _steps(optimizer, CosineLRScheduler(optimizer, 1e-5, 0.0, 0), 25) == []
 
 
 def test_many_groups_are_abbreviated() -> None:
