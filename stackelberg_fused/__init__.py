@@ -46,8 +46,12 @@ __all__ = [
     "lora_plus_groups",
     "merge_equal",
     "mup_groups",
+    "scale_schedule",
     "split_body_head",
     "stackelberg_value",
+    "warmup_cosine",
+    "warmup_linear",
+    "warmup_stable_decay",
 ]
 
 
@@ -72,6 +76,12 @@ if _no_torch is None:
     from .game.find_rates import find_rates
     from .game.find_ratio import RatioSearch, find_ratio
     from .game.rate_search import RateSearch
+    from .game.scale_schedule import (
+        scale_schedule,
+        warmup_cosine,
+        warmup_linear,
+        warmup_stable_decay,
+    )
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .game.stackelberg_value import StackelbergValue, stackelberg_value
     from .groups.builders import groups_by_pattern, merge_equal
