@@ -40,6 +40,7 @@ def run(experiment: Experiment, folder: Path, console: Console, jobs: int = 1) -
             f"experiment: {experiment.name} measures time, which goes with --jobs 1 only"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    experiment.folder = folder
     file = folder / f"{experiment.name}.json"
     result = _load(file, experiment, console)
     _compute(experiment, result, file, console, jobs)
@@ -108,6 +109,9 @@ def _load(file: Path, experiment: Experiment, console: Console) -> dict[str, Any
     )
     if result["commit"] != fresh["commit"]:
         result["commit"] = f"{result['commit']}, {fresh['commit']}"
+    machines = [result["hardware"], *result.get("continued_on", [])]
+    if fresh["hardware"] not in machines:
+        result["continued_on"] = [*machines[1:], fresh["hardware"]]
     return result
 
 
