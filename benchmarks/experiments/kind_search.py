@@ -1,4 +1,4 @@
-"""The searches of the kinds experiment: `find_rates` on a small GPT, for rates by kind and for rates in fixed ratios."""
+"""The searches of the kinds experiment: `find_rates` on a small GPT, for rates by kind and rates in fixed ratios."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Size:
     heads: int = 4
     context: int = 64
     batch_size: int = 8
-    steps: int = 300
-    batches: int = 1200
+    steps: int = 200
+    batches: int = 800
     windows: int = 128
     budget: int = 32
-    tuning_seeds: int = 3
+    tuning_seeds: int = 2
     seeds: int = 10
 
 

@@ -31,8 +31,8 @@ def draw(experiment: Kinds, cells: Cells, path: Path) -> None:
     save(
         figure,
         path,
-        f"each arm at its best rates of {size.budget} points, each with up to {size.tuning_seeds} tuning seeds; middle: "
-        f"{size.seeds} seeds that chose nothing, their mean and 95% interval, below the mean one rate's loss",
+        f"each arm at the best of {size.budget} points, which had up to {size.tuning_seeds} tuning seeds each; middle: "
+        f"{size.seeds} other seeds, their mean and its 95% interval; dashed: the mean at one rate",
     )
 
 

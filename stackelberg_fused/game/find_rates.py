@@ -89,8 +89,8 @@ def find_rates(
             last quarter of the run.
         path: a file that keeps the search: a call with the same arguments goes on where the last one ended. A larger
             `budget` goes on too, and of a smaller one the first points count. Names and sizes of groups, `lrs`,
-            `steps`, `tuning_seeds`, the number of batches, the names of optimizer, schedule and `evaluate`, and `settings`
-            have to be the same. What is in `model`, `batches` and the functions is not checked.
+            `steps`, `tuning_seeds`, the number of batches, the names of `optimizer`, `schedule` and `evaluate`, and
+            `settings` have to be the same. What is in `model`, `batches` and the functions is not checked.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
         settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
 
