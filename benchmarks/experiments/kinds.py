@@ -147,11 +147,25 @@ class Kinds(Experiment):
             f"better than one tuned rate beyond chance: {', '.join(better) or 'nothing'}; "
             f"not: {', '.join(others) or 'nothing'}",
             f"find_rates: {cells[OF_BOTH]['verdict']}",
-            f"rates by kind have the embeddings {rates['embeddings'] / rates['head']:.3g} times as fast as the head",
+            f"rates by kind: the embeddings' is {rates['embeddings'] / rates['head']:.2g} times the head's, and "
+            f"{rates['embeddings'] / rates['matrices']:.2g} times that of the matrices",
+            self._when(cells),
         ]
         if self.at_edge(cells):
             lines.append(f"near an end of the range: {', '.join(self.at_edge(cells))}")
         return lines
+
+    def _when(self, cells: Cells) -> str:
+        """Say which point of the search by kind was the first that was better than the best one rate."""
+        best = min(self.tried(cells, ONE_RATE))
+        tried = self.tried(cells, BY_KIND)
+        first = next((i for i, loss in enumerate(tried, start=1) if loss < best), None)
+        if first is None:
+            return f"no point of the search by kind was better in tuning than one rate ({best:.4f})"
+        return (
+            f"in tuning, point {first} of {len(tried)} by kind was the first that was better than one rate: "
+            f"{tried[first - 1]:.4f} and {best:.4f}; the best has {min(tried):.4f}"
+        )
 
     def check(self, cells: Cells) -> list[str]:
         failures = []

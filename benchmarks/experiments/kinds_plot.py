@@ -1,9 +1,7 @@
-"""The picture of the kinds experiment: the rates of each kind, what they are worth, and what finding them takes."""
+"""The picture of the kinds experiment: the rates of each kind by arm, and what they are worth."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +14,50 @@ if TYPE_CHECKING:
     from .kinds import Kinds
 
 TICKS = ("embeddings", "matrices", "norms,\nbiases", "head")
-COLOR = dict(
-    zip(ARMS, (COLORS[1], COLORS[0], COLORS[2], COLORS[4], COLORS[3], COLORS[5]), strict=True)
-)
+COLOR = dict(zip(ARMS, (COLORS[i] for i in (1, 0, 2, 4, 3, 5)), strict=True))
 
 
 def draw(experiment: Kinds, cells: Cells, path: Path) -> None:
-    """Write the picture: rates by kind, losses of the judged seeds, and the best loss by points tried."""
-    figure, axes = new_figure(3, height=4.4)
+    """Write the picture."""
+    figure, axes = new_figure(2, height=4.3)
     _draw_rates(axes[0], experiment, cells)
     _draw_losses(axes[1], experiment, cells)
-    _draw_search(axes[2], experiment, cells)
     size = experiment.size
     save(
         figure,
         path,
-        f"each arm at the best of {size.budget} points, which had up to {size.tuning_seeds} tuning seeds each; middle: "
-        f"{size.seeds} other seeds, their mean and its 95% interval; dashed: the mean at one rate",
+        f"each arm at the best of {size.budget} points, by {size.tuning_seeds} tuning seeds; right: {size.seeds} other "
+        "seeds, mean and 95% interval; dashed: the mean at one rate",
     )
+
+
+def _is_main(arm: Any) -> bool:
+    return arm in (ONE_RATE, BY_KIND)
 
 
 def _draw_rates(axis: Any, experiment: Kinds, cells: Cells) -> None:
     for arm in ARMS:
         rates = experiment.rates(cells, arm)
-        main = arm in (ONE_RATE, BY_KIND)
+        main = _is_main(arm)
         axis.plot(
-            range(len(KINDS)), [rates[kind] for kind in KINDS], "o-",
-            color=COLOR[arm], lw=2.4 if main else 1.1, ms=6 if main else 4, alpha=1.0 if main else 0.75,
-            label=arm.label, zorder=3 if main else 2,
+            range(len(KINDS)), [rates[kind] for kind in KINDS], "o-", color=COLOR[arm],
+            lw=2.8 if main else 1.3, ms=7 if main else 4, alpha=1.0 if main else 0.8, zorder=3 if main else 2,
         )  # fmt: skip
-    axis.set(yscale="log", title="best rate of each kind", ylabel="learning rate")
-    axis.set_xticks(range(len(KINDS)), TICKS)
-    axis.legend(fontsize=8, frameon=False)
+        if main:
+            _label(axis, rates, COLOR[arm], only_first=arm == ONE_RATE)
+    axis.set(yscale="log", ylabel="learning rate")
+    axis.set_title("best rates found, by kind of parameter", fontsize=12)
+    axis.set_xticks(range(len(KINDS)), TICKS, fontsize=11)
+    axis.set_xlim(-0.35, len(KINDS) - 0.5)
+
+
+def _label(axis: Any, rates: dict[str, float], color: str, only_first: bool) -> None:
+    """Write the rates beside their points."""
+    for x, kind in enumerate(KINDS[:1] if only_first else KINDS):
+        axis.annotate(
+            f"{rates[kind]:.2g}", (x, rates[kind]), (6, 9), textcoords="offset points",
+            fontsize=10.5, fontweight="bold", color=color, zorder=4,
+        )  # fmt: skip
 
 
 def _draw_losses(axis: Any, experiment: Kinds, cells: Cells) -> None:
@@ -56,34 +66,18 @@ def _draw_losses(axis: Any, experiment: Kinds, cells: Cells) -> None:
     for row, arm in enumerate(ARMS):
         losses = experiment.losses(cells, arm)
         mean, half = interval(losses)
-        spread = [row + 0.22 * (i / max(1, len(losses) - 1) - 0.5) for i in range(len(losses))]
-        axis.plot(losses, spread, "o", color=COLOR[arm], ms=3.5, alpha=0.45, mew=0)
-        axis.errorbar(mean, row, xerr=half, fmt="o", color=COLOR[arm], ms=6, capsize=3, zorder=3)
+        # side by side, lest seeds hide one another
+        spread = [row + 0.3 * (i / max(1, len(losses) - 1) - 0.5) for i in range(len(losses))]
+        axis.plot(losses, spread, "o", color=COLOR[arm], ms=4, alpha=0.4, mew=0)
+        axis.errorbar(mean, row, xerr=half, fmt="o", color=COLOR[arm], ms=7, capsize=4, zorder=3)
         axis.annotate(
-            f"{mean:.3f}", (mean, row), (0, 9), textcoords="offset points", ha="center",
-            fontsize=9, color=COLOR[arm],
+            f"{mean:.3f}", (mean, row), (0, 11), textcoords="offset points", ha="center", fontsize=11,
+            fontweight="bold" if _is_main(arm) else "normal", color=COLOR[arm],
         )  # fmt: skip
-    axis.set_yticks(range(len(ARMS)), [arm.label for arm in ARMS])
-    axis.set_ylim(len(ARMS) - 0.5, -0.6)
-    axis.set(title="validation loss, seeds that chose nothing", xlabel="nats per byte")
+    axis.set_yticks(range(len(ARMS)), [arm.label for arm in ARMS], fontsize=11)
+    for label, arm in zip(axis.get_yticklabels(), ARMS, strict=True):
+        label.set(color=COLOR[arm], fontweight="bold" if _is_main(arm) else "normal")
+    axis.set_ylim(len(ARMS) - 0.5, -0.7)
+    axis.set_xlabel("validation loss, nats per byte")
+    axis.set_title("what they are worth to other seeds", fontsize=12)
     axis.grid(axis="y", visible=False)
-
-
-def _draw_search(axis: Any, experiment: Kinds, cells: Cells) -> None:
-    for arm in ARMS:
-        best = list(itertools.accumulate(experiment.tried(cells, arm), min))
-        shown = [(i + 1, loss) for i, loss in enumerate(best) if math.isfinite(loss)]
-        main = arm in (ONE_RATE, BY_KIND)
-        axis.step(
-            *zip(*shown, strict=True), where="post", color=COLOR[arm],
-            lw=2.4 if main else 1.1, alpha=1.0 if main else 0.75, zorder=3 if main else 2,
-        )  # fmt: skip
-    _zoom(axis, [min(experiment.tried(cells, arm)) for arm in ARMS])
-    axis.set(title="best so far in tuning", xlabel="points tried", ylabel="nats per byte")
-
-
-def _zoom(axis: Any, ends: list[float]) -> None:
-    """Show the neighbourhood of where the searches end: they begin much higher."""
-    low, high = min(ends), max(ends)
-    room = max(high - low, 1e-3)
-    axis.set_ylim(low - 0.15 * room, high + 1.2 * room)

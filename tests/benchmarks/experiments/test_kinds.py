@@ -18,7 +18,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("optuna")
 
-from stackelberg_fused.benchmarks.experiments import kinds as kinds_module
 from stackelberg_fused.benchmarks.experiments import runner
 from stackelberg_fused.benchmarks.experiments.kind_arms import (
     ARMS,
@@ -34,6 +33,7 @@ from stackelberg_fused.benchmarks.experiments.kind_arms import (
 )
 from stackelberg_fused.benchmarks.experiments.kind_search import QUICK, Searches, next_byte_loss
 from stackelberg_fused.benchmarks.experiments.kinds import OF_BOTH, Kinds
+
 from stackelberg_fused.demo.gpt import GPT, GPTConfig
 from stackelberg_fused.optimizers.adam import StackelbergAdam
 
@@ -47,7 +47,8 @@ def test_every_parameter_has_one_kind() -> None:
     model = _gpt()
     found = {group["name"]: [name for name, _ in group["params"]] for group in by_kind(model)}
     assert tuple(found) == KINDS
-    assert sorted(sum(found.values(), [])) == sorted(name for name, _ in model.named_parameters())
+    every = [name for names in found.values() for name in names]
+    assert sorted(every) == sorted(name for name, _ in model.named_parameters())
     assert found["embeddings"] == ["token_embedding.weight", "position_embedding.weight"]
     assert found["head"] == ["lm_head.weight"]
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -70,7 +71,7 @@ def test_kinds_move_in_the_ratios_of_their_rates(arm: Any) -> None:
             assert float(moved.max()) == pytest.approx(1e-3 * ratio, rel=1e-3), name
 
 
-def test_ratios_of_one_are_one_rate_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_of_one_are_one_rate_to_the_bit() -> None:
     """So what the two kinds of search find can be compared: the same starts, batches and seeds."""
     ends: list[list[float]] = []
     for groups, optimizer in (
@@ -166,4 +167,4 @@ def test_a_search_that_was_interrupted_goes_on(
     assert cell.work() == expected
     assert runs[0] < taken + 3 * QUICK.steps
     assert not list(tmp_path.iterdir())
-    assert kinds_module.OF_BOTH == cell.key
+    assert cell.key == OF_BOTH

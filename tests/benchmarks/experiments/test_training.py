@@ -34,7 +34,8 @@ def _complete(kind: Training, cells: dict[str, Any], score: Callable[[int, int],
         for s in (*kind.tuning_seeds, *range(1, kind.seeds + 1))
     }
     stages = 0
-    for stages, stage in enumerate(kind.stages(cells), start=1):
+    for stage in kind.stages(cells):
+        stages += 1
         for cell in stage:
             loss = score(*keys[cell.key])
             cells[cell.key] = {"train_loss": loss, "test_loss": loss, "accuracy": 0.5}
