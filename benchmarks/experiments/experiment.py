@@ -50,6 +50,9 @@ class Experiment(ABC):
     def settings(self) -> dict[str, Any]:
         """Return everything that results depend on; a file with other settings is not continued."""
 
+    def adopt(self, settings: dict[str, Any]) -> None:  # noqa: B027
+        """Take over from the settings of a file what earlier versions did differently, to show it as it was made."""
+
     @abstractmethod
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
         """Yield the cells to compute; a later stage may depend on the results of earlier ones."""

@@ -77,6 +77,7 @@ def redraw(experiment_class: type[Experiment], file: Path, folder: Path, console
         content = f"a result of {name}" if name else "no result of an experiment"
         raise SystemExit(f"experiment: {file} holds {content}, not of {experiment_class.name}")
     experiment, cells = experiment_class(result["settings"]["quick"]), result["cells"]
+    experiment.adopt(result["settings"])
     # a stage may read the results of earlier ones: those have been found by then
     if not all(cell.key in cells for stage in experiment.stages(cells) for cell in stage):
         raise SystemExit(

@@ -138,6 +138,10 @@ class Training(Experiment):
             "grids": self.grids,
         }
 
+    def adopt(self, settings: dict[str, Any]) -> None:
+        # one seed alone chose the rates of earlier versions
+        self.tuning_seeds = tuple(settings.get("tuning_seeds", TUNING_SEEDS[:1]))
+
     def _cell(self, arm: Arm, exponent: int, seed: int) -> Cell:
         def work() -> dict[str, Any]:
             return train(self.task, arm, exponent, seed, self.steps, self.scheduled)

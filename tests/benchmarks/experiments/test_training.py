@@ -90,7 +90,23 @@ def test_runs_of_a_seed_begin_alike() -> None:
 @pytest.mark.parametrize("name, losses", [("digits", 2), ("language", 1)])
 def test_no_loss_is_a_column_twice(name: str, losses: int) -> None:
     kind = {"digits": Digits, "language": Language}[name](quick=False)
-    cells = json.loads((EXPERIMENT_RESULTS / f"{name}.json").read_text())["cells"]
-    for table in kind.tables(cells):
+    result = json.loads((EXPERIMENT_RESULTS / f"{name}.json").read_text())
+    kind.adopt(result["settings"])
+    for table in kind.tables(result["cells"]):
         assert sum("loss" in str(column.header) for column in table.columns) == losses
         assert len(table.columns) == 3 + losses + 1
+
+
+def test_a_result_is_shown_by_the_seeds_that_chose_its_rates() -> None:
+    """The run of language is from before there was more than one."""
+    chosen = {}
+    for kind, seeds in ((Digits(quick=False), 3), (Language(quick=False), 1)):
+        assert len(kind.tuning_seeds) > 1, "a new run needs several"
+        result = json.loads((EXPERIMENT_RESULTS / f"{kind.name}.json").read_text())
+        kind.adopt(result["settings"])
+        assert len(kind.tuning_seeds) == seeds
+        cells = result["cells"]
+        assert all(cell.key in cells for stage in kind.stages(cells) for cell in stage)
+        chosen[kind.name] = kind.best(cells, Arm("SGD", "simultaneous", 1))
+        assert kind.check(cells) == []
+    assert chosen == {"digits": -1, "language": -1}
