@@ -43,20 +43,31 @@ def _draw_rates(axis: Any, experiment: Kinds, cells: Cells) -> None:
             range(len(KINDS)), [rates[kind] for kind in KINDS], "o-", color=COLOR[arm],
             lw=2.8 if main else 1.3, ms=7 if main else 4, alpha=1.0 if main else 0.8, zorder=3 if main else 2,
         )  # fmt: skip
-        if main:
-            _label(axis, rates, COLOR[arm], only_first=arm == ONE_RATE)
+    _label(axis, experiment.rates(cells, ONE_RATE), COLOR[ONE_RATE], {"embeddings": (-6, 9)})
+    # where no line passes
+    places = {
+        "embeddings": (10, -2),
+        "matrices": (-14, -19),
+        "norms and biases": (12, -6),
+        "head": (-18, 9),
+    }
+    _label(axis, experiment.rates(cells, BY_KIND), COLOR[BY_KIND], places)
     axis.set(yscale="log", ylabel="learning rate")
     axis.set_title("best rates found, by kind of parameter", fontsize=12)
     axis.set_xticks(range(len(KINDS)), TICKS, fontsize=11)
     axis.set_xlim(-0.35, len(KINDS) - 0.5)
 
 
-def _label(axis: Any, rates: dict[str, float], color: str, only_first: bool) -> None:
-    """Write the rates beside their points."""
-    for x, kind in enumerate(KINDS[:1] if only_first else KINDS):
+def _label(
+    axis: Any, rates: dict[str, float], color: str, places: dict[str, tuple[float, float]]
+) -> None:
+    """Write rates beside their points, at so many points to the right and above."""
+    from matplotlib.patheffects import withStroke
+
+    for kind, place in places.items():
         axis.annotate(
-            f"{rates[kind]:.2g}", (x, rates[kind]), (6, 9), textcoords="offset points",
-            fontsize=10.5, fontweight="bold", color=color, zorder=4,
+            f"{rates[kind]:.2g}", (KINDS.index(kind), rates[kind]), place, textcoords="offset points", fontsize=10.5,
+            fontweight="bold", color=color, zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
 
 

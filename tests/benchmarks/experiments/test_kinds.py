@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from paths import EXPERIMENT_RESULTS, ROOT
 from torch import Tensor, nn
 
 pytest.importorskip("scipy")
@@ -168,3 +170,20 @@ def test_a_search_that_was_interrupted_goes_on(
     assert runs[0] < taken + 3 * QUICK.steps
     assert not list(tmp_path.iterdir())
     assert cell.key == OF_BOTH
+
+
+def test_documented_figures_are_those_of_the_committed_run() -> None:
+    result = json.loads((EXPERIMENT_RESULTS / "kinds.json").read_text())
+    experiment, cells = Kinds(quick=False), result["cells"]
+    assert experiment.check(cells) == []
+    text = (ROOT / "docs" / "results.md").read_text()
+    section = text[text.index("## Rates by kind") :]
+    rows = {row.split("|")[1].strip(" *"): row for row in section.splitlines() if "|" in row}
+    rates, losses = experiment.tables(cells)
+    for i, arm in enumerate(ARMS):
+        columns = (*rates.columns[1:], *losses.columns[1:])
+        said = [str([*column.cells][i]) for column in columns]
+        for figure in filter(None, said):
+            assert figure in rows[arm.label].replace("*", ""), (arm.label, figure)
+    (first,) = re.findall(r"point (\d+) of \d+ by kind", experiment.verdict(cells)[3])
+    assert f"the {first}th point" in " ".join(section.split())
