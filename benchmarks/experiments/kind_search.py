@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from ...demo.data import split_text, text_batch, text_windows
 from ...demo.gpt import GPT, GPTConfig
 from ...demo.trainer import warmup_cosine
-from ...game.find_rates import find_rates
+from ...game.find_rates import FIRST_SEED, find_rates
 from ...game.rate_search import RateSearch
+from ...game.short_runs import short_run_loss
 from ...optimizers.adam import StackelbergAdam
 from .kind_arms import Arm, by_kind, in_ratios, together
 
@@ -111,9 +112,31 @@ class Searches:
         """Search the rate of the matrices, all others in the arm's ratios to it."""
         return self._found(together, partial(in_ratios, ratios=arm.ratios), path)
 
+    def one_rate(self, rate: float) -> list[float]:
+        """Return the loss of each judged seed at a rate of all kinds."""
+        return _rounded(
+            short_run_loss(
+                self.model,
+                self.batches,
+                next_byte_loss,
+                lambda model: [{**group, "lr": rate} for group in by_kind(model)],
+                StackelbergAdam,
+                {},
+                self.size.steps,
+                seed,
+                schedule=self._schedule,
+                evaluate=self.validation_loss,
+            )
+            for seed in range(FIRST_SEED, FIRST_SEED + self.size.seeds)
+        )
+
+    @property
+    def _schedule(self) -> Any:
+        shape = partial(warmup_cosine, steps=self.size.steps, warmup=0.05, final=0.1)
+        return partial(LambdaLR, lr_lambda=shape)
+
     def _found(self, groups: Any, optimizer: Any, path: Path | None) -> dict[str, Any]:
         size = self.size
-        shape = partial(warmup_cosine, steps=size.steps, warmup=0.05, final=0.1)
         search = find_rates(
             self.model,
             self.batches,
@@ -125,7 +148,7 @@ class Searches:
             tuning_seeds=size.tuning_seeds,
             seeds=size.seeds,
             optimizer=optimizer,
-            schedule=partial(LambdaLR, lr_lambda=shape),
+            schedule=self._schedule,
             evaluate=self.validation_loss,
             path=path,
             progress=False,

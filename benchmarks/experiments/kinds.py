@@ -28,6 +28,7 @@ from .statistics import difference, interval
 
 LEVEL = 0.05  # of significance
 OF_BOTH = "one rate, and rates by kind"
+NEIGHBOURS = (0.5, 0.7, 1.4)  # times the best one rate: does another suit the judged seeds better?
 
 
 class Kinds(Experiment):
@@ -62,6 +63,13 @@ class Kinds(Experiment):
                 for arm in IN_RATIOS
             ),
         ]
+        yield [self._neighbour(cells, times) for times in NEIGHBOURS]
+
+    def _neighbour(self, cells: Cells, times: float) -> Cell:
+        def work() -> list[float]:
+            return self.searches.one_rate(times * self.rates(cells, ONE_RATE)["head"])
+
+        return Cell(f"one rate x {times:g}", work)
 
     def _search(self, key: str, search: Any) -> dict[str, Any]:
         """Search, and keep in a file what was found until the search is finished."""
@@ -150,10 +158,24 @@ class Kinds(Experiment):
             f"rates by kind: the embeddings' is {rates['embeddings'] / rates['head']:.2g} times the head's, and "
             f"{rates['embeddings'] / rates['matrices']:.2g} times that of the matrices",
             self._when(cells),
+            self._beside_neighbours(cells),
         ]
         if self.at_edge(cells):
             lines.append(f"near an end of the range: {', '.join(self.at_edge(cells))}")
         return lines
+
+    def _beside_neighbours(self, cells: Cells) -> str:
+        """Say whether the judged seeds would have liked another one rate better."""
+        rate = self.rates(cells, ONE_RATE)["head"]
+        found = {times * rate: cells[f"one rate x {times:g}"] for times in NEIGHBOURS}
+        found[rate] = self.losses(cells, ONE_RATE)
+        means = {at: statistics.fmean(losses) for at, losses in sorted(found.items())}
+        best = min(means, key=means.__getitem__)
+        gain = difference(self.losses(cells, BY_KIND), found[best])
+        return (
+            f"one rate with the judged seeds: {', '.join(f'{m:.4f} at {at:.2g}' for at, m in means.items())}; rates by "
+            f"kind differ from the best of these, which the judged seeds choose, by {_said(*gain, sign='+')}"
+        )
 
     def _when(self, cells: Cells) -> str:
         """Say which point of the search by kind was the first that was better than the best one rate."""

@@ -34,7 +34,7 @@ from stackelberg_fused.benchmarks.experiments.kind_arms import (
     together,
 )
 from stackelberg_fused.benchmarks.experiments.kind_search import QUICK, Searches, next_byte_loss
-from stackelberg_fused.benchmarks.experiments.kinds import OF_BOTH, Kinds
+from stackelberg_fused.benchmarks.experiments.kinds import NEIGHBOURS, OF_BOTH, Kinds
 
 from stackelberg_fused.demo.gpt import GPT, GPTConfig
 from stackelberg_fused.optimizers.adam import StackelbergAdam
@@ -102,6 +102,15 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert not list(folder.glob("*.search")), "the file of a finished search was left"
     cells: dict[str, Any] = json.loads((folder / "kinds.json").read_text())["cells"]
     return cells
+
+
+def test_one_rate_is_repeated_at_its_neighbours_with_the_same_seeds(quick: dict[str, Any]) -> None:
+    experiment = Kinds(quick=True)
+    rate = quick[OF_BOTH]["one_rate"]
+    again = experiment.searches.one_rate(rate)
+    assert again == pytest.approx(experiment.losses(quick, ONE_RATE), rel=1e-4)  # it was rounded
+    assert experiment.searches.one_rate(0.7 * rate) == pytest.approx(quick["one rate x 0.7"])
+    assert all(len(quick[f"one rate x {times:g}"]) == QUICK.seeds for times in NEIGHBOURS)
 
 
 def test_every_arm_had_the_same_budget_and_learned(quick: dict[str, Any]) -> None:
