@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,28 +113,25 @@ class Searches:
         """Search the rate of the matrices, all others in the arm's ratios to it."""
         return self._found(together, partial(in_ratios, ratios=arm.ratios), path)
 
-    def one_rate(self, rate: float) -> list[float]:
-        """Return the loss of each judged seed at a rate of all kinds."""
+    def judged(self, rates: Sequence[float], seeds: int, steps: int) -> list[float]:
+        """Return the loss of the first judged seeds at a rate for each kind."""
         return _rounded(
             short_run_loss(
                 self.model,
                 self.batches,
                 next_byte_loss,
-                lambda model: [{**group, "lr": rate} for group in by_kind(model)],
+                lambda model: [
+                    {**group, "lr": rate} for group, rate in zip(by_kind(model), rates, strict=True)
+                ],
                 StackelbergAdam,
                 {},
-                self.size.steps,
+                steps,
                 seed,
-                schedule=self._schedule,
+                schedule=_schedule(steps),
                 evaluate=self.validation_loss,
             )
-            for seed in range(FIRST_SEED, FIRST_SEED + self.size.seeds)
+            for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         )
-
-    @property
-    def _schedule(self) -> Any:
-        shape = partial(warmup_cosine, steps=self.size.steps, warmup=0.05, final=0.1)
-        return partial(LambdaLR, lr_lambda=shape)
 
     def _found(self, groups: Any, optimizer: Any, path: Path | None) -> dict[str, Any]:
         size = self.size
@@ -148,12 +146,16 @@ class Searches:
             tuning_seeds=size.tuning_seeds,
             seeds=size.seeds,
             optimizer=optimizer,
-            schedule=self._schedule,
+            schedule=_schedule(size.steps),
             evaluate=self.validation_loss,
             path=path,
             progress=False,
         )
         return _as_json(search)
+
+
+def _schedule(steps: int) -> Any:
+    return partial(LambdaLR, lr_lambda=partial(warmup_cosine, steps=steps, warmup=0.05, final=0.1))
 
 
 def _as_json(search: RateSearch) -> dict[str, Any]:

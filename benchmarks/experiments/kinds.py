@@ -22,13 +22,14 @@ from rich.table import Table
 from ...game.rate_search import EACH, ONE
 from ...game.significance import sign_flip_p_value
 from .experiment import Cell, Cells, Experiment
-from .kind_arms import ARMS, BY_KIND, IN_RATIOS, KINDS, ONE_RATE, Arm
+from .kind_arms import ARMS, BY_KIND, FAST_EMBEDDINGS, IN_RATIOS, KINDS, ONE_RATE, Arm
 from .kind_search import LRS, QUICK, Searches, Size
 from .statistics import difference, interval
 
 LEVEL = 0.05  # of significance
 OF_BOTH = "one rate, and rates by kind"
 NEIGHBOURS = (0.5, 0.7, 1.4)  # times the best one rate: does another suit the judged seeds better?
+LONGER = 3  # times as many steps, at the same rates: does the gain last?
 
 
 class Kinds(Experiment):
@@ -63,13 +64,23 @@ class Kinds(Experiment):
                 for arm in IN_RATIOS
             ),
         ]
-        yield [self._neighbour(cells, times) for times in NEIGHBOURS]
+        yield [
+            *(self._neighbour(cells, times) for times in NEIGHBOURS),
+            *(self._longer(cells, arm) for arm in (ONE_RATE, BY_KIND, FAST_EMBEDDINGS)),
+            *(self._longer(cells, ONE_RATE, times) for times in NEIGHBOURS),
+        ]
 
     def _neighbour(self, cells: Cells, times: float) -> Cell:
-        def work() -> list[float]:
-            return self.searches.one_rate(times * self.rates(cells, ONE_RATE)["head"])
+        rates = [times * rate for rate in self.rates(cells, ONE_RATE).values()]
+        size = self.size
+        work = partial(self.searches.judged, rates, size.seeds, size.steps)
+        return Cell(f"{ONE_RATE.label} x {times:g}", work)
 
-        return Cell(f"one rate x {times:g}", work)
+    def _longer(self, cells: Cells, arm: Arm, times: float = 1.0) -> Cell:
+        rates = [times * rate for rate in self.rates(cells, arm).values()]
+        size = self.size
+        work = partial(self.searches.judged, rates, size.seeds // 2, LONGER * size.steps)
+        return Cell(_longer_key(arm, times), work)
 
     def _search(self, key: str, search: Any) -> dict[str, Any]:
         """Search, and keep in a file what was found until the search is finished."""
@@ -159,6 +170,7 @@ class Kinds(Experiment):
             f"{rates['embeddings'] / rates['matrices']:.2g} times that of the matrices",
             self._when(cells),
             self._beside_neighbours(cells),
+            self._after_longer_runs(cells),
         ]
         if self.at_edge(cells):
             lines.append(f"near an end of the range: {', '.join(self.at_edge(cells))}")
@@ -175,6 +187,20 @@ class Kinds(Experiment):
         return (
             f"one rate with the judged seeds: {', '.join(f'{m:.4f} at {at:.2g}' for at, m in means.items())}; rates by "
             f"kind differ from the best of these, which the judged seeds choose, by {_said(*gain, sign='+')}"
+        )
+
+    def _after_longer_runs(self, cells: Cells) -> str:
+        """Compare with the one rate that suits longer runs best, by their own seeds."""
+        one = [cells[_longer_key(ONE_RATE, times)] for times in (1.0, *NEIGHBOURS)]
+        best = min(one, key=statistics.fmean)
+        times = (1.0, *NEIGHBOURS)[one.index(best)]
+        gains = [
+            f"{arm.label} {_said(*difference(cells[_longer_key(arm)], best), sign='+')}"
+            for arm in (BY_KIND, FAST_EMBEDDINGS)
+        ]
+        return (
+            f"after {LONGER} times as many steps, {len(best)} of the seeds: one rate has {statistics.fmean(best):.4f} at "
+            f"{times:g} times its best, the best of {len(one)} by these seeds; beside it {', '.join(gains)}"
         )
 
     def _when(self, cells: Cells) -> str:
@@ -213,6 +239,10 @@ class Kinds(Experiment):
         from .kinds_plot import draw
 
         draw(self, cells, path)
+
+
+def _longer_key(arm: Arm, times: float = 1.0) -> str:
+    return f"{arm.label} x {times:g}, {LONGER} times as many steps"
 
 
 def _said(mean: float, half: float, sign: str = "") -> str:

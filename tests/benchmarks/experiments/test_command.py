@@ -28,7 +28,7 @@ CELLS = {
     "cartpole": 2 + 2,
     "cost": 1,
     "gaussians": 4 * 3 + 5 * 2 + 1,
-    "kinds": 1 + 4 + 3,
+    "kinds": 1 + 4 + 3 + 6,
     "precision": 2 * 2 * 2,
 }
 

@@ -107,9 +107,12 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_one_rate_is_repeated_at_its_neighbours_with_the_same_seeds(quick: dict[str, Any]) -> None:
     experiment = Kinds(quick=True)
     rate = quick[OF_BOTH]["one_rate"]
-    again = experiment.searches.one_rate(rate)
+    again, other = (
+        experiment.searches.judged([times * rate] * 4, QUICK.seeds, QUICK.steps)
+        for times in (1, 0.7)
+    )
     assert again == pytest.approx(experiment.losses(quick, ONE_RATE), rel=1e-4)  # it was rounded
-    assert experiment.searches.one_rate(0.7 * rate) == pytest.approx(quick["one rate x 0.7"])
+    assert other == pytest.approx(quick["one rate x 0.7"])
     assert all(len(quick[f"one rate x {times:g}"]) == QUICK.seeds for times in NEIGHBOURS)
 
 
