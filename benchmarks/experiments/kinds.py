@@ -162,12 +162,14 @@ class Kinds(Experiment):
             said = f"{arm.label} ({_said(mean, half, sign='+')}, p = {p:.2g})"
             (better if p <= LEVEL else others).append(said)
         rates = self.rates(cells, BY_KIND)
+        beyond = difference(self.losses(cells, BY_KIND), self.losses(cells, FAST_EMBEDDINGS))
         lines = [
             f"better than one tuned rate beyond chance: {', '.join(better) or 'nothing'}; "
             f"not: {', '.join(others) or 'nothing'}",
             f"find_rates: {cells[OF_BOTH]['verdict']}",
             f"rates by kind: the embeddings' is {rates['embeddings'] / rates['head']:.2g} times the head's, and "
-            f"{rates['embeddings'] / rates['matrices']:.2g} times that of the matrices",
+            f"{rates['embeddings'] / rates['matrices']:.2g} times that of the matrices; they differ from "
+            f"{FAST_EMBEDDINGS.label} by {_said(*beyond, sign='+')}",
             self._when(cells),
             self._beside_neighbours(cells),
             self._after_longer_runs(cells),
@@ -199,7 +201,7 @@ class Kinds(Experiment):
             for arm in (BY_KIND, FAST_EMBEDDINGS)
         ]
         return (
-            f"after {LONGER} times as many steps, {len(best)} of the seeds: one rate has {statistics.fmean(best):.4f} at "
+            f"after {LONGER} times as many steps, {len(best)} seeds: one rate has {statistics.fmean(best):.4f} at "
             f"{times:g} times its best, the best of {len(one)} by these seeds; beside it {', '.join(gains)}"
         )
 

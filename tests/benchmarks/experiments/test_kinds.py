@@ -197,5 +197,8 @@ def test_documented_figures_are_those_of_the_committed_run() -> None:
         said = [str([*column.cells][i]) for column in columns]
         for figure in filter(None, said):
             assert figure in rows[arm.label].replace("*", ""), (arm.label, figure)
+    printed = " ".join([*experiment.verdict(cells), *rows.values()])
+    for figure in re.findall(r"\d\.\d{4}", section):
+        assert figure in printed, figure
     (first,) = re.findall(r"point (\d+) of \d+ by kind", experiment.verdict(cells)[3])
-    assert f"the {first}th point" in " ".join(section.split())
+    assert f"the {first}th point" in " ".join(section.lower().split())
