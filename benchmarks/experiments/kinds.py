@@ -172,7 +172,7 @@ class Kinds(Experiment):
             f"{FAST_EMBEDDINGS.label} by {_said(*beyond, sign='+')}",
             self._when(cells),
             self._beside_neighbours(cells),
-            self._after_longer_runs(cells),
+            self.after_longer_runs(cells),
         ]
         if self.at_edge(cells):
             lines.append(f"near an end of the range: {', '.join(self.at_edge(cells))}")
@@ -191,18 +191,18 @@ class Kinds(Experiment):
             f"kind differ from the best of these, which the judged seeds choose, by {_said(*gain, sign='+')}"
         )
 
-    def _after_longer_runs(self, cells: Cells) -> str:
-        """Compare with the one rate that suits longer runs best, by their own seeds."""
+    def after_longer_runs(self, cells: Cells) -> str:
+        """Say what is left of the gain in longer runs, beside the one rate that suits them best by their own seeds."""
         one = [cells[_longer_key(ONE_RATE, times)] for times in (1.0, *NEIGHBOURS)]
         best = min(one, key=statistics.fmean)
-        times = (1.0, *NEIGHBOURS)[one.index(best)]
+        rate = (1.0, *NEIGHBOURS)[one.index(best)] * self.rates(cells, ONE_RATE)["head"]
         gains = [
             f"{arm.label} {_said(*difference(cells[_longer_key(arm)], best), sign='+')}"
             for arm in (BY_KIND, FAST_EMBEDDINGS)
         ]
         return (
-            f"after {LONGER} times as many steps, {len(best)} seeds: one rate has {statistics.fmean(best):.4f} at "
-            f"{times:g} times its best, the best of {len(one)} by these seeds; beside it {', '.join(gains)}"
+            f"after {LONGER * self.size.steps} steps at these rates, {len(best)} seeds: one rate "
+            f"{statistics.fmean(best):.4f} (at {rate:.2g}, the best of {len(one)}); beside it {', '.join(gains)}"
         )
 
     def _when(self, cells: Cells) -> str:

@@ -27,7 +27,7 @@ def draw(experiment: Kinds, cells: Cells, path: Path) -> None:
         figure,
         path,
         f"each arm at the best of {size.budget} points, by {size.tuning_seeds} tuning seeds; right: {size.seeds} other "
-        "seeds, mean and 95% interval; dashed: the mean at one rate",
+        f"seeds, mean and 95% interval; dashed: the mean at one rate\n{experiment.after_longer_runs(cells)}",
     )
 
 
@@ -90,5 +90,5 @@ def _draw_losses(axis: Any, experiment: Kinds, cells: Cells) -> None:
         label.set(color=COLOR[arm], fontweight="bold" if _is_main(arm) else "normal")
     axis.set_ylim(len(ARMS) - 0.5, -0.7)
     axis.set_xlabel("validation loss, nats per byte")
-    axis.set_title("what they are worth to other seeds", fontsize=12)
+    axis.set_title(f"what they are worth after {experiment.size.steps} steps", fontsize=12)
     axis.grid(axis="y", visible=False)
