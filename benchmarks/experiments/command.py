@@ -32,6 +32,7 @@ EXPERIMENTS = {
         "Gaussians",
         "a photograph in 2-D Gaussians: one rate, or rates by kind",
     ),
+    "kinds": ("kinds", "Kinds", "a small GPT: one tuned rate, or rates by kind of parameter"),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }
 

@@ -29,6 +29,7 @@ CELLS = {
     "actor": 4 + 10 + 6,
     "cost": 1,
     "gaussians": 4 * 3 + 5 * 2 + 1,
+    "kinds": 1 + 4 + 3 + 6,
     "precision": 2 * 2 * 2,
 }
 
