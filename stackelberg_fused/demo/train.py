@@ -21,6 +21,7 @@ from rich.console import Console
 
 from . import checkpoint
 from .plot import draw
+from .recording import recorded
 from .report import final_loss, print_report, write_result
 from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
@@ -40,14 +41,14 @@ def run(args: argparse.Namespace) -> int:
     _announce(demo, console)
     stop = checkpoint.StopRequest()
     try:
-        with stop:
+        with stop, recorded(demo, out, args.resume):
             demo.train(stop, console)
         if stop.signal is None:
             _report(demo, out, console)
             return 0
     except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
-    except checkpoint.NotWrittenError as error:
+    except OSError as error:  # the disk is full
         print(f"error: {error}", file=sys.stderr)
         if path.exists():
             _say_how_to_resume(f"The checkpoint {path} is good. To resume from it:", out, console)
