@@ -16,6 +16,10 @@ AT = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the run: each takes as long as ten
 ROWS = 512  # predictions of one fixed training batch
 RIDGE = 1e-3  # without one, separable features have no best head
 TOLERANCE = 1e-3  # nats
+HOW = (
+    f"Of f, the loss of {ROWS} predictions or fewer, of one training batch, plus {RIDGE / 2:g} |w|². The best head "
+    "learns so few by heart, and its |w| is small: the gap is no training loss that could be saved."
+)
 
 
 def follower_gap(task: Task, model: nn.Module, step: int, settings: Settings) -> dict[str, float]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..report.recorder import SUFFIX, Recorder
+from ..report.recorder import Recorder
+from ..report.run_folder import SUFFIX
+from .follower_gap import HOW
 from .runs import Demo
 from .trainer import Trainer
 
@@ -21,6 +23,7 @@ def recorded(demo: Demo, out: Path, resume: bool) -> Iterator[None]:
     shared = settings.to_dict()
     for name in ("lr", "body_lr", "ratios"):  # each run has its own
         del shared[name]
+    told = {"loss_unit": demo.task.loss_unit, "follower_gap": HOW}
     with ExitStack() as closing:
         for run in demo.runs:
             own = {key: run.record[key] for key in ("body_lr", "head_lr", "ratio", "backend")}
@@ -29,7 +32,7 @@ def recorded(demo: Demo, out: Path, resume: bool) -> Iterator[None]:
                 run.record["name"],
                 title=f"{data['model']} on {data['source']}",
                 steps=settings.steps,
-                settings={**own, **shared, "loss_unit": demo.task.loss_unit, "data": data},
+                settings={**own, **shared, **told, "data": data},
                 resume=resume,
             )
             closing.callback(_close, run)

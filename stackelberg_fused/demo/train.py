@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..report.page import write as write_page
 from . import checkpoint
 from .plot import draw
 from .recording import recorded
@@ -163,4 +164,5 @@ def _report(demo: Demo, out: Path, console: Console) -> None:
         files.insert(0, "loss.png")
     except ImportError:
         console.print("loss.png needs matplotlib: pip install it, then --resume draws the picture.")
+    files.insert(0, write_page(out).name)
     console.print(f"In {out}: {', '.join(files)}", highlight=False)

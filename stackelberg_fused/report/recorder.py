@@ -20,9 +20,8 @@ from torch import Tensor
 
 from .environment import environment
 from .measured import kept, step_values
+from .run_folder import FORMAT, SUFFIX
 
-FORMAT = 1
-SUFFIX = ".steps.jsonl"
 BY_NAME = ("rate", "grad_norm", "clip_factor")
 
 
@@ -86,7 +85,7 @@ class Recorder:
                 "title": title,
                 "steps": steps,
                 "started": datetime.now(timezone.utc).isoformat(),
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
                 "settings": dict(settings or {}),
                 "environment": environment(),
             }
