@@ -57,8 +57,7 @@ caption{{text-align:left;padding:12px 14px 4px;color:var(--muted);font-size:14px
 th,td{{padding:7px 14px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}}
 thead th{{border-top:0;font-weight:600;font-size:13px;color:var(--muted);white-space:pre;vertical-align:bottom}}
 th:first-child,td:first-child{{text-align:left}}
-tbody th{{font-weight:600}}
-td.text{{text-align:left}}
+tbody th{{font-weight:600;white-space:normal;min-width:96px;max-width:260px}}
 .best{{font-weight:700}}
 .best::after{{content:" ●";font-size:9px;vertical-align:2px;color:var(--arm2)}}
 .best-key{{padding:4px 14px 12px;font-size:13px;color:var(--muted)}}

@@ -73,9 +73,9 @@ class Recorder:
         if other not in (None, arm):
             raise ValueError(f"{self.path} holds the arm {other!r}, {arm!r} needs another name")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        broken = resume and self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        broken = resume and _ends_within_a_line(self.path)
         self._file = self.path.open("a" if resume else "w", encoding="utf-8")
-        if broken and self._file.tell():  # killed while it wrote
+        if broken:
             self._file.write("\n")
         self._write(
             {
@@ -175,6 +175,15 @@ class Recorder:
 def file_name(arm: str) -> str:
     """Return the name of an arm's file."""
     return (re.sub(r"[^\w.-]+", "-", arm).strip("-.") or "run") + SUFFIX
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Tell whether a file ends so: its process was killed while it wrote."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _arm_of(path: Path) -> str | None:

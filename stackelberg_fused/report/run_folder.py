@@ -11,6 +11,7 @@ from typing import Any
 
 FORMAT = 1
 SUFFIX = ".steps.jsonl"
+MOST_STEPS = 1 << 53  # what floats count
 STRUCTURE = ("kind", "step")  # of a row; everything else in it is a value
 
 
@@ -128,7 +129,7 @@ def _add(arm: Arm, row: dict[str, Any]) -> None:
     """Add a step or an evaluation. One that comes again, after a resume, replaces all from it on."""
     rows = {"step": arm.steps, "evaluation": arm.evaluations}.get(str(row["kind"]))
     step = row.get("step")
-    if rows is None or not isinstance(step, int) or isinstance(step, bool):
+    if rows is None or type(step) is not int or not 0 <= step < MOST_STEPS:
         arm.unreadable += 1
         return
     if rows is arm.steps:

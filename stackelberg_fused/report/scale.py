@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 SPANS = 10  # of the lower part of the values: what is far above it lies outside of a frame
 LOG_FROM = 20.0  # highest by lowest value from which a scale is logarithmic
+LOG_SPAN = 1e5  # highest by lowest value of a logarithmic axis: a rate that ends near 0 goes out of the frame
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def scale_of(values: list[float], *, may_be_log: bool = True, cut: bool = True) 
     is_log = may_be_log and low > 0 and lower / low > LOG_FROM
     if cut and lower > low and not is_log:
         high = min(high, low + SPANS * (lower - low))
+    low = max(low, high / LOG_SPAN) if may_be_log and low > 0 else low
     if may_be_log and low > 0 and high / low >= LOG_FROM:
         return Scale(low / (high / low) ** 0.05, high * (high / low) ** 0.05, log=True)
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0

@@ -44,34 +44,31 @@ def loss_at(arm: Arm, step: int, which: str) -> float | None:
 def verdict(arms: list[Arm]) -> str:
     """Return one sentence, and how far to trust it: what the losses of these runs support."""
     which = which_loss(arms)
-    last = max(arm.last_step for arm in arms)
-    final = {arm.name: loss_at(arm, last, which) for arm in arms}
-    losses = {name: loss for name, loss in final.items() if loss is not None}
+    ends = sorted({arm.last_step for arm in arms})
+    last = ends[0]
+    found = {arm.name: loss_at(arm, last, which) for arm in arms}
+    losses = {name: loss for name, loss in found.items() if loss is not None}
     diverged = [name for name, loss in losses.items() if math.isinf(loss)]
     if not losses:
         return "No loss was recorded."
     if len(diverged) == len(losses):
-        return f"{'Every run' if len(losses) > 1 else 'The run'} diverged: the last loss is not finite."
+        runs = "Every run" if len(arms) > 1 else "The run"
+        return f"{runs} diverged: the last loss is not finite."
     if len(arms) == 1:
         first = _first_loss(arms[0], which)
         fall = "" if first is None else f", {text(first)} at the start"
         (loss,) = losses.values()
-        return f"The {which} loss is {loss:.4f} after {text(last)} steps{fall}."
+        return f"The {which} loss is {_loss(loss)} after {text(last)} steps{fall}."
     if last < FEWEST_STEPS:
         return f"{last} steps show that it runs: too few to compare anything." + _diverged(diverged)
-    ends = {arm.last_step for arm in arms}
-    if len(ends) > 1:
-        return (
-            f"The runs are at different steps ({', '.join(text(s) for s in sorted(ends))}), so their last losses do "
-            "not compare; the table compares equal steps." + _diverged(diverged)
-        )
     best = min(losses, key=lambda name: losses[name])
-    others = [name for name in losses if name != best]
-    second = min(others, key=lambda name: losses[name])
+    second = min((name for name in losses if name != best), default=best, key=lambda n: losses[n])
     distance = 1 - losses[best] / losses[second] if losses[second] > 0 else 0.0
     below = f", {100 * distance:.1f} % below {second}" if 0 < distance < 1 else ""
+    lowest = f"{which} loss: {best}, {_loss(losses[best])}{below}."
+    common = f"At step {text(last)}, the last that every run reached, lowest {lowest}"
     return (
-        f"Lowest final {which} loss: {best}, {losses[best]:.4f}{below}."
+        (f"Lowest final {lowest}" if len(ends) == 1 else common)
         + _diverged(diverged)
         + " One run each: how much of any gap is luck is unknown."
     )
@@ -141,7 +138,11 @@ def _setting(value: object) -> str:
 
 
 def _loss(loss: float | None) -> str:
-    return "–" if loss is None else f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+    if loss is None:
+        return "–"
+    if not math.isfinite(loss):
+        return "not finite"
+    return f"{loss:.4f}" if 1e-2 <= abs(loss) < 1e4 or loss == 0 else text(loss)
 
 
 def _gap(loss: float | None, control: float | None) -> str:
@@ -170,7 +171,9 @@ def conditions(arms: list[Arm]) -> list[str]:
         bad = [row.step for row in arm.steps if not math.isfinite(row.values.get("loss", 0.0))]
         if bad:
             found.append(
-                f"{arm.name}: the training loss is not finite at {text(len(bad))} steps, first at {text(bad[0])}."
+                f"{arm.name}: the training loss is not finite from step {text(bad[0])} on."
+                if bad[-1] == arm.steps[-1].step
+                else f"{arm.name}: the training loss is not finite at {text(len(bad))} steps, first at {text(bad[0])}."
             )
         skipped = sum(row.values.get("skipped", 0) > 0 for row in arm.steps)
         if skipped:
@@ -179,5 +182,6 @@ def conditions(arms: list[Arm]) -> list[str]:
         if first > 1 and len(arm.steps) > 1 and arm.steps[1].step - first == 1:
             found.append(f"{arm.name}: the steps before {text(first)} were not recorded.")
         if arm.unreadable:
-            found.append(f"{arm.path.name}: {text(arm.unreadable)} lines could not be read.")
+            lines = "line" if arm.unreadable == 1 else "lines"
+            found.append(f"{arm.path.name}: {text(arm.unreadable)} {lines} could not be read.")
     return found
