@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 SPANS = 10  # of the lower part of the values: what is far above it lies outside of a frame
 LOG_FROM = 20.0  # highest by lowest value from which a scale is logarithmic
+MOST = 1e300  # a value above it counts as infinite
 LOG_SPAN = 1e5  # highest by lowest value of a logarithmic axis: a rate that ends near 0 goes out of the frame
 
 
@@ -41,7 +42,7 @@ def scale_of(values: list[float], *, may_be_log: bool = True, cut: bool = True) 
         may_be_log: use a logarithmic scale where they are positive and span a factor of `LOG_FROM`.
         cut: leave those far above the lower 40 per cent outside, so that a run that diverged does not flatten the rest.
     """
-    finite = sorted(value for value in values if math.isfinite(value))
+    finite = sorted(value for value in values if abs(value) < MOST)
     if not finite:
         return Scale(0.0, 1.0)
     low, high = finite[0], finite[-1]
@@ -52,7 +53,9 @@ def scale_of(values: list[float], *, may_be_log: bool = True, cut: bool = True) 
     low = max(low, high / LOG_SPAN) if may_be_log and low > 0 else low
     if may_be_log and low > 0 and high / low >= LOG_FROM:
         return Scale(low / (high / low) ** 0.05, high * (high / low) ** 0.05, log=True)
-    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    # a constant, up to rounding, stands in the middle
+    spread = high - low if high - low > 1e-9 * abs(high) else abs(high)
+    margin = 0.06 * spread or 1.0
     return Scale(low - margin if low < 0 or low > margin else 0.0, high + margin)
 
 
@@ -79,7 +82,7 @@ def text(value: float) -> str:
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "NaN")
     if value and not 1e-4 <= abs(value) < 1e6:
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
+        mantissa, _, exponent = f"{value:.3g}".replace("-", "−", value < 0).partition("e")
         if not exponent:
             return mantissa
         return f"{'' if mantissa == '1' else mantissa + '·'}10{_superscript(int(exponent))}"

@@ -206,8 +206,9 @@ def test_every_nth_step_and_the_last(tmp_path: Path) -> None:
 
 
 def test_an_error_and_a_kill_leave_a_run_that_did_not_finish(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Recorder(tmp_path, "stopped", steps=9) as recorder:
-        recorder.step(1, 0.5)
+    recorder = Recorder(tmp_path, "stopped", steps=9)
+    recorder.step(1, 0.5)
+    with pytest.raises(KeyboardInterrupt), recorder:
         raise KeyboardInterrupt
     killed = Recorder(tmp_path, "killed", steps=9)
     killed.step(1, 0.5)
@@ -258,7 +259,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     recorder = Recorder(tmp_path)
     recorder._file.close()
-    recorder._file = Path("/dev/full").open("w")
+    recorder._file = Path("/dev/full").open("w")  # noqa: SIM115
     recorder.step(1, 0.5)
     with pytest.raises(OSError, match=r"run\.steps\.jsonl could not be written: .*space left"):
         recorder.close()

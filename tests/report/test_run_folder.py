@@ -65,8 +65,16 @@ def test_lines_that_are_none_are_counted(tmp_path: Path) -> None:
 
 
 def test_values_are_numbers_whatever_they_were(tmp_path: Path) -> None:
-    row = {"loss": "nan", "rate": {"body": 0.5, "head": "inf"}, "word": "x", "list": [1], "no": None}
-    write(tmp_path, HEADER, {"kind": "step", "step": 1, **row}, '{"kind":"step","step":2,"loss":NaN}')
+    row = {
+        "loss": "nan",
+        "rate": {"body": 0.5, "head": "inf"},
+        "word": "x",
+        "list": [1],
+        "no": None,
+    }
+    write(
+        tmp_path, HEADER, {"kind": "step", "step": 1, **row}, '{"kind":"step","step":2,"loss":NaN}'
+    )
     (arm,) = read(tmp_path)
     values = arm.steps[0].values
     assert (values["rate.body"], values["rate.head"]) == (0.5, math.inf)
