@@ -24,6 +24,7 @@ __all__ = [
     "NonNegative",
     "RateSearch",
     "RatioSearch",
+    "Recorder",
     "Simplex",
     "StackelbergAdam",
     "StackelbergAdamW",
@@ -75,6 +76,7 @@ if _no_torch is None:
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
     from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD
+    from .report.recorder import Recorder
 
     # pickles name a class by its module: those of today are to load when it has moved inside of the package
     for _name in __all__:

@@ -148,7 +148,7 @@ def _announce(demo: Demo, console: Console) -> None:
 
 
 def _report(demo: Demo, out: Path, console: Console) -> None:
-    """Print tables, verdict and a sample; write result.json and loss.png to `out`."""
+    """Print tables, verdict and a sample; write result.json, loss.png and report.html to `out`."""
     records = demo.records
     print_report(console, records, demo.task.loss_unit)
     best = min(demo.runs, key=lambda run: final_loss(run.record))

@@ -75,6 +75,7 @@ def test_quick_run_writes_everything(task, tmp_path, capsys):
         "loss.png",
         "ratio-1.steps.jsonl",
         "ratio-10.steps.jsonl",
+        "report.html",
         "result.json",
         "torch-AdamW.steps.jsonl",
     ]

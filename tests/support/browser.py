@@ -43,9 +43,10 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """Return the path of a browser, also of one that is named by CHROME."""
+    """Return the path of a browser that runs, CHROME's before others. Ubuntu's, which asks for a snap, does not."""
     for name in (os.environ.get("CHROME"), *NAMES):
-        if name and (path := shutil.which(name)):
+        path = shutil.which(name) if name else None
+        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
             return path
     return None
 
