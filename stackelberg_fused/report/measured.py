@@ -79,7 +79,7 @@ def rates(groups: list[dict[str, Any]]) -> dict[str, Number]:
 def gradient_norms(optimizer: Any) -> dict[str, Number] | None:
     """Return the norm of the gradients by role and "total": those of `last_step`, else of what `.grad` holds now.
 
-    None where it cannot be known: gradients are sparse, gone, or hold the scale of a loss.
+    None where it cannot be known: gradients are sparse, gone, sharded, or hold the scale of a loss.
     """
     last = getattr(optimizer, "last_step", None)
     if last is not None and last.grad_norm is not None:
@@ -91,7 +91,8 @@ def gradient_norms(optimizer: Any) -> dict[str, Number] | None:
         grads = [p.grad for p in group["params"] if p.grad is not None]
         by_role.setdefault(str(group.get("role", "all")), []).extend(grads)
     grads = [grad for some in by_role.values() for grad in some]
-    if not grads or any(grad.layout != torch.strided for grad in grads):
+    # the norm of shards would ask other ranks, which may not record
+    if not grads or any(g.layout != torch.strided or hasattr(g, "full_tensor") for g in grads):
         return None
     norms = {
         role: torch.nn.utils.get_total_norm(some).float() for role, some in by_role.items() if some

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,6 +105,19 @@ def test_the_command_says_where_the_page_is(
     assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "p.html")]) == 0
     assert (tmp_path / "p.html").read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+
+
+def test_a_page_needs_no_torch(tmp_path: Path) -> None:
+    record(tmp_path, steps=20)
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "numpy", "matplotlib", "rich")))
+from stackelberg_fused.cli import main
+sys.exit(main(["report", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("out", [None, "nowhere/p.html"])

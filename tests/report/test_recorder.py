@@ -124,6 +124,29 @@ def test_plain_groups_have_numbers_and_names(tmp_path: Path) -> None:
     assert second["grad_norm"] == {"total": pytest.approx(norm(list(model.parameters())), rel=1e-6)}
 
 
+class Shard(torch.Tensor):
+    """As torch's DTensor: what reads it whole asks the other ranks."""
+
+    def full_tensor(self) -> torch.Tensor:
+        raise AssertionError("nobody answers")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "sharded"])
+def test_gradients_of_other_kinds_have_no_norm(kind: str, tmp_path: Path) -> None:
+    param = nn.Parameter(torch.ones(3, 2))
+    param.grad = (
+        torch.ones(3, 2).to_sparse() if kind == "sparse" else torch.ones(3, 2).as_subclass(Shard)
+    )
+    with Recorder(tmp_path) as recorder:
+        recorder.step(1, 0.0, torch.optim.SGD([param], lr=0.1))
+    assert lines(recorder.path)[1] == {
+        "kind": "step",
+        "step": 1,
+        "loss": 0.0,
+        "rate": {"group 0": 0.1},
+    }
+
+
 def test_of_many_rates_a_summary_is_kept(tmp_path: Path) -> None:
     params = [nn.Parameter(torch.ones(1)) for _ in range(465)]
     opt = torch.optim.SGD([{"params": [p], "lr": 1.0 + i} for i, p in enumerate(params)])

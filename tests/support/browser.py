@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import os
 import select
 import shutil
-import struct
 import subprocess
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.image import imread
 from patience import patience
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -215,40 +215,6 @@ class Browser:
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """Decode a PNG as browsers write them, 8 bits per channel and not interlaced: uint8 [height, width, 3]."""
-    place, data, header = 8, b"", b""
-    while place < len(png):
-        length, kind = struct.unpack(">I4s", png[place : place + 8])
-        content = png[place + 8 : place + 8 + length]
-        header = content if kind == b"IHDR" else header
-        data += content if kind == b"IDAT" else b""
-        place += length + 12
-    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    assert (depth, interlaced) == (8, 0)
-    channels = {2: 3, 6: 4}[color]
-    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + width * channels)
-    found = np.zeros((height, width * channels), np.uint8)
-    above = np.zeros(width * channels, np.uint8)
-    for y, row in enumerate(rows):
-        found[y] = above = _unfiltered(row[0], row[1:], above, channels)
-    return found.reshape(height, width, channels)[..., :3]
-
-
-def _unfiltered(kind: int, row: np.ndarray, above: np.ndarray, channels: int) -> np.ndarray:
-    if kind == 0:
-        return row
-    if kind == 2:
-        return row + above
-    if kind == 1:
-        return np.cumsum(row.reshape(-1, channels), axis=0, dtype=np.uint8).ravel()
-    line, up = bytearray(row.tobytes()), above.tobytes()
-    for i in range(len(line)):
-        left = line[i - channels] if i >= channels else 0
-        if kind == 3:
-            line[i] = (line[i] + (left + up[i]) // 2) & 255
-            continue
-        corner = up[i - channels] if i >= channels else 0
-        p = left + up[i] - corner
-        distances = abs(p - left), abs(p - up[i]), abs(p - corner)
-        line[i] = (line[i] + (left, up[i], corner)[distances.index(min(distances))]) & 255
-    return np.frombuffer(bytes(line), np.uint8)
+    """Decode a PNG: uint8 [height, width, 3]."""
+    image = imread(io.BytesIO(png), format="png")
+    return (255 * image[..., :3]).round().astype(np.uint8)
