@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..report.recorder import Recorder
 from ..report.run_folder import SUFFIX
-from .follower_gap import HOW
+from .follower_gap import how
 from .runs import Demo
 from .trainer import Trainer
 
@@ -23,7 +23,7 @@ def recorded(demo: Demo, out: Path, resume: bool) -> Iterator[None]:
     shared = settings.to_dict()
     for name in ("lr", "body_lr", "ratios"):  # each run has its own
         del shared[name]
-    told = {"loss_unit": demo.task.loss_unit, "follower_gap": HOW}
+    told = {"loss_unit": demo.task.loss_unit, "follower_gap": how(demo.task)}
     with ExitStack() as closing:
         for run in demo.runs:
             own = {key: run.record[key] for key in ("body_lr", "head_lr", "ratio", "backend")}

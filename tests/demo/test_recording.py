@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import stackelberg_fused as sf
 from stackelberg_fused.cli import main
-from stackelberg_fused.demo.follower_gap import AT, RIDGE, ROWS, TOLERANCE, follower_gap
+from stackelberg_fused.demo.follower_gap import AT, RIDGE, ROWS, TOLERANCE, follower_gap, how
 from stackelberg_fused.demo.settings import DEFAULTS, Settings
 from stackelberg_fused.demo.tasks import TASKS, digits_mlp
 from stackelberg_fused.demo.trainer import Trainer
@@ -110,12 +111,20 @@ def test_the_follower_gap_is_that_of_the_library() -> None:
     (gap,) = follower_gap(task, model, 10, settings).values()
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    ((inputs, targets),) = task.training
+    expected = sf.stackelberg_value(model[:-1], model[-1], inputs, targets, "cross_entropy", RIDGE)
+    assert gap == pytest.approx(expected.follower_gap, abs=2 * TOLERANCE)
+    assert gap > 0.1
+    # without the whole training set it is that of a part of a batch
     inputs, targets = task.batch(torch.Generator().manual_seed(3))
+    part = dataclasses.replace(task, training=[])
+    (gap,) = follower_gap(part, model, 10, settings).values()
     expected = sf.stackelberg_value(
         model[:-1], model[-1], inputs[:ROWS], targets[:ROWS], "cross_entropy", RIDGE
     )
     assert gap == pytest.approx(expected.follower_gap, abs=2 * TOLERANCE)
-    assert gap > 0.1
+    assert str(ROWS) in how(part)
+    assert "training set" in how(task)
     # it is measured at some steps only, and not of a model that has diverged
     assert follower_gap(task, model, 11, settings) == {}
     with torch.no_grad():
