@@ -152,12 +152,10 @@ def _notes(lines: list[Line], scale: Scale, kind: Kind) -> list[str]:
     finite = [(v, step) for line in lines for step, v in line.points if math.isfinite(v)]
     above = [pair for pair in finite if pair[0] > scale.high]
     below = [pair for pair in finite if pair[0] < scale.low]
-    for outside, where, worst in ((above, "above", max), (below, "below", min)):
+    for outside, way, worst in ((above, "above: up", max), (below, "below: down", min)):
         if outside and not (scale.log and worst(outside)[0] <= 0):
             value, step = worst(outside)
-            notes.append(
-                f"Outside of the frame, {where}: up to {text(value)} at step {text(step)}."
-            )
+            notes.append(f"Outside of the frame, {way} to {text(value)} at step {text(step)}.")
     if scale.log and any(value <= 0 for value, _ in finite):
         notes.append("Values of 0 have no place on this scale.")
     return notes

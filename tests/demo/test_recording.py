@@ -12,7 +12,7 @@ import torch
 
 import stackelberg_fused as sf
 from stackelberg_fused.cli import main
-from stackelberg_fused.demo.follower_gap import AT, RIDGE, ROWS, TOLERANCE, follower_gap, how
+from stackelberg_fused.demo.follower_gap import PART, WHOLE, follower_gap, how, measure
 from stackelberg_fused.demo.settings import DEFAULTS, Settings
 from stackelberg_fused.demo.tasks import TASKS, digits_mlp
 from stackelberg_fused.demo.trainer import Trainer
@@ -49,7 +49,7 @@ def test_every_run_is_recorded_as_it_was(task: str, tmp_path: Path) -> None:
         gaps = {
             r.step: r.values["follower_gap"] for r in arm.evaluations if "follower_gap" in r.values
         }
-        assert gaps.keys() == {round(share * STEPS) for share in AT}
+        assert gaps.keys() == {round(share * STEPS) for share in measure(TASKS[task](True)).at}
         assert all(gap > 0 for gap in gaps.values())
     page = (tmp_path / "report.html").read_text()
     for name in ("Validation loss", "Learning rates", "Gradient norm, head", "Follower gap"):
@@ -112,18 +112,20 @@ def test_the_follower_gap_is_that_of_the_library() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     ((inputs, targets),) = task.training
-    expected = sf.stackelberg_value(model[:-1], model[-1], inputs, targets, "cross_entropy", RIDGE)
-    assert gap == pytest.approx(expected.follower_gap, abs=2 * TOLERANCE)
+    expected = sf.stackelberg_value(
+        model[:-1], model[-1], inputs, targets, "cross_entropy", WHOLE.ridge
+    )
+    assert gap == pytest.approx(expected.follower_gap, abs=WHOLE.tolerance)
     assert gap > 0.1
     # without the whole training set it is that of a part of a batch
     inputs, targets = task.batch(torch.Generator().manual_seed(3))
     part = dataclasses.replace(task, training=[])
     (gap,) = follower_gap(part, model, 10, settings).values()
     expected = sf.stackelberg_value(
-        model[:-1], model[-1], inputs[:ROWS], targets[:ROWS], "cross_entropy", RIDGE
+        model[:-1], model[-1], inputs, targets, "cross_entropy", PART.ridge
     )
-    assert gap == pytest.approx(expected.follower_gap, abs=2 * TOLERANCE)
-    assert str(ROWS) in how(part)
+    assert gap == pytest.approx(expected.follower_gap, abs=PART.tolerance)
+    assert str(PART.rows) in how(part)
     assert "training set" in how(task)
     # it is measured at some steps only, and not of a model that has diverged
     assert follower_gap(task, model, 11, settings) == {}

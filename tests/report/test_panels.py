@@ -83,6 +83,12 @@ def test_a_loss_that_falls_steeply_is_shown_from_where_it_is_flat(tmp_path: Path
     assert panel.scale.high < 3
     assert panel.notes[0] == "Each point is the mean of 2 recorded steps."
     assert panel.notes[1].startswith("Outside of the frame, above: up to 3.9")
+    with Recorder(tmp_path, "low") as recorder:
+        for step in range(1, 101):
+            recorder.step(step, 1.0, extra=0.5 if step > 5 else -9.0)
+    assert by_title(tmp_path)[0]["Extra"].notes == [
+        "Outside of the frame, below: down to −9 at step 1."
+    ]
 
 
 def test_groups_that_share_a_rate_share_a_line_and_many_are_left_out(tmp_path: Path) -> None:
