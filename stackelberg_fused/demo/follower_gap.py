@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..game.best_response import best_response
 from ..game.follower_objective import FollowerObjective, linear_head
+from ..report.scale import text
 from .settings import Settings
 from .tasks import Task
 
@@ -44,7 +45,7 @@ def measure(task: Task) -> Measure:
 def how(task: Task) -> str:
     """Return what the page says of the gap."""
     chosen = measure(task)
-    norm = f"{chosen.ridge / 2:g} |w|²"
+    norm = f"{text(chosen.ridge / 2)} |w|²"
     if chosen.rows is None:
         return f"Of f, the loss of the training set plus {norm}."
     return (

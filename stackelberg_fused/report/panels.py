@@ -108,7 +108,7 @@ def panels(arms: list[Arm]) -> tuple[list[Panel], list[str]]:
     found += [*norms, *clips]
     gaps = _lines(arms, "evaluations", "follower_gap", GAP)
     if gaps:
-        panel = _panel("Follower gap", gaps, GAP)
+        panel = _panel("Follower gap", gaps, GAP, scale_of(_framed(gaps, GAP), cut=False))
         how = next((str(h) for a in arms if (h := a.section("settings").get("follower_gap"))), "")
         found.append(replace(panel, notes=[*panel.notes, *([how] if how else [])]))
     else:
