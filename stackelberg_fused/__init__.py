@@ -25,6 +25,7 @@ __all__ = [
     "NonNegative",
     "RateSearch",
     "RatioSearch",
+    "Recorder",
     "Simplex",
     "StackelbergAdam",
     "StackelbergAdamW",
@@ -101,6 +102,7 @@ if _no_torch is None:
     from .optimizers.averaged_module import AveragedModule
     from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD
+    from .report.recorder import Recorder
 
     # pickles name a class by its module: those of today are to load when it has moved inside of the package
     for _name in __all__:
