@@ -18,7 +18,9 @@ from .gradients import Gradients
 from .group_turns import GroupTurns
 from .state import allocate_state, begin_with_weights
 
-MAX_PLANS = 256  # remembered: of each span, one for every stage of waiting and every set of gradients
+MAX_PLANS = (
+    256  # remembered: of each span, one for every stage of waiting and every set of gradients
+)
 
 
 @dataclass(slots=True)
