@@ -26,6 +26,8 @@ nitpicky = True
 # types of other libraries: their inventories would have to be fetched
 nitpick_ignore_regex = [
     ("py:.*", r"(?!stackelberg_fused\b).*"),
+    # a variable of types: any module
+    ("py:class", r"stackelberg_fused\.optimizers\.averaged_module\.Module"),
     # takes the name of one; an object is for tests
     ("py:class", r"stackelberg_fused\.backends\.base\.Backend"),
 ]

@@ -84,6 +84,13 @@ def scale_schedule(
     Raises:
         TypeError: `fn` cannot be called. In a step: a factor that is no number.
         ValueError: in a step: a factor that is negative or not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> opt = sf.StackelbergAdamW(sf.split_body_head(model, head="1"), lr=1e-3)
+        >>> schedule = sf.scale_schedule(opt, sf.warmup_cosine(100, warmup=3))
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.00025, 0.0025]
     """
     return ScaleSchedule(optimizer, fn, last_epoch)
 
@@ -126,12 +133,31 @@ def warmup_cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Warmup:
 
     Raises:
         ValueError, TypeError: an argument does not fit.
+
+    Example:
+        >>> fn = sf.warmup_cosine(100, warmup=9, floor=0.1)
+        >>> [fn(0), fn(9), round(fn(100), 3)]
+        [0.1, 1.0, 0.1]
     """
     return _warmup(steps, warmup, steps - warmup, floor, is_cosine=True)
 
 
 def warmup_linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Warmup:
-    """Factors for `scale_schedule`: as `warmup_cosine`, along a line."""
+    """Factors for `scale_schedule`: a linear warm-up to 1, then a line down to `floor` at step `steps`.
+
+    Args:
+        steps: of the whole run, > `warmup`.
+        warmup: steps >= 0; the first has the factor 1 / (warmup + 1), so it moves.
+        floor: in [0, 1], a share of each group's own peak.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit.
+
+    Example:
+        >>> fn = sf.warmup_linear(100, warmup=20)
+        >>> [fn(20), fn(60), fn(100)]
+        [1.0, 0.5, 0.0]
+    """
     return _warmup(steps, warmup, steps - warmup, floor, is_cosine=False)
 
 
@@ -144,6 +170,11 @@ def warmup_stable_decay(steps: int, *, decay: int, warmup: int = 0, floor: float
 
     Raises:
         ValueError, TypeError: an argument does not fit.
+
+    Example:
+        >>> fn = sf.warmup_stable_decay(100, decay=20, warmup=10)
+        >>> [fn(10), fn(80), fn(90)]
+        [1.0, 1.0, 0.5]
     """
     return _warmup(steps, warmup, decay, floor, is_cosine=False)
 

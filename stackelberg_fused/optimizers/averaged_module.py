@@ -30,10 +30,6 @@ class AveragedModule(Generic[Module]):
     For what reads averages in every step, where `ema_weights()` would exchange them forth and back: target networks of
     reinforcement learning, teachers, evaluation beside training.
 
-        target = sf.AveragedModule(opt, critics)
-        with torch.no_grad():
-            value = target(next_state, next_action)
-
     Its parameters lie in the memory of the optimizer's averages, so that a step moves both, in its launch, and nothing
     is copied. Before the first step the averages are the weights. They need no gradient. Whatever becomes of the
     optimizer's tensors (a loaded state dict, `replace`, another group) is noticed when it is called or asked for
@@ -48,6 +44,13 @@ class AveragedModule(Generic[Module]):
     Raises:
         TypeError: no Stackelberg optimizer or no module; or a parameter is sharded (use `ema_weights()`).
         ValueError: a trained parameter is in no group, or in one without `ema_decay`; or another `buffers`.
+
+    Example:
+        >>> critics = nn.Linear(4, 2)
+        >>> opt = sf.StackelbergAdam(critics.parameters(), lr=1e-3, ema_decay=0.995)
+        >>> target = sf.AveragedModule(opt, critics)
+        >>> target(torch.ones(3, 4)).shape  # needs no gradient
+        torch.Size([3, 2])
     """
 
     def __init__(

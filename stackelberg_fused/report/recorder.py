@@ -28,10 +28,6 @@ BY_NAME = ("rate", "grad_norm", "clip_factor")
 class Recorder:
     """Context manager that records one training run, an *arm*, in a folder for `stackelberg report`.
 
-        with sf.Recorder("runs/mine") as recorder:
-            ...  # forward, backward, opt.step()
-            recorder.step(step, loss, opt)  # before opt.zero_grad()
-
     Arms that are to be compared share the folder, each with a recorder of its own, at the same time or one after the
     other, also in processes of their own. Numbers on a GPU stay there, and are read together when lines are written:
     after `flush_every` steps, at an evaluation and at the end. Of several ranks let one record.
@@ -49,6 +45,18 @@ class Recorder:
     Raises:
         ValueError: another arm has the same file; `every`, `flush_every` or `steps` is below 1.
         OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> weight = nn.Parameter(torch.ones(3))
+        >>> opt = sf.StackelbergAdamW([weight], lr=0.1)
+        >>> with sf.Recorder(tempfile.mkdtemp(), title="mine") as recorder:
+        ...     for step in range(1, 4):
+        ...         loss = weight.square().sum()
+        ...         loss.backward()
+        ...         opt.step()
+        ...         recorder.step(step, loss, opt)  # before the gradients are cleared
+        ...         opt.zero_grad()
     """
 
     def __init__(
