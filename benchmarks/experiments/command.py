@@ -31,6 +31,11 @@ EXPERIMENTS = {
         "Gaussians",
         "a photograph in 2-D Gaussians: one rate, or rates by kind",
     ),
+    "finetune": (
+        "finetune",
+        "Finetune",
+        "new head, trained body: in and out of distribution",
+    ),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }
 

@@ -1,0 +1,2 @@
+def draw(e, c, p):
+    p.write_bytes(b"0" * 20000)
