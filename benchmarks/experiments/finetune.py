@@ -20,7 +20,7 @@ from rich.table import Table
 from ...game.significance import sign_flip_p_value
 from .arm import GRID_STEP
 from .experiment import Cell, Cells, Experiment
-from .finetune_arms import ARMS, HEAD_ONLY, ONE_RATE, OPTIMIZERS, PROBES_FIRST, Arm
+from .finetune_arms import ARMS, HEAD_ONLY, ONE_RATE, PROBES_FIRST, Arm
 from .finetune_data import BATCH, NEW_CLASSES, TASKS, Task, fingerprint
 from .finetune_training import fine_tune, loss_and_accuracy, pretrained
 from .statistics import difference, interval
@@ -41,9 +41,8 @@ class Finetune(Experiment):
         super().__init__(quick)
         self.tasks = tuple(map(quickly, TASKS)) if quick else TASKS
         self.arms = QUICK_ARMS if quick else ARMS
-        self.optimizers = OPTIMIZERS[:1] if quick else OPTIMIZERS
         self.tuning_seeds = tuple(range(1000, 1001 if quick else 1004))
-        self.seeds = tuple(range(3 if quick else 20))
+        self.blocks = [(task, name) for task in self.tasks for name in task.grids]
 
     def settings(self) -> dict[str, Any]:
         tasks = {
@@ -56,17 +55,16 @@ class Finetune(Experiment):
                 "steps": task.steps,
                 "batch_size": BATCH,
                 "shifts": list(task.shifts),
+                "seeds": list(task.seeds),
                 "exponents": {name: list(grid) for name, grid in task.grids.items()},
             }
             for task in self.tasks
         }
         return {
             "tasks": tasks,
-            "optimizers": self.optimizers,
             "arms": [arm.label for arm in self.arms],
             "exponents_are": "of half decades; one rate has quarters too",
             "tuning_seeds": self.tuning_seeds,
-            "seeds": self.seeds,
         }
 
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
@@ -79,8 +77,7 @@ class Finetune(Experiment):
     def _stage(self, part: str, work: Any, arms: list[Arm], cells: Cells) -> list[Cell]:
         return [
             Cell(_key(task, name, arm, part), partial(work, cells, task, name, arm))
-            for task in self.tasks
-            for name in self.optimizers
+            for task, name in self.blocks
             for arm in arms
         ]
 
@@ -107,7 +104,7 @@ class Finetune(Experiment):
         exponent = self.exponent(cells, task, name, arm)
         probe = self._probe(cells, task, name, arm)
         found: dict[str, Any] = {test: [] for test in (TEST, *task.shifts)}
-        for seed in self.seeds:
+        for seed in task.seeds:
             trained = fine_tune(task, name, arm, exponent, seed, probe)
             data = pretrained(task, seed)[1]
             for test, examples in {TEST: data.test, **data.shifted}.items():
@@ -147,11 +144,11 @@ class Finetune(Experiment):
         return *difference(ours, one), min(1.0, p * (len(self.arms) - 1))
 
     def tables(self, cells: Cells) -> list[Table]:
-        return [self._table(cells, task, name) for task in self.tasks for name in self.optimizers]
+        return [self._table(cells, task, name) for task, name in self.blocks]
 
     def _table(self, cells: Cells, task: Task, name: str) -> Table:
         table = Table(
-            title=f"{task.name}, {name}: accuracy in % after {task.steps} batches, {len(self.seeds)} "
+            title=f"{task.name}, {name}: accuracy in % after {task.steps} batches, {len(task.seeds)} "
             "seeds (to one rate)"
         )
         for column in ("arm", "rates", TEST):
@@ -183,47 +180,45 @@ class Finetune(Experiment):
 
     def verdict(self, cells: Cells) -> list[str]:
         lines = []
-        for task in self.tasks:
-            for name in self.optimizers:
-                arm = self.head_first(cells, task, name)
-                parts = []
-                for test in task.shifts:
-                    more, half, p = self.gain(cells, task, name, arm, test)
-                    said = "survives" if p <= LEVEL else "does not survive"
-                    alone = self.gain(cells, task, name, HEAD_ONLY, test)[0]
-                    parts.append(
-                        f"{test}: {said} ({more:+.1f} ± {half:.1f} points to one tuned rate, p {say_p(p, '= ')}; head "
-                        f"only {alone:+.1f})"
-                    )
-                inside = self.gain(cells, task, name, arm, TEST)
-                lines.append(
-                    f"{task.name}, {name}: the published gain of {arm.label}, out of distribution: {'; '.join(parts)}. "
-                    f"In distribution {inside[0]:+.1f} ± {inside[1]:.1f}."
+        for task, name in self.blocks:
+            arm = self.head_first(cells, task, name)
+            parts = []
+            for test in task.shifts:
+                more, half, p = self.gain(cells, task, name, arm, test)
+                said = "survives" if p <= LEVEL else "does not survive"
+                alone = self.gain(cells, task, name, HEAD_ONLY, test)[0]
+                parts.append(
+                    f"{test}: {said} ({more:+.1f} ± {half:.1f} points to one tuned rate, p {say_p(p, '= ')}; head "
+                    f"only {alone:+.1f})"
                 )
+            inside = self.gain(cells, task, name, arm, TEST)
+            lines.append(
+                f"{task.name}, {name}: the published gain of {arm.label}, out of distribution: {'; '.join(parts)}. "
+                f"In distribution {inside[0]:+.1f} ± {inside[1]:.1f}."
+            )
         return lines
 
     def check(self, cells: Cells) -> list[str]:
         failures = []
-        for task in self.tasks:
-            for name in self.optimizers:
-                for arm in self.arms:
-                    scores = self.tuned(cells, task, name, arm)
-                    best = self.exponent(cells, task, name, arm)
-                    where = f"{task.name}, {name}, {arm.label}"
-                    if not self.quick and best in (min(scores), max(scores)):
-                        failures.append(f"{where}: the best rate is at an end of the grid")
-                    mean, half = interval(self.accuracies(cells, task, name, arm, TEST))
-                    if not self.quick and not mean - half > 100 / NEW_CLASSES:
-                        failures.append(f"{where}: no better than chance")
-                one, alone = (
-                    interval(self.accuracies(cells, task, name, arm, TEST))[0]
-                    for arm in (ONE_RATE, HEAD_ONLY)
+        for task, name in self.blocks:
+            for arm in self.arms:
+                scores = self.tuned(cells, task, name, arm)
+                best = self.exponent(cells, task, name, arm)
+                where = f"{task.name}, {name}, {arm.label}"
+                if not self.quick and best in (min(scores), max(scores)):
+                    failures.append(f"{where}: the best rate is at an end of the grid")
+                mean, half = interval(self.accuracies(cells, task, name, arm, TEST))
+                if not self.quick and not mean - half > 100 / NEW_CLASSES:
+                    failures.append(f"{where}: no better than chance")
+            one, alone = (
+                interval(self.accuracies(cells, task, name, arm, TEST))[0]
+                for arm in (ONE_RATE, HEAD_ONLY)
+            )
+            if not one > max(alone, 150 / NEW_CLASSES):
+                failures.append(
+                    f"{task.name}, {name}: in distribution {one:.1f} % with everything trained, {alone:.1f} % with "
+                    "the head only"
                 )
-                if not one > max(alone, 150 / NEW_CLASSES):
-                    failures.append(
-                        f"{task.name}, {name}: in distribution {one:.1f} % with everything trained, {alone:.1f} % with "
-                        "the head only"
-                    )
         return failures
 
     def draw(self, cells: Cells, path: Path) -> None:
@@ -240,6 +235,7 @@ def quickly(task: Task) -> Task:
         pretraining=200 if digits else 60,
         steps=80 if digits else 100,
         grids={"AdamW": range(-6, -2)},
+        seeds=range(3),
     )
 
 

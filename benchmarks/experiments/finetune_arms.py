@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from .arm import GRID_STEP
 
-OPTIMIZERS = ("AdamW", "SGD")
-
 
 @dataclass(frozen=True)
 class Arm:

@@ -39,6 +39,7 @@ class Task:
         shifts: by name; each changes inputs at random.
         body: returns a new one, with `FEATURES` features.
         grids: by optimizer, the rates to try, as exponents of half decades.
+        seeds: those that are judged.
         train, validation: examples of each new class, at most.
         pretraining, steps: steps of the body's pretraining, and of fine-tuning.
     """
@@ -49,6 +50,7 @@ class Task:
     shifts: dict[str, Shift]
     body: Callable[[], nn.Module]
     grids: dict[str, range]
+    seeds: range
     train: int = 50
     validation: int = 100
     pretraining: int = 1500
@@ -211,10 +213,10 @@ def fingerprint(task: Task) -> str:
 
 DIGITS = Task(
     "digits", load_digits, 10, {"rotated": rotate, "noisy": add_noise}, digits_body,
-    {"AdamW": range(-7, 2), "SGD": range(-7, 2)},
+    {"AdamW": range(-7, 2), "SGD": range(-7, 2)}, range(20),
 )  # fmt: skip
 TEXT = Task(
     "text", load_snippets, len(MODULES), {"capitals": upper_case, "misspelt": misspell}, TextBody,
-    {"AdamW": range(-8, -1), "SGD": range(-7, 0)},
+    {"AdamW": range(-8, -1)}, range(12),
 )  # fmt: skip
 TASKS = (DIGITS, TEXT)

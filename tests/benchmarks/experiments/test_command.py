@@ -29,6 +29,7 @@ CELLS = {
     "cost": 1,
     "gaussians": 4 * 3 + 5 * 2 + 1,
     "precision": 2 * 2 * 2,
+    "finetune": 2 * 2 * 5,
 }
 
 

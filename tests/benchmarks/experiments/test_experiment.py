@@ -21,8 +21,9 @@ from stackelberg_fused.benchmarks.experiments.command import EXPERIMENTS
 MISSING = [
     *((name, "matplotlib", "matplotlib") for name in EXPERIMENTS),
     *((name, "scipy", "scipy") for name in ("rates", "digits", "language", "curvature")),
-    *((name, "scipy", "scipy") for name in ("cartpole", "cost", "gaussians")),
+    *((name, "scipy", "scipy") for name in ("cartpole", "cost", "gaussians", "finetune")),
     *((name, "sklearn", "scikit-learn") for name in ("digits", "curvature", "cost", "gaussians")),
+    ("finetune", "sklearn", "scikit-learn"),
     ("cartpole", "gymnasium", "gymnasium"),
 ]
 
