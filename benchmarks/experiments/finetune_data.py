@@ -217,6 +217,6 @@ DIGITS = Task(
 )  # fmt: skip
 TEXT = Task(
     "text", load_snippets, len(MODULES), {"capitals": upper_case, "misspelt": misspell}, TextBody,
-    {"AdamW": range(-8, -1)}, range(12),
+    {"AdamW": range(-8, -1), "SGD": range(-7, 0)}, range(12),
 )  # fmt: skip
 TASKS = (DIGITS, TEXT)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .finetune import Finetune
 
 INK, MUTED = "#1e293b", "#64748b"
-OPTIMIZER_COLORS = (COLORS[2], COLORS[0])
+COLOR_OF = {"AdamW": COLORS[2], "SGD": COLORS[0]}
 AS_IS = "as trained on"
 LINE = 10  # characters of a snippet in one line
 SNIPPET = 10395  # the text's example
@@ -50,16 +50,15 @@ def draw(experiment: Finetune, cells: Cells, path: Path) -> None:
     figure.text(
         middle, 0.082, "accuracy in points, compared with one tuned rate", fontsize=12, color=INK, ha="center"
     )  # fmt: skip
+    seeds = " and ".join(str(len(task.seeds)) for task in experiment.tasks)
     note = (
-        f"mean and 95 % interval of {len(experiment.seeds)} paired seeds; full: a gain at p <= 0.05, times the number "
+        f"mean and 95 % interval of {seeds} paired seeds; full: a gain at p <= 0.05, times the number "
         "of arms; each arm at its own best rate,\nchosen in distribution. Per cent: of the batches that the head has "
         "for itself before all is trained, or that its best response is charged"
     )
     figure.text(0.99, 0.014, note, fontsize=9.5, color=MUTED, ha="right", linespacing=1.5)
-    for number, name in enumerate(experiment.optimizers):
-        figure.text(
-            0.012, 0.87 - 0.04 * number, f"● {name}", fontsize=13, color=OPTIMIZER_COLORS[number]
-        )
+    for number, name in enumerate(experiment.tasks[0].grids):
+        figure.text(0.012, 0.87 - 0.04 * number, f"● {name}", fontsize=13, color=COLOR_OF[name])
     figure.savefig(path, dpi=130)
 
 
@@ -75,17 +74,17 @@ def _draw_gains(
 
     gains = {
         (name, arm): experiment.gain(cells, task, name, arm, test or TEST)
-        for name in experiment.optimizers
+        for name in task.grids
         for arm in arms
     }
     others = [gain for (_, arm), gain in gains.items() if arm != HEAD_ONLY]
     reach = 1.12 * max(abs(mean) + min(half, 20.0) for mean, half, _ in others)
     reach = max(2.0, math.ceil(reach))
-    for number, name in enumerate(experiment.optimizers):
-        color = OPTIMIZER_COLORS[number]
+    for number, name in enumerate(task.grids):
+        color = COLOR_OF[name]
         for row, arm in enumerate(arms):
             mean, half, p = gains[name, arm]
-            y = row + 0.2 * (2 * number - len(experiment.optimizers) + 1)
+            y = row + 0.2 * (2 * number - len(task.grids) + 1)
             face = color if p <= LEVEL else "white"
             if abs(mean) > reach:
                 edge = math.copysign(reach * 0.97, mean)
@@ -102,7 +101,7 @@ def _draw_gains(
     for row in range(0, len(arms), 2):
         axis.axhspan(row - 0.5, row + 0.5, color="#f1f5f9", zorder=0, lw=0)
     axis.set(xlim=(-reach, reach), ylim=(len(arms) - 0.5, -0.5), yticks=[])
-    step = next(s for s in (1, 2, 5, 10, 20, 50) if reach / s < 3.2)
+    step = next(s for s in (1, 2, 5, 10, 20, 50) if reach / s < 2.6)
     most = int(0.8 * reach // step) * step  # labels of two panels keep apart
     ticks = range(-most, most + 1, step)
     axis.set_xticks(ticks, [f"{t:+d}" if t else "0" for t in ticks], fontsize=11)
