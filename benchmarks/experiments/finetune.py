@@ -9,7 +9,7 @@ seed means the same pretrained body, the same new head, and the same batches eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .statistics import difference, interval
 
 LEVEL = 0.05  # of significance
 TEST = "in distribution"
+SWEPT = (ONE_RATE, *PROBES_FIRST)  # tested at every rate of the grid too
 QUICK_ARMS = (ONE_RATE, Arm("together", 10), Arm("alternating"), *PROBES_FIRST[1:], HEAD_ONLY)
 
 
@@ -73,6 +74,7 @@ class Finetune(Experiment):
         yield self._stage("tuning", self._tune, [a for a in self.arms if a not in probes], cells)
         yield self._stage("tuning", self._tune, probes, cells)
         yield self._stage("evaluation", self._evaluate, list(self.arms), cells)
+        yield self._stage("tests by rate", self._sweep, [a for a in self.arms if a in SWEPT], cells)
 
     def _stage(self, part: str, work: Any, arms: list[Arm], cells: Cells) -> list[Cell]:
         return [
@@ -102,9 +104,22 @@ class Finetune(Experiment):
     def _evaluate(self, cells: Cells, task: Task, name: str, arm: Arm) -> dict[str, Any]:
         """Return by test the accuracies of all seeds."""
         exponent = self.exponent(cells, task, name, arm)
+        return self._tested(cells, task, name, arm, exponent, task.seeds)
+
+    def _sweep(self, cells: Cells, task: Task, name: str, arm: Arm) -> dict[str, Any]:
+        """Return by exponent and test the accuracies of the tuning seeds, which chose the rates without them."""
+        return {
+            f"{e:g}": self._tested(cells, task, name, arm, e, self.tuning_seeds)
+            for e in task.grids[name]
+        }
+
+    def _tested(
+        self, cells: Cells, task: Task, name: str, arm: Arm, exponent: float, seeds: Iterable[int]
+    ) -> dict[str, list[float]]:
+        """Return by test the accuracies of some seeds."""
         probe = self._probe(cells, task, name, arm)
-        found: dict[str, Any] = {test: [] for test in (TEST, *task.shifts)}
-        for seed in task.seeds:
+        found: dict[str, list[float]] = {test: [] for test in (TEST, *task.shifts)}
+        for seed in seeds:
             trained = fine_tune(task, name, arm, exponent, seed, probe)
             data = pretrained(task, seed)[1]
             for test, examples in {TEST: data.test, **data.shifted}.items():
@@ -144,7 +159,8 @@ class Finetune(Experiment):
         return *difference(ours, one), min(1.0, p * (len(self.arms) - 1))
 
     def tables(self, cells: Cells) -> list[Table]:
-        return [self._table(cells, task, name) for task, name in self.blocks]
+        tables = [self._table(cells, task, name) for task, name in self.blocks]
+        return tables + [self._rates_table(cells, task, name) for task, name in self.blocks]
 
     def _table(self, cells: Cells, task: Task, name: str) -> Table:
         table = Table(
@@ -167,6 +183,23 @@ class Finetune(Experiment):
                 if test != TEST:
                     row.append("" if arm == ONE_RATE else say_p(p))
             table.add_row(*row)
+        return table
+
+    def _rates_table(self, cells: Cells, task: Task, name: str) -> Table:
+        """Compare one rate with "head first, then all" at every rate of the grid."""
+        arm = self.head_first(cells, task, name)
+        table = Table(
+            title=f"{task.name}, {name}: one rate / {arm.label}, at equal rates, {len(self.tuning_seeds)} tuning seeds"
+        )
+        for column in ("rate", TEST, *task.shifts):
+            table.add_column(column)
+        swept = [cells[_key(task, name, a, "tests by rate")] for a in (ONE_RATE, arm)]
+        for e in map("{:g}".format, task.grids[name]):
+            row = [
+                " / ".join(f"{100 * interval(tests[e][test])[0]:.1f}" for tests in swept)
+                for test in (TEST, *task.shifts)
+            ]
+            table.add_row(f"{GRID_STEP ** float(e):.2g}", *row)
         return table
 
     def rates(self, cells: Cells, task: Task, name: str, arm: Arm) -> str:

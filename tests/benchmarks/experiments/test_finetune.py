@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
 from stackelberg_fused.benchmarks.experiments.experiment import Cells
-from stackelberg_fused.benchmarks.experiments.finetune import TEST, Finetune, _key
+from stackelberg_fused.benchmarks.experiments.finetune import SWEPT, TEST, Finetune, _key
 from stackelberg_fused.benchmarks.experiments.finetune_arms import (
     ARMS,
     HEAD_ONLY,
@@ -49,6 +49,11 @@ def made_up(experiment: Finetune, gains: dict[Arm, float], shift: str = "rotated
                     ]
                     for test in (TEST, *task.shifts)
                 }
+                if arm in SWEPT:
+                    cells[_key(task, name, arm, "tests by rate")] = {
+                        f"{e:g}": {test: [0.5] * 4 for test in (TEST, *task.shifts)}
+                        for e in task.grids[name]
+                    }
     return cells
 
 
