@@ -20,14 +20,15 @@ from rich.table import Table
 from ...game.significance import sign_flip_p_value
 from .arm import GRID_STEP
 from .experiment import Cell, Cells, Experiment
-from .finetune_arms import ARMS, HEAD_ONLY, ONE_RATE, PROBES_FIRST, Arm
+from .finetune_arms import ARMS, EXACT_FIRST, HEAD_ONLY, ONE_RATE, PROBES_FIRST, Arm
 from .finetune_data import BATCH, NEW_CLASSES, TASKS, Task, fingerprint
 from .finetune_training import fine_tune, loss_and_accuracy, pretrained
 from .statistics import difference, interval
 
 LEVEL = 0.05  # of significance
 TEST = "in distribution"
-SWEPT = (ONE_RATE, *PROBES_FIRST)  # tested at every rate of the grid too
+HEAD_FIRST = (*PROBES_FIRST, EXACT_FIRST)
+SWEPT = (ONE_RATE, PROBES_FIRST[1], EXACT_FIRST)  # tested at every rate of the grid too
 QUICK_ARMS = (ONE_RATE, Arm("together", 10), Arm("alternating"), *PROBES_FIRST[1:], HEAD_ONLY)
 
 
@@ -136,11 +137,6 @@ class Finetune(Experiment):
         scores = self.tuned(cells, task, name, arm)
         return min(scores, key=lambda e: (-scores[e], e))
 
-    def head_first(self, cells: Cells, task: Task, name: str) -> Arm:
-        """Return the arm of "head first, then all" that was better with the tuning seeds."""
-        arms = [arm for arm in self.arms if arm in PROBES_FIRST]
-        return max(arms, key=lambda arm: max(self.tuned(cells, task, name, arm).values()))
-
     def accuracies(self, cells: Cells, task: Task, name: str, arm: Arm, test: str) -> list[float]:
         """Return the accuracies of all seeds in percent."""
         return [100 * a for a in cells[_key(task, name, arm, "evaluation")][test]]
@@ -186,14 +182,15 @@ class Finetune(Experiment):
         return table
 
     def _rates_table(self, cells: Cells, task: Task, name: str) -> Table:
-        """Compare one rate with "head first, then all" at every rate of the grid."""
-        arm = self.head_first(cells, task, name)
+        """Compare one rate with a head that goes first at every rate of the grid."""
+        arms = [arm for arm in self.arms if arm in SWEPT]
         table = Table(
-            title=f"{task.name}, {name}: one rate / {arm.label}, at equal rates, {len(self.tuning_seeds)} tuning seeds"
+            title=f"{task.name}, {name}, {len(self.tuning_seeds)} tuning seeds: "
+            + " / ".join(arm.label for arm in arms)
         )
         for column in ("rate", TEST, *task.shifts):
             table.add_column(column)
-        swept = [cells[_key(task, name, a, "tests by rate")] for a in (ONE_RATE, arm)]
+        swept = [cells[_key(task, name, arm, "tests by rate")] for arm in arms]
         for e in map("{:g}".format, task.grids[name]):
             row = [
                 " / ".join(f"{100 * interval(tests[e][test])[0]:.1f}" for tests in swept)
@@ -212,23 +209,20 @@ class Finetune(Experiment):
         return first + (f"{body:.2g}" if arm.ratio == 1 else f"{body:.2g}, {head:.2g}")
 
     def verdict(self, cells: Cells) -> list[str]:
-        lines = []
+        lines, survived, compared = [], 0, 0
         for task, name in self.blocks:
-            arm = self.head_first(cells, task, name)
-            parts = []
             for test in task.shifts:
-                more, half, p = self.gain(cells, task, name, arm, test)
-                said = "survives" if p <= LEVEL else "does not survive"
-                alone = self.gain(cells, task, name, HEAD_ONLY, test)[0]
-                parts.append(
-                    f"{test}: {said} ({more:+.1f} ± {half:.1f} points to one tuned rate, p {say_p(p, '= ')}; head "
-                    f"only {alone:+.1f})"
-                )
-            inside = self.gain(cells, task, name, arm, TEST)
-            lines.append(
-                f"{task.name}, {name}: the published gain of {arm.label}, out of distribution: {'; '.join(parts)}. "
-                f"In distribution {inside[0]:+.1f} ± {inside[1]:.1f}."
-            )
+                parts = []
+                for arm in (a for a in self.arms if a in (*HEAD_FIRST, HEAD_ONLY)):
+                    more, half, p = self.gain(cells, task, name, arm, test)
+                    parts.append(f"{arm.label} {more:+.1f} ± {half:.1f} (p {say_p(p, '= ')})")
+                    compared += arm != HEAD_ONLY
+                    survived += arm != HEAD_ONLY and p <= LEVEL
+                lines.append(f"{task.name}, {name}, {test}, points to one rate: {'; '.join(parts)}")
+        lines.append(
+            "The gain of a head that goes first, out of distribution, survives the tuning of one rate in "
+            f"{survived} of {compared} comparisons."
+        )
         return lines
 
     def check(self, cells: Cells) -> list[str]:

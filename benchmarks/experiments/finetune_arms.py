@@ -54,6 +54,7 @@ class Arm:
 ONE_RATE = Arm("together")
 HEAD_ONLY = Arm("head only")
 PROBES_FIRST = (Arm("probe first", share=0.25), Arm("probe first", share=0.5))
+EXACT_FIRST = Arm("exact first", share=0.25)
 ARMS = (
     ONE_RATE,
     *(Arm("together", ratio) for ratio in (3, 10, 30, 100)),
@@ -61,6 +62,6 @@ ARMS = (
     Arm("alternating", 10),
     Arm("alternating", head_steps=4),
     *PROBES_FIRST,
-    Arm("exact first", share=0.25),
+    EXACT_FIRST,
     HEAD_ONLY,
 )

@@ -59,19 +59,19 @@ def made_up(experiment: Finetune, gains: dict[Arm, float], shift: str = "rotated
 
 def test_a_gain_out_of_distribution_survives() -> None:
     experiment = Finetune(quick=False)
-    cells = made_up(experiment, {PROBES_FIRST[0]: 5.0})
+    cells = made_up(experiment, {PROBES_FIRST[0]: 5.0, ONE_RATE: 0.0})
     assert experiment.check(cells) == []
-    digits, text = experiment.verdict(cells)[::2]
-    assert "the published gain of head first (25% of steps), then all" in digits
-    assert "rotated: survives (+5." in digits
-    assert "noisy: does not survive" in digits
-    assert "capitals: does not survive" in text
+    *lines, last = experiment.verdict(cells)
+    assert lines[0].startswith("digits, AdamW, rotated, points to one rate: head first (25%")
+    assert "all +5." in lines[0]
+    assert "head only" in lines[0]
+    assert last.endswith("survives the tuning of one rate in 2 of 24 comparisons.")
 
 
 def test_a_loss_is_no_gain() -> None:
     experiment = Finetune(quick=False)
-    cells = made_up(experiment, {PROBES_FIRST[0]: -5.0})
-    assert "rotated: does not survive (-" in experiment.verdict(cells)[0]
+    cells = made_up(experiment, {PROBES_FIRST[0]: -5.0, HEAD_ONLY: 5.0})
+    assert experiment.verdict(cells)[-1].endswith("in 0 of 24 comparisons.")
 
 
 def test_p_is_that_of_all_arms() -> None:
@@ -87,14 +87,14 @@ def test_p_is_that_of_all_arms() -> None:
 
 
 def test_the_validation_set_alone_chooses() -> None:
-    """Whatever the tests say of the other share of steps."""
+    """By accuracy, the smallest of those that are alike, with seeds that nobody judges."""
     experiment = Finetune(quick=False)
-    cells = made_up(experiment, {PROBES_FIRST[1]: 30.0})
+    cells = made_up(experiment, {HEAD_ONLY: 30.0})
     task = experiment.tasks[0]
-    assert experiment.head_first(cells, task, "SGD") == PROBES_FIRST[0]
-    for runs in cells[_key(task, "SGD", PROBES_FIRST[1], "tuning")].values():
-        runs[:] = [[9.9, accuracy + 0.01] for _, accuracy in runs]
-    assert experiment.head_first(cells, task, "SGD") == PROBES_FIRST[1]
+    assert experiment.exponent(cells, task, "SGD", HEAD_ONLY) == task.grids["SGD"][1]
+    tuned = cells[_key(task, "SGD", HEAD_ONLY, "tuning")]
+    tuned["0"] = tuned["-2"] = [[9.9, 0.9]]
+    assert experiment.exponent(cells, task, "SGD", HEAD_ONLY) == -2.0
     for judged in (task.seeds for task in experiment.tasks):
         assert not set(experiment.tuning_seeds) & set(judged)
         assert len(judged) >= 10
