@@ -45,6 +45,8 @@ class Finetune(Experiment):
         self.arms = QUICK_ARMS if quick else ARMS
         self.tuning_seeds = tuple(range(1000, 1001 if quick else 1004))
         self.blocks = [(task, name) for task in self.tasks for name in task.grids]
+        # a step on digits costs little
+        self.swept = [(task, name) for task, name in self.blocks if task.name == "digits"]
 
     def settings(self) -> dict[str, Any]:
         tasks = {
@@ -75,12 +77,20 @@ class Finetune(Experiment):
         yield self._stage("tuning", self._tune, [a for a in self.arms if a not in probes], cells)
         yield self._stage("tuning", self._tune, probes, cells)
         yield self._stage("evaluation", self._evaluate, list(self.arms), cells)
-        yield self._stage("tests by rate", self._sweep, [a for a in self.arms if a in SWEPT], cells)
+        swept = [arm for arm in self.arms if arm in SWEPT]
+        yield self._stage("tests by rate", self._sweep, swept, cells, self.swept)
 
-    def _stage(self, part: str, work: Any, arms: list[Arm], cells: Cells) -> list[Cell]:
+    def _stage(
+        self,
+        part: str,
+        work: Any,
+        arms: list[Arm],
+        cells: Cells,
+        blocks: list[tuple[Task, str]] | None = None,
+    ) -> list[Cell]:
         return [
             Cell(_key(task, name, arm, part), partial(work, cells, task, name, arm))
-            for task, name in self.blocks
+            for task, name in blocks or self.blocks
             for arm in arms
         ]
 
@@ -156,7 +166,7 @@ class Finetune(Experiment):
 
     def tables(self, cells: Cells) -> list[Table]:
         tables = [self._table(cells, task, name) for task, name in self.blocks]
-        return tables + [self._rates_table(cells, task, name) for task, name in self.blocks]
+        return tables + [self._rates_table(cells, task, name) for task, name in self.swept]
 
     def _table(self, cells: Cells, task: Task, name: str) -> Table:
         table = Table(
