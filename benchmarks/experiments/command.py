@@ -33,6 +33,11 @@ EXPERIMENTS = {
         "a photograph in 2-D Gaussians: one rate, or rates by kind",
     ),
     "kinds": ("kinds", "Kinds", "a small GPT: one tuned rate, or rates by kind of parameter"),
+    "finetune": (
+        "finetune",
+        "Finetune",
+        "new head, trained body: in and out of distribution",
+    ),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }
 

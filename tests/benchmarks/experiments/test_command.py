@@ -31,6 +31,7 @@ CELLS = {
     "gaussians": 4 * 3 + 5 * 2 + 1,
     "kinds": 1 + 4 + 3 + 6,
     "precision": 2 * 2 * 2,
+    "finetune": 2 * 2 * 5,
 }
 
 
