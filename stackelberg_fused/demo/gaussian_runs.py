@@ -143,7 +143,7 @@ class GaussianRuns:
 
 
 def mean_and_range(values: Iterable[float], spec: str) -> str:
-    """Return the mean and, in brackets, the least and the most."""
+    """Return the mean and, on a line of their own, the least and the most."""
     values = list(values)
     least, most = min(values), max(values)
-    return f"{statistics.fmean(values):{spec}} ({least:{spec}} to {most:{spec}})"
+    return f"{statistics.fmean(values):{spec}}\n{least:{spec}} to {most:{spec}}"

@@ -99,24 +99,24 @@ def _report(console: Console, gaussians: GaussianRuns, language: Path) -> None:
     """Print the table of both tasks, and what to look at."""
     result = json.loads((language / "result.json").read_text())
     table = Table(title="One rate for all, or rates by part; equal steps", title_justify="left")
-    for heading in ("task", "one rate", "rates by part", ""):
+    for heading in ("task", "one rate", "rates by part", "gain or loss"):
         table.add_column(heading)
     gains, is_trial = gaussians.gains(), gaussians.size.steps < FEWEST_STEPS
     table.add_row(
-        "photograph: PSNR in dB\n(more is better)",
+        f"photograph, dB\nmore is better;\n{len(gains)} seeds",
         mean_and_range(gaussians.psnr("one rate"), ".2f"),
-        mean_and_range(gaussians.psnr("by kind"), ".2f") + "\nby kind of parameter",
-        "" if is_trial else f"{mean_and_range(gains, '+.2f')} dB",
+        f"{mean_and_range(gaussians.psnr('by kind'), '.2f')}\nby kind",
+        "" if is_trial else mean_and_range(gains, "+.2f"),
+        end_section=True,
     )
-    table.add_row("language: nats per byte\n(less is better)", *_language_row(result))
+    table.add_row("language, nats/byte\nless is better;\none seed", *_language_row(result))
     console.print(table)
     for line in remarks(gains, is_trial):
         console.print(line, highlight=False)
-    pictures = [gaussians.picture, language / "loss.png"]
-    console.print(
-        f"Pictures: {', '.join(str(path) for path in pictures if path.exists())}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    console.print("To look at:")
+    for path in (gaussians.picture, language / "loss.png", language / "report.html"):
+        if path.exists():
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 def remarks(gains: list[float], is_trial: bool) -> list[str]:
@@ -125,8 +125,8 @@ def remarks(gains: list[float], is_trial: bool) -> list[str]:
         return ["These steps show that it runs: too few to compare anything."]
     better = sum(gain > 0 for gain in gains)
     return [
-        f"Photograph: rates by kind are better with {better} of {len(gains)} seeds (in brackets the least and the "
-        "most of them). All rates are the best that were found by tuning both sides alike: docs/results.md."
+        f"Photograph: rates by kind are better with {better} of {len(gains)} seeds (second line: least and most). "
+        "All rates are the best that were found by tuning both sides alike: docs/results.md."
     ]
 
 
@@ -141,4 +141,4 @@ def _language_row(result: dict[str, Any]) -> tuple[str, str, str]:
     best, name = min(finite)
     is_trial = result["settings"]["steps"] < FEWEST_STEPS
     change = percent(best / losses[0] - 1, "+.1f") if losses[0] and not is_trial else ""
-    return first, f"{best:.4f}\n{name}, the best of {len(others)}", change
+    return first, f"{best:.4f}\n{name}, best of {len(others)}", change

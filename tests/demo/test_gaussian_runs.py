@@ -75,4 +75,4 @@ def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_mean_and_range() -> None:
-    assert mean_and_range([1.0, 4.0, 2.5], "+.1f") == "+2.5 (+1.0 to +4.0)"
+    assert mean_and_range([1.0, 4.0, 2.5], "+.1f") == "+2.5\n+1.0 to +4.0"
