@@ -28,6 +28,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# what it asks for would bring another torch
+$(VENV)/.installed-timm: private PIP += --no-deps
+
 .PHONY: help build demo test test-quick lint bench fuzz soak wheel clean
 .DELETE_ON_ERROR:
 
@@ -52,7 +55,7 @@ build: $(VENV)/.built
 demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused demo $(DEMO_ARGS)
 
-TESTED := $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
+TESTED := $(VENV)/.built $(addprefix $(VENV)/.installed-,demo test integrations timm)
 # in the order of tests/conftest.py, where the largest groups, which are the slowest, do not all come first
 PYTEST = $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 

@@ -42,6 +42,17 @@ def test_targets_take_the_plain_environment() -> None:
     )
 
 
+def test_timm_comes_alone() -> None:
+    """It asks for torchvision, which brings a torch of its own; what it needs else is there before it."""
+    for pair in ([], ["TORCH=2.15.0", "TRITON=3.9.0"]):
+        found = lines("test", *pair)
+        (last,) = (line for line in found if line.endswith("-r requirements/timm.txt"))
+        assert " --no-deps " in last
+        others = [line for line in found if " -r requirements/" in line and line != last]
+        assert not any(" --no-deps " in line for line in others)
+        assert any(line.endswith("-r requirements/integrations.txt") for line in others)
+
+
 def test_soak_takes_its_arguments() -> None:
     found = lines("soak", "SOAK_ARGS=--only kills")[-1]
     assert found.endswith("bin/python tests/soak/soak.py --only kills")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def _train(accelerator: Any, model: Any, optimizer: Any, schedule: Any, batches:
             optimizer.zero_grad()
 
 
-def test_as_with_torchs(accelerator: Any) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_as_with_torchs(accelerator: Any, backend: str) -> None:
     """Accumulated, clipped, scheduled; a prepared optimizer was loaded with its own state dict."""
     trained = []
-    for kind in (sf.StackelbergAdamW, torch.optim.AdamW):
+    for kind in (partial(sf.StackelbergAdamW, backend=backend), torch.optim.AdamW):
         model = small_net()
         optimizer = kind(_groups(model), weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)

@@ -118,6 +118,12 @@ def test_automatic_as_with_torchs(lightning: Any, more: Any) -> None:
     assert_close_weights(ours, torchs)
 
 
+def test_the_reference_as_torchs(lightning: Any) -> None:
+    ours, _ = _fitted(lightning, _of(sf.StackelbergAdamW, backend="reference"))
+    torchs, _ = _fitted(lightning, _of(torch.optim.AdamW))
+    assert_close_weights(ours, torchs)
+
+
 def test_max_grad_norm_clips_as_lightning(lightning: Any) -> None:
     ours, _ = _fitted(lightning, _of(sf.StackelbergAdamW, max_grad_norm=0.1))
     torchs, _ = _fitted(lightning, _of(torch.optim.AdamW), gradient_clip_val=0.1)
@@ -182,6 +188,17 @@ def test_no_closure_under_a_gradient_scaler(lightning: Any) -> None:
         with pytest.raises((RuntimeError, ValueError, TypeError), match=expected):
             trainer.fit(_module(lightning, make), _batches())
     assert seen == [None]
+
+
+def test_alternating_by_hand_under_a_gradient_scaler(lightning: Any) -> None:
+    plugins = pytest.importorskip("lightning.pytorch.plugins.precision")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # nothing overflows, so no step is skipped
+    scaled = plugins.MixedPrecision("16-mixed", "cpu", scaler)
+    module = _module(lightning, _of(sf.StackelbergAdamW), alternating=True)
+    trainer = _trainer(lightning, plugins=[scaled])
+    trainer.fit(module, _batches())
+    state = trainer.optimizers[0].state
+    assert {float(state[p]["step"]) for p in module.parameters()} == {BATCHES}
 
 
 def test_resumed_as_uninterrupted(lightning: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,10 +36,11 @@ def _train(model: nn.Module, optimizer: Any) -> nn.Module:
     return model
 
 
-def test_lora_as_with_torchs(peft: Any) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_lora_as_with_torchs(peft: Any, backend: str) -> None:
     """Frozen weights may be given, and stay."""
     trained = []
-    for kind in (sf.StackelbergAdamW, torch.optim.AdamW):
+    for kind in (partial(sf.StackelbergAdamW, backend=backend), torch.optim.AdamW):
         model = _adapted(peft)
         before = copy.deepcopy(model.base_model.model[0].base_layer.weight)
         optimizer = kind(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -65,9 +67,7 @@ def test_lora_plus_as_with_torchs(peft: Any) -> None:
 def test_our_groups_are_the_factorys(peft: Any) -> None:
     """The decay of a bias, of which there is none here, is not."""
     theirs = _adapted(peft)
-    expected = _train(
-        theirs, _factory(peft, theirs, torch.optim.AdamW, loraplus_weight_decay=0.1)
-    )
+    expected = _train(theirs, _factory(peft, theirs, torch.optim.AdamW, loraplus_weight_decay=0.1))
     model = _adapted(peft)
     groups = sf.lora_plus_groups(model, lr=1e-3, ratio=16.0)
     assert_close_weights(_train(model, sf.StackelbergAdamW(groups, weight_decay=0.1)), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ def _agent(algorithm: Any, kind: Any, **policy: Any) -> Any:
     )  # fmt: skip
 
 
-def test_as_with_torchs(ppo: Any) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_as_with_torchs(ppo: Any, backend: str) -> None:
     ours, torchs = (
         _agent(ppo, kind, optimizer_kwargs={"eps": 1e-5}).learn(64)
-        for kind in (sf.StackelbergAdam, torch.optim.Adam)
+        for kind in (partial(sf.StackelbergAdam, backend=backend), torch.optim.Adam)
     )
     assert isinstance(ours.policy.optimizer, sf.StackelbergAdam)
     assert_close_weights(ours.policy, torchs.policy)

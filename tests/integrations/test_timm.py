@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,10 +53,11 @@ def _cosine(optimizer: Any) -> Any:
     )
 
 
-def test_layer_decay_as_with_torchs(timm: Any) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_layer_decay_as_with_torchs(timm: Any, backend: str) -> None:
     """`lr_scale` is timm's word: its schedulers multiply by it, ours and torch's optimizers let it lie there."""
     trained = []
-    for kind in (sf.StackelbergAdamW, torch.optim.AdamW):
+    for kind in (partial(sf.StackelbergAdamW, backend=backend), torch.optim.AdamW):
         model = _vit()
         groups = timm.param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
         optimizer = kind(groups, lr=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_as_with_torchs(transformers: Any, tmp_path: Path, how: str, more: Any) 
     if how == "params":  # head, two blocks, embeddings
         rates = {group["initial_lr"] for group in ours.optimizer.param_groups}
         assert rates == {1e-3, 5e-4, 2.5e-4, 1.25e-4}
+
+
+def test_the_reference_as_torchs(transformers: Any, tmp_path: Path) -> None:
+    kinds = (partial(sf.StackelbergAdamW, backend="reference"), torch.optim.AdamW)
+    ours, torchs = (
+        _trained(transformers, tmp_path, kind, "optimizers", OPTIONS, {}).model for kind in kinds
+    )
+    assert_close_weights(ours, torchs)
 
 
 def test_resumed_as_uninterrupted(transformers: Any, tmp_path: Path) -> None:
