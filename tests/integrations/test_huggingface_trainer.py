@@ -102,6 +102,18 @@ def test_the_reference_as_torchs(transformers: Any, tmp_path: Path) -> None:
     assert_close_weights(ours, torchs)
 
 
+def test_rates_and_decay_that_the_trainer_does_not_hand_on(
+    transformers: Any, tmp_path: Path
+) -> None:
+    """Its own learning rate reaches no optimizer given by class; its own decay goes before that of the arguments."""
+    more = {"max_steps": 1, "learning_rate": 0.5, "weight_decay": 0.2}
+    for kind in (sf.StackelbergAdamW, torch.optim.AdamW):
+        trainer = _trained(transformers, tmp_path, kind, "cls", OPTIONS, more)
+        groups = trainer.optimizer.param_groups
+        assert {group["initial_lr"] for group in groups} == {1e-3}
+        assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+
+
 def test_resumed_as_uninterrupted(transformers: Any, tmp_path: Path) -> None:
     def make(folder: Path) -> Any:
         model = _bert(transformers)
