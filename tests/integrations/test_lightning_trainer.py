@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("lightning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*lower than the logging interval"),
+    pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
 ]
 mse = nn.functional.mse_loss
 BATCHES = 8
