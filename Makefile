@@ -31,7 +31,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # what these ask for would bring another torch
 $(VENV)/.installed-no-deps: private PIP += --no-deps
 
-.PHONY: help build demo test test-quick lint bench fuzz soak wheel clean
+.PHONY: help build demo test test-quick lint docs bench fuzz soak wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test-quick  a sample of the tests, of every package: before each commit"
 	@echo "make test        run all tests, in two processes"
 	@echo "make lint        ruff, clang-format and mypy, check only"
+	@echo "make docs        the guide and the API reference as a site, in build/site; warnings are errors"
 	@echo "make bench       throughput against torch and other optimizers"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
@@ -55,7 +56,7 @@ build: $(VENV)/.built
 demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused demo $(DEMO_ARGS)
 
-TESTED := $(VENV)/.built $(addprefix $(VENV)/.installed-,demo test integrations no-deps)
+TESTED := $(VENV)/.built $(addprefix $(VENV)/.installed-,demo docs test integrations no-deps)
 # in the order of tests/conftest.py, where the largest groups, which are the slowest, do not all come first
 PYTEST = $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
@@ -75,6 +76,9 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-run
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+
+docs: $(VENV)/.built $(VENV)/.installed-docs
+	$(BIN)/python docs/site/build.py
 
 bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python -m stackelberg_fused bench $(BENCH_ARGS)

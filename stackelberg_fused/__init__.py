@@ -15,6 +15,7 @@ except (ImportError, OSError) as error:  # missing or broken: `doctor` has to ru
 __all__ = [
     "AlternatingStep",
     "AnnealedRatioLR",
+    "AveragedModule",
     "BackendStatus",
     "BestResponse",
     "Box",
@@ -24,6 +25,7 @@ __all__ = [
     "NonNegative",
     "RateSearch",
     "RatioSearch",
+    "Recorder",
     "Simplex",
     "StackelbergAdam",
     "StackelbergAdamW",
@@ -45,8 +47,12 @@ __all__ = [
     "lora_plus_groups",
     "merge_equal",
     "mup_groups",
+    "scale_schedule",
     "split_body_head",
     "stackelberg_value",
+    "warmup_cosine",
+    "warmup_linear",
+    "warmup_stable_decay",
 ]
 
 
@@ -71,6 +77,12 @@ if _no_torch is None:
     from .game.find_rates import find_rates
     from .game.find_ratio import RatioSearch, find_ratio
     from .game.rate_search import RateSearch
+    from .game.scale_schedule import (
+        scale_schedule,
+        warmup_cosine,
+        warmup_linear,
+        warmup_stable_decay,
+    )
     from .game.schedules import AnnealedRatioLR, TwoTimeScaleLR
     from .game.stackelberg_value import StackelbergValue, stackelberg_value
     from .groups.builders import groups_by_pattern, merge_equal
@@ -87,8 +99,10 @@ if _no_torch is None:
     from .groups.split import split_body_head
     from .groups.weight_decay import decay_by_module
     from .optimizers.adam import StackelbergAdam, StackelbergAdamW
+    from .optimizers.averaged_module import AveragedModule
     from .optimizers.grad_scaler import GradScaler
     from .optimizers.sgd import StackelbergSGD
+    from .report.recorder import Recorder
 
     # pickles name a class by its module: those of today are to load when it has moved inside of the package
     for _name in __all__:

@@ -37,6 +37,10 @@ COMMANDS = {
         "stackelberg_fused.demo.command",
         "one task: a small GPT, or digits, at several head/body ratios",
     ),
+    "report": (
+        "stackelberg_fused.report.command",
+        "one HTML page of a run: curves, rates, norms, settings",
+    ),
     "experiment": (
         "stackelberg_fused.benchmarks.experiments.command",
         "the paper's claims, measured, for and against",

@@ -15,7 +15,7 @@ from paths import ROOT
 PACKAGE = ROOT / "stackelberg_fused"
 MAPPED = ("benchmarks", "triton_kernels")  # top-level folders, installed inside the package
 FLOW = (
-    *("__main__", "benchmarks", "tools", "demo", "__init__", "game"),
+    *("__main__", "benchmarks", "tools", "demo", "integrations", "__init__", "report", "game"),
     *("optimizers", "engine", "backends", "triton_kernels", "layout", "groups", "numerics"),
     *(
         "native",

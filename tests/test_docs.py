@@ -106,8 +106,9 @@ SLOW = ("recipes.md",)  # searches for a ratio
 )
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
-def test_snippets_run(page: Path) -> None:
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the page, each with the names of those before it; on the CPU, where they mean the same."""
+    monkeypatch.chdir(tmp_path)  # some write files
     names = stand_ins()
     for line, text in snippets(page):
         code = "\n" * line + text.replace('"cuda"', '"cpu"')

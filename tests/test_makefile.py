@@ -32,10 +32,11 @@ def lines(*arguments: str) -> list[str]:
 
 
 def test_targets_take_the_plain_environment() -> None:
-    for target in ("build", "demo", "test", "test-quick", "lint", "bench"):
+    for target in ("build", "demo", "test", "test-quick", "lint", "docs", "bench"):
         assert not any("torch==" in line for line in lines(target))
         assert any("-r requirements/run.txt" in line for line in lines(target))
     assert any(line.endswith("bin/mypy") for line in lines("lint"))
+    assert lines("docs")[-1].endswith("bin/python docs/site/build.py")
     assert " --quick" in lines("test-quick")[-1]
     assert lines("fuzz", "MINUTES=7", "FUZZ_ARGS=--machine native")[-1].endswith(
         "bin/python -m fuzz --minutes 7 --machine native"
@@ -55,8 +56,12 @@ def test_what_asks_for_torchvision_comes_alone() -> None:
 
 def test_nothing_may_bring_another_torch() -> None:
     installs = [line for line in lines("test") if " -r requirements/" in line]
-    assert len(installs) == 6
+    assert len(installs) == 7
     assert all(" --constraint requirements/run.txt " in line for line in installs)
+
+
+def test_ci_builds_the_docs() -> None:
+    assert "\nmake docs\n" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_soak_takes_its_arguments() -> None:

@@ -78,6 +78,7 @@ sf.StackelbergAdamW(typed, master={"head": None}, constraint={"head": sf.Box(0.0
 opt.add_param_group({"params": params, "mine": 1})
 torch.optim.lr_scheduler.StepLR(opt.player("head"), 100)
 sf.best_response(head, features, targets, nn.functional.mse_loss)
+averaged_head: nn.Linear = sf.AveragedModule(opt, head, buffers="own").module
 if opt.last_step.grad_norm is None or opt.last_step.clip_factor["body"] < 1:
     opt.step(role="head", zero_grad=True)
 """
@@ -107,6 +108,8 @@ opt.zero_grad(role="haed")
 opt.player("haed")
 opt.last_step.grad_norm + 1
 sf.split_body_head(model, tied="heads")
+sf.AveragedModule(opt, head, buffers="average")
+sf.AveragedModule(params, head)
 sf.best_response(head, features, targets, "msee")
 sf.stackelberg_value(body, head, inputs, targets, "msee")
 sf.curvature(body, head, inputs, targets, "msee")

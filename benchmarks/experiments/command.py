@@ -25,11 +25,18 @@ EXPERIMENTS = {
     ),
     "curvature": ("sharpness", "Sharpness", "curvature of f and of Phi along training"),
     "cartpole": ("cartpole", "CartPole", "deep Q-learning: steps to balance a pole; an hour"),
+    "actor": ("actor", "ActorCritic", "actor-critic: one launch, or three Adams and averages"),
     "precision": ("precision", "Precision", "every way to store weights and state beside float32"),
     "gaussians": (
         "gaussians",
         "Gaussians",
         "a photograph in 2-D Gaussians: one rate, or rates by kind",
+    ),
+    "kinds": ("kinds", "Kinds", "a small GPT: one tuned rate, or rates by kind of parameter"),
+    "finetune": (
+        "finetune",
+        "Finetune",
+        "new head, trained body: in and out of distribution",
     ),
     "cost": ("cost", "Cost", "time of an alternating step beside a simultaneous one"),
 }

@@ -34,6 +34,7 @@ class Experiment(ABC):
         measures_time: its cells must not run in parallel.
         computes_with: modules that cells need, beyond those of the library itself.
         shows_with: modules that tables, verdict and plot need.
+        folder: where the JSON is written; a cell that takes long may keep there what it has done. None: nowhere.
     """
 
     name: str
@@ -43,10 +44,14 @@ class Experiment(ABC):
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
+        self.folder: Path | None = None
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return everything that results depend on; a file with other settings is not continued."""
+
+    def adopt(self, settings: dict[str, Any]) -> None:  # noqa: B027
+        """Take over from the settings of a file what earlier versions did differently, to show it as it was made."""
 
     @abstractmethod
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:

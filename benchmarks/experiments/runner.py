@@ -40,6 +40,7 @@ def run(experiment: Experiment, folder: Path, console: Console, jobs: int = 1) -
             f"experiment: {experiment.name} measures time, which goes with --jobs 1 only"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    experiment.folder = folder
     file = folder / f"{experiment.name}.json"
     result = _load(file, experiment, console)
     _compute(experiment, result, file, console, jobs)
@@ -76,6 +77,7 @@ def redraw(experiment_class: type[Experiment], file: Path, folder: Path, console
         content = f"a result of {name}" if name else "no result of an experiment"
         raise SystemExit(f"experiment: {file} holds {content}, not of {experiment_class.name}")
     experiment, cells = experiment_class(result["settings"]["quick"]), result["cells"]
+    experiment.adopt(result["settings"])
     # a stage may read the results of earlier ones: those have been found by then
     if not all(cell.key in cells for stage in experiment.stages(cells) for cell in stage):
         raise SystemExit(
@@ -108,6 +110,9 @@ def _load(file: Path, experiment: Experiment, console: Console) -> dict[str, Any
     )
     if result["commit"] != fresh["commit"]:
         result["commit"] = f"{result['commit']}, {fresh['commit']}"
+    machines = [result["hardware"], *result.get("continued_on", [])]
+    if fresh["hardware"] not in machines:
+        result["continued_on"] = [*machines[1:], fresh["hardware"]]
     return result
 
 

@@ -1,13 +1,16 @@
 """Every head/body ratio on real data: each at its own best body rate, and all at the same one.
 
-One seed tunes the body rate for every optimizer, mode and ratio, on a grid that is extended until the best rate is
-not at its end. The other seeds then run at the best rate, and at one body rate for all ratios. Seeds are paired: one
-seed means the same initial weights and batches everywhere.
+For every optimizer, mode and ratio, the first tuning seed scans a grid of body rates, which is extended until the best
+one is not at its end. That one and its neighbours then run with every tuning seed, and so do the neighbours of the one
+with the smallest mean, until it lies between two others: no rate is chosen by one seed alone. Other seeds then run at
+that rate, and at one body rate for all ratios. Seeds are paired: one seed means the same initial weights and batches
+everywhere.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +34,8 @@ from .statistics import difference, interval
 from .training_plots import draw_best, draw_tuning
 
 MODES = ("simultaneous", "alternating")
-TUNING_SEED = 0
+TUNING_SEEDS = (0, 1000, 1001)  # none of them is judged; there are at least two
+EXPONENTS = range(-16, 8)  # of all rates that may be tried
 MOST_EXTENSIONS = 6
 
 
@@ -94,6 +98,7 @@ class Training(Experiment):
         steps: of one run.
         scheduled: rates follow warm-up and cosine.
         grids: first and last exponent of the grid, by optimizer.
+        tuning_seeds: the first one scans the grid, all of them choose the rate.
     """
 
     shows_with = ("matplotlib", "scipy")
@@ -102,6 +107,7 @@ class Training(Experiment):
     steps: int
     scheduled: bool
     grids: dict[str, tuple[int, int]]
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
@@ -113,6 +119,7 @@ class Training(Experiment):
         self.extensions = 0 if quick else MOST_EXTENSIONS
         if quick:
             self.steps = 40
+            self.tuning_seeds = TUNING_SEEDS[:2]
             self.grids = {name: (low + 1, low + 3) for name, (low, _) in self.grids.items()}
 
     @cached_property
@@ -126,9 +133,14 @@ class Training(Experiment):
             "arms": [[arm.optimizer, arm.mode, arm.ratio] for arm in self.arms],
             "steps": self.steps,
             "seeds": self.seeds,
+            "tuning_seeds": self.tuning_seeds,
             "score": self.score,
             "grids": self.grids,
         }
+
+    def adopt(self, settings: dict[str, Any]) -> None:
+        # one seed alone chose the rates of earlier versions
+        self.tuning_seeds = tuple(settings.get("tuning_seeds", TUNING_SEEDS[:1]))
 
     def _cell(self, arm: Arm, exponent: int, seed: int) -> Cell:
         def work() -> dict[str, Any]:
@@ -136,30 +148,56 @@ class Training(Experiment):
 
         return Cell(arm.key(exponent, seed), work)
 
-    def _tuned(self, cells: Cells, arm: Arm) -> dict[int, float]:
-        """Return the scores with the tuning seed, by exponent."""
-        keys = {exponent: arm.key(exponent, TUNING_SEED) for exponent in range(-16, 8)}
+    def _scores(self, cells: Cells, arm: Arm) -> dict[int, list[float]]:
+        """Return the scores of the tuning seeds that have run, by exponent."""
+        found = {
+            exponent: [
+                cells[key][self.score]
+                for key in (arm.key(exponent, seed) for seed in self.tuning_seeds)
+                if key in cells
+            ]
+            for exponent in EXPONENTS
+        }
+        return {exponent: scores for exponent, scores in found.items() if scores}
+
+    def _scanned(self, cells: Cells, arm: Arm) -> dict[int, float]:
+        """Return the scores of the first tuning seed, by exponent."""
+        keys = {e: arm.key(e, self.tuning_seeds[0]) for e in EXPONENTS}
         return {e: cells[key][self.score] for e, key in keys.items() if key in cells}
 
+    def _tuned(self, cells: Cells, arm: Arm) -> dict[int, float]:
+        """Return the mean scores by exponent, of the rates that ran with every tuning seed."""
+        return {
+            exponent: statistics.fmean(scores)
+            for exponent, scores in self._scores(cells, arm).items()
+            if len(scores) == len(self.tuning_seeds)
+        }
+
     def best(self, cells: Cells, arm: Arm) -> int:
-        """Return the exponent of the best rate."""
-        scores = self._tuned(cells, arm)
-        return min(scores, key=lambda exponent: (scores[exponent], exponent))
+        """Return the exponent of the rate with the best mean over all tuning seeds."""
+        return _smallest(self._tuned(cells, arm))
 
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
+        first_seed = self.tuning_seeds[0]
         yield [
-            self._cell(arm, exponent, TUNING_SEED)
+            self._cell(arm, exponent, first_seed)
             for arm in self.arms
             for exponent in range(self.grids[arm.optimizer][0], self.grids[arm.optimizer][1] + 1)
         ]
         for _ in range(self.extensions):
             further = []
             for arm in self.arms:
-                scores, best = self._tuned(cells, arm), self.best(cells, arm)
+                scores = self._scanned(cells, arm)
+                best = _smallest(scores)
                 if best == min(scores):
-                    further.append(self._cell(arm, best - 1, TUNING_SEED))
+                    further.append(self._cell(arm, best - 1, first_seed))
                 elif best == max(scores):
-                    further.append(self._cell(arm, best + 1, TUNING_SEED))
+                    further.append(self._cell(arm, best + 1, first_seed))
+            if not further:
+                break
+            yield further
+        for _ in range(1 + self.extensions):
+            further = [cell for arm in self.arms for cell in self._repeated(cells, arm)]
             if not further:
                 break
             yield further
@@ -169,6 +207,14 @@ class Training(Experiment):
             for exponent in sorted({self.best(cells, arm), self.fixed(cells, arm)})
             for seed in range(1, self.seeds + 1)
         ]
+
+    def _repeated(self, cells: Cells, arm: Arm) -> list[Cell]:
+        """Return what is missing of the best rate and its neighbours with every tuning seed."""
+        scanned = self._scanned(cells, arm)
+        centre = _smallest(self._tuned(cells, arm) or scanned)
+        around = [e for e in (centre - 1, centre, centre + 1) if self.extensions or e in scanned]
+        wanted = [self._cell(arm, e, seed) for e in around for seed in self.tuning_seeds]
+        return [cell for cell in wanted if cell.key not in cells]
 
     def fixed(self, cells: Cells, arm: Arm) -> int:
         """Return the exponent for all ratios of an optimizer and mode: one below the best of ratio 1."""
@@ -247,7 +293,10 @@ class Training(Experiment):
         off_scale = []
         for axis, optimizer in zip(axes, optimizers, strict=False):
             tuned = {
-                arm: {body_rate(e): score for e, score in self._tuned(cells, arm).items()}
+                arm: {
+                    body_rate(e): statistics.fmean(scores)
+                    for e, scores in self._scores(cells, arm).items()
+                }
                 for arm in self.arms
                 if arm.optimizer == optimizer
             }
@@ -270,6 +319,11 @@ class Training(Experiment):
         )
 
 
+def _smallest(scores: dict[int, float]) -> int:
+    """Return the exponent of the smallest score, the first of equal ones."""
+    return min(scores, key=lambda exponent: (scores[exponent], exponent))
+
+
 def _mean_and_interval(values: list[float]) -> str:
     mean, half = interval(values)
     return f"{mean:.4f} ± {half:.4f}" if math.isfinite(mean) else "diverged"
@@ -287,4 +341,5 @@ class Language(Training):
     name = "language"
     score, score_name = "test_loss", "validation loss"
     steps, scheduled = 250, True
+    tuning_seeds = TUNING_SEEDS[:2]  # a run takes many times as long as one of digits
     grids = {"Adam": (-7, -4), "SGD": (-3, 0)}  # noqa: RUF012

@@ -19,7 +19,12 @@ PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 
 
 def backends() -> list[BackendStatus]:
-    """Return every backend, whether it can run on this machine, and if not why and what to do."""
+    """Return every backend, whether it can run on this machine, and if not why and what to do.
+
+    Example:
+        >>> {status.name: status.available for status in sf.backends()}["reference"]
+        True
+    """
     return [cls.status() for cls in BACKENDS.values()]
 
 

@@ -23,7 +23,13 @@ from .interrupts import make_calls
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Tells whether a backend can run on this machine and, if not, why and what to do."""
+    """Tells whether a backend can run on this machine and, if not, why and what to do.
+
+    Attributes:
+        name: "cuda", "triton", "cpu" or "reference".
+        available: it can run.
+        reason: why it cannot, and what to do; empty where it can.
+    """
 
     name: str
     available: bool

@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..report.environment import environment
 from .checkpoint import CheckpointError, StopRequest, write_atomically
 from .gaussian_fit import QUICK, Size, fit
 from .gaussian_model import KINDS, PUBLISHED
 from .gaussian_optimizers import ByKind, GaussianOptimizer, OneRate
-from .report import environment
 
 FORMAT = 1
 SEEDS = (0, 1, 2)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from .._version import __version__
+from ..report.environment import environment
 from .checkpoint import write_atomically
 
 Record = dict[str, Any]
@@ -162,20 +159,6 @@ def print_report(console: Console, records: list[Record], loss_unit: str) -> Non
         console.print(line, highlight=False)
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions and the hardware that affect speed and the last bits of a result."""
-    return {
-        "stackelberg_fused": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 def write_result(
     path: Path, settings: dict[str, Any], data: dict[str, Any], records: list[Record]
 ) -> None:
@@ -204,12 +187,3 @@ def write_result(
 def _number(loss: float) -> float | None:
     """Return None for NaN and infinity, which JSON does not have."""
     return loss if math.isfinite(loss) else None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..report.page import write as write_page
 from . import checkpoint
 from .plot import draw
+from .recording import recorded
 from .report import final_loss, print_report, write_result
 from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
@@ -46,14 +48,14 @@ def run(args: argparse.Namespace, how_to_resume: Sequence[str] = ()) -> int:
     _announce(demo, console)
     stop = checkpoint.StopRequest()
     try:
-        with stop:
+        with stop, recorded(demo, out, args.resume):
             demo.train(stop, console)
         if stop.signal is None:
             _report(demo, out, console)
             return 0
     except KeyboardInterrupt:  # the second Ctrl-C; the last checkpoint is from before the first
         stop.signal = signal.SIGINT
-    except checkpoint.NotWrittenError as error:
+    except OSError as error:  # the disk is full
         print(f"error: {error}", file=sys.stderr)
         if path.exists():
             _say_how_to_resume(
@@ -154,7 +156,7 @@ def _announce(demo: Demo, console: Console) -> None:
 
 
 def _report(demo: Demo, out: Path, console: Console) -> None:
-    """Print tables, verdict and a sample; write result.json and loss.png to `out`."""
+    """Print tables, verdict and a sample; write result.json, loss.png and report.html to `out`."""
     records = demo.records
     print_report(console, records, demo.task.loss_unit)
     best = min(demo.runs, key=lambda run: final_loss(run.record))
@@ -170,4 +172,5 @@ def _report(demo: Demo, out: Path, console: Console) -> None:
         files.insert(0, "loss.png")
     except ImportError:
         console.print("loss.png needs matplotlib: pip install it, then --resume draws the picture.")
+    files.insert(0, write_page(out).name)
     console.print(f"In {out}: {', '.join(files)}", highlight=False)

@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..groups.split import split_body_head
 from ..optimizers.adam import StackelbergAdamW
+from ..report.recorder import Recorder
+from .follower_gap import follower_gap
 from .settings import Settings
 from .tasks import (
     Batch,
@@ -66,6 +68,7 @@ class Trainer:
         )
         self.scheduler = LambdaLR(self.optimizer, schedule)
         self.step_count = 0
+        self.recorder: Recorder | None = None  # of what `stackelberg report` shows
         self.record: dict[str, Any] = {
             **description,
             "train_loss": [],
@@ -130,7 +133,11 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Append a point to the validation curve."""
-        self.record["validation"].append((self.step_count, *evaluate(self.model, self.validation)))
+        loss, accuracy = evaluate(self.model, self.validation)
+        self.record["validation"].append((self.step_count, loss, accuracy))
+        if self.recorder:
+            gap = follower_gap(self.task, self.model, self.step_count, self.settings)
+            self.recorder.evaluation(self.step_count, loss, accuracy=accuracy, **gap)
 
     def advance(self) -> None:
         """Train on one batch: forward, backward, optimizer step."""
@@ -143,6 +150,10 @@ class Trainer:
         self.optimizer.step()
         self._synchronize()
         after = time.perf_counter()
+        if self.recorder:
+            step_us = (after - before) * 1e6
+            self.recorder.step(self.step_count + 1, loss, self.optimizer, step_us=step_us)
+            began += time.perf_counter() - after  # no part of the iteration
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step_count += 1

@@ -109,6 +109,7 @@ class Engine:
         ]
         self._turns_of_groups, self._across_rebuilds = turns_of_groups, across_rebuilds
         self._watch = across_rebuilds.watch
+        self._watch.follow(groups)
         self._replaced = ReplacedParameters(groups)
         self._infinities = Infinities(self.units)
         self.balls: ShardedBalls | None = None  # until hyperparameters are accepted
@@ -336,4 +337,5 @@ class Engine:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
         rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
-            self._watch.look(*rates)
+            body, head = self.hyperparameters.players
+            self._watch.look(rates, body, head, self.groups)

@@ -18,12 +18,14 @@ from .gradients import Gradients
 from .group_turns import GroupTurns
 from .state import allocate_state, begin_with_weights
 
-MAX_PLANS = 256  # remembered: of each span, one for every stage of waiting that its groups are at
+MAX_PLANS = (
+    256  # remembered: of each span, one for every stage of waiting and every set of gradients
+)
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """The effect of a step on a span; valid as long as the same parameters have gradients.
+    """The effect of a step on a span in which the same parameters have gradients.
 
     Attributes:
         has_grad: bool [n]: slots that have a gradient.
@@ -71,7 +73,8 @@ class StepPlanner:
         self._is_early = np.zeros(
             len(table.slots), bool
         )  # its state was made before its first step
-        self._plans: dict[tuple[Span | Part, bool, bytes], StepPlan | None] = {}
+        self._plans: dict[tuple[Span | Part, bool, bytes, bytes], StepPlan | None] = {}
+        self._actives: dict[Span | Part, bytes] = {}  # of the gradients' version
         self._version = -1
 
     def forget(self, slots: np.ndarray) -> None:
@@ -126,15 +129,20 @@ class StepPlanner:
             counted: the step has a gradient in some table, so that groups that wait do so one step less.
         """
         table, version = self._table, self._gradients.active_version
-        if version != self._version or len(self._plans) > MAX_PLANS or self._has_woken(span):
+        if len(self._plans) > MAX_PLANS or self._has_woken(span):
             self._plans.clear()
+        if version != self._version:
+            self._actives.clear()
             self._version = version
+        if span not in self._actives:
+            self._actives[span] = self._gradients.active[span.here].tobytes()
         # where the device counts, the host's counts are out of date
         stage = b""
         if table.takes_turns and table.counts is None:
             waits = turns.waits(table.waited_counts, table.update_every)
             stage = (waits + 2 * turns.has_sum(table.waited_counts)).tobytes()
-        key = span, counted, stage
+        # the same parameters have gradients again where an actor moves in every second step, or players take turns
+        key = span, counted, stage, self._actives[span]
         if key not in self._plans:
             self._plans[key] = self._make(span, counted)
         plan = self._plans[key]

@@ -113,6 +113,16 @@ def alternating_step(
             out before the head moves, in the first step with this head and `loss_fn`, which computes the gradient of
             the features once more for it. A graph that loses the features later, or at the new head, is noticed after
             the head has moved.
+
+    Example:
+        >>> body, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 1)
+        >>> groups = sf.split_body_head(nn.Sequential(body, head), head=head)
+        >>> opt = sf.StackelbergSGD(groups, lr=0.01)
+        >>> inputs, targets = torch.randn(16, 4), torch.randn(16, 1)
+        >>> loss_fn = nn.functional.mse_loss
+        >>> done = sf.alternating_step(body, head, loss_fn, opt, inputs, targets, head_steps=2)
+        >>> bool(done.loss < done.head_losses[0])  # at the new head, and before it moved
+        True
     """
     check_players(optimizer, body, head)
     optimizer = _stepping_roles(optimizer)

@@ -83,6 +83,14 @@ def curvature(
     Raises:
         ValueError, TypeError, RuntimeError: as `best_response`. Also ValueError: the body has no trained parameter;
             RuntimeError: the body cannot be copied, or an iteration did not converge.
+
+    Example:
+        >>> body, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 1)
+        >>> found = sf.curvature(body, head, torch.randn(16, 4), torch.randn(16, 1))
+        >>> found.stale["joint"].largest > 0
+        True
+        >>> sorted(found.response)
+        ['body', 'joint', 'phi']
     """
     ridge = check_ridge(ridge, "curvature()")
     body, linear = _copied(body).double(), copy.deepcopy(linear_head(head)).double()

@@ -22,7 +22,14 @@ from .rate_search import EACH, ONE, RateSearch
 from .rate_study import RateStudy
 from .search_file import described_value, open_storage
 from .search_progress import SearchProgress
-from .short_runs import head_by_name, new_modules, seeded, short_run_loss
+from .short_runs import (
+    Evaluate,
+    Schedule,
+    head_by_name,
+    new_modules,
+    seeded,
+    short_run_loss,
+)
 from .significance import checked_level, least_p_value, p_values_against_one
 
 FIRST_SEED = 1000  # of the runs that compare: no rate was chosen by them
@@ -43,6 +50,8 @@ def find_rates(
     seeds: int = 8,
     level: float = 0.05,
     optimizer: Callable[..., torch.optim.Optimizer] = StackelbergAdamW,
+    schedule: Schedule | None = None,
+    evaluate: Evaluate | None = None,
     path: str | Path | None = None,
     progress: bool | None = None,
     **settings: Any,
@@ -73,12 +82,17 @@ def find_rates(
         seeds: the number of runs that compare the best points, >= 1.
         level: the significance level, between 0 and 1: the largest p-value at which rates by group are recommended.
         optimizer: a class, called with the groups and `settings`.
+        schedule: `schedule(optimizer)` makes a scheduler, such as one of torch's, whose `step()` is called after each
+            step of a run. The rates that are searched are those it begins with. None: rates stay what they are.
+        evaluate: `evaluate(model)` returns the loss by which a run counts, such as that on held-out data. It is called
+            after the last step, without gradients, the model in evaluation mode. None: the mean training loss over the
+            last quarter of the run.
         path: a file that keeps the search: a call with the same arguments goes on where the last one ended. A larger
             `budget` goes on too, and of a smaller one the first points count. Names and sizes of groups, `lrs`,
-            `steps`, `tuning_seeds`, the number of batches, the optimizer's name and `settings` have to be the same.
-            What is in `model`, `batches` and `loss_fn` is not checked.
+            `steps`, `tuning_seeds`, the number of batches, the names of `optimizer`, `schedule` and `evaluate`, and
+            `settings` have to be the same. What is in `model`, `batches` and the functions is not checked.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
-        settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
+        **settings: of the optimizer, but not "lr" and "head_lr_ratio", which are what is searched.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -89,6 +103,16 @@ def find_rates(
 
     Warns:
         UserWarning: the p-value cannot reach `level` with so few seeds.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(4)]
+        >>> def loss_fn(model, batch):
+        ...     return nn.functional.mse_loss(model(batch[0]), batch[1])
+        >>> few = {"budget": 2, "steps": 2, "tuning_seeds": 1, "seeds": 5}  # an example
+        >>> found = sf.find_rates(model, batches, loss_fn, head="2", **few)
+        >>> list(found.recommended)
+        ['body', 'head']
     """
     batches = list(batches)
     low, high = _checked_range(lrs)
@@ -121,6 +145,8 @@ def find_rates(
         "tuning_seeds": tuning_seeds,
         "batches": len(batches),
         "optimizer": described_value(optimizer),
+        "schedule": None if schedule is None else described_value(schedule),
+        "evaluate": None if evaluate is None else described_value(evaluate),
         "settings": {key: described_value(value) for key, value in settings.items()},
     }
     del looked_at
@@ -130,7 +156,17 @@ def find_rates(
             return [{**group, "lr": rate} for group, rate in zip(made(of), rates, strict=True)]
 
         return short_run_loss(
-            new_module, batches, loss_fn, with_rates, optimizer, settings, steps, seed, bar.advance
+            new_module,
+            batches,
+            loss_fn,
+            with_rates,
+            optimizer,
+            settings,
+            steps,
+            seed,
+            bar.advance,
+            schedule,
+            evaluate,
         )
 
     kinds = {ONE: [names]} | ({EACH: [[name] for name in names]} if len(names) > 1 else {})

@@ -86,6 +86,9 @@ class RatioSearch:
     def plot(self, path: str | Path) -> None:
         """Write a plot of loss over body rate to `path`, one line per ratio.
 
+        Args:
+            path: of the picture; its ending says which format it has.
+
         Raises:
             ImportError: matplotlib is not installed.
         """
@@ -140,6 +143,7 @@ def find_ratio(
         seeds: the number of runs for each ratio and rate, >= 1.
         level: the significance level, between 0 and 1: the largest p-value at which a ratio is recommended over 1.
         progress: show the cost and a bar with the time left on standard error. None: where that is a terminal.
+        **settings: of the optimizer.
 
     Returns:
         All losses, p-values and the recommended ratio.
@@ -149,6 +153,16 @@ def find_ratio(
 
     Raises:
         ValueError: an argument does not fit, `model()` returned a module twice, or every run of ratio 1 diverged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(4)]
+        >>> def loss_fn(model, batch):
+        ...     return nn.functional.mse_loss(model(batch[0]), batch[1])
+        >>> few = {"ratios": (1, 10), "body_lrs": (1e-3, 1e-2), "steps": 4, "seeds": 5}  # an example
+        >>> found = sf.find_ratio(model, batches, loss_fn, head="2", **few)
+        >>> found.recommended in (1, 10)
+        True
     """
     all_ratios = sorted({1.0, *map(float, ratios)})
     rates = sorted(set(map(float, body_lrs)))

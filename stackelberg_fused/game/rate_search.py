@@ -16,8 +16,9 @@ ONE, EACH = "one rate", "rates by group"
 class RateSearch:
     """One rate for all groups, and a rate for each, and which of them is recommended.
 
-    The loss of a run is the mean over its last quarter, or infinity if the run diverged. Where there is one group only,
-    nothing is compared: `losses` and `trials` have "one rate" alone, and `p_value` is NaN.
+    The loss of a run is the mean over its last quarter, or what `evaluate` returned, or infinity if the run diverged.
+    Where there is one group only, nothing is compared: `losses` and `trials` have "one rate" alone, and `p_value` is
+    NaN.
 
     Attributes:
         names: of the groups.
@@ -93,6 +94,9 @@ class RateSearch:
 
     def plot(self, path: str | Path) -> None:
         """Write a picture to `path`: the loss over each group's rate, and the losses of both ways by seed.
+
+        Args:
+            path: of the picture; its ending says which format it has.
 
         Raises:
             ImportError: matplotlib is not installed.

@@ -54,7 +54,11 @@ class _RoleFactorLR(LRScheduler):
         return [lr * self._factor(i, self.last_epoch) for i, lr in enumerate(self.base_lrs)]
 
     def step(self, epoch: int | None = None) -> None:
-        """Set the rates as in torch, and warn once if the body has become the faster player."""
+        """Set the rates as in torch, and warn once if the body has become the faster player.
+
+        Args:
+            epoch: as in torch, where it is deprecated.
+        """
         super().step(epoch)
         if hasattr(self, "_has_warned") and self.last_epoch > 0:
             self._warn_if_body_is_faster()
@@ -111,6 +115,16 @@ class TwoTimeScaleLR(_RoleFactorLR):
 
     Raises:
         ValueError, TypeError: an argument does not fit, or a group has no role.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        >>> opt = sf.StackelbergSGD(sf.split_body_head(model, head="1"), lr=0.01)
+        >>> schedule = sf.TwoTimeScaleLR(opt, offset=100.0)
+        >>> for _ in range(100):
+        ...     opt.step()
+        ...     schedule.step()
+        >>> [round(lr, 5) for lr in schedule.get_last_lr()]
+        [0.005, 0.063]
     """
 
     def __init__(
@@ -163,6 +177,17 @@ class AnnealedRatioLR(_RoleFactorLR):
 
     Raises:
         ValueError, TypeError: an argument does not fit, or a role has no group.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        >>> opt = sf.StackelbergSGD(sf.split_body_head(model, head="1"), lr=0.01)
+        >>> schedule = sf.AnnealedRatioLR(opt, steps=2)
+        >>> for _ in range(2):
+        ...     opt.step()
+        ...     schedule.step()
+        ...     print([round(lr, 4) for lr in schedule.get_last_lr()])
+        [0.01, 0.0316]
+        [0.01, 0.01]
     """
 
     def __init__(

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+Schedule = Callable[[torch.optim.Optimizer], Any]  # makes what has a step(), as torch's schedulers
+Evaluate = Callable[[nn.Module], Any]  # returns one number
+
 
 def new_modules(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """Return a callable that gives each run a module of its own: a copy of `model`, or what `model()` returns.
@@ -48,8 +51,10 @@ def short_run_loss(
     steps: int,
     seed: int,
     advance: Callable[[], Any] = lambda: None,
+    schedule: Schedule | None = None,
+    evaluate: Evaluate | None = None,
 ) -> float:
-    """Return the mean loss over the last quarter of a run, or infinity if it diverged.
+    """Return the mean loss over the last quarter of a run, or what `evaluate` says; infinity if the run diverged.
 
     Args:
         new_module: of `new_modules`.
@@ -60,12 +65,37 @@ def short_run_loss(
         steps: the number of steps, >= 1.
         seed: of torch, NumPy and Python. The random states are restored after the run.
         advance: called after each step.
+        schedule: `schedule(optimizer)` makes a scheduler, whose `step()` is called after each step.
+        evaluate: `evaluate(model)` is the loss of the trained model, which is in evaluation mode then; it is called
+            without gradients.
     """
     with seeded(seed):
         trained = new_module()
         run_optimizer = optimizer(groups(trained), **options)
+        scheduler = None if schedule is None else schedule(run_optimizer)
+
+        def stepped() -> None:
+            if scheduler is not None:
+                scheduler.step()
+            advance()
+
         shuffle = random.Random(seed)
-        return _train(trained, run_optimizer, batches, loss_fn, steps, shuffle, advance)
+        loss = _train(trained, run_optimizer, batches, loss_fn, steps, shuffle, stepped)
+        if evaluate is None or math.isinf(loss):
+            return loss
+        return _evaluated(trained, evaluate)
+
+
+@torch.no_grad()
+def _evaluated(model: nn.Module, evaluate: Evaluate) -> float:
+    found = evaluate(model.eval())
+    if isinstance(found, Tensor) and found.numel() != 1:
+        raise ValueError(f"evaluate must return one number, got {found!r:.80}")
+    try:
+        loss = float(found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"evaluate must return one number, got {found!r:.80}") from error
+    return loss if math.isfinite(loss) else math.inf
 
 
 @contextmanager

@@ -58,6 +58,16 @@ def stackelberg_value(
     Raises:
         ValueError, TypeError, RuntimeError: as `best_response`. Also TypeError: `params` is missing for a body that is
             not a module; ValueError: theta has no trained parameter.
+
+    Example:
+        >>> body, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 1)
+        >>> inputs, targets = torch.randn(16, 4), torch.randn(16, 1)
+        >>> found = sf.stackelberg_value(body, head, inputs, targets, ridge=0.1)
+        >>> found.follower_gap > 0
+        True
+        >>> found.response.assign(head)
+        >>> abs(sf.stackelberg_value(body, head, inputs, targets, ridge=0.1).follower_gap) < 1e-6
+        True
     """
     if params is None:
         if not isinstance(body, nn.Module):

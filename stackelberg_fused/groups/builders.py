@@ -37,6 +37,13 @@ def groups_by_pattern(
     Raises:
         ValueError: a pattern matches no parameter, or two match the same, or it is no regular expression.
         TypeError: settings are no dict, or hold "params".
+
+    Example:
+        >>> model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "lm_head": nn.Linear(8, 10)})
+        >>> settings = {"^embed": {"lr": 0.01}, "bias$": {"weight_decay": 0.0}}
+        >>> groups = sf.groups_by_pattern(model, settings, default={"lr": 0.001})
+        >>> [(group["params"][0][0], group.get("lr")) for group in groups]
+        [('embed.weight', 0.01), ('lm_head.bias', None), ('lm_head.weight', 0.001)]
     """
     params = model_parameters(model)
     compiled = {pattern: _compiled(pattern, of) for pattern, of in patterns.items()}
@@ -98,6 +105,13 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
 
     Raises:
         ValueError: groups with names of their parameters and without.
+
+    Example:
+        >>> layers = [nn.Linear(4, 4) for _ in range(3)]
+        >>> rates = (0.1, 0.2, 0.1)
+        >>> groups = [{"params": m.parameters(), "lr": lr} for m, lr in zip(layers, rates)]
+        >>> [(group["lr"], len(group["params"])) for group in sf.merge_equal(groups)]
+        [(0.1, 4), (0.2, 2)]
     """
     merged: list[Group] = []
     for group in groups:

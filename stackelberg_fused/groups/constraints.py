@@ -42,6 +42,14 @@ class Box(Constraint):
 
     Raises:
         ValueError, TypeError: no numbers, NaN, or low > high.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(3))
+        >>> opt = sf.StackelbergSGD([weight], lr=1.0, constraint=sf.Box(-0.5, 0.5))
+        >>> weight.grad = torch.tensor([-2.0, 0.2, 2.0])
+        >>> opt.step()
+        >>> weight.data
+        tensor([ 0.5000, -0.2000, -0.5000])
     """
 
     low: float = -math.inf
@@ -66,7 +74,16 @@ class Box(Constraint):
 
 @dataclass(frozen=True, init=False, repr=False)
 class NonNegative(Box):
-    """x >= 0; projected inside the launch of the update."""
+    """x >= 0; projected inside the launch of the update.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> opt = sf.StackelbergSGD([weight], lr=1.0, constraint=sf.NonNegative())
+        >>> weight.grad = torch.tensor([-2.0, 2.0])
+        >>> opt.step()
+        >>> weight.data
+        tensor([2., 0.])
+    """
 
     def __init__(self) -> None:
         super().__init__(0.0, math.inf)
@@ -114,6 +131,14 @@ class L2Ball(JointSet):
 
     Raises:
         ValueError, TypeError: anything else.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> opt = sf.StackelbergSGD([weight], lr=1.0, constraint=sf.L2Ball(1.0))
+        >>> weight.grad = torch.tensor([-3.0, -4.0])
+        >>> opt.step()
+        >>> weight.data
+        tensor([0.6000, 0.8000])
     """
 
     radius: float
@@ -143,6 +168,15 @@ class Simplex(JointSet):
 
     Raises:
         ValueError, TypeError: anything else.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2, 2))
+        >>> opt = sf.StackelbergSGD([weight], lr=1.0, constraint=sf.Simplex())
+        >>> weight.grad = -torch.tensor([[1.0, 1.0], [3.0, 0.0]])
+        >>> opt.step()
+        >>> weight.data
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
     """
 
     total: float = 1.0

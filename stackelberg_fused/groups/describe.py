@@ -21,6 +21,14 @@ def describe(groups: Iterable[Group] | optim.Optimizer) -> None:
     Args:
         groups: of any `torch.optim` optimizer, or the optimizer. What a group leaves open is shown as "-": the
             optimizer decides.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> sf.describe(sf.split_body_head(model, head="2"))
+        group  parameters  elements  role  precision
+        0               2        40  body  float32
+        1               2         9  head  float32
+        all             4        49
     """
     given = groups.param_groups if isinstance(groups, optim.Optimizer) else groups
     print(table_of(given))

@@ -55,6 +55,7 @@ class Hyperparameters:
         static: ROW array [groups]: the fields of a row that step count and rate do not change.
         scalars: GROUP array [groups]: from which the other fields are computed at every step.
         version: counts changes of both.
+        players: bool arrays [groups] of body and head: which groups have parameters and this role.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Hyperparameters:
         self._edited: set[int] = set()  # those to look at until they are accepted
         self._roles = [group["role"] for group in groups]
         self._storage = [storage_of(group) for group in groups]
-        self._players = [
+        self.players = [
             np.array([bool(g["params"]) and g["role"] == role for g in groups], bool)
             for role in ROLES
         ]
@@ -126,8 +127,8 @@ class Hyperparameters:
             and bool(accepted & Rule.SGD) != (self.groups[index]["rule"] == "sgd")
         ]
 
-    def new_rates(self, changed: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Rates of body and head groups, also those still to be accepted; None if there is no news since last asked."""
+    def new_rates(self, changed: list[int]) -> np.ndarray | None:
+        """Rates [groups], also those to be accepted, NaN where unknown; None if there is no news since last asked."""
         try:
             took_over = self.snapshot.took_over()
             self.version += took_over
@@ -138,9 +139,7 @@ class Hyperparameters:
             return None
         rates = self._lr.copy()
         rates[changed] = [_rate(self.groups[index]) for index in changed]
-        known = ~np.isnan(rates)
-        body, head = self._players
-        return rates[body & known], rates[head & known]
+        return rates
 
     def accept(self, changed: list[int]) -> Accepted:
         """Take over groups that were checked."""

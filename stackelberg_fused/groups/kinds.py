@@ -35,6 +35,12 @@ def kinds(
 
     Raises:
         ValueError: settings for a kind that there is none of in the model, or `head` is no name in it.
+
+    Example:
+        >>> parts = {"embed": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "lm_head": nn.Linear(8, 10)}
+        >>> groups = sf.kinds(nn.ModuleDict(parts), {"embedding": {"lr": 0.3}})
+        >>> [(group["name"], group.get("lr")) for group in groups]
+        [('embedding', 0.3), ('vector', None), ('head', None)]
     """
     params = model_parameters(model)
     heads = head_names(model, head)

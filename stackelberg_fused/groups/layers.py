@@ -52,6 +52,18 @@ def layerwise_lr_decay(
         ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, or `layers` leaves
             a parameter out.
         TypeError: the model is no nn.Module, or `layers` gives no integers.
+
+    Example:
+        >>> blocks = [nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16) for _ in range(2)]
+        >>> parts = {"embed": nn.Embedding(10, 8), "blocks": nn.ModuleList(blocks)}
+        >>> model = nn.ModuleDict({**parts, "norm": nn.LayerNorm(8), "lm_head": nn.Linear(8, 10)})
+        >>> for group in sf.layerwise_lr_decay(model, 0.5, lr=1e-3):
+        ...     print(group["name"], group["lr"])
+        depth 0 0.000125
+        depth 1 0.00025
+        depth 2 0.0005
+        depth 3 0.001
+        head 0.001
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"decay must be in (0, 1], got {decay!r}")

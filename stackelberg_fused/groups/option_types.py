@@ -6,7 +6,7 @@ Attributes:
     Role: of a param group, a player, a step.
     RuleName: what a group is updated by.
     BackendName: what runs, see `backends()`.
-    Grads, Mode, Release, UpdateEveryGrads, Master, StateDtype, Float32State: the options of these names, see
+    Grads, Mode, Release, UpdateEveryGrads, Master, StateDtype, Float32State: of the option of this name, see
         `StackelbergAdam`.
     Tied: of `split_body_head` and `find_ratio`.
     LossLike: of `best_response` and what is built on it.

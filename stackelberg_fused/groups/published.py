@@ -30,6 +30,12 @@ def lora_plus_groups(
 
     Raises:
         ValueError: nothing that is trained is a matrix B, `ratio` is below 1, or `lr` is negative.
+
+    Example:
+        >>> a, b = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+        >>> adapter = nn.ModuleDict({"lora_A": a, "lora_B": b})  # PEFT names them so
+        >>> [(group["name"], group["lr"]) for group in sf.lora_plus_groups(adapter, lr=1e-4)]
+        [('A and others', 0.0001), ('B', 0.0016)]
     """
     if not ratio >= 1.0:
         raise ValueError(f"ratio must be >= 1, got {ratio!r}")
@@ -88,6 +94,13 @@ def mup_groups(
     Raises:
         ValueError: a parameter of one model is not in the other or has another number of dimensions, more than two
             of them are infinite, or there are no base shapes.
+
+    Example:
+        >>> def mlp(width):
+        ...     return nn.Sequential(nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 2))
+        >>> groups = sf.mup_groups(mlp(64), mlp(16), lr=1e-3)
+        >>> [(group["lr"], len(group["params"])) for group in groups]
+        [(0.00025, 1), (0.001, 5)]
     """
     if rule not in ("adam", "sgd"):
         raise ValueError(f"rule must be 'adam' or 'sgd', got {rule!r}")

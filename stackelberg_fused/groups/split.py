@@ -119,6 +119,16 @@ def split_body_head(
     Raises:
         ValueError: no head found, an unknown name, an empty head or body, or tied weights without a decision.
         TypeError: `model` or `head` is something else.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> groups = sf.split_body_head(model, head="2", no_decay=True)
+        >>> for group in groups:
+        ...     print(group["role"], [name for name, _ in group["params"]], group.get("weight_decay"))
+        body ['0.weight'] None
+        body ['0.bias', '1.weight', '1.bias'] 0.0
+        head ['2.weight'] None
+        head ['2.bias'] 0.0
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

@@ -40,8 +40,8 @@ def decay_by_module(
     Exempt are parameters of norms (those of torch, and classes whose name ends in "Norm", as most libraries have
     some of their own), of embeddings, and biases; also what a model itself exempts: names that its
     `no_weight_decay()` returns, as timm's models have it, and parameters with `_no_weight_decay` set, as those of
-    Mamba. A tied weight is exempt only if it
-    is so in each of its modules: an embedding that is the last layer's matrix too is decayed.
+    Mamba. A tied weight is exempt only if it is so in each of its modules: an embedding that is the last layer's
+    matrix too is decayed.
 
     Args:
         model: that the groups are of.
@@ -56,6 +56,13 @@ def decay_by_module(
 
     Raises:
         ValueError: a group holds a parameter that is not the model's.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> for group in sf.decay_by_module(model, 0.1):
+        ...     print(group["weight_decay"], [name for name, _ in group["params"]])
+        0.1 ['0.weight', '2.weight']
+        0.0 ['0.bias', '1.weight', '1.bias', '2.bias']
     """
     known = {id(one.param): one for one in model_parameters(model)}
     own = _named_by_model(model)

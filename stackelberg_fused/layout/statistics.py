@@ -186,6 +186,27 @@ class LastStep:
     clip_factor: dict[str, Tensor] | MaybeNone = None
     skipped: Tensor | None = None
 
+    def as_dict(self) -> dict[str, float | int | bool | None]:
+        """Read the report, for a logger: always the same keys, and None for what was not measured.
+
+        Here, and only here, the host waits for the device: once for each device that holds some of it.
+
+        Returns:
+            "launches", "grad_norm/body", "grad_norm/head", "grad_norm/total", "clip_factor/body", "clip_factor/head"
+            and "skipped".
+        """
+        tensors: dict[str, Tensor | None] = {
+            **{f"grad_norm/{of}": (self.grad_norm or {}).get(of) for of in (*ROLES, "total")},
+            **{f"clip_factor/{of}": (self.clip_factor or {}).get(of) for of in ROLES},
+            "skipped": self.skipped,
+        }
+        read = _read({key: tensor for key, tensor in tensors.items() if tensor is not None})
+        values: dict[str, float | int | bool | None] = {"launches": self.launches}
+        values.update({key: read.get(key) for key in tensors})
+        if self.skipped is not None:
+            values["skipped"] = bool(read["skipped"])
+        return values
+
     @classmethod
     def of(
         cls, launches: int, statistics: Statistics | None, found_inf: Tensor | None = None
@@ -200,3 +221,15 @@ class LastStep:
             dict(zip(ROLES, factors.unbind(), strict=True)),
             skipped,
         )
+
+
+def _read(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers in tensors of one element, by one copy from each device."""
+    by_device: dict[torch.device, list[str]] = {}
+    for key, tensor in tensors.items():
+        by_device.setdefault(tensor.device, []).append(key)
+    found: dict[str, float] = {}
+    for keys in by_device.values():
+        numbers = torch.stack([tensors[key].detach().double().view(()) for key in keys])
+        found.update(zip(keys, numbers.tolist(), strict=True))
+    return found

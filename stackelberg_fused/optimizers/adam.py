@@ -26,7 +26,7 @@ class StackelbergAdam(StackelbergOptimizer):
         capturable: the step may be captured in a CUDA graph, after a first one that is not; a rate that is to change
             between replays has to be a tensor on the GPU, one for each group. Accepted on the CPU, without effect.
         differentiable: autograd through the step; reference backend only, parameters stay where they are.
-        decoupled_weight_decay: as StackelbergAdamW.
+        decoupled_weight_decay: decay weights as `StackelbergAdamW` does.
         head_lr_ratio: a head group without an `lr` of its own gets `lr * head_lr_ratio`; > 0. One that is given and
             that no head group takes draws a warning.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; see `stackelberg_fused.backends()`.
@@ -72,6 +72,17 @@ class StackelbergAdam(StackelbergOptimizer):
         ValueError, TypeError: hyperparameters or parameters that cannot work; names the group or parameter.
         RuntimeError: an explicitly chosen backend cannot run on this machine, or `fused=True` comes with `foreach=True`
             or `differentiable=True`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> groups = sf.split_body_head(model, head="2")
+        >>> opt = sf.StackelbergAdam(groups, lr=1e-3, head_lr_ratio=10.0)
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.001, 0.01]
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> opt.step(zero_grad=True)
+        >>> opt.last_step.launches
+        1
     """
 
     @takes(AdamOptions)
@@ -99,13 +110,30 @@ class StackelbergAdam(StackelbergOptimizer):
 class StackelbergAdamW(StackelbergAdam):
     """AdamW (Loshchilov & Hutter 2019) at any number of learning rates, one launch: a drop-in for `torch.optim.AdamW`.
 
-    Arguments and errors as `StackelbergAdam`; weight decay is decoupled and 0.01 unless said otherwise. Beside them:
+    Weight decay is decoupled, and 0.01 unless said otherwise.
 
     Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused, capturable: as in `StackelbergAdam`.
+        differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay: as in `StackelbergAdam`.
+        update_every, update_every_grads, grads, mode, release, constraint, master: as in `StackelbergAdam`.
+        state_dtype, float32_state, seed: as in `StackelbergAdam`.
         cautious: decay an element only where the update does not make it larger, that is where the number that is
             subtracted from it and the element itself do not have opposite signs (cautious weight decay, Chen et al.
             2025, arXiv 2510.12402). An element that is zero, or whose update is zero, decays. For groups with rule
             "adamw"; also per group, in which case any of the three optimizers takes it.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `StackelbergAdam`.
+
+    Example:
+        >>> body, head = nn.Linear(4, 8), nn.Linear(8, 1)
+        >>> groups = [
+        ...     {"params": body.parameters(), "rule": "sgd", "momentum": 0.9},
+        ...     {"params": head.parameters(), "role": "head"},
+        ... ]
+        >>> opt = sf.StackelbergAdamW(groups, lr=1e-3, head_lr_ratio=5.0)
+        >>> [(group["rule"], group["lr"]) for group in opt.param_groups]
+        [('sgd', 0.001), ('adamw', 0.005)]
     """
 
     @takes(AdamWOptions)

@@ -161,7 +161,11 @@ class StackelbergOptimizer(Replacing):
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`; parameters with names may have been saved in other groups."""
+        """As `torch.optim.Optimizer.load_state_dict`; parameters with names may have been saved in other groups.
+
+        Args:
+            state_dict: of this class or of torch's namesake.
+        """
         self._shared.refuse_averages("load_state_dict()")
         # after the hooks of others, who expect tensors
         hook = self.register_load_state_dict_pre_hook(
@@ -212,6 +216,9 @@ class StackelbergOptimizer(Replacing):
         A scaler unscales, checks and skips each player on its own: `scaler.step(opt.player("head"))`, then the
         body's, then one `scaler.update()`.
 
+        Args:
+            role: "body" or "head".
+
         Raises:
             ValueError: neither "body" nor "head".
         """
@@ -231,6 +238,9 @@ class StackelbergOptimizer(Replacing):
     @disable_dynamo
     def add_param_group(self, param_group: dict[str, Any] | ParamGroup) -> None:
         """Add a param group, as `torch.optim.Optimizer.add_param_group`; it may carry `role` and `rule`.
+
+        Args:
+            param_group: a group dict, as in the list that the constructor takes.
 
         Raises:
             ValueError, TypeError: names the group or parameter; nothing was modified.

@@ -42,6 +42,20 @@ class GradScaler(torch.amp.GradScaler):
         device, init_scale, growth_factor, backoff_factor, growth_interval, enabled: as in `torch.amp.GradScaler`.
         process_group: ranks that are to skip a step as soon as one of them finds an infinity; each of them has to
             call `step`, or `unscale_`, of the same optimizers in the same order.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> opt = sf.StackelbergAdamW(model.parameters(), max_grad_norm=1.0)
+        >>> scaler = sf.GradScaler("cpu", init_scale=8.0)
+        >>> for factor in (1.0, float("inf")):
+        ...     loss = factor * model(torch.ones(3, 4)).square().mean()
+        ...     scaler.scale(loss).backward()
+        ...     scaler.step(opt)
+        ...     scaler.update()
+        ...     opt.zero_grad()
+        ...     print(bool(opt.last_step.skipped), scaler.get_scale())
+        False 8.0
+        True 4.0
     """
 
     def __init__(
@@ -65,6 +79,10 @@ class GradScaler(torch.amp.GradScaler):
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """As in torch; for optimizers of this library with a closure too, by position or keyword.
+
+        Args:
+            optimizer: any optimizer, or a player.
+            *args, **kwargs: of the optimizer's `step`.
 
         Raises:
             AssertionError: nothing was scaled, or there are no gradients, as in torch.

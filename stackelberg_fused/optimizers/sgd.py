@@ -15,12 +15,20 @@ class StackelbergSGD(StackelbergOptimizer):
     Args:
         params: as in `StackelbergAdam`; the default rule is "sgd".
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch (Sutskever et al. 2013).
-        foreach, fused, differentiable, head_lr_ratio, backend, flatten, max_grad_norm, ema_decay, update_every,
-            update_every_grads, grads, mode, constraint, master, state_dtype, float32_state, seed: as in
-            `StackelbergAdam`.
+        foreach, fused, differentiable, head_lr_ratio, backend, flatten, max_grad_norm: as in `StackelbergAdam`.
+        ema_decay, update_every, update_every_grads, grads, mode, release, constraint: as in `StackelbergAdam`.
+        master, state_dtype, float32_state, seed: as in `StackelbergAdam`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as in `StackelbergAdam`.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> opt = sf.StackelbergSGD(model.parameters(), lr=0.1, momentum=0.9, max_grad_norm=1.0)
+        >>> (100 * model(torch.ones(3, 4))).mean().backward()
+        >>> opt.step()
+        >>> float(opt.last_step.grad_norm["total"])  # of four weights and a bias, before clipping
+        223.606...
     """
 
     @takes(SGDOptions)

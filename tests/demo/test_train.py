@@ -23,6 +23,7 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
 TIMES = ("step_us", "iteration_us")
+RECORDED = ("torch-AdamW.steps.jsonl", "ratio-3.steps.jsonl")
 
 
 def train(out: Path, *options: object) -> int:
@@ -31,6 +32,10 @@ def train(out: Path, *options: object) -> int:
 
 def quick(out: Path, *options: object) -> int:
     return train(out, "--quick", "--steps", 6, "--ratios", 3, *options)
+
+
+def files(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()}
 
 
 def outcome(out: Path) -> list[tuple[dict, dict]]:
@@ -68,7 +73,11 @@ def test_quick_run_writes_everything(task, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "checkpoint.pt",
         "loss.png",
+        "ratio-1.steps.jsonl",
+        "ratio-10.steps.jsonl",
+        "report.html",
         "result.json",
+        "torch-AdamW.steps.jsonl",
     ]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -163,7 +172,7 @@ def test_a_signal_leaves_a_usable_checkpoint(number, tmp_path):
     saved = checkpoint.load(tmp_path / "checkpoint.pt")
     for run in saved["runs"]:
         assert run["step_count"] == len(run["record"]["train_loss"])
-    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
+    assert files(tmp_path) == {"checkpoint.pt", *RECORDED}
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -209,7 +218,7 @@ def test_a_full_disk_is_named_and_what_is_good_is_said(error, tmp_path, monkeypa
     said = "".join(output.out.split())
     assert f"Thecheckpoint{path}isgood." in said
     assert "--resume" in said
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == {path.name, *RECORDED}
     monkeypatch.setattr(torch, "save", save)
     assert quick(tmp_path, "--resume") == 0
     # nor is there any talk of one, where there is none

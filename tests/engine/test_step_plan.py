@@ -40,6 +40,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 import stackelberg_fused as sf
 from stackelberg_fused.backends.triton import is_interpreting
 from stackelberg_fused.engine import launch_unit
+from stackelberg_fused.engine.step_plan import StepPlanner
 
 
 @pytest.mark.parametrize("options", [*kernel_options(), MIXED], ids=str)
@@ -315,3 +316,30 @@ def test_a_plan_that_was_refused_looks_again_at_what_is_missing(
     capturing = True
     ours.step()
     assert [float(ours.state[p]["step"]) for p in (body, head)] == [2, 2]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_sets_of_gradients_that_come_again_are_planned_once(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor that moves in every second step, or players that take turns."""
+    made = []
+    make = StepPlanner._make
+
+    def counted(planner: StepPlanner, *args: Any) -> Any:
+        made.append(args)
+        return make(planner, *args)
+
+    monkeypatch.setattr(StepPlanner, "_make", counted)
+    body, head = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    groups = [{"params": [body]}, {"params": [head], "role": "head"}]
+    ours = sf.StackelbergAdamW(groups, backend="cpu", update_every={"body": every})
+    for number in range(20):
+        body.grad = torch.ones(3) if number % 2 else None
+        head.grad = torch.ones(3)
+        ours.step()
+        if number == 5:
+            made.clear()
+    assert not made
+    assert int(ours.state[head]["step"]) == 20
+    assert int(ours.state[body]["step"]) == 10

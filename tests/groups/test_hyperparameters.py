@@ -98,8 +98,8 @@ def test_a_new_rate_is_taken_over_on_sight() -> None:
     groups[1].update(lr=0.125, eps=1e-3)
     assert _edited(settings) == [1]
     assert settings.scalars["lr"].tolist() == [0.5, 0.1, 0.25]
-    body, head = settings.new_rates([1])
-    assert (body.tolist(), head.tolist()) == ([0.5, 0.125, 0.25], [])
+    assert settings.new_rates([1]).tolist() == [0.5, 0.125, 0.25]
+    assert [player.tolist() for player in settings.players] == [[True] * 3, [False] * 3]
     settings.accept([1])
     assert settings.scalars["lr"].tolist() == [0.5, 0.125, 0.25]
     assert _edited(settings) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from typing import Any
@@ -343,3 +344,49 @@ def test_differentiable_steps_are_not_clipped() -> None:
         ours.max_grad_norm = 1.0
     with pytest.raises(ValueError, match="clip_grad_norm_"):
         sf.StackelbergAdamW([nn.Parameter(torch.ones(3))], differentiable=True, max_grad_norm=1.0)
+
+
+KEYS = [
+    *("launches", "grad_norm/body", "grad_norm/head", "grad_norm/total"),
+    *("clip_factor/body", "clip_factor/head", "skipped"),
+]
+
+
+def _reported(limit: Any, found_inf: float | None = None) -> Any:
+    groups = [{"params": [nn.Parameter(torch.ones(4))], "role": role} for role in ("body", "head")]
+    optimizer = sf.StackelbergSGD(groups, max_grad_norm=limit, fused=found_inf is not None)
+    for group in groups:
+        group["params"][0].grad = torch.full((4,), 1.5)
+    if found_inf is not None:
+        optimizer.grad_scale = torch.tensor(1.0)
+        optimizer.found_inf = torch.tensor(found_inf)
+    optimizer.step()
+    return optimizer.last_step
+
+
+def test_a_report_in_plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Always the same keys, None for what was not measured, and one read for all tensors of a device."""
+    unmeasured = _reported(None)
+    measured = _reported({"head": 1.0})
+    skipped = _reported(None, found_inf=1.0)
+    both = _reported(2.0, found_inf=0.0)
+    reads: list[int] = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or tolist(self))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("read alone"))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("read alone"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("read alone"))
+    assert unmeasured.as_dict() == {**dict.fromkeys(KEYS), "launches": unmeasured.launches}
+    assert reads == []
+    found = measured.as_dict()
+    assert reads == [1]
+    assert list(found) == KEYS
+    assert (found["grad_norm/body"], found["grad_norm/head"]) == (3.0, 3.0)
+    assert found["grad_norm/total"] == math.sqrt(18)
+    assert found["clip_factor/body"] == 1.0
+    assert found["clip_factor/head"] == pytest.approx(1 / 3)
+    assert found["skipped"] is None
+    assert skipped.as_dict()["skipped"] is True
+    assert list(both.as_dict()) == KEYS
+    assert both.as_dict()["skipped"] is False
+    assert json.loads(json.dumps(both.as_dict())) == both.as_dict()

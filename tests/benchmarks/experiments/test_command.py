@@ -26,16 +26,19 @@ CELLS = {
     "neurons": 3 * 3 * 2,
     "curvature": 2,
     "cartpole": 2 + 2,
+    "actor": 4 + 10 + 6,
     "cost": 1,
     "gaussians": 4 * 3 + 5 * 2 + 1,
+    "kinds": 1 + 4 + 3 + 6,
     "precision": 2 * 2 * 2,
+    "finetune": 2 * 2 * 5,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if name == "cartpole":
+    if name in ("actor", "cartpole"):
         pytest.importorskip("gymnasium")
     command = ["experiment", name, "--quick", "--out", str(tmp_path)]
     assert main(command) == 0

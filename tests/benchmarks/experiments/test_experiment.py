@@ -21,9 +21,14 @@ from stackelberg_fused.benchmarks.experiments.command import EXPERIMENTS
 MISSING = [
     *((name, "matplotlib", "matplotlib") for name in EXPERIMENTS),
     *((name, "scipy", "scipy") for name in ("rates", "digits", "language", "curvature")),
-    *((name, "scipy", "scipy") for name in ("cartpole", "cost", "gaussians")),
+    *(
+        (name, "scipy", "scipy")
+        for name in ("actor", "cartpole", "cost", "finetune", "gaussians", "kinds")
+    ),
+    ("kinds", "optuna", "optuna"),
     *((name, "sklearn", "scikit-learn") for name in ("digits", "curvature", "cost", "gaussians")),
-    ("cartpole", "gymnasium", "gymnasium"),
+    ("finetune", "sklearn", "scikit-learn"),
+    *((name, "gymnasium", "gymnasium") for name in ("actor", "cartpole")),
 ]
 
 

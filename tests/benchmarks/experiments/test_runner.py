@@ -64,6 +64,25 @@ def test_results_of_other_settings_are_not_continued(tmp_path: Path) -> None:
         main(command)
 
 
+def test_machines_are_named_where_an_experiment_was_continued(tmp_path: Path) -> None:
+    command = ["experiment", "nonconvex", "--quick", "--out", str(tmp_path)]
+    assert main(command) == 0
+    file = tmp_path / "nonconvex.json"
+    result = json.loads(file.read_text())
+    assert "continued_on" not in result
+    here = result["hardware"]
+    result["hardware"] = {**here, "cpu": "another"}
+    result["cells"].popitem()
+    file.write_text(json.dumps(result))
+    for _ in range(2):
+        assert main(command) == 0
+        again = json.loads(file.read_text())
+        assert again["hardware"]["cpu"] == "another"
+        assert again["continued_on"] == [here]
+        again["cells"].popitem()
+        file.write_text(json.dumps(again))
+
+
 def test_a_failed_check_is_printed_and_returned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

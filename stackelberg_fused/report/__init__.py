@@ -1,0 +1,1 @@
+"""What a training run records of itself, and the page that shows it (`stackelberg report DIR`)."""
