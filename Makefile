@@ -28,6 +28,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# what these ask for would bring another torch
+$(VENV)/.installed-no-deps: private PIP += --no-deps
+
 .PHONY: help build demo test test-quick lint docs bench fuzz soak wheel clean
 .DELETE_ON_ERROR:
 
@@ -53,7 +56,7 @@ build: $(VENV)/.built
 demo: $(VENV)/.built $(VENV)/.installed-demo
 	$(BIN)/python -m stackelberg_fused demo $(DEMO_ARGS)
 
-TESTED := $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-docs $(VENV)/.installed-test
+TESTED := $(VENV)/.built $(addprefix $(VENV)/.installed-,demo docs test integrations no-deps)
 # in the order of tests/conftest.py, where the largest groups, which are the slowest, do not all come first
 PYTEST = $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
@@ -98,8 +101,9 @@ $(VENV)/.created: $(if $(MAIN),| $(MAIN)/.built)
 	touch $@
 
 ifndef MAIN
+# nothing may bring another torch: pip then fails instead
 $(VENV)/.installed-%: requirements/%.txt $(VENV)/.created
-	$(PIP) -r $<
+	$(PIP) --constraint requirements/run.txt -r $<
 	touch $@
 
 # no build isolation, no dependencies: pip would fetch a second torch otherwise

@@ -43,6 +43,23 @@ def test_targets_take_the_plain_environment() -> None:
     )
 
 
+def test_what_asks_for_torchvision_comes_alone() -> None:
+    """torchvision brings a torch of its own; what these need else is there before them."""
+    for pair in ([], ["TORCH=2.15.0", "TRITON=3.9.0"]):
+        found = lines("test", *pair)
+        (last,) = (line for line in found if line.endswith("-r requirements/no-deps.txt"))
+        assert " --no-deps " in last
+        others = [line for line in found if " -r requirements/" in line and line != last]
+        assert not any(" --no-deps " in line for line in others)
+        assert any(line.endswith("-r requirements/integrations.txt") for line in others)
+
+
+def test_nothing_may_bring_another_torch() -> None:
+    installs = [line for line in lines("test") if " -r requirements/" in line]
+    assert len(installs) == 7
+    assert all(" --constraint requirements/run.txt " in line for line in installs)
+
+
 def test_ci_builds_the_docs() -> None:
     assert "\nmake docs\n" in (ROOT / ".ci" / "run").read_text()
 

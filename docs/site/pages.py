@@ -27,7 +27,16 @@ OTHERS = {
     "benchmarks/results/README.md": "measurements.md",
 }
 # of the guide; a page that is not named here comes after them
-ORDER = ("training_step", "recipes", "differences", "low_precision", "sharded", "algorithm")
+ORDER = (
+    "training_step",
+    "integrations",
+    "moving",
+    "recipes",
+    "differences",
+    "low_precision",
+    "sharded",
+    "algorithm",
+)
 FENCE = re.compile(r"^( *)(```|~~~)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

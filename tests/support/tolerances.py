@@ -62,6 +62,9 @@ INTERPRETED_PARAM = Tolerance(
 # moment is close to zero. Not for finding bugs of rounding (STEP is), but of wrong elements, steps or settings.
 SEVERAL_STEPS = {"rtol": 1e-5, "atol": 1e-5}
 
+# A trainer of another library with our optimizer beside the same with torch's, rates of 1e-2 at most, some ten steps.
+IN_TRAINERS = {"rtol": 0.0, "atol": 3e-6}
+
 # What is stored in fewer bits, beside the reference over a few steps: float32 differs as above; where that makes a
 # number round to its other neighbour, by the same random number, it is a step of the format off, and steps after it.
 LOW_PRECISION_NEAR = 2e-5  # relative, of what is stored in float32 or nearly so
