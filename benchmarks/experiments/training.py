@@ -178,29 +178,14 @@ class Training(Experiment):
         return _smallest(self._tuned(cells, arm))
 
     def stages(self, cells: Cells) -> Iterator[list[Cell]]:
-        first_seed = self.tuning_seeds[0]
         yield [
-            self._cell(arm, exponent, first_seed)
+            self._cell(arm, exponent, self.tuning_seeds[0])
             for arm in self.arms
             for exponent in range(self.grids[arm.optimizer][0], self.grids[arm.optimizer][1] + 1)
         ]
-        for _ in range(self.extensions):
-            further = []
-            for arm in self.arms:
-                scores = self._scanned(cells, arm)
-                best = _smallest(scores)
-                if best == min(scores):
-                    further.append(self._cell(arm, best - 1, first_seed))
-                elif best == max(scores):
-                    further.append(self._cell(arm, best + 1, first_seed))
-            if not further:
-                break
-            yield further
-        for _ in range(1 + self.extensions):
-            further = [cell for arm in self.arms for cell in self._repeated(cells, arm)]
-            if not further:
-                break
-            yield further
+        # until nothing is missing, so that a finished run has nothing left to do
+        while wanted := [cell for arm in self.arms for cell in self._further(cells, arm)]:
+            yield wanted
         yield [
             self._cell(arm, exponent, seed)
             for arm in self.arms
@@ -208,12 +193,23 @@ class Training(Experiment):
             for seed in range(1, self.seeds + 1)
         ]
 
-    def _repeated(self, cells: Cells, arm: Arm) -> list[Cell]:
-        """Return what is missing of the best rate and its neighbours with every tuning seed."""
+    def _rates(self, arm: Arm) -> range:
+        """Return the exponents of an arm's grid and of those by which it may be extended."""
+        low, high = self.grids[arm.optimizer]
+        return range(low - self.extensions, high + self.extensions + 1)
+
+    def _further(self, cells: Cells, arm: Arm) -> list[Cell]:
+        """Return what the first tuning seed lacks around its best rate, then what all lack around their best."""
         scanned = self._scanned(cells, arm)
-        centre = _smallest(self._tuned(cells, arm) or scanned)
-        around = [e for e in (centre - 1, centre, centre + 1) if self.extensions or e in scanned]
-        wanted = [self._cell(arm, e, seed) for e in around for seed in self.tuning_seeds]
+        best = _smallest(scanned)
+        best_of_all = _smallest(self._tuned(cells, arm) or scanned)
+        return self._missing(cells, arm, best, self.tuning_seeds[:1]) or self._missing(
+            cells, arm, best_of_all, self.tuning_seeds
+        )
+
+    def _missing(self, cells: Cells, arm: Arm, exponent: int, seeds: tuple[int, ...]) -> list[Cell]:
+        around = [e for e in range(exponent - 1, exponent + 2) if e in self._rates(arm)]
+        wanted = [self._cell(arm, e, seed) for e in around for seed in seeds]
         return [cell for cell in wanted if cell.key not in cells]
 
     def fixed(self, cells: Cells, arm: Arm) -> int:

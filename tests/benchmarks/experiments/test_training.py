@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ def _complete(kind: Training, cells: dict[str, Any], score: Callable[[int, int],
     stages = 0
     for stage in kind.stages(cells):
         stages += 1
-        for cell in stage:
+        for cell in (cell for cell in stage if cell.key not in cells):
             loss = score(*keys[cell.key])
             cells[cell.key] = {"train_loss": loss, "test_loss": loss, "accuracy": 0.5}
     return stages
@@ -75,6 +76,17 @@ def test_no_rate_is_chosen_by_one_seed_alone(bad: float) -> None:
         assert all(arm.key(-6, seed) in cells for seed in range(1, digits.seeds + 1))
         assert not any(arm.key(-4, seed) in cells for seed in range(1, digits.seeds + 1))
     assert not set(digits.tuning_seeds) & set(range(1, digits.seeds + 1))
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_finished_run_has_nothing_left_to_do(quick: bool, seed: int) -> None:
+    digits, cells = Digits(quick=quick), dict[str, Any]()
+    scores = random.Random(seed)
+    _complete(digits, cells, lambda exponent, _: abs(exponent + 5) / 9 + scores.random())
+    count = len(cells)
+    assert _complete(digits, cells, lambda *_: 0.0) == 2, "more than the grid and the judged seeds"
+    assert len(cells) == count
 
 
 def test_runs_of_a_seed_begin_alike() -> None:
