@@ -1,6 +1,6 @@
 """TD3 on Pendulum in one optimizer: two critics, an actor of every second step, targets that are averages.
 
-Run: python examples/actor_critic.py
+Run, with gymnasium installed: python examples/actor_critic.py
 """
 
 import argparse

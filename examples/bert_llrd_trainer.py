@@ -1,6 +1,7 @@
 """A tiny BERT, fine-tuned by transformers' Trainer with rates that fall from layer to layer, evaluated with
 averaged weights.
 
+Needs: pip install transformers accelerate
 Run: python examples/bert_llrd_trainer.py
 """
 
@@ -16,7 +17,7 @@ import stackelberg_fused as sf
 VOCABULARY, LENGTH = 40, 24
 
 
-class Brackets(torch.utils.data.Dataset):
+class Majority(torch.utils.data.Dataset):
     """Sequences of tokens; the label says whether token 1 comes more often than token 2."""
 
     def __init__(self, count: int, seed: int) -> None:
@@ -60,7 +61,7 @@ def main() -> None:
             report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         trainer = Trainer(
-            model, arguments, train_dataset=Brackets(2000, 0), eval_dataset=Brackets(500, 1),
+            model, arguments, train_dataset=Majority(2000, 0), eval_dataset=Majority(500, 1),
             compute_metrics=accuracy, optimizers=(optimizer, None),
         )  # fmt: skip
         trainer.train()

@@ -1,6 +1,7 @@
 """Alternating steps in Lightning: the head moves first, then the body at the head that has moved, in manual
 optimization.
 
+Needs: pip install lightning scikit-learn
 Run: python examples/lightning_alternating.py
 """
 
@@ -37,9 +38,8 @@ class Digits(lightning.LightningModule):
         optimizer.zero_grad()
         loss = F.cross_entropy(self.head(features), labels)
         self.manual_backward(loss)
-        optimizer.step(
-            role="body"
-        )  # Lightning counts each step(): global_step is twice the batches
+        # Lightning counts each step(): global_step is twice the batches
+        optimizer.step(role="body")
         self.log("loss", loss)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:

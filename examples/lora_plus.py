@@ -1,6 +1,7 @@
 """LoRA+ (Hayou et al. 2024, arXiv 2402.12354) on a tiny Llama by PEFT: the matrices B of adapters learn 16 times
 faster than A.
 
+Needs: pip install peft transformers
 Run: python examples/lora_plus.py
 """
 
