@@ -66,6 +66,11 @@ inputs, features, targets = torch.zeros(4, 2), torch.zeros(4, 3), torch.zeros(4,
 batches = [(inputs, targets)]
 groups = sf.split_body_head(model)
 opt = sf.StackelbergAdamW(groups)
+old = torch.optim.AdamW(params)
+saved = old.state_dict()
+
+def with_counts(saved: dict[str, Any]) -> dict[str, Any]:
+    return saved
 """
 ACCEPTED = """
 sf.StackelbergAdam(model.parameters(), 1e-3, (0.9, 0.99), state_dtype=torch.bfloat16)
