@@ -101,7 +101,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
             joined groups are joined too.
 
     Returns:
-        New groups; those that were given stay as they are.
+        New groups; those that were given keep their parameters and settings.
 
     Raises:
         ValueError: groups with names of their parameters and without.
@@ -115,8 +115,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
     """
     merged: list[Group] = []
     for group in groups:
-        params = group["params"]
-        own = {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
+        own = {**group, "params": members_of(group)}
         if "param_names" in own:
             own["param_names"] = list(own["param_names"])
         for other in merged:
@@ -158,10 +157,20 @@ def _is_named(group: Group) -> bool:
 
 def parameters_of(group: Group) -> list[Tensor]:
     """Return the parameters of a group, which may have them by name, or one alone."""
+    return [p[1] if isinstance(p, tuple) else p for p in members_of(group)]
+
+
+def members_of(group: Group) -> list[Any]:
+    """Return the parameters of a group, with their names where it has them by name.
+
+    An iterator, as `module.parameters()` is one, would be empty the next time: the group gets a list in its place.
+    """
     params = group["params"]
     if isinstance(params, Tensor):
         return [params]
-    return [p[1] if isinstance(p, tuple) else p for p in params]
+    if not isinstance(params, (list, tuple)):
+        params = group["params"] = list(params)
+    return list(params)
 
 
 def dtypes_of(group: Group) -> list[torch.dtype]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from .builders import Group, Settings, group_of
 from .layers import Heads, head_names, is_in_head
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, own_name, refuse_unknown
 from .split import is_no_decay
 
 KINDS = ("embedding", "matrix", "vector", "head")
@@ -34,7 +34,8 @@ def kinds(
         not what rates by kind mean; give it `{"head": {"role": "head"}}` where it is.
 
     Raises:
-        ValueError: settings for a kind that there is none of in the model, or `head` is no name in it.
+        ValueError: settings for a kind that there is none of in the model, `head` is no name in it, or it cannot be
+            known what parameters are: of a lazy module, or flattened by FSDP1 (use_orig_params=False).
 
     Example:
         >>> parts = {"embed": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "lm_head": nn.Linear(8, 10)}
@@ -43,6 +44,7 @@ def kinds(
         [('embedding', 0.3), ('vector', None), ('head', None)]
     """
     params = model_parameters(model)
+    refuse_unknown(params)
     heads = head_names(model, head)
     found: dict[str, list[ModelParameter]] = {kind: [] for kind in KINDS}
     for one in params:
@@ -71,5 +73,5 @@ def _kind_of(one: ModelParameter, heads: Iterable[str]) -> str:
 
 def _is_table(name: str, module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(
-        _TABLE.search(name.rpartition(".")[2])
+        _TABLE.search(own_name(name))
     )

@@ -10,7 +10,7 @@ from torch import nn
 from .builders import Group, group_of
 from .detect_head import detect_head, unwrapped
 from .layer_stack import LayerStack, find_stack
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, refuse_unknown
 from .split import is_no_decay
 
 Layers = Callable[[str], int] | Sequence[str]
@@ -49,8 +49,9 @@ def layerwise_lr_decay(
         that it is.
 
     Raises:
-        ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, or `layers` leaves
-            a parameter out.
+        ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, `layers` leaves
+            a parameter out, or it cannot be known what parameters are: of a lazy module, or flattened by
+            FSDP1 (use_orig_params=False).
         TypeError: the model is no nn.Module, or `layers` gives no integers.
 
     Example:
@@ -70,6 +71,8 @@ def layerwise_lr_decay(
     if not lr >= 0.0:
         raise ValueError(f"lr must be >= 0, got {lr!r}")
     params = model_parameters(model)
+    if no_decay or layers is None:
+        refuse_unknown(params)
     heads = head_names(model, head)
     depths = _given(params, layers) if layers is not None else _found(model, params, heads)
     highest = max(depths)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .builders import Group, group_of
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, refuse_unknown
 
 LORA_B = ("lora_B", "lora_embedding_B")
 
@@ -93,7 +93,8 @@ def mup_groups(
 
     Raises:
         ValueError: a parameter of one model is not in the other or has another number of dimensions, more than two
-            of them are infinite, or there are no base shapes.
+            of them are infinite, there are no base shapes, or it cannot be known what parameters are: of a lazy
+            module, or flattened by FSDP1 (use_orig_params=False).
 
     Example:
         >>> def mlp(width):
@@ -106,6 +107,7 @@ def mup_groups(
         raise ValueError(f"rule must be 'adam' or 'sgd', got {rule!r}")
     _check_rate(lr)
     params = model_parameters(model)
+    refuse_unknown(params)
     grown = _noted(params) if base is None else _compared(params, model_parameters(base))
     found: dict[float, list[ModelParameter]] = {}
     for one, multiples in zip(params, grown, strict=True):

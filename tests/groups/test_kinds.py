@@ -65,3 +65,8 @@ def test_a_head_by_name_and_settings_by_kind() -> None:
 def test_settings_that_reach_nothing(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sf.kinds(nn.Linear(3, 3), settings)
+
+
+def test_of_a_lazy_module() -> None:
+    with pytest.raises(ValueError, match="a lazy module gives it on its first input"):
+        sf.kinds(nn.Sequential(nn.LazyLinear(3)))
