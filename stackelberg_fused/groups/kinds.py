@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from .builders import Group, Settings, group_of
+from .builders import Group, Settings, check_settings, group_of
 from .layers import Heads, head_names, is_in_head
 from .model_parameters import ModelParameter, model_parameters, own_name, refuse_unknown
 from .split import is_no_decay
 
 KINDS = ("embedding", "matrix", "vector", "head")
 # of tables that are no module: positions and tokens that vision models add to their input (pos_embed, cls_token)
-_TABLE = re.compile(r"(^|_)(embed|embeddings?|tokens?)$")
+_TABLE = re.compile(r"(^|_)(emb|embed|embeddings?|tokens?)$")
 
 
 def kinds(
@@ -36,6 +36,7 @@ def kinds(
     Raises:
         ValueError: settings for a kind that there is none of in the model, `head` is no name in it, or it cannot be
             known what parameters are: of a lazy module, or flattened by FSDP1 (use_orig_params=False).
+        TypeError: settings are no dict, or hold "params"; or `head` is no name.
 
     Example:
         >>> parts = {"embed": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "lm_head": nn.Linear(8, 10)}
@@ -50,7 +51,8 @@ def kinds(
     for one in params:
         found[_kind_of(one, heads)].append(one)
     settings = settings or {}
-    for kind in settings:
+    for kind, of_kind in settings.items():
+        check_settings(f"kind {kind!r}", of_kind)
         if kind not in found:
             raise ValueError(
                 f"unknown kind {kind!r}, expected one of {', '.join(map(repr, KINDS))}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
-from .builders import Group, members_of, parameters_of
+from .builders import CONTENT, Group, members_of, parameters_of
 from .detect_head import unwrapped
-from .model_parameters import ModelParameter, model_parameters, own_name, refuse_unknown
+from .model_parameters import ModelParameter, model_parameters, own_name, plain_name, refuse_unknown
 from .split import is_no_decay
 
 # their scales keep what comes in at its size: shrinking them changes the function, and makes it no smoother
@@ -42,7 +41,7 @@ def decay_by_module(
 
     Exempt are parameters of norms (those of torch, and classes whose name ends in "Norm", as most libraries have
     some of their own; the vectors of "RMSNormGated" and the like), of embeddings, and biases; also what a model itself
-    exempts: names that its `no_weight_decay()` returns, as timm's models have it, and parameters with
+    exempts, or a part of it: names that its `no_weight_decay()` returns, as timm's models have it, and parameters with
     `_no_weight_decay` set, as those of Mamba. A tied weight is exempt only if it is so in each of its modules: an
     embedding that is the last layer's matrix too is decayed.
 
@@ -75,22 +74,26 @@ def decay_by_module(
     given = groups if groups is not None else [{"params": list(model.named_parameters())}]
     found = []
     for index, group in enumerate(given):
-        entries = members_of(group)
-        parted: dict[bool, list[Any]] = {False: [], True: []}
-        for entry, param in zip(entries, parameters_of({"params": entries}), strict=True):
+        parted: dict[bool, list[int]] = {False: [], True: []}
+        for place, param in enumerate(parameters_of(group)):
             one = known.get(id(param))
             if one is None:
                 shape = tuple(param.shape)
                 raise ValueError(
                     f"param group {index} holds a parameter of shape {shape} that is not the model's"
                 )
-            parted[_is_exempt(one, exempt, biases, own)].append(entry)
-        settings = {k: v for k, v in group.items() if k != "params"}
+            parted[_is_exempt(one, exempt, biases, own)].append(place)
         if parted[False]:
-            found.append({"params": parted[False], "weight_decay": weight_decay, **settings})
+            found.append({"weight_decay": weight_decay, **_part(group, parted[False])})
         if parted[True]:
-            found.append({"params": parted[True], **settings, "weight_decay": 0.0})
+            found.append({**_part(group, parted[True]), "weight_decay": 0.0})
     return found
+
+
+def _part(group: Group, places: list[int]) -> Group:
+    """A group with some of the parameters, and their names as an optimizer's groups have them."""
+    part = {**group, "params": members_of(group)}
+    return {**part, **{key: [part[key][i] for i in places] for key in CONTENT if key in part}}
 
 
 def _is_exempt(
@@ -112,5 +115,10 @@ def _is_exempt(
 
 
 def _named_by_model(model: nn.Module) -> set[str]:
-    ask = getattr(unwrapped(model)[1], "no_weight_decay", None)
-    return set(ask()) if callable(ask) else set()
+    """Names that the model exempts, or a part of it, as a backbone of timm does."""
+    found = set()
+    for path, module in unwrapped(model)[1].named_modules():
+        ask = getattr(module, "no_weight_decay", None)
+        names = ask() if callable(ask) else ()
+        found |= {plain_name(f"{path}.{name}" if path else name) for name in names}
+    return found

@@ -143,3 +143,20 @@ def test_groups_with_iterators_keep_their_parameters() -> None:
 def test_of_a_lazy_module() -> None:
     with pytest.raises(ValueError, match=r"shape of '0\.weight', .* run the\s+model once before"):
         sf.decay_by_module(nn.Sequential(nn.LazyLinear(3)), 0.1)
+
+
+def test_groups_of_an_optimizer_keep_their_names() -> None:
+    model = GPT(tied=False)
+    for make in (sf.StackelbergAdamW, torch.optim.AdamW):
+        given = make(model.named_parameters(), lr=0.1, weight_decay=0.2)
+        groups = sf.decay_by_module(model, 0.1, given.param_groups)
+        assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+        named = {n: p for g in groups for n, p in zip(g["param_names"], g["params"], strict=True)}
+        assert all(named[name] is param for name, param in model.named_parameters())
+        assert len(make(groups).param_groups) == 2
+
+
+def test_what_a_backbone_exempts() -> None:
+    model = nn.ModuleDict({"backbone": ViT(), "own": nn.Linear(4, 2)})
+    names = {"backbone.cls_token", "backbone.pos_embed"}
+    assert names <= _spared(sf.decay_by_module(model, 0.1))
