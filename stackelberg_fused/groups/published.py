@@ -17,6 +17,9 @@ def lora_plus_groups(
 ) -> list[Group]:
     """Param groups of LoRA+ (Hayou, Ghosh and Yu 2024, arXiv 2402.12354): B moves `ratio` times faster than A.
 
+    Every matrix B is fast and all else is slow. PEFT's `create_loraplus_optimizer` gives adapters of embeddings a rate
+    of their own, and vectors that are trained (biases, norms of `modules_to_save`) that of B.
+
     Args:
         model: with adapters of PEFT, or others whose parameters have "lora_B" in their names. Frozen parameters are
             left out.
