@@ -16,7 +16,7 @@ from .model_parameters import ModelParameter, model_parameters
 
 Group = dict[str, Any]
 Settings = Mapping[str, Any]
-_CONTENT = ("params", "param_names")  # of a group: what is no setting
+CONTENT = ("params", "param_names")  # of a group: what is no setting
 
 
 def groups_by_pattern(
@@ -36,7 +36,7 @@ def groups_by_pattern(
 
     Raises:
         ValueError: a pattern matches no parameter, or two match the same, or it is no regular expression.
-        TypeError: settings are no dict, or hold "params".
+        TypeError: patterns or settings are no dict, or settings hold "params".
 
     Example:
         >>> model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "lm_head": nn.Linear(8, 10)})
@@ -45,9 +45,11 @@ def groups_by_pattern(
         >>> [(group["params"][0][0], group.get("lr")) for group in groups]
         [('embed.weight', 0.01), ('lm_head.bias', None), ('lm_head.weight', 0.001)]
     """
+    if not isinstance(patterns, Mapping):
+        raise TypeError(f"patterns must be a dict of settings, got {type(patterns).__name__}")
     params = model_parameters(model)
     compiled = {pattern: _compiled(pattern, of) for pattern, of in patterns.items()}
-    _check_settings("default", default or {})
+    check_settings("default", default or {})
     found: dict[str | None, list[ModelParameter]] = {pattern: [] for pattern in patterns}
     found[None] = []
     for one in params:
@@ -79,14 +81,15 @@ def _named(one: ModelParameter) -> str:
 
 
 def _compiled(pattern: str, settings: Settings) -> re.Pattern[str]:
-    _check_settings(f"pattern {pattern!r}", settings)
+    check_settings(f"pattern {pattern!r}", settings)
     try:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
 
 
-def _check_settings(what: str, settings: Settings) -> None:
+def check_settings(what: str, settings: Settings) -> None:
+    """Raise TypeError unless these are settings of a group, without its parameters."""
     if not isinstance(settings, Mapping):
         raise TypeError(f"{what}: settings must be a dict, got {type(settings).__name__}")
     if "params" in settings:
@@ -101,7 +104,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
             joined groups are joined too.
 
     Returns:
-        New groups; those that were given stay as they are.
+        New groups; those that were given keep their parameters and settings.
 
     Raises:
         ValueError: groups with names of their parameters and without.
@@ -115,8 +118,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
     """
     merged: list[Group] = []
     for group in groups:
-        params = group["params"]
-        own = {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
+        own = {**group, "params": members_of(group)}
         if "param_names" in own:
             own["param_names"] = list(own["param_names"])
         for other in merged:
@@ -129,7 +131,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
 
 
 def _settings_of(group: Group) -> Group:
-    return {k: v for k, v in group.items() if k not in (*_CONTENT, "name")}
+    return {k: v for k, v in group.items() if k not in (*CONTENT, "name")}
 
 
 def _is_equal(ours: Any, theirs: Any) -> bool:
@@ -144,7 +146,7 @@ def _is_equal(ours: Any, theirs: Any) -> bool:
 def _join(first: Group, other: Group) -> None:
     if _is_named(first) != _is_named(other):
         raise ValueError("some groups name their parameters, and others do not")
-    for key in _CONTENT:
+    for key in CONTENT:
         if key in first:
             first[key] = [*first[key], *other[key]]
     names = [group["name"] for group in (first, other) if "name" in group]
@@ -158,10 +160,20 @@ def _is_named(group: Group) -> bool:
 
 def parameters_of(group: Group) -> list[Tensor]:
     """Return the parameters of a group, which may have them by name, or one alone."""
+    return [p[1] if isinstance(p, tuple) else p for p in members_of(group)]
+
+
+def members_of(group: Group) -> list[Any]:
+    """Return the parameters of a group, with their names where it has them by name.
+
+    An iterator, as `module.parameters()` is one, would be empty the next time: the group gets a list in its place.
+    """
     params = group["params"]
     if isinstance(params, Tensor):
         return [params]
-    return [p[1] if isinstance(p, tuple) else p for p in params]
+    if not isinstance(params, (list, tuple)):
+        params = group["params"] = list(params)
+    return list(params)
 
 
 def dtypes_of(group: Group) -> list[torch.dtype]:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from .builders import Group, Settings, group_of
+from .builders import Group, Settings, check_settings, group_of
 from .layers import Heads, head_names, is_in_head
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, own_name, refuse_unknown
 from .split import is_no_decay
 
 KINDS = ("embedding", "matrix", "vector", "head")
 # of tables that are no module: positions and tokens that vision models add to their input (pos_embed, cls_token)
-_TABLE = re.compile(r"(^|_)(embed|embeddings?|tokens?)$")
+_TABLE = re.compile(r"(^|_)(emb|embed|embeddings?|tokens?)$")
 
 
 def kinds(
@@ -34,7 +34,9 @@ def kinds(
         not what rates by kind mean; give it `{"head": {"role": "head"}}` where it is.
 
     Raises:
-        ValueError: settings for a kind that there is none of in the model, or `head` is no name in it.
+        ValueError: settings for a kind that there is none of in the model, `head` is no name in it, or it cannot be
+            known what parameters are: of a lazy module, or flattened by FSDP1 (use_orig_params=False).
+        TypeError: settings are no dict, or hold "params"; or `head` is no name.
 
     Example:
         >>> parts = {"embed": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "lm_head": nn.Linear(8, 10)}
@@ -43,12 +45,14 @@ def kinds(
         [('embedding', 0.3), ('vector', None), ('head', None)]
     """
     params = model_parameters(model)
+    refuse_unknown(params)
     heads = head_names(model, head)
     found: dict[str, list[ModelParameter]] = {kind: [] for kind in KINDS}
     for one in params:
         found[_kind_of(one, heads)].append(one)
     settings = settings or {}
-    for kind in settings:
+    for kind, of_kind in settings.items():
+        check_settings(f"kind {kind!r}", of_kind)
         if kind not in found:
             raise ValueError(
                 f"unknown kind {kind!r}, expected one of {', '.join(map(repr, KINDS))}"
@@ -71,5 +75,5 @@ def _kind_of(one: ModelParameter, heads: Iterable[str]) -> str:
 
 def _is_table(name: str, module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(
-        _TABLE.search(name.rpartition(".")[2])
+        _TABLE.search(own_name(name))
     )

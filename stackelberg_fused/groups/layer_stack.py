@@ -10,10 +10,11 @@ from .detect_head import unwrapped
 from .model_parameters import plain_name
 
 # direct neighbours of a stack that are applied after it, though some models make them before
-FINAL_NORMS = (
+LATE = (
     *("ln_f", "norm_f", "ln_post", "final_norm", "final_layer_norm", "final_layernorm"),
-    *("post_layernorm", "fc_norm"),
+    *("post_layernorm", "fc_norm", "project_out"),
 )
+LAST_PARAMETERS = ("proj", "text_projection")  # of the model itself: open_clip's
 MOST = 0.9  # of the elements of all stacks that the one holds which is the model's
 
 
@@ -50,7 +51,8 @@ class LayerStack:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             return 0  # some are made after the stack, as DeBERTa's relative positions
         holder, _, own = name.rpartition(".")[0].rpartition(".")
-        if own in FINAL_NORMS and holder == self.path.rpartition(".")[0]:
+        is_late = own in LATE and holder == self.path.rpartition(".")[0]
+        if is_late or name in LAST_PARAMETERS:
             return self.after
         return 0 if name in self.earlier else self.after
 

@@ -10,7 +10,7 @@ from torch import nn
 from .builders import Group, group_of
 from .detect_head import detect_head, unwrapped
 from .layer_stack import LayerStack, find_stack
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, plain_name, refuse_unknown
 from .split import is_no_decay
 
 Layers = Callable[[str], int] | Sequence[str]
@@ -49,9 +49,10 @@ def layerwise_lr_decay(
         that it is.
 
     Raises:
-        ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, or `layers` leaves
-            a parameter out.
-        TypeError: the model is no nn.Module, or `layers` gives no integers.
+        ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, `layers` leaves
+            a parameter out, or it cannot be known what parameters are: of a lazy module, or flattened by
+            FSDP1 (use_orig_params=False).
+        TypeError: the model is no nn.Module, `head` is no name, or `layers` gives no integers.
 
     Example:
         >>> blocks = [nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16) for _ in range(2)]
@@ -70,6 +71,8 @@ def layerwise_lr_decay(
     if not lr >= 0.0:
         raise ValueError(f"lr must be >= 0, got {lr!r}")
     params = model_parameters(model)
+    if no_decay or layers is None:
+        refuse_unknown(params)
     heads = head_names(model, head)
     depths = _given(params, layers) if layers is not None else _found(model, params, heads)
     highest = max(depths)
@@ -96,16 +99,28 @@ def head_names(model: nn.Module, head: Heads) -> list[str]:
     prefix, core = unwrapped(model)
     if head is None:
         try:
-            return [name.removeprefix(prefix) for name in detect_head(model)]
+            return [plain_name(name.removeprefix(prefix)) for name in detect_head(model)]
         except ValueError:
             return []
-    names = [head] if isinstance(head, str) else list(head)
+    names = [head] if isinstance(head, str) else list(_names_in(head))
     known = {name for name, _ in core.named_modules(remove_duplicate=False)}
     known |= {name for name, _ in core.named_parameters(remove_duplicate=False)}
+    # with the wrappers' names before it too, as a param group shows it
+    names = [plain_name(name.removeprefix(prefix)) for name in names]
+    known = set(map(plain_name, known))
     for name in names:
         if name not in known:
             raise ValueError(f"the model has no module or parameter named {name!r}")
     return names
+
+
+def _names_in(head: Iterable[str]) -> Iterable[str]:
+    if isinstance(head, nn.Module) or not isinstance(head, Iterable):
+        raise TypeError(f"head must be a name or several, got {type(head).__name__}")
+    for name in head:
+        if not isinstance(name, str):
+            raise TypeError(f"head must be a name or several, got a {type(name).__name__} in it")
+        yield name
 
 
 def _is_in(name: str, part: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .builders import Group, group_of
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, refuse_unknown
 
 LORA_B = ("lora_B", "lora_embedding_B")
 
@@ -16,6 +16,9 @@ def lora_plus_groups(
     model: nn.Module, *, lr: float, ratio: float = 16.0, weight_decay: float | None = None
 ) -> list[Group]:
     """Param groups of LoRA+ (Hayou, Ghosh and Yu 2024, arXiv 2402.12354): B moves `ratio` times faster than A.
+
+    Every matrix B is fast and all else is slow. PEFT's `create_loraplus_optimizer` gives adapters of embeddings a rate
+    of their own, and vectors that are trained (biases, norms of `modules_to_save`) that of B.
 
     Args:
         model: with adapters of PEFT, or others whose parameters have "lora_B" in their names. Frozen parameters are
@@ -93,7 +96,8 @@ def mup_groups(
 
     Raises:
         ValueError: a parameter of one model is not in the other or has another number of dimensions, more than two
-            of them are infinite, or there are no base shapes.
+            of them are infinite, there are no base shapes, or it cannot be known what parameters are: of a lazy
+            module, or flattened by FSDP1 (use_orig_params=False).
 
     Example:
         >>> def mlp(width):
@@ -106,6 +110,7 @@ def mup_groups(
         raise ValueError(f"rule must be 'adam' or 'sgd', got {rule!r}")
     _check_rate(lr)
     params = model_parameters(model)
+    refuse_unknown(params)
     grown = _noted(params) if base is None else _compared(params, model_parameters(base))
     found: dict[float, list[ModelParameter]] = {}
     for one, multiples in zip(params, grown, strict=True):

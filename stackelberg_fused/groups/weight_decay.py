@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .builders import Group, parameters_of
+from .builders import CONTENT, Group, members_of, parameters_of
 from .detect_head import unwrapped
-from .model_parameters import ModelParameter, model_parameters
+from .model_parameters import ModelParameter, model_parameters, own_name, plain_name, refuse_unknown
+from .split import is_no_decay
 
 # their scales keep what comes in at its size: shrinking them changes the function, and makes it no smoother
 NORMS = (
@@ -25,6 +26,7 @@ NORMS = (
     nn.InstanceNorm3d,
 )
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORM = re.compile(r"Norm(?![a-z])")  # RMSNormGated, Norm2d, but no NormalPolicy
 
 
 def decay_by_module(
@@ -38,10 +40,10 @@ def decay_by_module(
     """Give groups a weight decay, and parameters that should have none groups of their own with 0.
 
     Exempt are parameters of norms (those of torch, and classes whose name ends in "Norm", as most libraries have
-    some of their own), of embeddings, and biases; also what a model itself exempts: names that its
-    `no_weight_decay()` returns, as timm's models have it, and parameters with `_no_weight_decay` set, as those of
-    Mamba. A tied weight is exempt only if it is so in each of its modules: an embedding that is the last layer's
-    matrix too is decayed.
+    some of their own; the vectors of "RMSNormGated" and the like), of embeddings, and biases; also what a model itself
+    exempts, or a part of it: names that its `no_weight_decay()` returns, as timm's models have it, and parameters with
+    `_no_weight_decay` set, as those of Mamba. A tied weight is exempt only if it is so in each of its modules: an
+    embedding that is the last layer's matrix too is decayed.
 
     Args:
         model: that the groups are of.
@@ -55,7 +57,8 @@ def decay_by_module(
         those that are decayed.
 
     Raises:
-        ValueError: a group holds a parameter that is not the model's.
+        ValueError: a group holds a parameter that is not the model's, or it cannot be known what parameters
+            are: of a lazy module, or flattened by FSDP1 (use_orig_params=False).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -64,28 +67,33 @@ def decay_by_module(
         0.1 ['0.weight', '2.weight']
         0.0 ['0.bias', '1.weight', '1.bias', '2.bias']
     """
-    known = {id(one.param): one for one in model_parameters(model)}
+    every = model_parameters(model)
+    refuse_unknown(every)
+    known = {id(one.param): one for one in every}
     own = _named_by_model(model)
     given = groups if groups is not None else [{"params": list(model.named_parameters())}]
     found = []
     for index, group in enumerate(given):
-        params = group["params"]
-        entries = [params] if isinstance(params, Tensor) else list(params)
-        parted: dict[bool, list[Any]] = {False: [], True: []}
-        for entry, param in zip(entries, parameters_of({"params": entries}), strict=True):
+        parted: dict[bool, list[int]] = {False: [], True: []}
+        for place, param in enumerate(parameters_of(group)):
             one = known.get(id(param))
             if one is None:
                 shape = tuple(param.shape)
                 raise ValueError(
                     f"param group {index} holds a parameter of shape {shape} that is not the model's"
                 )
-            parted[_is_exempt(one, exempt, biases, own)].append(entry)
-        settings = {k: v for k, v in group.items() if k != "params"}
+            parted[_is_exempt(one, exempt, biases, own)].append(place)
         if parted[False]:
-            found.append({"params": parted[False], "weight_decay": weight_decay, **settings})
+            found.append({"weight_decay": weight_decay, **_part(group, parted[False])})
         if parted[True]:
-            found.append({"params": parted[True], **settings, "weight_decay": 0.0})
+            found.append({**_part(group, parted[True]), "weight_decay": 0.0})
     return found
+
+
+def _part(group: Group, places: list[int]) -> Group:
+    """A group with some of the parameters, and their names as an optimizer's groups have them."""
+    part = {**group, "params": members_of(group)}
+    return {**part, **{key: [part[key][i] for i in places] for key in CONTENT if key in part}}
 
 
 def _is_exempt(
@@ -95,15 +103,22 @@ def _is_exempt(
         return True
     exempts_norms = any(kind in exempt for kind in NORMS)
     for name, module in zip(one.names, one.modules, strict=True):
-        is_of_norm = exempts_norms and type(module).__name__.endswith("Norm")
-        last = name.rpartition(".")[2]
+        kind, is_vector = type(module).__name__, is_no_decay(one.param)
+        is_norm = kind.endswith("Norm") or (is_vector and _NORM.search(kind) is not None)
+        is_of_norm = exempts_norms and is_norm
+        last = own_name(name)
         # in_proj_bias, bias_ih_l0; but no table of biases
-        is_bias = one.param.dim() <= 1 and (last.startswith("bias") or last.endswith("bias"))
+        is_bias = is_vector and (last.startswith("bias") or last.endswith("bias"))
         if not (isinstance(module, exempt) or is_of_norm or (is_bias and not biases)):
             return False
     return True
 
 
 def _named_by_model(model: nn.Module) -> set[str]:
-    ask = getattr(unwrapped(model)[1], "no_weight_decay", None)
-    return set(ask()) if callable(ask) else set()
+    """Names that the model exempts, or a part of it, as a backbone of timm does."""
+    found = set()
+    for path, module in unwrapped(model)[1].named_modules():
+        ask = getattr(module, "no_weight_decay", None)
+        names = ask() if callable(ask) else ()
+        found |= {plain_name(f"{path}.{name}" if path else name) for name in names}
+    return found

@@ -21,11 +21,15 @@ def original_shapes(param: Any) -> tuple[Shape, ...] | None:
     """The shapes that a flattened parameter is made of, whole and not of this process alone; None if it is none."""
     if not getattr(param, "_fsdp_flattened", False):
         return None
-    shapes = getattr(param, "_shapes", None)
-    if shapes is not None:
-        return tuple(map(tuple, shapes))
+    if is_joined(param):
+        return tuple(map(tuple, param._shapes))
     known = _known(param)
     return None if known is None else (known[0],)
+
+
+def is_joined(param: Any) -> bool:
+    """Tell whether a parameter is what FSDP1 made of several (use_orig_params=False), whose names are gone."""
+    return getattr(param, "_fsdp_flattened", False) and getattr(param, "_shapes", None) is not None
 
 
 def is_cut(param: Any) -> bool:
@@ -35,7 +39,7 @@ def is_cut(param: Any) -> bool:
     """
     if not getattr(param, "_fsdp_flattened", False):
         return False
-    if getattr(param, "_shapes", None) is not None:
+    if is_joined(param):
         return _is_dealt(param)
     known = _known(param)
     return known is not None and known[1]

@@ -38,8 +38,9 @@ class AveragedModule(Generic[Module]):
     Args:
         optimizer: a Stackelberg optimizer; all trained parameters of `module` are in groups with an `ema_decay`.
         module: the one that is trained; it is copied once.
-        buffers: "shared": those of `module`, whatever they are at the call. "own": a copy, which changes only when
-            this module itself is called in training mode, or is written to.
+        buffers: "shared": those of `module`, whatever they are at the call; a call in training mode writes to them, so
+            put a target with batch norms in `target.module.eval()`. "own": a copy, which changes only when this module
+            itself is called in training mode, or is written to.
 
     Raises:
         TypeError: no Stackelberg optimizer or no module; or a parameter is sharded (use `ema_weights()`).
@@ -86,7 +87,7 @@ class AveragedModule(Generic[Module]):
         """The module with the averages of now, to call its methods or to save it.
 
         What is written to its parameters, as by `load_state_dict`, is written to the averages: before the first step,
-        and where they are frozen, to the weights.
+        and where they are frozen, to the weights. Of 16-bit weights it is written to a copy, and lost at the next call.
 
         Raises:
             RuntimeError: within `ema_weights()`, where the averages hold weights.

@@ -53,20 +53,19 @@ def step_values(optimizer: Any) -> dict[str, Any]:
 def rates(groups: list[dict[str, Any]]) -> dict[str, Number]:
     """Return the rate of each group by its name: its "name", else its role, else its number.
 
-    Groups that share name and rate are one. Of more than `MOST_RATES` the lowest, the median and the highest are
-    returned.
+    Groups that share name, initial rate and rate are one. Of more than `MOST_RATES` the lowest, the median and the
+    highest are returned.
     """
-    first: dict[tuple[str, float], tuple[int, Any]] = {}
+    first: dict[tuple[str, float, float], tuple[int, Any]] = {}
     for index, group in enumerate(groups):
         name = str(group.get("name") or group.get("role") or f"group {index}")
-        # the initial rate, since a schedule may begin with 0 for all
-        rate = group.get("initial_lr", group["lr"])
-        on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
-        first.setdefault((name, float(index) if on_device else float(rate)), (index, group["lr"]))
-    names = [name for name, _ in first]
+        # the initial rate too, since a schedule may begin with 0 for all
+        both = [_known(rate, index) for rate in (group.get("initial_lr", group["lr"]), group["lr"])]
+        first.setdefault((name, both[0], both[1]), (index, group["lr"]))
+    names = [name for name, *_ in first]
     found = {
         f"{name} {index}" if names.count(name) > 1 else name: kept(rate)
-        for (name, _), (index, rate) in first.items()
+        for (name, *_), (index, rate) in first.items()
     }
     if len(found) <= MOST_RATES:
         return found
@@ -74,6 +73,12 @@ def rates(groups: list[dict[str, Any]]) -> dict[str, Number]:
     if len(values) < len(found):  # to sort them would wait for the device
         return dict(list(found.items())[:MOST_RATES])
     return {"lowest": min(values), "median": statistics.median(values), "highest": max(values)}
+
+
+def _known(rate: Any, index: int) -> float:
+    """Return a rate, or what no other group has where only a device knows it."""
+    on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return float(index) if on_device else float(rate)
 
 
 def gradient_norms(optimizer: Any) -> dict[str, Number] | None:

@@ -74,8 +74,13 @@ def _last(values: list[float]) -> float:
     return values[-1]
 
 
+def _mean_above_zero(values: list[float]) -> float:
+    """Of a player that waits for its turn (`update_every`, `step(role=)`) a norm of 0 is reported."""
+    return statistics.fmean([value for value in values if value > 0] or [0.0])
+
+
 RATE = Kind("by group; solid: head, dashed: body", thin=_last, thinned="the last")
-NORM = Kind("before clipping")
+NORM = Kind("before clipping", thin=_mean_above_zero, thinned="the mean, zeros (no turn) left out,")
 CLIP = Kind("1: not clipped", scale=Scale(0.0, 1.06))
 TIME = Kind("microseconds", thin=statistics.median, thinned="the median", points=40)
 GAP = Kind("loss above that of the best head for the body of the moment")

@@ -113,13 +113,14 @@ class Recorder:
                 them, replace what the optimizer tells.
 
         Raises:
-            TypeError, ValueError: something is no number.
+            TypeError, ValueError: something is no number, or a value is called `kind`.
         """
         if step % self.every and step != self.steps:
             return
         row: dict[str, Any] = {"kind": "step", "step": int(step), "loss": kept(loss)}
         if optimizer is not None:
             row.update(step_values(optimizer))
+        _refuse_kind(values)
         for name, value in values.items():
             row[name] = _named(value) if name in BY_NAME else kept(value)
         self._waiting.append(row)
@@ -133,7 +134,13 @@ class Recorder:
             step: the number of the last step.
             loss: the validation loss.
             **values: other numbers, e.g. `accuracy`, and `follower_gap` (`sf.stackelberg_value`).
+
+        Several evaluations after the same step are one, with the values of all.
+
+        Raises:
+            TypeError, ValueError: something is no number, or a value is called `kind`.
         """
+        _refuse_kind(values)
         row: dict[str, Any] = {"kind": "evaluation", "step": int(step)}
         given = {**values} if loss is None else {"loss": loss, **values}
         self._waiting.append({**row, **{name: kept(value) for name, value in given.items()}})
@@ -201,6 +208,11 @@ def _arm_of(path: Path) -> str | None:
             return str(json.loads(file.readline())["arm"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _refuse_kind(values: Mapping[str, Any]) -> None:
+    if "kind" in values:
+        raise ValueError("a value cannot be called 'kind': each line has one of its own")
 
 
 def _named(value: Any) -> dict[str, Any]:

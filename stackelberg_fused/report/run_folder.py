@@ -126,16 +126,22 @@ def read_arm(path: Path) -> Arm:
 
 
 def _add(arm: Arm, row: dict[str, Any]) -> None:
-    """Add a step or an evaluation. One that comes again, after a resume, replaces all from it on."""
+    """Add a step or an evaluation.
+
+    A step that comes again, after a resume, replaces all from it on. Evaluations after the same step are one.
+    """
     rows = {"step": arm.steps, "evaluation": arm.evaluations}.get(str(row["kind"]))
     step = row.get("step")
     if rows is None or type(step) is not int or not 0 <= step < MOST_STEPS:
         arm.unreadable += 1
         return
-    if rows is arm.steps:
+    # one that was evaluated before it was recorded does not come again
+    if rows is arm.steps and rows and step <= rows[-1].step:
         _drop(arm.evaluations, step)
+    is_known = rows is arm.evaluations and rows and rows[-1].step == step
+    before = rows[-1].values if is_known else {}
     _drop(rows, step)
-    rows.append(Row(step, dict(_numbers(row))))
+    rows.append(Row(step, {**before, **dict(_numbers(row))}))
 
 
 def _drop(rows: list[Row], step: int) -> None:

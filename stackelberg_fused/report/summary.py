@@ -30,12 +30,17 @@ def which_loss(arms: list[Arm]) -> str:
     return "validation" if has_all else "training"
 
 
-def loss_at(arm: Arm, step: int, which: str) -> float | None:
-    """Return the last loss at or before a step, for training the mean of some; infinite if it is not finite."""
+def loss_at(arm: Arm, step: int, which: str, after: int = -1) -> float | None:
+    """Return the last loss at or before a step, for training the mean of some; infinite if it is not finite.
+
+    Args:
+        after: the last loss has to be later than this step, or it tells of another one.
+    """
     rows = arm.evaluations if which == "validation" else arm.steps
-    losses = [row.values["loss"] for row in rows if row.step <= step and "loss" in row.values]
-    if not losses:
+    with_loss = [row for row in rows if row.step <= step and "loss" in row.values]
+    if not with_loss or with_loss[-1].step <= after:
         return None
+    losses = [row.values["loss"] for row in with_loss]
     count = 1 if which == "validation" else max(1, round(AVERAGED * len(losses)))
     loss = statistics.fmean(losses[-count:])
     return loss if math.isfinite(loss) else math.inf
@@ -98,7 +103,13 @@ def table(arms: list[Arm]) -> Table:
     headings += [f"to {arms[0].name}"] * (len(arms) > 1) + ["step, µs"] * any(times)
     rows, best = [], set()
     columns = [
-        [loss_at(arm, s, which) if arm.last_step >= s else None for arm in arms] for s in steps
+        [
+            loss_at(arm, s, which, after=max(other for other in (0, *steps) if other < s))
+            if arm.last_step >= s
+            else None
+            for arm in arms
+        ]
+        for s in steps
     ]
     for column, losses in enumerate(columns):
         lowest = min((x for x in losses if x is not None), default=math.inf)

@@ -143,3 +143,8 @@ def test_names_and_no_names_are_not_merged() -> None:
     a, b = (nn.Parameter(torch.ones(1)) for _ in range(2))
     with pytest.raises(ValueError, match="name their parameters, and others do not"):
         sf.merge_equal([{"params": [("a", a)]}, {"params": [b]}])
+
+
+def test_patterns_that_are_no_dict() -> None:
+    with pytest.raises(TypeError, match="patterns must be a dict of settings, got list"):
+        sf.groups_by_pattern(GPT(), ["wte"])  # type: ignore[arg-type]

@@ -45,3 +45,11 @@ def test_many_groups_are_shown_as_a_table() -> None:
     assert shown[-1] == ")"
     assert len(shown) == len(many.param_groups) + 4
     assert "weight decay" in shown[1]
+
+
+def test_groups_with_iterators_keep_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [{"params": part.parameters()} for part in ViT().blocks]
+    sf.describe(groups)
+    assert "all" in capsys.readouterr().out
+    count = len(list(ViT().blocks[0].parameters()))
+    assert [len(group["params"]) for group in torch.optim.SGD(groups).param_groups] == [count] * 3

@@ -65,3 +65,31 @@ def test_a_head_by_name_and_settings_by_kind() -> None:
 def test_settings_that_reach_nothing(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sf.kinds(nn.Linear(3, 3), settings)
+
+
+def test_of_a_lazy_module() -> None:
+    with pytest.raises(ValueError, match="a lazy module gives it on its first input"):
+        sf.kinds(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_settings_cannot_take_the_parameters_away() -> None:
+    with pytest.raises(TypeError, match="not its 'params'"):
+        sf.kinds(ViT(), {"head": {"params": []}})
+
+
+def test_positions_of_mingpt() -> None:
+    model = ViT()
+    model.pos_emb = nn.Parameter(torch.zeros(1, 3, 4))
+    assert "pos_emb" in _names(model)["embedding"]
+
+
+def test_a_head_by_the_name_that_a_group_shows() -> None:
+    model = torch.compile(ViT())
+    names = [name for name, _ in sf.kinds(model)[-1]["params"]]
+    assert names == ["_orig_mod.head.weight", "_orig_mod.head.bias"]
+    for head in ("head", "_orig_mod.head", names):
+        assert [name for name, _ in sf.kinds(model, head=head)[-1]["params"]] == names
+    with pytest.raises(TypeError, match="head must be a name or several, got Linear"):
+        sf.kinds(model, head=ViT().head)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got a Linear in it"):
+        sf.kinds(model, head=[ViT().head])  # type: ignore[list-item]

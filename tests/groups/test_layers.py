@@ -143,3 +143,38 @@ def test_a_name_that_no_parameter_has() -> None:
     names = ["cls_token", "pos_embed", "patch_embed", "blocks", "norm", "head", "tail"]
     with pytest.raises(ValueError, match="no parameter is in the layer 'tail'"):
         sf.layerwise_lr_decay(ViT(), 0.5, lr=1.0, layers=names)
+
+
+class OpenClip(nn.Module):
+    """Open_clip's image tower: a last projection that is a parameter of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.zeros(5, 8))
+        self.proj = nn.Parameter(torch.zeros(8, 4))
+        self.transformer = nn.ModuleDict({"resblocks": ViT().blocks})
+        self.ln_post = nn.LayerNorm(8)
+
+
+def test_last_projections_that_are_made_first() -> None:
+    rates = _by_name(sf.layerwise_lr_decay(OpenClip(), 0.5, lr=1.0))
+    assert (rates["positional_embedding"], rates["proj"], rates["ln_post.weight"]) == (0.0625, 1, 1)
+    opt = nn.Module()
+    opt.decoder = nn.Module()
+    opt.decoder.embed = nn.Embedding(3, 4)
+    opt.decoder.project_out = nn.Linear(8, 4)
+    opt.decoder.project_in = nn.Linear(4, 8)
+    opt.decoder.layers = ViT().blocks
+    opt.lm_head = nn.Linear(4, 3)
+    rates = _by_name(sf.layerwise_lr_decay(opt, 0.5, lr=1.0))
+    found = [rates[f"decoder.{name}.weight"] for name in ("project_in", "project_out")]
+    assert found == [0.0625, 1.0]
+
+
+def test_of_a_lazy_module() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="a lazy module gives it on its first input"):
+        sf.layerwise_lr_decay(lazy, 0.5, lr=1.0)
+    with pytest.raises(ValueError, match="a lazy module gives it on its first input"):
+        sf.layerwise_lr_decay(lazy, 0.5, lr=1.0, layers=["0", "1"], no_decay=True)
+    assert len(sf.layerwise_lr_decay(lazy, 0.5, lr=1.0, layers=["0", "1"])) == 2

@@ -88,3 +88,75 @@ def test_on_top_of_other_groups() -> None:
 def test_parameters_of_another_model() -> None:
     with pytest.raises(ValueError, match=r"param group 0 holds a parameter of shape \(4, 8\)"):
         sf.decay_by_module(GPT(), 0.1, [{"params": [ViT().head.weight]}])
+
+
+class OwnRMSNormGated(OwnRMSNorm):
+    """As Mamba 2 has one."""
+
+
+class NormalPolicy(nn.Module):
+    """No norm, for all its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.zeros(3))
+
+
+def test_norms_whose_class_has_more_in_its_name() -> None:
+    model = nn.ModuleDict({"gated": OwnRMSNormGated(), "policy": NormalPolicy()})
+    assert _spared(sf.decay_by_module(model, 0.1)) == {"gated.weight"}
+
+
+class Same(nn.Module):
+    """A parametrization."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_what_is_parametrized_is_what_it_computes() -> None:
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(3, 4), "norm": nn.LayerNorm(4), "last": nn.Linear(4, 2)}
+    )
+    for name, tensor in (
+        ("table", "weight"),
+        ("norm", "weight"),
+        ("last", "bias"),
+        ("last", "weight"),
+    ):
+        nn.utils.parametrize.register_parametrization(model[name], tensor, Same())
+    spared = _spared(sf.decay_by_module(model, 0.1))
+    assert {n for n, _ in model.named_parameters()} - spared == {
+        "last.parametrizations.weight.original"
+    }
+    embeddings, *_ = sf.kinds(model, head="last")
+    assert [n for n, _ in embeddings["params"]] == ["table.parametrizations.weight.original"]
+
+
+def test_groups_with_iterators_keep_their_parameters() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    groups = [{"params": layer.parameters()} for layer in model]
+    assert sum(len(g["params"]) for g in sf.decay_by_module(model, 0.1, groups)) == 4
+    assert [len(list(g["params"])) for g in groups] == [2, 2]
+
+
+def test_of_a_lazy_module() -> None:
+    with pytest.raises(ValueError, match=r"shape of '0\.weight', .* run the\s+model once before"):
+        sf.decay_by_module(nn.Sequential(nn.LazyLinear(3)), 0.1)
+
+
+def test_groups_of_an_optimizer_keep_their_names() -> None:
+    model = GPT(tied=False)
+    for make in (sf.StackelbergAdamW, torch.optim.AdamW):
+        given = make(model.named_parameters(), lr=0.1, weight_decay=0.2)
+        groups = sf.decay_by_module(model, 0.1, given.param_groups)
+        assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+        named = {n: p for g in groups for n, p in zip(g["param_names"], g["params"], strict=True)}
+        assert all(named[name] is param for name, param in model.named_parameters())
+        assert len(make(groups).param_groups) == 2
+
+
+def test_what_a_backbone_exempts() -> None:
+    model = nn.ModuleDict({"backbone": ViT(), "own": nn.Linear(4, 2)})
+    names = {"backbone.cls_token", "backbone.pos_embed"}
+    assert names <= _spared(sf.decay_by_module(model, 0.1))

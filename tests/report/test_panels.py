@@ -112,3 +112,17 @@ def test_a_run_that_is_never_finite_has_a_page_too(tmp_path: Path) -> None:
             recorder.step(step, math.nan, rate=math.inf)
     found, _ = by_title(tmp_path)
     assert all(math.isfinite(panel.scale.high) for panel in found.values())
+
+
+def test_steps_without_a_turn_do_not_halve_the_norm(tmp_path: Path) -> None:
+    with Recorder(tmp_path, steps=2 * POINTS) as recorder:
+        for step in range(1, 2 * POINTS + 1):
+            norms = {"body": 0.0 if step % 2 else 3.0, "head": 0.0}
+            recorder.step(step, 1.0, grad_norm=norms)
+    found, _ = by_title(tmp_path)
+    body, head = (found[f"Gradient norm, {role}"] for role in ("body", "head"))
+    assert {value for _, value in body.lines[0].points} == {3.0}
+    assert {value for _, value in head.lines[0].points} == {0.0}
+    assert body.notes[0] == (
+        "Each point is the mean, zeros (no turn) left out, of 2 recorded steps."
+    )

@@ -124,6 +124,20 @@ def test_plain_groups_have_numbers_and_names(tmp_path: Path) -> None:
     assert second["grad_norm"] == {"total": pytest.approx(norm(list(model.parameters())), rel=1e-6)}
 
 
+def test_groups_of_one_name_that_part_are_all_recorded(tmp_path: Path) -> None:
+    params = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    opt = torch.optim.SGD([{"params": [p], "name": "body"} for p in params], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, [lambda _: 1.0, lambda step: 0.5**step])
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 2):
+            recorder.step(step, 0.0, opt)
+            opt.step()
+            schedule.step()
+    _, first, second, _ = lines(recorder.path)
+    assert first["rate"] == {"body": 0.1}
+    assert second["rate"] == {"body 0": 0.1, "body 1": 0.05}
+
+
 class Shard(torch.Tensor):
     """As torch's DTensor: what reads it whole asks the other ranks."""
 
@@ -273,6 +287,10 @@ def test_what_is_wrong_is_refused_before_anything_is_written(tmp_path: Path) -> 
         recorder.step(1, torch.ones(2))
     with pytest.raises(TypeError):
         recorder.step(1, 1.0, extra=[1.0])
+    with pytest.raises(ValueError, match="cannot be called 'kind'"):
+        recorder.step(1, 1.0, kind=1.0)
+    with pytest.raises(ValueError, match="cannot be called 'kind'"):
+        recorder.evaluation(1, 1.0, kind=1.0)
     recorder.close()
     assert [row["kind"] for row in lines(recorder.path)] == ["run", "end"]
 

@@ -106,3 +106,21 @@ def test_folders_without_a_run_say_what_is_wrong(tmp_path: Path) -> None:
     write(inner, {**HEADER, "format": 2}, step(1))
     with pytest.raises(NoRunError, match="has format 2, this version reads 1"):
         read(inner)
+
+
+def test_evaluations_that_come_before_their_step_are_kept(tmp_path: Path) -> None:
+    rows = [step(i, float(i), kind) for i in (1, 2, 3) for kind in ("evaluation", "step")]
+    write(tmp_path, HEADER, *rows, step(2, 20.0, "evaluation"), step(2, 20.0))
+    (arm,) = read(tmp_path)
+    assert [row.step for row in arm.steps] == [1, 2]
+    assert [row.step for row in arm.evaluations] == [1]
+    write(tmp_path, HEADER, *rows)
+    (arm,) = read(tmp_path)
+    assert [row.step for row in arm.evaluations] == [1, 2, 3]
+
+
+def test_evaluations_after_one_step_are_one(tmp_path: Path) -> None:
+    more = {"kind": "evaluation", "step": 1, "accuracy": 0.5}
+    write(tmp_path, HEADER, step(1), step(1, 2.0, "evaluation"), more)
+    (arm,) = read(tmp_path)
+    assert [row.values for row in arm.evaluations] == [{"loss": 2.0, "accuracy": 0.5}]

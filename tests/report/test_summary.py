@@ -43,6 +43,19 @@ def test_the_table_compares_equal_steps(tmp_path: Path) -> None:
     assert {(1, column) for column in (3, 4, 5)} <= found.best
 
 
+def test_an_old_loss_is_not_that_of_a_later_step(tmp_path: Path) -> None:
+    for arm, evaluations in (("rare", (0, 400)), ("often", (100, 200, 300, 400))):
+        with Recorder(tmp_path, arm, steps=400) as recorder:
+            for step in range(401):
+                if step:
+                    recorder.step(step, 1.0)
+                if step in evaluations:
+                    recorder.evaluation(step, 1000.0 - step)
+    rare, often = sorted(table(read(tmp_path)).rows, reverse=True)
+    assert rare[1:5] == ["–", "–", "–", "600.0000"]
+    assert often[1:5] == ["900.0000", "800.0000", "700.0000", "600.0000"]
+
+
 def test_interrupted_runs_are_compared_where_all_were(tmp_path: Path) -> None:
     record(tmp_path, made=200)
     arms = read(tmp_path)
