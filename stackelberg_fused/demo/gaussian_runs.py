@@ -124,11 +124,12 @@ class GaussianRuns:
         try:
             content = json.loads(self.path.read_text())
             is_ours = content["format"] == FORMAT and content["settings"] == self.settings()
+            found = {name: dict(content["runs"][name]) for name in SIDES}
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path} is not a result of this demo: {error}") from error
         if not is_ours:
             raise CheckpointError(f"{self.path} was made with other settings or another version")
-        self.found = content["runs"]
+        self.found = found
 
     def draw(self) -> None:
         """Write the picture.

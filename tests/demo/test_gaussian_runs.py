@@ -67,8 +67,12 @@ def test_stopped_and_resumed_is_uninterrupted(times: int, tmp_path: Path) -> Non
     assert len(_runs(tmp_path).missing()) == len(whole.seeds) * len(SIDES)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "settings": {}, "runs": {}}'])
-def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 1, "settings": {}, "runs": {}}', None]
+)
+def test_other_files_are_refused(content: str | None, tmp_path: Path) -> None:
+    if content is None:  # ours, but for its runs
+        content = json.dumps({"format": 1, "settings": _runs(tmp_path).settings(), "runs": {}})
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"result\.json"):
         _runs(tmp_path, resumes=True)
