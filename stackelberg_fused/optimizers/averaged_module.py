@@ -78,6 +78,7 @@ class AveragedModule(Generic[Module]):
         for label, param in module.named_parameters():
             self._check(label, param)
         self._module = copy.deepcopy(module).requires_grad_(False)
+        self._parts = [(m._modules, dict(m._modules)) for m in module.modules()]
         self._params = _places(self._module, module, "_parameters")
         self._buffers = _places(self._module, module, "_buffers") if buffers == "shared" else []
         self._follow()
@@ -90,7 +91,8 @@ class AveragedModule(Generic[Module]):
         and where they are frozen, to the weights. Of 16-bit weights it is written to a copy, and lost at the next call.
 
         Raises:
-            RuntimeError: within `ema_weights()`, where the averages hold weights.
+            RuntimeError: within `ema_weights()`, where the averages hold weights; or a layer of the trained module was
+                exchanged, added or removed.
             ValueError: a parameter is not averaged any more.
         """
         self._follow()
@@ -107,6 +109,11 @@ class AveragedModule(Generic[Module]):
         shared = self._optimizer._shared
         shared.refuse_averages("AveragedModule")
         state = shared.state
+        if any(now != before for now, before in self._parts):
+            raise RuntimeError(
+                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
+                "made; make it anew"
+            )
         for own, trained, name, label in self._params:
             param, mine = trained[name], own[name]
             entry = state.get(param)

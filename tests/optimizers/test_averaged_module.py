@@ -127,6 +127,24 @@ def test_it_follows_other_groups_and_moves() -> None:
     _same_tensors(target, [ours.state[param]["ema"] for param in model.parameters()])
 
 
+@pytest.mark.parametrize("change", ["exchanged", "added", "removed", "parametrized"])
+def test_other_layers_are_refused(change: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    optimizer = sf.StackelbergAdamW(net.parameters(), ema_decay=0.9)
+    averaged = sf.AveragedModule(optimizer, net)
+    if change == "exchanged":
+        net[2] = nn.Linear(3, 2)
+    elif change == "added":
+        net.append(nn.Linear(2, 2))
+    elif change == "removed":
+        del net[2]
+    else:
+        nn.utils.parametrizations.spectral_norm(net[0])
+    for use in (lambda: averaged.module, lambda: averaged(torch.ones(3))):
+        with pytest.raises(RuntimeError, match=r"exchanged, added or removed .* make it anew"):
+            use()
+
+
 def test_frozen_parameters_are_their_own_average() -> None:
     model = _model()
     model[0].requires_grad_(False)
