@@ -14,7 +14,7 @@ from recorded_run import HOSTILE, record
 from stackelberg_fused.report.page import write
 from stackelberg_fused.report.page_style import DARK, DARK_ARMS, LIGHT, LIGHT_ARMS
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 WIDTHS = (1280, 390)  # of a desk and of a phone
 NARROWEST = 320

@@ -41,6 +41,8 @@ from stackelberg_fused.benchmarks.experiments.actor_optimizers import (
 from stackelberg_fused.benchmarks.experiments.actor_timing import count
 from stackelberg_fused.benchmarks.experiments.actor_training import Replay, Size, train
 
+pytestmark = pytest.mark.slow  # each part of it is a run
+
 WIDTH, ROWS = 8, 16
 RATES = Rates(3e-3, 1e-3, 2e-3)
 

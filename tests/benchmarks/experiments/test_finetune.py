@@ -24,6 +24,8 @@ from stackelberg_fused.benchmarks.experiments.finetune_arms import (
     Arm,
 )
 
+pytestmark = pytest.mark.slow  # each part of it is a run
+
 
 def made_up(experiment: Finetune, gains: dict[Arm, float], shift: str = "rotated") -> Cells:
     """Return cells in which the second rate of a grid is the best, and arms gain so many points at one shift."""

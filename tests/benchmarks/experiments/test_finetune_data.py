@@ -28,6 +28,8 @@ from stackelberg_fused.benchmarks.experiments.finetune_data import (
     upper_case,
 )
 
+pytestmark = pytest.mark.slow  # each part of it is a run
+
 
 def rows(inputs: Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in inputs}

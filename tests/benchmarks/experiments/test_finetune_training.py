@@ -38,6 +38,8 @@ from stackelberg_fused.benchmarks.experiments.finetune_training import (
     respond,
 )
 
+pytestmark = pytest.mark.slow  # each part of it is a run
+
 TASK = replace(DIGITS, pretraining=150, steps=20)
 EXACT_FIRST = Arm("exact first", share=0.25)
 

@@ -39,6 +39,8 @@ from stackelberg_fused.benchmarks.experiments.kinds import NEIGHBOURS, OF_BOTH, 
 from stackelberg_fused.demo.gpt import GPT, GPTConfig
 from stackelberg_fused.optimizers.adam import StackelbergAdam
 
+pytestmark = pytest.mark.slow  # each part of it is a run
+
 
 def _gpt() -> GPT:
     torch.manual_seed(0)

@@ -144,6 +144,7 @@ def test_a_file_that_cannot_be_redrawn_is_reported_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_committed_results_are_redrawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [EXPERIMENT_RESULTS / f"{name}.json" for name in EXPERIMENTS]
     files = [file for file in files if file.exists()]
