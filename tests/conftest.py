@@ -44,7 +44,7 @@ def _why_not_large() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="a sample of the tests, in two minutes")
+    parser.addoption("--quick", action="store_true", help="a sample of the tests, in some minutes")
 
 
 @pytest.hookimpl(trylast=True)
