@@ -84,11 +84,6 @@ def increment_versions(tensors: list[Tensor]) -> None:
     (_reading or reading()).increment_versions(tensors)
 
 
-def _increment_in_python(tensors: list[Tensor]) -> None:
-    """As `increment_version`, which in torch 2.8 raises for tensors of inference mode, whose versions nobody counts."""
-    increment_version([tensor for tensor in tensors if not tensor.is_inference()])
-
-
 def is_tested(version: str) -> bool:
     """Tell whether the tests have run a release of torch of this minor version."""
     release = re.fullmatch(r"(\d+\.\d+)\.\d+(\+.*)?", version)
@@ -100,7 +95,7 @@ def _find_out(again: bool) -> Reading:
         abi, reason = _open(again)
     except _NotNatively as error:
         log.info("tensors are read by Python, one by one: %s", error)
-        return Reading(None, str(error), _increment_in_python)
+        return Reading(None, str(error), increment_version)
     return Reading(abi, reason, abi.increment_versions)
 
 
