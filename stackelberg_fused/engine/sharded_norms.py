@@ -14,7 +14,7 @@ from ..layout.part import Part
 from ..layout.slot import Slot
 from ..layout.statistics import ClipLimits, Statistics
 from ..memory.flattened import is_cut
-from ..memory.sharding import first_uncommon, is_in, place_in_mesh, sum_over_ranks
+from ..memory.sharding import place_in_mesh, refuse_uncommon, sum_over_ranks
 from ..numerics.exact_sum import INFINITIES
 from .across_rebuilds import AcrossRebuilds
 from .launch_unit import LaunchUnit, Staged
@@ -33,19 +33,12 @@ def refuse_flattened(slots: Iterable[Slot]) -> None:
 
 def refuse_meshes(slots: Iterable[Slot]) -> None:
     """Raise ValueError for meshes of which some rank would not learn all sums, and clip to another norm."""
-    found = [place_in_mesh(slot.param)[0] for slot in slots]
-    meshes = [mesh for mesh in found if mesh is not None]
-    pair = first_uncommon(meshes)
-    if pair is not None:
-        raise ValueError(
-            f"max_grad_norm is of parameters over {pair[0]} and {pair[1]}: a rank that is in one of them alone would "
-            "clip to another norm. Lay both out over the same ranks, or give each an optimizer of its own"
-        )
-    if None in found and not all(map(is_in, meshes)):
-        raise ValueError(
-            f"max_grad_norm is of parameters of which this rank has all and others over {meshes[0]}, of which it has "
-            "none, so that it would clip to another norm: give each an optimizer of its own"
-        )
+    refuse_uncommon(
+        (place_in_mesh(slot.param)[0] for slot in slots),
+        what="max_grad_norm is of parameters",
+        consequence="clip to another norm",
+        each="an optimizer of its own",
+    )
 
 
 class _OfMesh:

@@ -68,7 +68,7 @@ WARM_UPS = {name for name, traps in TRAPS.items() if traps in ((WARMUP,), (LR_MI
 def trap_of(groups: Groups, first: Mapping[int, float]) -> str | None:
     """Say which scheduler of these groups ends rates that were different as one, and what to write; None if none does.
 
-    It looks at every object that Python's garbage collector knows, which takes 0.2 s where there are half a million: a
+    It looks at every object that Python's garbage collector knows, which takes tenths of a second in a large program: a
     scheduler knows its optimizer, but no optimizer knows its schedulers.
 
     Args:

@@ -8,7 +8,7 @@ from ..groups.constraints import JointSet, L2Ball, joint_set
 from ..groups.param_groups import group_label
 from ..memory.flattened import is_cut, original_shapes
 from ..memory.overlap import SHARED, overlaps_itself
-from ..memory.sharding import first_uncommon, is_in, is_sharded, place_in_mesh, ranks_of
+from ..memory.sharding import is_sharded, place_in_mesh, ranks_of, refuse_uncommon
 from .slot import Slot
 
 
@@ -89,17 +89,12 @@ def _refuse_meshes(slots: list[Slot], groups: list[dict[str, Any]]) -> None:
     for index, of_group in places.items():
         found = [mesh for mesh in of_group if mesh is not None]
         label = f"{group_label(index, groups[index])}: {joint_set(groups[index])}"
-        pair = first_uncommon(found)
-        if pair is not None:
-            raise ValueError(
-                f"{label} is over {pair[0]} and {pair[1]}: a rank that is in one of them alone would scale by another "
-                "factor. Lay both out over the same ranks, or give each a group, and a ball, of its own"
-            )
-        if None in of_group and not all(map(is_in, found)):
-            raise ValueError(
-                f"{label} is over parameters of which this rank has all and others over {found[0]}, of which it has "
-                "none, so that it would scale by another factor: give each a group, and a ball, of its own"
-            )
+        refuse_uncommon(
+            of_group,
+            what=f"{label} is of parameters",
+            consequence="scale by another factor",
+            each="a group, and a ball, of its own",
+        )
         if not found:
             continue
         ranks = [set(ranks_of(mesh)) for mesh in found]

@@ -116,6 +116,33 @@ def first_uncommon(meshes: Iterable[Any]) -> tuple[Any, Any] | None:
     return None
 
 
+def refuse_uncommon(meshes: Iterable[Any], what: str, consequence: str, each: str) -> None:
+    """Raise where some ranks would not learn all of a sum over several meshes.
+
+    Args:
+        meshes: of the parameters; None for one that is not laid out over any.
+        what: the sum is of what: "max_grad_norm is of parameters".
+        consequence: what ranks would do then: "clip to another norm".
+        each: what to give each mesh instead: "an optimizer of its own".
+
+    Raises:
+        ValueError: it names two meshes.
+    """
+    every = [*meshes]
+    found = [mesh for mesh in every if mesh is not None]
+    pair = first_uncommon(found)
+    if pair is not None:
+        raise ValueError(
+            f"{what} over {pair[0]} and {pair[1]}: a rank that is in one of them alone would {consequence}. Lay "
+            f"both out over the same ranks, or give each {each}"
+        )
+    if None in every and not all(map(is_in, found)):
+        raise ValueError(
+            f"{what} of which this rank has all and others over {found[0]}, of which it has none, so that it "
+            f"would {consequence}: give each {each}"
+        )
+
+
 def sum_over_ranks(mesh: Any, tensor: Tensor) -> None:
     """Add up a tensor over all ranks of a mesh, in place.
 
