@@ -1,0 +1,161 @@
+"""Arithmetic on integers (section 9.7.1) and floating-point numbers (section 9.7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .floating import canonical, fma
+from .lanes import Lanes, Registers, Values, dtype_of
+from .operations import Operation, Result, decodes, readers, unknown
+from .parser import SIZES, Instruction
+
+
+@decodes("add", "sub")
+def _add_or_subtract(instruction: Instruction, registers: Registers) -> Operation:
+    *modifiers, type_ = instruction.modifiers
+    if modifiers not in ([], ["rn"]) or SIZES[type_] < 4:
+        raise unknown(instruction)
+    a, b = readers(instruction, registers, type_, type_)
+    compute = in_pairs(np.add if instruction.base == "add" else np.subtract, type_)
+    return Result(instruction, registers, lambda lanes: canonical(compute(a(lanes), b(lanes))))
+
+
+def in_pairs(compute: Callable[..., Values], type_: str) -> Callable[..., Values]:
+    """The function, applied to both halves of its operands where the type is f32x2."""
+    if type_ != "f32x2":
+        return compute
+
+    def of_halves(*operands: Values) -> Values:
+        halves = [np.atleast_1d(operand).view(np.float32).reshape(-1, 2) for operand in operands]
+        result = canonical(compute(*np.broadcast_arrays(*halves)))
+        return np.ascontiguousarray(result).view(np.uint64)[:, 0]
+
+    return of_halves
+
+
+@decodes("mul")
+def _multiply(instruction: Instruction, registers: Registers) -> Operation:
+    *modifiers, type_ = instruction.modifiers
+    a, b = readers(instruction, registers, type_, type_)
+    if type_[0] == "f" and modifiers in ([], ["rn"]):
+        compute = in_pairs(np.multiply, type_)
+        return Result(instruction, registers, lambda lanes: canonical(compute(a(lanes), b(lanes))))
+    if type_[0] == "f" or modifiers not in (["lo"], ["wide"]):
+        raise unknown(instruction)
+    wide = _wide(type_) if modifiers == ["wide"] else dtype_of(type_)
+    return Result(instruction, registers, lambda lanes: a(lanes).astype(wide) * b(lanes).astype(wide))
+
+
+def _wide(type_: str) -> np.dtype:
+    return dtype_of(f"{type_[0]}{16 * SIZES[type_]}")
+
+
+@decodes("mad")
+def _multiply_add(instruction: Instruction, registers: Registers) -> Operation:
+    modifier, type_ = instruction.modifiers
+    if modifier not in ("lo", "wide") or type_[0] == "f":
+        raise unknown(instruction)
+    wide = f"{type_[0]}{16 * SIZES[type_]}" if modifier == "wide" else type_
+    a, b, c = readers(instruction, registers, type_, type_, wide)
+    dtype = dtype_of(wide)
+
+    def compute(lanes: Lanes) -> Values:
+        return a(lanes).astype(dtype) * b(lanes).astype(dtype) + c(lanes)
+
+    return Result(instruction, registers, compute)
+
+
+@decodes("fma")
+def _fused_multiply_add(instruction: Instruction, registers: Registers) -> Operation:
+    rounding, type_ = instruction.modifiers
+    if rounding != "rn" or type_ not in ("f32", "f32x2"):
+        raise unknown(instruction)
+    a, b, c = readers(instruction, registers, type_, type_, type_)
+    compute = in_pairs(fma, type_)
+    return Result(instruction, registers, lambda lanes: compute(a(lanes), b(lanes), c(lanes)))
+
+
+@decodes("div")
+def _divide(instruction: Instruction, registers: Registers) -> Operation:
+    *modifiers, type_ = instruction.modifiers
+    a, b = readers(instruction, registers, type_, type_)
+    if type_[0] == "f" and modifiers == ["rn"]:
+        return Result(instruction, registers, lambda lanes: canonical(a(lanes) / b(lanes)))
+    if type_[0] == "f" or modifiers:
+        raise unknown(instruction)
+    return Result(instruction, registers, lambda lanes: _quotient(a(lanes), b(lanes)))
+
+
+@decodes("rem")
+def _remainder(instruction: Instruction, registers: Registers) -> Operation:
+    (type_,) = instruction.modifiers
+    a, b = readers(instruction, registers, type_, type_)
+
+    def compute(lanes: Lanes) -> Values:
+        x, y = a(lanes), b(lanes)
+        return x - y * _quotient(x, y)
+
+    return Result(instruction, registers, compute)
+
+
+def _quotient(x: Values, y: Values) -> Values:
+    """Towards zero. By zero it is machine-specific (div), here the type's largest value, so that it shows."""
+    is_zero = y == 0
+    divisor = np.where(is_zero, y.dtype.type(1), y)
+    below = x // divisor
+    rounds_up = (x % divisor != 0) & ((x < 0) != (divisor < 0))
+    quotient = below + rounds_up.astype(below.dtype)
+    return np.where(is_zero, np.iinfo(y.dtype).max, quotient).astype(y.dtype)
+
+
+@decodes("sqrt")
+def _root(instruction: Instruction, registers: Registers) -> Operation:
+    rounding, type_ = instruction.modifiers
+    if rounding != "rn":
+        raise unknown(instruction)
+    (a,) = readers(instruction, registers, type_)
+    return Result(instruction, registers, lambda lanes: canonical(np.sqrt(a(lanes))))
+
+
+@decodes("min", "max")
+def _extreme(instruction: Instruction, registers: Registers) -> Operation:
+    *modifiers, type_ = instruction.modifiers
+    a, b = readers(instruction, registers, type_, type_)
+    is_max = instruction.base == "max"
+    if type_[0] != "f":
+        if modifiers:
+            raise unknown(instruction)
+        compute = np.maximum if is_max else np.minimum
+        return Result(instruction, registers, lambda lanes: compute(a(lanes), b(lanes)))
+    if modifiers not in ([], ["NaN"]):
+        raise unknown(instruction)
+
+    def of_floats(lanes: Lanes) -> Values:
+        """Of NaN and a number the number, or with .NaN a NaN; -0 is less than +0."""
+        x, y = np.broadcast_arrays(a(lanes), b(lanes))
+        takes_x = (x > y) if is_max else (x < y)
+        ties = (x == y) & (np.signbit(y) if is_max else np.signbit(x))
+        larger = np.where(takes_x | ties | np.isnan(y), x, y)
+        if modifiers:
+            larger = np.where(np.isnan(x) | np.isnan(y), x.dtype.type(np.nan), larger)
+        return canonical(larger)
+
+    return Result(instruction, registers, of_floats)
+
+
+@decodes("neg", "abs")
+def _sign(instruction: Instruction, registers: Registers) -> Operation:
+    """Of floating-point numbers only the sign bit changes; of NaN the ISA leaves the result open (abs, neg)."""
+    (type_,) = instruction.modifiers
+    is_neg = instruction.base == "neg"
+    if type_[0] == "f":
+        bits = f"b{8 * SIZES[type_]}"
+        (a,) = readers(instruction, registers, bits)
+        upper = np.array(1 << (8 * SIZES[type_] - 1), dtype_of(bits))
+        if is_neg:
+            return Result(instruction, registers, lambda lanes: a(lanes) ^ upper)
+        return Result(instruction, registers, lambda lanes: a(lanes) & ~upper)
+    (a,) = readers(instruction, registers, type_)
+    return Result(instruction, registers, lambda lanes: (np.negative if is_neg else np.abs)(a(lanes)))

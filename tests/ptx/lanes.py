@@ -1,0 +1,205 @@
+"""The registers of threads that run together, one array of lanes each, and which lanes of them are undefined.
+
+A register holds raw bits: unsigned integers of its width, or booleans. Arrays are never written in place, so that they
+may be shared. What nobody has written is undefined: it may be copied and computed with, as compilers do with values
+that they throw away, and becomes a fault where it decides something (`demand`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .parser import SIZES, KernelText, NotUnderstood
+
+Values = NDArray[np.generic]
+Mask = NDArray[np.bool_]
+Reader = Callable[["Lanes"], Values]
+
+UNSIGNED = {0: np.dtype(np.bool_), 1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}  # fmt: skip
+WARP = 32  # threads
+
+
+class Fault(Exception):
+    """A kernel did what it must not do. The message names the instruction."""
+
+
+@lru_cache(maxsize=None)
+def dtype_of(type_: str) -> np.dtype:
+    """NumPy's type of a PTX type (section 5.2.1): bits are unsigned integers."""
+    if type_ == "pred":
+        return np.dtype(np.bool_)
+    if type_ == "f32x2":  # two float32 in a register of 64 bits
+        return UNSIGNED[8]
+    kind = {"b": "u", "u": "u", "s": "i", "f": "f"}[type_[0]]
+    return np.dtype(f"{kind}{SIZES[type_]}")
+
+
+class Lanes:
+    """Threads that run together.
+
+    Attributes:
+        count: of the threads.
+        values: of registers, by their number; None: never written.
+        undefined: lanes whose value is undefined, by register; absent: none.
+        special: values of the special registers (section 10) by name.
+        block: of each thread, its number in the grid.
+        warp: of each thread, its number in the grid.
+        thread: of each thread, its number in the grid.
+    """
+
+    def __init__(self, blocks: NDArray[np.int64], threads: NDArray[np.int64], block_threads: int, grid: int, registers: int):
+        """Take the threads `threads` (numbers within their block) of the blocks `blocks`, arrays of equal length."""
+        self.count = len(threads)
+        self.values: list[Values | None] = [None] * registers
+        self.undefined: dict[int, Mask] = {}
+        self.block = blocks
+        self.thread = blocks * block_threads + threads
+        self.warp = blocks * -(-block_threads // WARP) + threads // WARP
+        self.lane = threads % WARP
+        self.everyone = np.ones(self.count, np.bool_)
+        zero = np.zeros(self.count, np.uint32)
+        self.special: dict[str, Values] = {
+            "%tid.x": threads.astype(np.uint32),
+            "%ctaid.x": blocks.astype(np.uint32),
+            "%ntid.x": np.full(self.count, block_threads, np.uint32),
+            "%nctaid.x": np.full(self.count, grid, np.uint32),
+            "%laneid": self.lane.astype(np.uint32),
+            **dict.fromkeys(("%tid.y", "%tid.z", "%ctaid.y", "%ctaid.z"), zero),
+        }
+
+    def full(self, values: Values) -> Values:
+        """One value for each lane."""
+        return values if values.ndim else np.broadcast_to(values, (self.count,))
+
+    def write(self, register: int, values: Values, mask: Mask | None, undefined: Mask | None) -> None:
+        """Write raw bits to the lanes of a mask (None: all); those of `undefined` become undefined."""
+        if mask is None:
+            self.values[register] = self.full(values)
+            missing = undefined
+        else:
+            old = self.values[register]
+            if old is None:
+                old, missing = np.zeros(self.count, values.dtype), ~mask
+            else:
+                missing = self.undefined.get(register)
+                missing = None if missing is None else missing & ~mask
+            self.values[register] = np.where(mask, values, old)
+            if undefined is not None:
+                missing = undefined & mask if missing is None else missing | (undefined & mask)
+        if missing is not None and missing.any():
+            self.undefined[register] = missing
+        elif self.undefined:
+            self.undefined.pop(register, None)
+
+    def undefined_in(self, registers: Iterable[int]) -> Mask | None:
+        """Lanes in which one of these registers is undefined; None: no lane."""
+        found: Mask | None = None
+        for register in registers:
+            missing = self.undefined.get(register)
+            if missing is not None:
+                found = missing if found is None else found | missing
+        return found
+
+    def demand(self, registers: Iterable[int], mask: Mask | None, what: str) -> None:
+        """Have these registers defined in the lanes of a mask.
+
+        Raises:
+            Fault: one of them is not.
+        """
+        if not self.undefined:
+            return
+        missing = self.undefined_in(registers)
+        if missing is not None and (missing if mask is None else missing & mask).any():
+            raise Fault(f"{what} is undefined")
+
+    def get(self, register: int) -> Values:
+        values = self.values[register]
+        if values is None:
+            raise KeyError(register)
+        return values
+
+
+class Registers:
+    """The numbers of a kernel's registers, and the operands that instructions read."""
+
+    def __init__(self, kernel: KernelText) -> None:
+        self._kernel = kernel
+        self._numbers: dict[str, int] = {}
+        self.sizes: list[int] = []
+        self.names: list[str] = []
+
+    def number(self, name: str) -> int:
+        """The number of a register."""
+        if name not in self._numbers:
+            stem = name if name in self._kernel.register_types else re.sub(r"\d+$", "", name)
+            if stem not in self._kernel.register_types:
+                raise NotUnderstood(f"the register {name}")
+            self._numbers[name] = len(self.sizes)
+            self.sizes.append(SIZES[self._kernel.register_types[stem]])
+            self.names.append(name)
+        return self._numbers[name]
+
+    def sources(self, *operands: str) -> tuple[int, ...]:
+        """The numbers of the registers among these operands."""
+        names = [name for operand in operands for name in re.findall(r"%[\w$.]+", operand)]
+        return tuple(self.number(name) for name in names if not is_special(name))
+
+    def reader(self, operand: str, type_: str) -> Reader:
+        """How to read an operand as a type: an array of lanes, or of no dimension where it is a constant."""
+        dtype = dtype_of(type_)
+        if is_special(operand):
+            return lambda lanes: lanes.special[operand].astype(UNSIGNED[dtype.itemsize]).view(dtype)
+        if operand.startswith("%"):
+            return self._register_reader(self.number(operand), dtype, type_)
+        constant = self._constant(operand, type_)
+        return lambda lanes: constant
+
+    def _register_reader(self, register: int, dtype: np.dtype, type_: str) -> Reader:
+        size = self.sizes[register]
+        bits = UNSIGNED[SIZES[type_]]
+
+        def read(lanes: Lanes) -> Values:
+            values = lanes.values[register]
+            if values is None:
+                values = lanes.values[register] = np.zeros(lanes.count, UNSIGNED[size])
+                lanes.undefined[register] = lanes.everyone
+            return values.view(dtype)
+
+        def read_lower(lanes: Lanes) -> Values:
+            return read_all(lanes).astype(bits).view(dtype)
+
+        if size == SIZES[type_]:
+            return read
+        if size < SIZES[type_]:
+            raise NotUnderstood(f"{type_} of the narrower register {self.names[register]}")
+        read_all = self._register_reader(register, UNSIGNED[size], f"b{8 * size}")
+        return read_lower
+
+    def _constant(self, operand: str, type_: str) -> Values:
+        """A literal (section 4.5), or the address of a variable: in shared memory, or of a parameter."""
+        size = SIZES[type_]
+        if operand in self._kernel.shared:
+            bits = self._kernel.shared[operand]
+        elif operand in self._kernel.parameters:
+            bits = self._kernel.parameters[operand][0]
+        elif re.fullmatch(r"0[fFdD][0-9a-fA-F]+", operand):
+            bits = int(operand[2:], 16)
+        elif re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", operand):
+            bits = int(operand.rstrip("U"), 0)
+        else:
+            raise NotUnderstood(f"the operand {operand}")
+        if type_ == "pred":
+            return np.array(bool(bits))
+        return np.array(bits % 2 ** (8 * size), UNSIGNED[size]).view(dtype_of(type_))
+
+
+SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
+
+
+def is_special(operand: str) -> bool:
+    return SPECIAL.fullmatch(operand) is not None
