@@ -7,20 +7,18 @@ that needs one of them would say nothing for a minute.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from paths import CSRC, ROOT
+from build_once import cache, digest, jobs, lock, run
+from paths import CSRC
 
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "shim.h"
@@ -104,61 +102,26 @@ def build(program: Program, say: Callable[[str], None] = lambda line: None) -> P
     flags = [*FLAGS, *program.options, f"-I{CSRC}", f"-I{HERE}"]
     shim = {".cu": ["-include", str(SHIM)], ".cpp": []}
     commands = [[cxx, *flags, *shim[s.suffix], "-c", "-x", "c++", str(s)] for s in program.sources]
-    target = _cache() / f"{program.name}-{_digest(commands)}"
+    made_by = digest((CSRC, HERE), repr(commands), run([cxx, "--version"]))
+    target = cache("host_cuda") / f"{program.name}-{made_by}"
     if target.exists():
         return target
     # tests may run in several processes: one of them builds, the others wait for it
-    with _lock(target), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         if target.exists():
             return target
         objects = [f"{folder}/{number}.o" for number in range(len(commands))]
 
         def compiled(command: list[str], to: str) -> None:
             start = time.monotonic()
-            _run([*command, "-o", to])
+            run([*command, "-o", to])
             say(f"{program.name}: {Path(command[-1]).name}, {time.monotonic() - start:.0f} s")
 
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs()) as pool:
             list(pool.map(compiled, commands, objects))
-        _run([cxx, *flags, *objects, "-o", f"{folder}/{program.name}"])
+        run([cxx, *flags, *objects, "-o", f"{folder}/{program.name}"])
         os.replace(f"{folder}/{program.name}", target)  # whole or not at all
     return target
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
-
-
-@contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    import fcntl  # not on Windows, where nothing is built
-
-    with open(target.parent / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _digest(commands: list[list[str]]) -> str:
-    digest = hashlib.sha256(repr(commands).encode())
-    digest.update(subprocess.run([compiler(), "--version"], stdout=subprocess.PIPE).stdout)
-    for folder in (CSRC, HERE):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _cache() -> Path:
-    folder = ROOT / "build" / "host_cuda"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only checkout
-        folder = Path(tempfile.gettempdir(), f"stackelberg_host_cuda_{os.getuid()}")
-        folder.mkdir(exist_ok=True)
-    return folder
 
 
 def main() -> None:

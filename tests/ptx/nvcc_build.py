@@ -1,0 +1,98 @@
+"""Compiles the CUDA sources as the package does, but for one architecture, to PTX alone, and on the fake runtime."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from build_once import cache, digest, jobs, lock, run
+from paths import CSRC
+
+HERE = Path(__file__).resolve().parent
+ARCH = "compute_90"
+# those of setup.py that device code depends on
+DEVICE_FLAGS = ("-std=c++17", "-O3", "-fmad=false")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS = (
+    *DEVICE_FLAGS,
+    f"-gencode=arch={ARCH},code={ARCH}",
+    *("--cudart", "none"),
+    f"-I{CSRC}",
+    *(("-DSF_X86=1",) if X86 else ()),
+)
+HOST_FLAGS = ("-Xcompiler", "-O0,-fPIC,-fvisibility=hidden,-ffp-contract=off")
+MODULE = "_cuda.so"
+
+
+def nvcc() -> str:
+    """The compiler, or empty; looked for as setup.py does."""
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "PATH", "/usr/local/cuda"]
+    found = (
+        shutil.which("nvcc" if root == "PATH" else os.path.join(root, "bin", "nvcc"))
+        for root in filter(None, roots)
+    )
+    return next(filter(None, found), "")
+
+
+def unavailable() -> str:
+    """Why nothing can be built here, or empty."""
+    try:
+        import pybind11  # noqa: F401
+    except ImportError:
+        return "pybind11 is not installed"
+    return "" if nvcc() else "no nvcc on PATH; install the CUDA toolkit or set CUDA_HOME"
+
+
+def build() -> Path:
+    """The folder with the extension module and a .ptx for each source; compiled unless that was done before.
+
+    Raises:
+        RuntimeError: with the compiler's messages.
+    """
+    import pybind11
+
+    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    compile_ = [nvcc(), *FLAGS, *HOST_FLAGS, *includes]
+    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    sources = [*kernels, *sorted((CSRC / "cuda").glob("*.cpp")), HERE / "fake_cuda_runtime.cpp"]
+    versions = run([nvcc(), "--version"]) + sys.version + pybind11.__version__
+    target = cache("ptx") / f"nvcc-{digest((CSRC, HERE), repr((compile_, sources)), versions)}"
+    if target.exists():
+        return target
+    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if target.exists():
+            return target
+        made, aside = Path(folder, "made"), Path(folder, "aside")
+        made.mkdir()
+        objects = [aside / source.name / "object.o" for source in sources]
+
+        def compiled(source: Path, to: Path) -> None:
+            to.parent.mkdir(parents=True)  # what nvcc keeps has the same names for every source
+            run(
+                [
+                    *compile_,
+                    "--keep",
+                    "--keep-dir",
+                    str(to.parent),
+                    "-c",
+                    str(source),
+                    "-o",
+                    str(to),
+                ]
+            )
+
+        with ThreadPoolExecutor(jobs()) as pool:
+            list(pool.map(compiled, sources, objects))
+        for source in kernels:
+            (text,) = (aside / source.name).glob("*.ptx")
+            shutil.copy(text, made / f"{source.stem}.ptx")
+        link = [nvcc(), "-shared", "--cudart", "none", *map(str, objects)]
+        run([*link, "-o", str(made / MODULE)])
+        os.replace(made, target)  # whole or not at all
+    return target
