@@ -35,6 +35,8 @@ class Access:
         size: bytes of each.
         lanes: the lanes' numbers.
         changes: for a store, whether it changes what is there, by lane.
+        order: "relaxed", "acq_rel", ...; "weak" of usual loads and stores.
+        scope: of the order.
     """
 
     instruction: Instruction
@@ -43,6 +45,8 @@ class Access:
     size: int
     lanes: NDArray[np.intp]
     changes: NDArray[np.bool_] | None = None
+    order: str = "weak"
+    scope: str = "gpu"
 
 
 class MemoryOperation:
@@ -108,6 +112,11 @@ class MemoryOperation:
         check_alignment(addresses, self.size)
         return active, addresses, launch.memory.find(addresses, self.size)
 
+    def _access(
+        self, kind: str, addresses: Addresses, active: NDArray[np.intp], changes: Mask | None = None
+    ) -> Access:
+        return Access(self.instruction, kind, addresses, self.size, active, changes, self.order, self.scope)
+
     def _elements(self, region: Region, addresses: Addresses) -> tuple[Values, NDArray[np.int64]]:
         """The region as elements of the access's size, and the indices of the first ones."""
         offsets = addresses.astype(np.int64) - region.address
@@ -153,7 +162,7 @@ class Load(MemoryOperation):
                     missing = np.zeros(lanes.count, np.bool_) if missing is None else missing
                     missing[to] = unwritten
             lanes.write(destination, found, mask, missing)
-        launch.observe(Access(self.instruction, "load", addresses, self.size, active), lanes)
+        launch.observe(self._access("load", addresses, active), lanes)
         return None
 
     def _unwritten(self, region: Region, addresses: Addresses, k: int) -> Mask | None:
@@ -213,7 +222,7 @@ class Store(MemoryOperation):
                 elements[indices + k] = stored
             if region.written is not None or missing is not None:
                 self._mark(region, addresses[here], None if missing is None else missing[active[here]])
-        launch.observe(Access(self.instruction, "store", addresses, self.size, active, changes), lanes)
+        launch.observe(self._access("store", addresses, active, changes), lanes)
 
     def _mark(self, region: Region, addresses: Addresses, missing: Mask | None) -> None:
         """Note which bytes hold something now. What is undefined stays so in memory."""
@@ -260,7 +269,7 @@ class Atomic(MemoryOperation):
                 elements[index] += added[lane]
         if self._destination is not None:
             lanes.write(self._destination, before, mask, None)
-        launch.observe(Access(self.instruction, "atomic", addresses, self.size, active), lanes)
+        launch.observe(self._access("atomic", addresses, active), lanes)
 
 
 OPERATIONS = {"ld": Load, "st": Store, "atom": Atomic}

@@ -105,6 +105,19 @@ def _leading_zeros(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, compute)
 
 
+@decodes("popc")
+def _count_ones(instruction: Instruction, registers: Registers) -> Operation:
+    (type_,) = instruction.modifiers
+    (a,) = readers(instruction, registers, type_)
+    shifts = np.arange(8 * SIZES[type_], dtype=dtype_of(type_))
+
+    def compute(lanes: Lanes) -> Values:
+        ones = a(lanes)[..., None] >> shifts & shifts.dtype.type(1)
+        return ones.sum(-1).astype(np.uint32)
+
+    return Result(instruction, registers, compute)
+
+
 @decodes("prmt")
 def _permute(instruction: Instruction, registers: Registers) -> Operation:
     """Four bytes of the eight in b:a; the upper bit of a digit of the selector asks for the byte's sign instead."""
