@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"\[\s*([^+\s\]]+)\s*(?:\+\s*(-?\d+))?\s*\]")
 # modifiers that neither change a value nor order anything (section 9.7.9.1)
-CACHING = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "L1", "evict_last", "evict_first", "evict_normal")
+CACHING = (
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "nc",
+    "L1",
+    "evict_last",
+    "evict_first",
+    "evict_normal",
+)
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile", "weak")
 SCOPES = ("cta", "cluster", "gpu", "sys")
 
@@ -59,17 +72,31 @@ class MemoryOperation:
     def __init__(self, instruction: Instruction, registers: Registers) -> None:
         self.instruction = instruction
         # the shared memory of the block's own part of a cluster is that of the block
-        self._modifiers = tuple("shared" if m == "shared::cta" else m for m in instruction.modifiers)
+        self._modifiers = tuple(
+            "shared" if m == "shared::cta" else m for m in instruction.modifiers
+        )
         self._type = self._modifiers[-1]
         self._space = next((m for m in self._modifiers if m in ("global", "shared", "param")), None)
         if self._space is None:
             raise unknown(instruction)  # generic addresses, local and constant memory
         self.order = next((m for m in self._modifiers if m in ORDERS), "weak")
-        self.scope = next((m for m in self._modifiers if m in SCOPES), "sys" if self.order == "volatile" else "gpu")
+        self.scope = next(
+            (m for m in self._modifiers if m in SCOPES),
+            "sys" if self.order == "volatile" else "gpu",
+        )
         length = next((int(m[1]) for m in self._modifiers if m in ("v2", "v4")), 1)
         self._element = SIZES[self._type]
         self.size = self._element * length
-        known = {"v2", "v4", self._space, self._type, *CACHING, *ORDERS, *SCOPES, *self._own_modifiers()}
+        known = {
+            "v2",
+            "v4",
+            self._space,
+            self._type,
+            *CACHING,
+            *ORDERS,
+            *SCOPES,
+            *self._own_modifiers(),
+        }
         if not set(self._modifiers) <= known:
             raise unknown(instruction)
         self.is_visible = self._space == "global"
@@ -115,7 +142,9 @@ class MemoryOperation:
     def _access(
         self, kind: str, addresses: Addresses, active: NDArray[np.intp], changes: Mask | None = None
     ) -> Access:
-        return Access(self.instruction, kind, addresses, self.size, active, changes, self.order, self.scope)
+        return Access(
+            self.instruction, kind, addresses, self.size, active, changes, self.order, self.scope
+        )
 
     def _elements(self, region: Region, addresses: Addresses) -> tuple[Values, NDArray[np.int64]]:
         """The region as elements of the access's size, and the indices of the first ones."""
@@ -123,7 +152,9 @@ class MemoryOperation:
         skipped = region.address % self._element  # a region may begin between elements
         if skipped or len(region.data) % self._element:
             start = -skipped % self._element
-            data = region.data[start : start + (len(region.data) - start) // self._element * self._element]
+            data = region.data[
+                start : start + (len(region.data) - start) // self._element * self._element
+            ]
             return data.view(UNSIGNED[self._element]), (offsets - start) // self._element
         return region.data.view(UNSIGNED[self._element]), offsets // self._element
 
@@ -133,7 +164,9 @@ class Load(MemoryOperation):
 
     def _decode(self, length: int) -> None:
         destination, address = self.instruction.operands
-        self._destinations = [self._registers.number(name) for name in self._vector(destination, length)]
+        self._destinations = [
+            self._registers.number(name) for name in self._vector(destination, length)
+        ]
         self._signed = self._type[0] == "s"
         if self._space == "param":
             self._read_parameter_address(address)
@@ -221,7 +254,9 @@ class Store(MemoryOperation):
                 changes[here] |= elements[indices + k] != stored
                 elements[indices + k] = stored
             if region.written is not None or missing is not None:
-                self._mark(region, addresses[here], None if missing is None else missing[active[here]])
+                self._mark(
+                    region, addresses[here], None if missing is None else missing[active[here]]
+                )
         launch.observe(self._access("store", addresses, active, changes), lanes)
 
     def _mark(self, region: Region, addresses: Addresses, missing: Mask | None) -> None:
@@ -242,7 +277,12 @@ class Atomic(MemoryOperation):
         return ("add",)
 
     def _decode(self, length: int) -> None:
-        if "add" not in self._modifiers or length > 1 or self._space != "global" or self._type[0] not in "us":
+        if (
+            "add" not in self._modifiers
+            or length > 1
+            or self._space != "global"
+            or self._type[0] not in "us"
+        ):
             raise unknown(self.instruction)
         if self.order == "weak":
             self.order = "relaxed"  # what it is without a modifier
@@ -260,7 +300,9 @@ class Atomic(MemoryOperation):
         for region, inside in places:
             if not region.is_writable:
                 raise Fault(f"stores to {region}, which it may only read")
-            if region.written is not None and (Load._unwritten(self, region, addresses, 0) is not None):
+            if region.written is not None and (
+                Load._unwritten(self, region, addresses, 0) is not None
+            ):
                 raise Fault(f"adds to bytes of {region} that nothing has written")
             here = np.arange(len(active)) if inside is None else inside
             elements, indices = self._elements(region, addresses[here])

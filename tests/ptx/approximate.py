@@ -43,11 +43,16 @@ class WorstUnit(Unit):
 
     def reciprocal_root(self, exact: Float64, nearest: Float32) -> Float32:
         side = self._side(exact.size).astype(np.int32)
-        return farthest(exact, nearest, side, lambda x: np.abs(x - exact) <= RECIPROCAL_ROOT_ERROR * exact)
+        return farthest(
+            exact, nearest, side, lambda x: np.abs(x - exact) <= RECIPROCAL_ROOT_ERROR * exact
+        )
 
 
 def farthest(
-    exact: Float64, nearest: Float32, side: NDArray[np.int32], is_allowed: Callable[[Float64], NDArray[np.bool_]]
+    exact: Float64,
+    nearest: Float32,
+    side: NDArray[np.int32],
+    is_allowed: Callable[[Float64], NDArray[np.bool_]],
 ) -> Float32:
     """Of the float32s on one side of the nearest, the last that is allowed."""
     found = nearest

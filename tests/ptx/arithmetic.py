@@ -45,7 +45,9 @@ def _multiply(instruction: Instruction, registers: Registers) -> Operation:
     if type_[0] == "f" or modifiers not in (["lo"], ["wide"]):
         raise unknown(instruction)
     wide = _wide(type_) if modifiers == ["wide"] else dtype_of(type_)
-    return Result(instruction, registers, lambda lanes: a(lanes).astype(wide) * b(lanes).astype(wide))
+    return Result(
+        instruction, registers, lambda lanes: a(lanes).astype(wide) * b(lanes).astype(wide)
+    )
 
 
 def _wide(type_: str) -> np.dtype:
@@ -158,4 +160,6 @@ def _sign(instruction: Instruction, registers: Registers) -> Operation:
             return Result(instruction, registers, lambda lanes: a(lanes) ^ upper)
         return Result(instruction, registers, lambda lanes: a(lanes) & ~upper)
     (a,) = readers(instruction, registers, type_)
-    return Result(instruction, registers, lambda lanes: (np.negative if is_neg else np.abs)(a(lanes)))
+    return Result(
+        instruction, registers, lambda lanes: (np.negative if is_neg else np.abs)(a(lanes))
+    )

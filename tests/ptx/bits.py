@@ -55,14 +55,20 @@ def _extract_field(instruction: Instruction, registers: Registers) -> Operation:
     def compute(lanes: Lanes) -> Values:
         x = a(lanes)
         start, count = (part(lanes) & np.uint32(0xFF) for part in (position, length))
-        lower = np.where(start < width, x >> np.minimum(start, width - 1).astype(dtype), dtype.type(0))
+        lower = np.where(
+            start < width, x >> np.minimum(start, width - 1).astype(dtype), dtype.type(0)
+        )
         field = np.where(count < width, lower.view(bits) & ((bits.type(1) << np.minimum(count, width - 1).astype(bits)) - bits.type(1)), lower.view(bits))  # fmt: skip
         if dtype.kind == "u":
             return field
         # the sign is the field's upper bit, or that of x if the field reaches beyond it
         last = np.minimum(start.astype(np.int64) + count - 1, width - 1)
-        negative = (count > 0) & ((x.view(bits) >> np.maximum(last, 0).astype(bits)) & bits.type(1)).astype(bool)
-        above = np.where(count < width, ~bits.type(0) << np.minimum(count, width - 1).astype(bits), bits.type(0))
+        negative = (count > 0) & (
+            (x.view(bits) >> np.maximum(last, 0).astype(bits)) & bits.type(1)
+        ).astype(bool)
+        above = np.where(
+            count < width, ~bits.type(0) << np.minimum(count, width - 1).astype(bits), bits.type(0)
+        )
         return np.where(negative, field | above, field)
 
     return Result(instruction, registers, compute)
@@ -77,7 +83,9 @@ def _insert_field(instruction: Instruction, registers: Registers) -> Operation:
     def compute(lanes: Lanes) -> Values:
         start, count = (part(lanes) & np.uint32(0xFF) for part in (position, length))
         ones = np.where(
-            count < width, (dtype.type(1) << np.minimum(count, width - 1).astype(dtype)) - dtype.type(1), ~dtype.type(0)
+            count < width,
+            (dtype.type(1) << np.minimum(count, width - 1).astype(dtype)) - dtype.type(1),
+            ~dtype.type(0),
         ).astype(dtype)
         shift = np.minimum(start, width - 1).astype(dtype)
         field = np.where(start < width, ones << shift, dtype.type(0)).astype(dtype)
@@ -130,7 +138,9 @@ def _permute(instruction: Instruction, registers: Registers) -> Operation:
         result = np.zeros(both.shape, np.uint32)
         for k in range(4):
             digit = digits >> np.uint32(4 * k)
-            byte = (both >> (np.uint64(8) * (digit & np.uint32(7)))).astype(np.uint32) & np.uint32(0xFF)
+            byte = (both >> (np.uint64(8) * (digit & np.uint32(7)))).astype(np.uint32) & np.uint32(
+                0xFF
+            )
             sign = np.where(byte & np.uint32(0x80), np.uint32(0xFF), np.uint32(0))
             byte = np.where(digit & np.uint32(8), sign, byte)
             result |= byte << np.uint32(8 * k)

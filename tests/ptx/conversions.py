@@ -40,7 +40,9 @@ def _pack(instruction: Instruction, registers: Registers, parts: list[str], size
     return Result(instruction, registers, compute)
 
 
-def _unpack(instruction: Instruction, registers: Registers, parts: list[str], size: int) -> Operation:
+def _unpack(
+    instruction: Instruction, registers: Registers, parts: list[str], size: int
+) -> Operation:
     width = 8 * size // len(parts)
     dtype, part_dtype = UNSIGNED[size], UNSIGNED[size // len(parts)]
     whole = registers.reader(instruction.operands[1], f"b{8 * size}")
@@ -80,7 +82,9 @@ def _convert(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, lambda lanes: convert(a(lanes)).astype(wide, copy=False))
 
 
-def _conversion(rounding: tuple[str, ...], to: str, from_: str) -> Callable[[Values], Values] | None:
+def _conversion(
+    rounding: tuple[str, ...], to: str, from_: str
+) -> Callable[[Values], Values] | None:
     dtype = dtype_of(to)
     kinds = from_[0] in "us", to[0] in "us"
     if kinds == (True, True):

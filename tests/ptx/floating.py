@@ -61,7 +61,9 @@ def to_integer(x: NDArray[np.floating], dtype: np.dtype) -> NDArray[np.integer]:
     too_large, too_small = whole >= float(limits.max) + 1, whole < float(limits.min)
     inside = np.where(too_large | too_small | np.isnan(whole), 0.0, whole).astype(dtype)
     of_nan = np.array(0 if dtype.itemsize < 8 else 1 << 63, f"u{dtype.itemsize}").view(dtype)
-    clamped = np.where(too_large, dtype.type(limits.max), np.where(too_small, dtype.type(limits.min), inside))
+    clamped = np.where(
+        too_large, dtype.type(limits.max), np.where(too_small, dtype.type(limits.min), inside)
+    )
     return np.where(np.isnan(whole), of_nan, clamped).astype(dtype)
 
 

@@ -60,7 +60,9 @@ class Gang:
                 mask: Mask | None = self._groups.pop(at)
                 if mask.all():
                     mask = None
-                limit = min(self._groups, default=len(decoded)) if not self._held else self._next(at)
+                limit = (
+                    min(self._groups, default=len(decoded)) if not self._held else self._next(at)
+                )
                 while True:
                     launch.count()
                     operation, guard = decoded[at], guards[at]
@@ -116,7 +118,9 @@ class Gang:
             raise Fault(f"{kernel.name}: {kernel.text.instructions[at]}: {fault}") from None
 
     def _next(self, at: int) -> int:
-        return min((place for place in self._groups if place > at), default=len(self._kernel.decoded))
+        return min(
+            (place for place in self._groups if place > at), default=len(self._kernel.decoded)
+        )
 
     def _join(self, at: int, mask: Mask | None) -> None:
         """Have these threads go on at an instruction, together with those that are there."""
@@ -154,7 +158,9 @@ class Gang:
                 self._join(at + 1, stay)
         self._has_ended |= True if active is None else active
 
-    def _run_in_warps(self, at: int, operation: WarpOperation | WarpBarrier, mask: Mask | None) -> bool:
+    def _run_in_warps(
+        self, at: int, operation: WarpOperation | WarpBarrier, mask: Mask | None
+    ) -> bool:
         """Run the instruction for warps that are complete and hold the others; True: all were."""
         complete = None
         if mask is not None:

@@ -36,7 +36,9 @@ class Interpreted:
         schedule: Schedule = TOGETHER,
         unit: Unit | None = None,
         observers: Callable[[CaughtLaunch, Memory], Sequence[Observer]] = lambda caught, memory: (),
-        change: Callable[[CaughtLaunch], Kernel] = lambda caught: kernel_of(caught.ptx, caught.kernel),
+        change: Callable[[CaughtLaunch], Kernel] = lambda caught: kernel_of(
+            caught.ptx, caught.kernel
+        ),
     ) -> None:
         """Run launches so.
 
@@ -46,7 +48,12 @@ class Interpreted:
             observers: makes those of a launch.
             change: gives the kernel to run; mutations come in here.
         """
-        self._schedule, self._unit, self._observers, self._kernel = schedule, unit, observers, change
+        self._schedule, self._unit, self._observers, self._kernel = (
+            schedule,
+            unit,
+            observers,
+            change,
+        )
         self.launches: list[Launch] = []
 
     def __call__(self, caught: CaughtLaunch) -> None:

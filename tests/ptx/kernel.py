@@ -75,8 +75,19 @@ def _reciprocal(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, lambda lanes: canonical(one / a(lanes)))
 
 
-Decoded = Branch | Exit | Barrier | WarpBarrier | Fence | MemoryOperation | WarpOperation | Approximation | Operation
+Decoded = (
+    Branch
+    | Exit
+    | Barrier
+    | WarpBarrier
+    | Fence
+    | MemoryOperation
+    | WarpOperation
+    | Approximation
+    | Operation
+)
 
+BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned", "bar.cta.sync")
 SCOPES_OF_MEMBAR = {"cta": "cta", "gl": "gpu", "sys": "sys"}
 
 
@@ -121,16 +132,21 @@ class Kernel:
         if instruction.opcode == "brx.idx":
             index, targets = instruction.operands
             self.registers.number(index)
-            return Branch(tuple(self.text.labels[label] for label in self.text.targets[targets]), index)
+            return Branch(
+                tuple(self.text.labels[label] for label in self.text.targets[targets]), index
+            )
         if instruction.opcode in ("ret", "exit"):
             return Exit()
-        if instruction.opcode in ("bar.sync", "barrier.sync", "barrier.sync.aligned", "bar.cta.sync"):
-            if len(instruction.operands) == 1:
-                return Barrier(int(instruction.operands[0]))
+        if instruction.opcode in BARRIERS and len(instruction.operands) == 1:
+            return Barrier(int(instruction.operands[0]))
         if instruction.opcode == "bar.warp.sync":
             return WarpBarrier()
         if base == "membar" and modifiers[0] in SCOPES_OF_MEMBAR:
             return Fence(True, SCOPES_OF_MEMBAR[modifiers[0]])
-        if base == "fence" and modifiers[0] in ("sc", "acq_rel") and modifiers[1:] in (("cta",), ("gpu",), ("sys",)):
+        if (
+            base == "fence"
+            and modifiers[0] in ("sc", "acq_rel")
+            and modifiers[1:] in (("cta",), ("gpu",), ("sys",))
+        ):
             return Fence(modifiers[0] == "sc", modifiers[1])
         raise unknown(instruction)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ Values = NDArray[np.generic]
 Mask = NDArray[np.bool_]
 Reader = Callable[["Lanes"], Values]
 
-UNSIGNED = {0: np.dtype(np.bool_), 1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}  # fmt: skip
+# raw bits by size in bytes
+UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)} | {0: np.dtype(np.bool_)}
 WARP = 32  # threads
 
 
@@ -28,7 +29,7 @@ class Fault(Exception):
     """A kernel did what it must not do. The message names the instruction."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def dtype_of(type_: str) -> np.dtype:
     """NumPy's type of a PTX type (section 5.2.1): bits are unsigned integers."""
     if type_ == "pred":
@@ -52,7 +53,14 @@ class Lanes:
         thread: of each thread, its number in the grid.
     """
 
-    def __init__(self, blocks: NDArray[np.int64], threads: NDArray[np.int64], block_threads: int, grid: int, registers: int):
+    def __init__(
+        self,
+        blocks: NDArray[np.int64],
+        threads: NDArray[np.int64],
+        block_threads: int,
+        grid: int,
+        registers: int,
+    ):
         """Take the threads `threads` (numbers within their block) of the blocks `blocks`, arrays of equal length."""
         self.count = len(threads)
         self.values: list[Values | None] = [None] * registers
@@ -76,7 +84,9 @@ class Lanes:
         """One value for each lane."""
         return values if values.ndim else np.broadcast_to(values, (self.count,))
 
-    def write(self, register: int, values: Values, mask: Mask | None, undefined: Mask | None) -> None:
+    def write(
+        self, register: int, values: Values, mask: Mask | None, undefined: Mask | None
+    ) -> None:
         """Write raw bits to the lanes of a mask (None: all); those of `undefined` become undefined."""
         if mask is None:
             self.values[register] = self.full(values)

@@ -32,7 +32,9 @@ class Observer(Protocol):
     def barrier(self, block: int) -> None:
         """All threads of a block pass a barrier."""
 
-    def warps(self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]) -> None:
+    def warps(
+        self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]
+    ) -> None:
         """Whole warps execute an instruction of a warp."""
 
 
@@ -103,9 +105,13 @@ class Launch:
         """
         threads = kernel.text.threads if threads is None else threads
         if threads is None or threads % WARP or threads != (kernel.text.threads or threads):
-            raise ValueError(f"{threads} threads for {kernel.name}, which is for {kernel.text.threads}")
+            raise ValueError(
+                f"{threads} threads for {kernel.name}, which is for {kernel.text.threads}"
+            )
         if len(parameters) != kernel.text.parameter_bytes:
-            raise ValueError(f"{len(parameters)} bytes of parameters, not {kernel.text.parameter_bytes}")
+            raise ValueError(
+                f"{len(parameters)} bytes of parameters, not {kernel.text.parameter_bytes}"
+            )
         self.kernel, self.grid, self.threads = kernel, grid, threads
         self.parameters, self.memory, self.unit = parameters, memory, unit or Unit()
         self.shared = SharedMemory(grid, kernel.text.shared_bytes + dynamic_shared)
@@ -131,7 +137,9 @@ class Launch:
                     for _ in gang.run():
                         pass
             if stuck := [place for gang in gangs for place in gang.waits_at()]:
-                raise Fault(f"{self.kernel.name}: threads wait for ever at {'; '.join(sorted(set(stuck)))}")
+                raise Fault(
+                    f"{self.kernel.name}: threads wait for ever at {'; '.join(sorted(set(stuck)))}"
+                )
         return self
 
     def _arrays(self) -> Iterator[Lanes]:
@@ -191,7 +199,9 @@ class Launch:
         for observer in self._observers:
             observer.fence(fence, lanes, _numbers(lanes, mask))
 
-    def order_warps(self, operation: WarpOperation | WarpBarrier, lanes: Lanes, mask: Mask | None) -> None:
+    def order_warps(
+        self, operation: WarpOperation | WarpBarrier, lanes: Lanes, mask: Mask | None
+    ) -> None:
         """Tell of an instruction of whole warps."""
         for observer in self._observers:
             observer.warps(operation, lanes, _numbers(lanes, mask))

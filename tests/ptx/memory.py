@@ -56,15 +56,25 @@ class Memory:
     regions: list[Region] = field(default_factory=list)
 
     def add(
-        self, name: str, address: int, nbytes: int, *, is_writable: bool = True, is_written: bool = True
+        self,
+        name: str,
+        address: int,
+        nbytes: int,
+        *,
+        is_writable: bool = True,
+        is_written: bool = True,
     ) -> Region:
         """Let kernels reach `nbytes` bytes of the host's memory; the caller keeps it alive.
 
         Raises:
             ValueError: it overlaps another region.
         """
-        data = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (nbytes,))
-        region = Region(name, address, data, is_writable, None if is_written else np.zeros(nbytes, np.bool_))
+        data = np.ctypeslib.as_array(
+            ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (nbytes,)
+        )
+        region = Region(
+            name, address, data, is_writable, None if is_written else np.zeros(nbytes, np.bool_)
+        )
         at = bisect.bisect(self.regions, address, key=lambda r: r.address)
         neighbours = self.regions[max(at - 1, 0) : at + 1]
         if clash := [r for r in neighbours if r.address < region.end and address < r.end]:
@@ -103,7 +113,9 @@ class Memory:
 
     def _near(self, address: int) -> str:
         before = self._region_at(address)
-        return "" if before is None else f"; {address - before.end} bytes behind the end of {before}"
+        return (
+            "" if before is None else f"; {address - before.end} bytes behind the end of {before}"
+        )
 
 
 class SharedMemory:
@@ -118,7 +130,9 @@ class SharedMemory:
         self.region = Region("shared memory", SHARED_BASE, np.full(length, 0xAB, np.uint8))
         self.region.written = np.zeros(length, np.bool_)
 
-    def addresses(self, offsets: NDArray[np.uint32], blocks: NDArray[np.int64], size: int) -> Addresses:
+    def addresses(
+        self, offsets: NDArray[np.uint32], blocks: NDArray[np.int64], size: int
+    ) -> Addresses:
         """Where these offsets of blocks lie.
 
         Raises:

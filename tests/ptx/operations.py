@@ -84,7 +84,9 @@ class Selection:
                 nothing if of_second is None else of_second,
             ) | (nothing if of_choice is None else of_choice)
             undefined = lanes.full(undefined)
-        lanes.write(self._destination, np.where(chosen, first, second).view(self._bits), mask, undefined)
+        lanes.write(
+            self._destination, np.where(chosen, first, second).view(self._bits), mask, undefined
+        )
 
 
 def readers(instruction: Instruction, registers: Registers, *types: str) -> list[Compute]:

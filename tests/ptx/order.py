@@ -38,7 +38,9 @@ class Knowledge:
     def joined(self, other: Knowledge) -> Knowledge:
         if other is self or not (other.barriers or other.releases):
             return self
-        return Knowledge(_larger(self.barriers, other.barriers), _larger(self.releases, other.releases))
+        return Knowledge(
+            _larger(self.barriers, other.barriers), _larger(self.releases, other.releases)
+        )
 
 
 def _larger(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
@@ -124,7 +126,9 @@ class Order:
     def _threads_of(self, block: int, found: dict[int, Knowledge]) -> list[int]:
         return [thread for thread in found if thread // self._block_threads == block]
 
-    def warps(self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]) -> None:
+    def warps(
+        self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]
+    ) -> None:
         """Whole warps execute an instruction together."""
         if self._shuffles_order or isinstance(operation, WarpBarrier):
             self.warp_syncs[lanes.thread[active]] += 1
@@ -163,7 +167,9 @@ class Order:
         if order in ("release", "acq_rel"):
             self.releases[thread] += 1
             own = Knowledge({}, {thread: int(self.releases[thread])})
-            location.released = location.released.joined(self._known[self.version[thread]]).joined(own)
+            location.released = location.released.joined(self._known[self.version[thread]]).joined(
+                own
+            )
         elif self._fenced_version[thread] >= 0:
             location.released = location.released.joined(self._released(thread))
         location.by_others = location.by_others.joined(

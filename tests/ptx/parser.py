@@ -98,7 +98,9 @@ def read(text: str) -> dict[str, KernelText]:
     # what follows describes the source to debuggers (section 11.5)
     text = text.partition(".section")[0]
     for word in (".func", ".callprototype", ".const ", ".local ", ".tex"):
-        if re.search(rf"^\s*(\.visible\s+|\.extern\s+|\.weak\s+)?{re.escape(word)}", text, re.MULTILINE):
+        if re.search(
+            rf"^\s*(\.visible\s+|\.extern\s+|\.weak\s+)?{re.escape(word)}", text, re.MULTILINE
+        ):
             raise NotUnderstood(f"the module declares {word.strip()}")
     outside = _SHARED.findall(_without_bodies(text))
     return {entry[1]: _kernel(text, entry, outside) for entry in _ENTRY.finditer(text)}

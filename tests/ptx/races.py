@@ -51,7 +51,9 @@ class Race:
 class RaceDetector:
     """An observer of one launch; ask for `races()` when it is over."""
 
-    def __init__(self, threads: int, block_threads: int, memory: Memory, *, shuffles_order: bool = False) -> None:
+    def __init__(
+        self, threads: int, block_threads: int, memory: Memory, *, shuffles_order: bool = False
+    ) -> None:
         """Watch a launch, as `Order`; `memory` gives names to locations."""
         self._order = Order(threads, block_threads, shuffles_order=shuffles_order)
         self._block_threads = block_threads
@@ -65,7 +67,9 @@ class RaceDetector:
     def fence(self, fence: Fence, lanes: Lanes, active: NDArray[np.intp]) -> None:
         self._order.fence(fence, lanes, active)
 
-    def warps(self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]) -> None:
+    def warps(
+        self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]
+    ) -> None:
         self._order.warps(operation, lanes, active)
 
     def access(self, access: Access, lanes: Lanes) -> None:
@@ -73,7 +77,11 @@ class RaceDetector:
         order, threads = self._order, lanes.thread[access.lanes]
         # an atomic operation of a narrow scope is one only for its block
         kind = np.full(len(threads), KINDS[access.kind])
-        changes = np.ones(len(threads), np.int64) if access.changes is None else access.changes.astype(np.int64)
+        changes = (
+            np.ones(len(threads), np.int64)
+            if access.changes is None
+            else access.changes.astype(np.int64)
+        )
         self._log.append(
             (
                 access.addresses.astype(np.int64),
@@ -107,13 +115,17 @@ class RaceDetector:
     def _by_grain(
         self, address: NDArray[np.int64], size: NDArray[np.int64]
     ) -> Iterable[tuple[NDArray[np.bool_], int]]:
-        starts = np.array(sorted([*(r.address for r in self._memory.regions), SHARED_BASE]), np.int64)
+        starts = np.array(
+            sorted([*(r.address for r in self._memory.regions), SHARED_BASE]), np.int64
+        )
         region = np.searchsorted(starts, address, "right")
         is_narrow = np.isin(region, np.unique(region[size < 4]))
         yield is_narrow, 1
         yield ~is_narrow, 4
 
-    def _examine(self, rows: dict[str, NDArray[np.int64]], grain: int, found: Counter[Race]) -> None:
+    def _examine(
+        self, rows: dict[str, NDArray[np.int64]], grain: int, found: Counter[Race]
+    ) -> None:
         """Find races among rows sorted by location and time."""
         location, thread, kind = rows["location"], rows["thread"], rows["kind"]
         if not len(location):
@@ -141,8 +153,11 @@ class RaceDetector:
         thread, barriers, kind = rows["thread"], rows["barriers"], rows["kind"]
         block = thread // self._block_threads
         same_block = block[first] == block[second]
-        ordered = (thread[first] == thread[second]) | (same_block & (barriers[first] < barriers[second]))
-        same_warp = same_block & (thread[first] % self._block_threads // WARP == thread[second] % self._block_threads // WARP)  # fmt: skip
+        ordered = (thread[first] == thread[second]) | (
+            same_block & (barriers[first] < barriers[second])
+        )
+        warp = thread % self._block_threads // WARP
+        same_warp = same_block & (warp[first] == warp[second])
         ordered |= same_warp & (rows["warp_syncs"][first] < rows["warp_syncs"][second])
         ordered |= (kind[first] == ATOMIC) & (kind[second] == ATOMIC)
         for a, b in zip(first[~ordered], second[~ordered], strict=True):
@@ -160,7 +175,11 @@ class RaceDetector:
         return region.name
 
 
-COLUMNS = ("address", "size", "thread", "kind", "changes", "barriers", "releases", "warp_syncs", "version", "instruction")  # fmt: skip
+# of the log, in their order
+COLUMNS = (
+    *("address", "size", "thread", "kind", "changes"),
+    *("barriers", "releases", "warp_syncs", "version", "instruction"),
+)
 
 
 def _expanded(log: list[NDArray[np.int64]], grain: int) -> dict[str, NDArray[np.int64]]:
@@ -173,7 +192,9 @@ def _expanded(log: list[NDArray[np.int64]], grain: int) -> dict[str, NDArray[np.
     return {name: column[order] for name, column in rows.items()}
 
 
-def _pairs(location: NDArray[np.int64], kind: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pairs(
+    location: NDArray[np.int64], kind: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Pairs to examine: an access and the last store before it, a store and the loads since that."""
     count = np.arange(len(location))
     is_new = np.r_[True, location[1:] != location[:-1]]

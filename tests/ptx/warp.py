@@ -26,7 +26,9 @@ class WarpOperation:
     def __init__(self, instruction: Instruction, registers: Registers) -> None:
         self.instruction = instruction
         self._registers = registers
-        self._run = {"shfl": self._shuffle, "vote": self._vote, "redux": self._reduce}[instruction.base]()
+        self._run = {"shfl": self._shuffle, "vote": self._vote, "redux": self._reduce}[
+            instruction.base
+        ]()
 
     def run(self, lanes: Lanes, mask: Mask | None) -> None:
         self._run(lanes, mask)
@@ -46,7 +48,10 @@ class WarpOperation:
         value, is_inside = (destination.split("|") + [""])[:2]
         number = self._registers.number(value)
         predicate = self._registers.number(is_inside) if is_inside else None
-        a, b, c = (self._registers.reader(o, t) for o, t in zip(operands[:3], ("b32", "u32", "u32"), strict=True))
+        a, b, c = (
+            self._registers.reader(o, t)
+            for o, t in zip(operands[:3], ("b32", "u32", "u32"), strict=True)
+        )
         sources = self._registers.sources(operands[0])
 
         def run(lanes: Lanes, mask: Mask | None) -> None:
@@ -69,7 +74,12 @@ class WarpOperation:
                 inside = source <= last
             chosen = np.arange(lanes.count) + np.where(inside, source - lane, 0)
             missing = lanes.undefined_in(sources)
-            lanes.write(number, lanes.full(a(lanes))[chosen], mask, None if missing is None else missing[chosen])
+            lanes.write(
+                number,
+                lanes.full(a(lanes))[chosen],
+                mask,
+                None if missing is None else missing[chosen],
+            )
             if predicate is not None:
                 lanes.write(predicate, inside, mask, None)
 
@@ -77,7 +87,11 @@ class WarpOperation:
 
     def _vote(self) -> Operation:
         modifiers = self.instruction.modifiers
-        if modifiers not in (("sync", "any", "pred"), ("sync", "all", "pred"), ("sync", "ballot", "b32")):
+        if modifiers not in (
+            ("sync", "any", "pred"),
+            ("sync", "all", "pred"),
+            ("sync", "ballot", "b32"),
+        ):
             raise unknown(self.instruction)
         destination, source, members = self.instruction.operands
         negated, source = source.startswith("!"), source.lstrip("!")
@@ -89,7 +103,11 @@ class WarpOperation:
             lanes.demand(self._registers.sources(source), mask, "a vote")
             votes = (lanes.full(read(lanes)) ^ negated).reshape(-1, WARP)
             if modifiers[1] == "ballot":
-                found = (votes.astype(np.uint64) << np.arange(WARP, dtype=np.uint64)).sum(1).astype(np.uint32)
+                found = (
+                    (votes.astype(np.uint64) << np.arange(WARP, dtype=np.uint64))
+                    .sum(1)
+                    .astype(np.uint32)
+                )
             else:
                 found = votes.any(1) if modifiers[1] == "any" else votes.all(1)
             lanes.write(number, np.repeat(found, WARP), mask, None)
