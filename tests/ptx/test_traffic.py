@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from paths import ROOT
+
 from ptx.coalescing import Coalescing
 from ptx.kernel import Kernel
 from ptx.launch import Launch
 from ptx.memory import Memory
 from ptx.parser import read
-from ptx.traffic import BACKENDS, CASES, lines, measure
+from ptx.traffic import BACKENDS, CASES, measure
 
 COPY = """
 .visible .entry copy(.param .u64 from, .param .u64 to, .param .u32 stride)
@@ -45,10 +46,13 @@ def test_sectors_of_a_warp(stride: int, sectors: int) -> None:
     assert found.distinct_sectors() == 2 * (1 if stride == 0 else 2 * sectors if stride < 9 else 64)
 
 
-def _documented() -> list[str]:
-    text = (ROOT / "docs" / "kernels.md").read_text().splitlines()
-    start = text.index(next(lines([])))
-    return text[start + 2 : start + 2 + len(CASES) * len(BACKENDS)]
+def _documented(compiler: str, name: str) -> list[float]:
+    """The figures of a row of the table."""
+    start = f"| {name} | {compiler} | "
+    (row,) = (
+        x for x in (ROOT / "docs" / "kernels.md").read_text().splitlines() if x.startswith(start)
+    )
+    return [float(cell) for cell in row.removeprefix(start).strip("| ").split(" | ")]
 
 
 USUAL = ("Adam", "SGD, momentum", "statistics")
@@ -63,5 +67,7 @@ def test_documented_traffic(compiler: str, name: str) -> None:
     if reason:
         pytest.skip(reason)
     row = measure(compiler, name)
-    assert list(lines([row]))[2] in _documented()
+    # a table's entries may begin anywhere in a sector
+    measured = [row.floor, row.moved, row.requested, row.touched]
+    assert measured == pytest.approx(_documented(compiler, name), abs=0.05)
     assert row.floor <= row.moved < row.floor + 0.02
