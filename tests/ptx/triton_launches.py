@@ -101,6 +101,7 @@ class _Launcher:
             params=packed(params, values),
             dynamic_shared=metadata.shared,
             arguments=arguments,
+            passed=tuple(passed),
         )
 
     def _ptx(self) -> str:
