@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cases import MIXED, Options, groups_of, kernel_options, normal, set_gradients, sizes_for
-from checks import assert_same_optimizers
+from checks import all_params, assert_same_optimizers
 from host_cuda.build import unavailable
 from named_schemes import NAMED
 from releasing import small_pair, take_steps
@@ -46,39 +46,54 @@ ADAM = Options("adamw", {"lr": 0.1, "weight_decay": 0.1})
 
 
 class Case(NamedTuple):
-    """An optimizer's options, and the kinds of launches that its steps make."""
+    """An optimizer's options.
+
+    Attributes:
+        kinds: of the launches that its first step makes.
+        written: a region that one of them writes, which launches without these options do not have or do not write.
+        options, more: of the optimizer.
+        step: how it is stepped.
+    """
 
     kinds: tuple[str, ...]
-    options: Options = ADAM
+    written: str = "param[1]"
     more: dict[str, Any] = {}  # noqa: RUF012
+    options: Options = ADAM
     step: dict[str, Any] = {}  # noqa: RUF012
 
 
 TURNS = {"update_every": {"body": 3}, "update_every_grads": "mean"}
+CLEARS = {"zero_grad": True}
+FLAT = {"grads": "flat"}
 CASES = {
     "one rule": Case(("step",)),
-    "mixed rules": Case(("step",), MIXED),
-    "counted": Case(("step",), more={"capturable": True}),
-    "a rate on the device": Case(("step",), more={"capturable": True, "lr": torch.tensor(0.1)}),
-    "turns": Case(("step",), more=TURNS),
-    "turns, counted": Case(("step",), more={**TURNS, "capturable": True}),
-    "zeroing": Case(("step",), step={"zero_grad": True}),
-    "clipped": Case(("statistics", "step"), more={"max_grad_norm": 0.5}),
+    "mixed rules": Case(("step",), options=MIXED),
+    "counted": Case(("step",), "steps", {"capturable": True}),
+    "turns": Case(("step",), "grad_sum[1]", TURNS),
+    "turns, counted": Case(("step",), "waited", {**TURNS, "capturable": True}),
+    "zeroing": Case(("step",), "grad[1]", FLAT, step=CLEARS),
+    "clipped": Case(("statistics", "step"), "digits", {"max_grad_norm": 0.5}),
     "clipped by role": Case(
-        ("statistics", "step"), more={"max_grad_norm": {"body": 0.5, "head": 1.0}}
+        ("statistics", "step"), "sums", {"max_grad_norm": {"body": 0.5, "head": 1.0}}
     ),
-    "a ball": Case(("step", "project"), more={"constraint": {"body": sf.L2Ball(1.5)}}),
-    "a simplex": Case(("step", "project"), more={"constraint": {"head": sf.Simplex(1.5)}}),
-    "averages": Case(("step", "project"), more={"constraint": sf.L2Ball(1.5), "ema_decay": 0.9}),
+    "a ball": Case(("step", "project"), "set_sums", {"constraint": {"body": sf.L2Ball(1.5)}}),
+    "a simplex": Case(("step", "project"), "moved", {"constraint": {"head": sf.Simplex(1.5)}}),
+    "averages": Case(
+        ("step", "project"), "ema[1]", {"constraint": sf.L2Ball(1.5), "ema_decay": 0.9}
+    ),
     "everything": Case(
         ("statistics", "step", "project"),
-        ADAM,
-        {**TURNS, "capturable": True, "max_grad_norm": 1.0, "constraint": sf.L2Ball(1.5)},
-        {"zero_grad": True},
+        "grad[1]",
+        {
+            **TURNS,
+            **FLAT,
+            "capturable": True,
+            "max_grad_norm": 1.0,
+            "constraint": sf.L2Ball(1.5),
+        },
+        step=CLEARS,
     ),
 }
-
-
 SCHEMES = (*NAMED, "several")
 
 
@@ -124,15 +139,26 @@ def catching(compiler: str) -> tuple[Any, Catcher]:
     return BACKENDS[compiler](catcher), catcher
 
 
+def give_gradients(optimizer: Any, number: int, flat: bool) -> None:
+    """Some of them none; of flat ones, zero, in the place that they have."""
+    params = all_params(optimizer)
+    places = [p.grad if flat else None for p in params]
+    set_gradients(optimizer.param_groups, number, 3 if number % 2 else 0)
+    for p, place in zip(params, places, strict=True):
+        if place is not None:
+            place.copy_(torch.zeros_like(place) if p.grad is None else p.grad)
+            p.grad = place
+
+
 def same_steps(
-    make: Callable[[Any], Any], compiler: str, steps: int = 4, **how: Any
+    make: Callable[[Any], Any], compiler: str, steps: int = 4, flat: bool = False, **how: Any
 ) -> list[CaughtLaunch]:
     """Steps beside the CPU backend; returns what was launched."""
     backend, catcher = catching(compiler)
     ours, on_cpu = make(backend), make("cpu")
     for number in range(steps):
         for optimizer in (ours, on_cpu):
-            set_gradients(optimizer.param_groups, number, 3 if number % 2 else 0)
+            give_gradients(optimizer, number, flat)
             has_head = any(group["role"] == "head" for group in optimizer.param_groups)
             optimizer.step(role="head" if number == 2 and has_head else None, **how)
         assert_same_optimizers(ours, on_cpu, f"step {number}")
@@ -145,15 +171,29 @@ def test_every_kind_of_launch_is_caught_with_its_arguments(compiler: str, name: 
 
     def make(backend: Any) -> Any:
         groups = groups_of(sizes_for(7), mixed=case.options.mixed)
-        per_group = {k: v for k, v in case.more.items() if k in ("capturable", "lr")}
-        more = {k: v for k, v in case.more.items() if k not in per_group}
-        groups = [{**group, **per_group} for group in groups]
-        return case.options.ours(groups, backend=backend, **more)
+        return case.options.ours(groups, backend=backend, **case.more)
 
-    launches = same_steps(make, compiler, **case.step)
+    launches = same_steps(make, compiler, flat="grads" in case.more, **case.step)
     kinds = [kind_of(caught.kernel) for caught in launches]
     assert kinds[: len(case.kinds)] == [*case.kinds]
     assert {caught.compiler for caught in launches} == {compiler}
+    assert case.written in {r.name for caught in launches for r in caught.regions if r.writable}
+
+
+@by_compiler
+def test_rates_in_tensors(compiler: str) -> None:
+    rates = torch.tensor(0.1), torch.tensor(0.2, dtype=torch.float64)
+
+    def make(backend: Any) -> Any:
+        groups = [
+            {**group, "lr": lr, "capturable": True}
+            for group, lr in zip(groups_of([[5], [4097]]), rates, strict=True)
+        ]
+        return sf.StackelbergAdamW(groups, backend=backend)
+
+    launches = same_steps(make, compiler)
+    reached = {r.name: r.nbytes for r in launches[0].regions if r.name.startswith("lr[")}
+    assert reached == {"lr[0]": 4, "lr[1]": 8}
 
 
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
