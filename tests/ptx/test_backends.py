@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Collection, Iterable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,25 +18,22 @@ from torch import nn
 import stackelberg_fused as sf
 from stackelberg_fused.native.tables import TILE_ELEMENTS
 
-from .backends import PtxCudaBackend, PtxTritonBackend, kind_of
-from .caught_launch import CaughtLaunch, params_of
-from .host_executor import execute
+from .backends import kind_of
+from .catcher import catching
+from .caught_launch import CaughtLaunch
 
-pytestmark = [
-    pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
-    pytest.mark.xdist_group("PTX"),  # compiled kernels are kept by process
-]
-BACKENDS = {"nvcc": PtxCudaBackend, "triton": PtxTritonBackend}
-by_compiler = pytest.mark.parametrize("compiler", BACKENDS)
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+# in the process of tests/triton_kernels/test_machine_code.py, which compiles many of the same kernels
+of_triton = pytest.mark.xdist_group("Triton's compiler")
+by_compiler = pytest.mark.parametrize("compiler", ["nvcc", pytest.param("triton", marks=of_triton)])
 
 
 def by_compiler_and(name: str, values: Iterable[str], slow: Collection[str]) -> Any:
     """Each value with each compiler; some take Triton more than a few seconds to compile."""
-    every = [
-        pytest.param(c, v, marks=[pytest.mark.slow] if c == "triton" and v in slow else [])
-        for c in BACKENDS
-        for v in values
-    ]
+    every = [pytest.param("nvcc", value) for value in values]
+    for value in values:
+        marks = [of_triton, *([pytest.mark.slow] if value in slow else [])]
+        every.append(pytest.param("triton", value, marks=marks))
     return pytest.mark.parametrize(f"compiler, {name}", every)
 
 
@@ -95,48 +90,6 @@ CASES = {
     ),
 }
 SCHEMES = (*NAMED, "several")
-
-
-class Catcher:
-    """Executes launches on the host, keeps them, and looks at what they changed."""
-
-    def __init__(self) -> None:
-        self.launches: list[CaughtLaunch] = []
-
-    def __call__(self, caught: CaughtLaunch) -> None:
-        self.launches.append(caught)
-        check_regions(caught)
-        read = {r: _bytes(r.address, r.nbytes) for r in caught.regions if not r.writable}
-        execute(caught)
-        for region, before in read.items():
-            assert _bytes(region.address, region.nbytes) == before, region
-
-    @property
-    def kinds(self) -> list[str]:
-        return [kind_of(caught.kernel) for caught in self.launches]
-
-
-def _bytes(address: int, nbytes: int) -> bytes:
-    return ctypes.string_at(address, nbytes)
-
-
-def check_regions(caught: CaughtLaunch) -> None:
-    """Regions do not overlap; the kernel is in the module, and the arguments are as long as it declares."""
-    regions = sorted(caught.regions, key=lambda region: region.address)
-    for before, after in pairwise(regions):
-        assert before.address + before.nbytes <= after.address, (before, after)
-    assert caught.ptx.count(f".entry {caught.kernel}(") == 1
-    last = params_of(caught.ptx)[caught.kernel][-1]
-    assert len(caught.params) == last.offset + last.size
-
-
-def catching(compiler: str) -> tuple[Any, Catcher]:
-    """A backend whose launches a `Catcher` gets."""
-    status = BACKENDS[compiler].status()
-    if not status.available:
-        pytest.skip(status.reason)
-    catcher = Catcher()
-    return BACKENDS[compiler](catcher), catcher
 
 
 def give_gradients(optimizer: Any, number: int, flat: bool) -> None:

@@ -16,10 +16,7 @@ from .caught_launch import CaughtLaunch, params_of
 from .nvcc_build import unavailable
 from .nvcc_launches import catching, modules, native_module
 
-pytestmark = [
-    pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
-    pytest.mark.xdist_group("PTX"),
-]
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
 
 def step_args(**values: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,15 +14,14 @@ from torch import nn
 
 import stackelberg_fused as sf
 
-from .caught_launch import CaughtLaunch, Region
+from .catcher import catching
+from .caught_launch import CaughtLaunch
 from .host_executor import execute
 from .nvcc_build import unavailable as no_nvcc
-from .test_backends import catching
 
 pytestmark = [
     pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
     pytest.mark.skipif(bool(no_nvcc()), reason=no_nvcc()),
-    pytest.mark.xdist_group("PTX"),
 ]
 COUNTS = ("step", "waited")
 
@@ -90,8 +90,8 @@ def test_an_address_outside_is_noticed_before_the_launch() -> None:
     """Of the executor on the host, which could not tell otherwise."""
 
     def without_records(caught: CaughtLaunch) -> None:
-        kept: tuple[Region, ...] = tuple(r for r in caught.regions if r.name != "records")
-        execute(CaughtLaunch(**{**vars(caught), "regions": kept}))
+        kept = tuple(r for r in caught.regions if r.name != "records")
+        execute(replace(caught, regions=kept))
 
     backend, _ = catching("nvcc")
     backend._executor = without_records

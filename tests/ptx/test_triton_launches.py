@@ -17,7 +17,7 @@ from .triton_launches import SHARED_OF_A_BLOCK, unavailable
 
 pytestmark = [
     pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
-    pytest.mark.xdist_group("PTX"),
+    pytest.mark.xdist_group("Triton's compiler"),
 ]
 
 
