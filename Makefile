@@ -66,11 +66,13 @@ PYTEST = $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 test: $(TESTED)
 	$(CHECK_VERSIONS)
 	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build
+	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.nvcc_build
 	$(PYTEST) $(TEST_ARGS)
 
 test-quick: $(TESTED)
 	$(CHECK_VERSIONS)
 	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick
+	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.nvcc_build
 	$(PYTEST) --quick $(TEST_ARGS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-run

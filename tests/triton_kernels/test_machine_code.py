@@ -21,6 +21,7 @@ from audit import (
     is_signal,
     unordered_atomics,
 )
+from build_once import kept_by_triton
 from compile_triton import (
     EXTRAS,
     FORMATS,
@@ -53,10 +54,13 @@ BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in t
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled kernels: two processes share the architectures."""
+    """The folder with the compiled kernels: two processes share the architectures.
+
+    Triton keeps them where tests/ptx finds them, which executes some.
+    """
     folder = tmp_path_factory.mktemp("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment["TRITON_CACHE_DIR"] = kept_by_triton()
     jobs = [
         f"{arch}:{','.join(str(int(rule)) for rule in rules)}" for arch, rules in COMPILED.items()
     ]
