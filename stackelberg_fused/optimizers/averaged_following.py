@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.hooks import RemovableHandle
 
 from ..groups.rules import as_integer, as_number
 from ..memory.presence import is_abstract
@@ -17,6 +19,7 @@ from .averaged_places import Place, places
 
 Buffers = Literal["shared", "own", "copied", "averaged"]
 WRITTEN = ("copied", "averaged")  # by each step
+_followed: WeakKeyDictionary[nn.Module, ref[Following]] = WeakKeyDictionary()
 
 
 class _Met(NamedTuple):
@@ -48,16 +51,25 @@ class Following:
     ) -> None:
         self.is_given, self.schedule, self.buffers = is_given, schedule, buffers
         self.count = 0
+        self._handles: list[RemovableHandle] = []
         self._parts = [(m._modules, dict(m._modules)) for m in trained.modules()]
         self._params = places(own, trained, "_parameters")
         self._met: _Met | None = None  # what the last look found, if it was the simple case
         self._of_groups: tuple[list[Any], list[dict[str, Any]]] = [], []
         self._of_buffers = [] if buffers == "own" else places(own, trained, "_buffers")
 
-    @property
-    def watches(self) -> bool:
-        """Tell whether there is something to do after each step."""
-        return self.is_given or self.schedule is not None or self.buffers in WRITTEN
+    def watch(self, optimizer: Any, own: nn.Module) -> None:
+        """Have the optimizer tell of its steps, if there is anything to do then; for `own` an earlier one is over."""
+        if self.is_given or self.schedule is not None or self.buffers in WRITTEN:
+            self._handles = [
+                optimizer.register_step_post_hook(self.after_step),
+                optimizer.register_load_state_dict_post_hook(self.after_load),
+            ]
+        if self.is_given:
+            earlier = _followed[own]() if own in _followed else None
+            for handle in earlier._handles if earlier else ():
+                handle.remove()
+            _followed[own] = ref(self)  # which would hold the module
 
     @disable_dynamo
     def follow(self, optimizer: Any) -> None:
@@ -181,7 +193,7 @@ class Following:
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy finds these anew: they are parts of the optimizer, which makes its own copies
-        return {**self.__dict__, "_met": None, "_of_groups": ([], [])}
+        return {**self.__dict__, "_met": None, "_of_groups": ([], []), "_handles": []}
 
     def _trained(self) -> Any:
         return (param for place in self._params if (param := place.pair[1]).requires_grad)

@@ -82,6 +82,7 @@ class AveragedModule(Generic[Module]):
         if buffers not in get_args(Buffers):
             one_of = ", ".join(map(repr, get_args(Buffers)))
             raise ValueError(f"AveragedModule: buffers must be one of {one_of}, got {buffers!r}")
+        self._optimizer._shared.refuse_averages("AveragedModule")
         for label, param in module.named_parameters():
             check(self._optimizer, label, param, needs_decay=decay is None)
         if into is not None:
@@ -94,7 +95,7 @@ class AveragedModule(Generic[Module]):
         self._module.requires_grad_(False)
         if given and buffers in WRITTEN:
             self._following.write_buffers(None)
-        self._watch()
+        self._following.watch(self._optimizer, self._module)
         self._following.follow(self._optimizer)
 
     @property
@@ -139,14 +140,17 @@ class AveragedModule(Generic[Module]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._watch()  # hooks are no part of an optimizer that is copied
+        self._following.watch(
+            self._optimizer, self._module
+        )  # hooks are no part of an optimizer that is copied
 
     def _check_into(self, into: nn.Module, module: nn.Module, buffers: Buffers) -> None:
         """Raise ValueError unless a module can take the averages of another one."""
         check_same(into, module, "parameters")
         if buffers != "own":
             check_same(into, module, "buffers")
-        state, own = self._optimizer._shared.state, dict(into.named_parameters())
+        state = self._optimizer._shared.state
+        own = dict(into.named_parameters(remove_duplicate=False))
         for label, param in module.named_parameters():
             if "ema" not in state.get(param, {}):
                 check_start(label, own[label], param)
@@ -164,12 +168,6 @@ class AveragedModule(Generic[Module]):
             set_decay(groups, checked_decay(decay(following.count) if callable(decay) else decay))
         elif following.buffers == "averaged":
             _ = self.decay  # there is one
-
-    def _watch(self) -> None:
-        """Have the optimizer tell of its steps, if there is anything to do then."""
-        if self._following.watches:
-            self._optimizer.register_step_post_hook(self._following.after_step)
-            self._optimizer.register_load_state_dict_post_hook(self._following.after_load)
 
 
 def _of_the_library(optimizer: Any) -> StackelbergOptimizer:

@@ -41,7 +41,7 @@ def places(own: nn.Module, trained: nn.Module, kind: str) -> list[Place]:
 def check_same(into: nn.Module, trained: nn.Module, kind: str) -> None:
     """Raise ValueError unless a module has parameters ("parameters") or buffers of the same names and kinds as another.
 
-    None of them may be the other's own.
+    What is one tensor there is one here. No parameter may be the other module's own.
     """
     mine, theirs = (_named(module, kind) for module in (into, trained))
     for known, other, name in ((mine, theirs, "module"), (theirs, mine, "into")):
@@ -51,9 +51,14 @@ def check_same(into: nn.Module, trained: nn.Module, kind: str) -> None:
             raise ValueError(
                 f"AveragedModule: {name} has {kind} that {where} has not: {', '.join(missing[:5])}"
             )
+    twins: dict[int, Tensor] = {}
     for label, tensor in mine.items():
         other_tensor = theirs[label]
-        if tensor is other_tensor:
+        if twins.setdefault(id(tensor), other_tensor) is not other_tensor:
+            raise ValueError(
+                f"AveragedModule: {label!r} of into has another name too, and that of module has not"
+            )
+        if tensor is other_tensor and kind == "parameters":
             raise ValueError(
                 f"AveragedModule: {label!r} of into is module's own; into must be another one"
             )

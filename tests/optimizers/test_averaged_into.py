@@ -8,7 +8,7 @@ import math
 import pickle
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from imitations import by_wrapper
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
+from stackelberg_fused.optimizers.averaged_following import Buffers
 
 STEPS = 6
 
@@ -241,28 +242,28 @@ def test_a_teacher_of_16_bits_stays_where_it_is() -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("buffers", ["shared", "own", "copied", "averaged"])
-def test_buffers_as_the_user_says(buffers: Any, given: bool) -> None:
-    student = _with_norm()
-    teacher = copy.deepcopy(student) if given else None
-    by_hand = copy.deepcopy(student[1])
-    ours = _adam(student)
-    averaged = sf.AveragedModule(ours, student, into=teacher, decay=_cosine, buffers=buffers)
-    teacher = averaged.module if teacher is None else teacher
-    for number in range(3):
-        _step(student, ours, number)
-        for name, buffer in by_hand.named_buffers():
-            theirs = student[1].get_buffer(name)
-            if buffers == "averaged" and buffer.is_floating_point():
-                buffer.lerp_(theirs, 1.0 - _cosine(number))
-            elif buffers != "own":
-                buffer.copy_(theirs)
-            assert_same_bits(teacher[1].get_buffer(name), buffer)
-            assert (teacher[1].get_buffer(name) is theirs) == (buffers == "shared")
-    assert student[1].running_mean.any()
-    mean = teacher[1].running_mean.clone()
-    _backward(student, 9)  # a pass that no step follows
-    assert torch.equal(mean, teacher[1].running_mean) == (buffers != "shared")
+def test_buffers_as_the_user_says(given: bool) -> None:
+    for buffers in get_args(Buffers):
+        student = _with_norm()
+        teacher = copy.deepcopy(student) if given else None
+        by_hand = copy.deepcopy(student[1])
+        ours = _adam(student)
+        averaged = sf.AveragedModule(ours, student, into=teacher, decay=_cosine, buffers=buffers)
+        teacher = averaged.module if teacher is None else teacher
+        for number in range(3):
+            _step(student, ours, number)
+            for name, buffer in by_hand.named_buffers():
+                theirs = student[1].get_buffer(name)
+                if buffers == "averaged" and buffer.is_floating_point():
+                    buffer.lerp_(theirs, 1.0 - _cosine(number))
+                elif buffers != "own":
+                    buffer.copy_(theirs)
+                assert_same_bits(teacher[1].get_buffer(name), buffer)
+                assert (teacher[1].get_buffer(name) is theirs) == (buffers == "shared")
+        assert student[1].running_mean.any()
+        mean = teacher[1].running_mean.clone()
+        _backward(student, 9)  # a pass that no step follows
+        assert torch.equal(mean, teacher[1].running_mean) == (buffers != "shared")
 
 
 def test_buffers_are_averaged_as_torchs_averaged_model() -> None:
@@ -359,9 +360,8 @@ def _moved(module: nn.Sequential) -> None:
         module[2].bias.add_(1.0)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
+def test_modules_that_cannot_take_averages() -> None:
+    for change, message in (
         (
             _reshaped,
             r"'2.weight' of into is \[3, 5\] torch.float32 on cpu, that of module \[2, 5\]",
@@ -370,19 +370,48 @@ def _moved(module: nn.Sequential) -> None:
         (_cut, "module has parameters that into has not: 2.weight, 2.bias"),
         (_moved, r"'2.bias' of into differs .*load_state_dict\(module\.state_dict\(\)\) first"),
         (nn.Module.double, "'0.weight' of into is .* torch.float64 on cpu, that of"),
-    ],
-)
-def test_modules_that_cannot_take_averages(
-    change: Callable[[nn.Sequential], Any], message: str
-) -> None:
-    student = _model()
-    teacher, ours = copy.deepcopy(student), _adam(student, ema_decay=0.5)
-    change(teacher)
-    with pytest.raises(ValueError, match=message):
+    ):
+        student = _model()
+        teacher, ours = copy.deepcopy(student), _adam(student, ema_decay=0.5)
+        change(teacher)
+        with pytest.raises(ValueError, match=message):
+            sf.AveragedModule(ours, student, into=teacher, decay=0.9)
+        assert all(param.requires_grad for param in teacher.parameters())
+        assert ours.param_groups[0]["ema_decay"] == 0.5
+        assert not ours._optimizer_step_post_hooks
+
+
+def test_tied_weights_are_tied_in_both() -> None:
+    untied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied = copy.deepcopy(untied)
+    tied[1].weight = tied[0].weight
+    untied.load_state_dict(tied.state_dict())
+    with pytest.raises(ValueError, match=r"'1\.weight' of into has another name too"):
+        sf.AveragedModule(_adam(untied), untied, into=tied, decay=0.5)
+    teacher, ours = copy.deepcopy(tied), _adam(tied)
+    sf.AveragedModule(ours, tied, into=teacher, decay=0.5)
+    _step(tied, ours, 0)
+    assert teacher[0].weight is teacher[1].weight
+    assert_same_bits(teacher[1].weight, ours.state[tied[0].weight]["ema"])
+
+
+def test_made_again_and_refused_while_the_averages_are_in_the_weights() -> None:
+    student = _with_norm()
+    teacher, ours = copy.deepcopy(student), _adam(student)
+    sf.AveragedModule(ours, student, into=teacher, decay=0.5)
+    _step(student, ours, 0)
+    with ours.ema_weights(), pytest.raises(RuntimeError, match=r"leave ema_weights\(\)"):
         sf.AveragedModule(ours, student, into=teacher, decay=0.9)
-    assert all(param.requires_grad for param in teacher.parameters())
     assert ours.param_groups[0]["ema_decay"] == 0.5
-    assert not ours._optimizer_step_post_hooks
+    again = sf.AveragedModule(ours, student, into=teacher, decay=0.9)
+    assert again.module is teacher
+    assert again.decay == 0.9
+    # the earlier one is over, with its schedule
+    for decay in (_half, lambda _: 0.8):
+        sf.AveragedModule(ours, student, into=teacher, decay=decay, buffers="own")
+    _step(student, ours, 1)
+    assert ours.param_groups[0]["ema_decay"] == 0.8
+    assert len(ours._optimizer_step_post_hooks) == 1
 
 
 def test_bad_arguments() -> None:
