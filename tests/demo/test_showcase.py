@@ -83,9 +83,13 @@ def test_stopped_in_either_task_and_resumed(
     monkeypatch.setattr(Trainer, "advance", None)
     monkeypatch.setattr(OneRate, "step", None)
     assert demo(tmp_path, "--resume") == 0
-    # what is there is enough for TensorBoard, if it is asked for later
+
+
+def test_tensorboard_has_both_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     logdir = tmp_path / "events"
-    assert demo(tmp_path, "--resume", "--logdir", str(logdir)) == 0
+    assert demo(tmp_path, "--logdir", str(logdir)) == 0
+    assert {p.name for p in (logdir / "language").iterdir()} == {"torch-AdamW", "ratio-3"}
     photograph = json.loads((tmp_path / "gaussians" / "result.json").read_text())
     for side, runs in photograph["runs"].items():
         for seed, run in runs.items():
