@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..memory import device_runtime
 from .launch_unit import Staged
 
 # updates that run while gradients of later ones are computed; each keeps a batch of gradients alive
@@ -25,13 +26,13 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._in_flight: deque[tuple[torch.cuda.Event, Any]] = deque()
-        self._sources: list[torch.cuda.Stream] = []
+        self._stream = device_runtime.Stream(device)
+        self._in_flight: deque[tuple[device_runtime.Event, Any]] = deque()
+        self._sources: list[device_runtime.Stream] = []
 
     def note_source(self) -> None:
         """Know that the current stream has written a gradient that will be read."""
-        current = torch.cuda.current_stream(self._device)
+        current = device_runtime.current_stream(self._device)
         if current not in self._sources:
             self._sources.append(current)
 
@@ -42,13 +43,13 @@ class SideStream:
         Args:
             reads: kept alive until the current stream waits for these launches.
         """
-        current = torch.cuda.current_stream(self._device)
+        current = device_runtime.current_stream(self._device)
         for source in {current, *self._sources}:
             self._stream.wait_stream(source)
         self._sources.clear()
-        with torch.cuda.stream(self._stream):
+        with device_runtime.on_stream(self._stream):
             yield
-        event = torch.cuda.Event()
+        event = device_runtime.Event()
         event.record(self._stream)
         self._in_flight.append((event, reads))
         while len(self._in_flight) > IN_FLIGHT:
@@ -57,7 +58,7 @@ class SideStream:
 
     def join(self) -> None:
         """Have the current stream wait for all updates."""
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        device_runtime.current_stream(self._device).wait_stream(self._stream)
         self._in_flight.clear()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..groups.constraints import JointSet, L2Ball, joint_set
+from ..memory import device_runtime
 from ..memory.sharding import place_in_mesh
 from ..native.tables import (
     BALL,
@@ -119,15 +120,17 @@ class JointSets:
         self.factors = torch.zeros(len(sets), dtype=torch.float64, device=device)
         self.tiles_done = torch.zeros(len(sets), dtype=torch.int32, device=device)
         self.moved = torch.zeros(len(slots), dtype=torch.int32, device=device)
-        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._stream: device_runtime.Stream | None = None
+        if device.type == "cuda":
+            self._stream = device_runtime.current_stream(device)
 
-    def used_on(self, stream: torch.cuda.Stream) -> None:
+    def used_on(self, stream: device_runtime.Stream) -> None:
         """Order the buffers of launches before a stream, and keep their memory while it works with them."""
         if self._stream is not None and stream != self._stream:
             stream.wait_stream(self._stream)
         self._stream = None
         for tensor in (*self.results, *self._numbers):
-            tensor.record_stream(stream)
+            device_runtime.keep_for(tensor, stream)
 
     @property
     def results(self) -> tuple[torch.Tensor, ...]:

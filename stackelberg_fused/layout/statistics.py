@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..groups.option_types import MaybeNone
 from ..groups.param_groups import ROLES, at_least_zero
+from ..memory import device_runtime
 from ..native.tables import GRADIENT_STATISTICS
 from ..numerics import exact_sum
 from .scaling import move
@@ -95,7 +96,7 @@ class Statistics:
         if self._written != limits:
             self._limits[0].fill_(limits.body)
             self._limits[1].fill_(limits.head)
-            capturing = self._limits.is_cuda and torch.cuda.is_current_stream_capturing()
+            capturing = self._limits.is_cuda and device_runtime.is_capturing()
             self._written = None if capturing else limits  # a capture writes nothing yet
         return self._limits
 

@@ -1,0 +1,43 @@
+"""What the host asks of a GPU around its kernels: streams, events, pinned memory, copies that it does not wait for.
+
+Every name is torch's, or one call of it. Code that steps parameters takes them as attributes of this module, and from
+nowhere else, so that tests can put a runtime in their place that records what comes after what.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.cuda import Event, Stream, current_stream
+from torch.cuda import device as on_device
+from torch.cuda import is_current_stream_capturing as is_capturing
+from torch.cuda import stream as on_stream
+
+__all__ = [
+    "Event",
+    "Stream",
+    "copy_from_pinned",
+    "current_stream",
+    "is_capturing",
+    "keep_for",
+    "on_device",
+    "on_stream",
+    "pinned_block",
+]
+
+
+def pinned_block(nbytes: int) -> tuple[Tensor, np.ndarray]:
+    """Page-locked memory, from which a GPU copies while the host goes on: as a uint8 tensor, and as an array to fill."""
+    block = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+    return block, block.numpy()
+
+
+def copy_from_pinned(destination: Tensor, pinned: Tensor) -> None:
+    """Have the current stream copy a pinned block, which must stay as it is until then, into memory of the device."""
+    destination.copy_(pinned, non_blocking=True)
+
+
+def keep_for(tensor: Tensor, stream: Stream) -> None:
+    """Have memory that is freed be given to nobody else before a stream is through with what it has to do by then."""
+    tensor.record_stream(stream)
