@@ -82,6 +82,11 @@ class CapturedUploads:
         while len(self._spare) < SPARE_BLOCKS:
             self._spare.append(device_runtime.pinned_block(nbytes))
 
+    @classmethod
+    def hold(cls, read: Any) -> None:
+        """Keep alive what a launch that is captured reads."""
+        cls._held_for_replays.append(read)
+
     def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
         """Copies on the device as uint8 tensors, made by the capture's stream."""
         sources = [_source(table, name)[0] for name in names]
@@ -93,7 +98,7 @@ class CapturedUploads:
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
         read = [*table.statistics.values(), *state, *table.hyperparameters.tensors()]
-        self._held_for_replays.append((pinned, copy, table.counts, table.joint_sets, read))
+        self.hold((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
             view[at : at + source.nbytes] = _as_bytes(source)
@@ -133,13 +138,18 @@ class DeviceTables:
             return self._captured.upload(table, names)
         if table.may_be_captured:
             self._captured.provide(table)
-        stream = device_runtime.current_stream(self._device)
-        if self._stream is not None and stream != self._stream:
-            self._move_between(self._stream, stream)
-        self._stream = stream
+        stream = self.follow(table)
         if table.joint_sets is not None:
             table.joint_sets.used_on(stream)
         return tuple(self._get(name, *_source(table, name), stream) for name in names)
+
+    def follow(self, table: Table) -> device_runtime.Stream:
+        """Have the current stream, which is returned, come after all that was launched over these tables."""
+        stream = device_runtime.current_stream(self._device)
+        if self._stream is not None and stream != self._stream:
+            self._move_between(self._stream, stream, table)
+        self._stream = stream
+        return stream
 
     def _get(
         self,
@@ -157,14 +167,24 @@ class DeviceTables:
             copy.version = version
         return copy.tensor
 
-    def _move_between(self, before: device_runtime.Stream, stream: device_runtime.Stream) -> None:
+    def _move_between(
+        self, before: device_runtime.Stream, stream: device_runtime.Stream, table: Table
+    ) -> None:
         """Nothing may overwrite the copies, or take over their memory, while another stream still works with them.
+
+        Nor that of counts and statistics, which are freed when the optimizer is built anew, or dropped.
 
         Steps that share parameters have to be ordered by the caller anyway; those of two roles need not be.
         """
         stream.wait_stream(before)
-        for copy in self._copies.values():
-            device_runtime.keep_for(copy.tensor, stream)
+        for tensor in (*(copy.tensor for copy in self._copies.values()), *table.device_buffers()):
+            device_runtime.keep_for(tensor, stream)
+
+
+def follow_current_stream(table: Table) -> None:
+    """Have the current stream come after all launches over a table, whose counts torch is about to read there."""
+    if table.device_tables is not None and not device_runtime.is_capturing():
+        table.device_tables.follow(table)
 
 
 def _as_bytes(table: np.ndarray) -> np.ndarray:
@@ -194,8 +214,10 @@ def tables_on_device(table: Table, span: Span | Part | None = None) -> dict[str,
         found = dict(zip(names, table.device_tables.upload(table, names), strict=True))
     if isinstance(span, Part):
         if span.on_device is None:
-            span.on_device = torch.from_numpy(_as_bytes(span.tiles)).to(table.device)
+            span.on_device = device_runtime.uploaded(_as_bytes(span.tiles), table.device)
         found["tiles"] = span.on_device
+        if table.device.type == "cuda" and device_runtime.is_capturing():
+            CapturedUploads.hold(span.on_device)
     return found
 
 

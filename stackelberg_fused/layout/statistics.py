@@ -91,6 +91,10 @@ class Statistics:
         self._limits = torch.zeros(2, dtype=torch.float64, device=device)
         self._written: ClipLimits | None = None
 
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that lies on the device."""
+        return self.buffer, self.digits, self.sums, self._limits
+
     def limits_on_device(self, limits: ClipLimits) -> Tensor:
         """float64 [2]: body and head; one tensor for ever, written when they change, since a CUDA graph may read it."""
         if self._written != limits:

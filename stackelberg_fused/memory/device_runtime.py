@@ -24,6 +24,7 @@ __all__ = [
     "on_device",
     "on_stream",
     "pinned_block",
+    "uploaded",
 ]
 
 
@@ -36,6 +37,29 @@ def pinned_block(nbytes: int) -> tuple[Tensor, np.ndarray]:
 def copy_from_pinned(destination: Tensor, pinned: Tensor) -> None:
     """Have the current stream copy a pinned block, which must stay as it is until then, into memory of the device."""
     destination.copy_(pinned, non_blocking=True)
+
+
+def uploaded(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on a device; the current stream copies it, and the host goes on meanwhile.
+
+    torch hands out the pinned memory again when the copy is over.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, whose replays would go on reading it.
+    """
+    source = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return source.to(device, copy=True)
+    if is_capturing():
+        raise RuntimeError(
+            "step() is being captured in a CUDA graph, but some of what it reads is not on the device yet: take a step "
+            "of the same parameters before"
+        )
+    pinned, view = pinned_block(array.nbytes)
+    view[:] = source.numpy().reshape(-1).view(np.uint8)
+    copy = torch.empty(source.shape, dtype=source.dtype, device=device)
+    copy_from_pinned(copy.view(-1).view(torch.uint8), pinned)
+    return copy
 
 
 def keep_for(tensor: Tensor, stream: Stream) -> None:
