@@ -77,22 +77,32 @@ class Launches:
         for name in names:
             yield from self._runtime.memory.whole(args[name], act, writes)
 
-    def _slots(self, args: Mapping[str, Any]) -> np.ndarray:
-        tiles = _array(args["tiles"], TILE, args["first_tile"] + args["num_tiles"])
-        return np.unique(tiles["record"][args["first_tile"] :])
+    def _records(
+        self, args: Mapping[str, Any], act: int, of: str = "tiles", first: str = "first_tile"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The slots of a range of tiles, ascending, and their records; none where what lies there is no table."""
+        count = args[first] + args[f"num_{of}"]
+        slots = np.unique(_array(args[of], TILE, count)["record"][args[first] :])
+        room = sum(each.nbytes for each in self._runtime.memory.whole(args["records"], act, False))
+        if len(slots) and not 0 <= slots[0] <= slots[-1] < room // RECORD.itemsize:
+            self._runtime.report("a kernel reads tables that are none")
+            slots = slots[:0]
+        return slots, _array(args["records"], RECORD, int(slots.max(initial=-1)) + 1)[slots]
 
     def _of_step(self, args: Mapping[str, Any], act: int) -> Iterator[Bytes]:
         yield from self._whole(args, act, False, "records", "tiles", "rows", "groups", "sets")
-        slots = self._slots(args)
-        records = _array(args["records"], RECORD, int(slots.max()) + 1)[slots]
+        slots, records = self._records(args, act)
+        if not len(slots):
+            return
         if args["statistics"]:
             yield Bytes(args["statistics"], GRADIENT_STATISTICS.itemsize, False)
         for name in ("grad_scale", "found_inf"):
             yield Bytes(args[name], 4, False)
         if args["groups"]:
             yield from _counts(args, slots)
-            groups = _array(args["groups"], GROUP, int(records["row"].max()) + 1)
-            for group in groups[np.unique(records["row"])]:
+            rows = np.unique(records["row"])
+            known = rows[(0 <= rows) & (rows < 100)]
+            for group in _array(args["groups"], GROUP, int(known.max(initial=-1)) + 1)[known]:
                 yield Bytes(int(group["lr_address"]), 8 if group["lr_is_double"] else 4, False)
         if args["sets"]:
             yield from self._whole(args, act, True, *_OF_SETS)
@@ -102,13 +112,12 @@ class Launches:
 
     def _of_project(self, args: Mapping[str, Any], act: int) -> Iterator[Bytes]:
         yield from self._whole(args, act, False, "records", "rows", "sets", "pieces", "set_factors")
-        end = args["first_piece"] + args["num_pieces"]
-        slots = np.unique(_array(args["pieces"], TILE, end)["record"][args["first_piece"] :])
+        slots, records = self._records(args, act, "pieces", "first_piece")
         if not len(slots):
             return
         yield Bytes(args["moved"] + 4 * int(slots[0]), 4 * int(np.ptp(slots) + 1), False)
         yield Bytes(args["found_inf"], 4, False)
-        for record in _array(args["records"], RECORD, int(slots.max()) + 1)[slots]:
+        for record in records:
             for name in ("param", "ema"):
                 yield Bytes(int(record[name]), 4 * int(record["numel"]), True)
 
@@ -118,12 +127,12 @@ class Launches:
         yield Bytes(args["statistics"], GRADIENT_STATISTICS.itemsize, True)
         yield Bytes(args["grad_scale"], 4, False)
         yield Bytes(args["found_inf"], 4, True)
-        slots = self._slots(args)
-        for record in _array(args["records"], RECORD, int(slots.max()) + 1)[slots]:
+        slots, records = self._records(args, act)
+        for record in records:
             yield _gradient(record, False)
             if args["takes_turns"]:
                 yield Bytes(int(record["grad_sum"]), 4 * int(record["numel"]), False)
-        if args["waited"]:
+        if args["waited"] and len(slots):
             yield Bytes(args["waited"] + 4 * int(slots[0]), 4 * int(np.ptp(slots) + 1), False)
 
     def _of_conclude(self, args: Mapping[str, Any], act: int) -> Iterator[Bytes]:

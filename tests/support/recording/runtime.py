@@ -224,7 +224,8 @@ class RecordingRuntime:
             block = self.memory.find(access.address, operation.asked_at)
             if block is None or not block.is_pinned:
                 self.memory.used(access, operation.moment, operation)
-        operation.run()
+        if not self.reports:  # else it may read anything
+            operation.run()
         operation.is_done = True
 
     def run_until(self, operation: Operation) -> None:
@@ -243,6 +244,7 @@ class RecordingRuntime:
         """As `torch.cuda.graph`: what is enqueued in this context is repeated by `Graph.replay`, and does not run."""
         self.synchronize()
         graph = Graph(self)
+        self.graphs.append(graph)
         with self.on_stream(stream or self.new_stream()):
             self.current.graph = graph
             try:
@@ -251,7 +253,6 @@ class RecordingRuntime:
                 for each in self.streams.values():
                     if each.graph is graph:
                         each.graph = None
-        self.graphs.append(graph)
 
     # for tests
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from cases import gradient
 from torch import Tensor, nn
@@ -40,7 +42,8 @@ def edited(training: Training) -> None:
         training.step()
         for side in (training.opt, training.cpu):
             head, body = side.param_groups
-            body["lr"] *= 0.9
+            for group in (head, body):
+                group["lr"] *= 0.9
             if number == 1:
                 body.update(weight_decay=0.2, amsgrad=True)
             if number == 2:
@@ -51,7 +54,7 @@ def rate_on_gpu(training: Training) -> None:
     """Rates in tensors that the GPU changes."""
     for side, place in training.places():
         for number, group in enumerate(side.param_groups):
-            group["lr"] = place(torch.tensor(0.01 * (1 + number)))
+            group["lr"] = place(torch.tensor(0.02 / (1 + number)))
     for _ in range(3):
         training.step()
         training.both(lambda side: [group["lr"].mul_(0.5) for group in side.param_groups])
@@ -66,6 +69,20 @@ def scaled(training: Training) -> None:
             side.found_inf = place(torch.tensor(float(number == 2)))
             side.step()
             del side.grad_scale, side.found_inf
+        training.zero_grad()
+
+
+def looked_for_infinities(training: Training) -> None:
+    """By the statistics launch, for this library's scaler."""
+    usable = mock.patch("torch.amp.grad_scaler.amp_definitely_not_available", lambda: False)
+    with usable:
+        scalers = [sf.GradScaler("cuda", init_scale=8.0), sf.GradScaler("cpu", init_scale=8.0)]
+    for number in range(4):
+        training.backward(factor=math.inf if number == 2 else 8.0)
+        for scaler, (side, place) in zip(scalers, training.places(), strict=True):
+            scaler.scale(place(torch.ones(())))
+            scaler.step(side)
+            scaler.update()
         training.zero_grad()
 
 
@@ -86,7 +103,6 @@ def roles_on_streams(training: Training) -> None:
     """Each player on a stream of its own, and nobody orders the two."""
     gpu = training.gpu
     training.step()
-    training.prepare_gradients()
     streams = {role: gpu.new_stream() for role in ("body", "head")}
     for stream in streams.values():
         stream.wait_stream(gpu.default)
@@ -139,6 +155,26 @@ class _Kept:
         self.param_groups = [
             {"params": [next(params)[0] for _ in group["params"]]} for group in cpu.param_groups
         ]
+
+
+def joint_sets_of_another_stream(training: Training) -> None:
+    """Sets that an edit makes whose step fails, before one that is taken on another stream."""
+    gpu = training.gpu
+    training.step()
+    stream = gpu.new_stream()
+    stream.wait_stream(gpu.default)
+    with gpu.on_stream(stream):
+        for unit in training.opt._ready().units:
+            unit.table.set_joint_sets()
+    training.step()
+
+
+def captured_at_once(training: Training) -> None:
+    """A capture of the first step, which is refused."""
+    training.backward()
+    with training.gpu.captured(), pytest.raises(RuntimeError, match="in a CUDA graph"):
+        training.opt.step()
+    training.zero_grad()
 
 
 def replayed(training: Training) -> None:
@@ -214,7 +250,6 @@ def warmed_up(training: Training) -> None:
 def released(training: Training) -> None:
     """Updates during the backward pass, whose later kernels take over the memory of gradients that are through."""
     gpu = training.gpu
-    training.prepare_gradients()
     reduction = gpu.new_stream()
     for number in range(4):
         later: list[Callable[[], None]] = []
@@ -224,12 +259,13 @@ def released(training: Training) -> None:
             return True
 
         with mock.patch.object(release, "at_end_of_backward", at_end):
-            for k, p, q in [*training.params()][::-1]:
+            both = [*training.params()]
+            for k, p, q in [*both[2::-1], *both[:2:-1]]:
                 seed = 100 * number + k
                 q.grad = gradient(q.numel(), seed % 7).clone()
                 reduction.wait_stream(gpu.default)
                 # of some parameters another stream computes the gradient last, as a reduction does
-                with gpu.on_stream(reduction if k == 3 else gpu.default):
+                with gpu.on_stream(reduction if k in (2, 3) else gpu.default):
                     p.grad = training.on_gpu(p.numel(), seed) * 1.0
                     for hook in p._post_accumulate_grad_hooks.values():
                         hook(p)
@@ -255,12 +291,15 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "edited, capturable": (edited, {"capturable": True}),
     "rate on the GPU": (rate_on_gpu, {}),
     "scaled": (scaled, EVERYTHING),
+    "looked for infinities": (looked_for_infinities, EVERYTHING),
     "moving": (moving_between_streams, EVERYTHING),
     "moving, capturable": (moving_between_streams, CAPTURABLE),
     "roles": (roles_on_streams, EVERYTHING),
     "roles, capturable": (roles_on_streams, CAPTURABLE),
     "rebuilt": (rebuilt, CAPTURABLE),
     "dropped": (dropped, CAPTURABLE),
+    "joint sets of another stream": (joint_sets_of_another_stream, BALLS),
+    "captured at once": (captured_at_once, {"capturable": True}),
     "replayed": (replayed, CAPTURABLE),
     "replayed when rebuilt": (replayed_when_rebuilt, {"capturable": True}),
     "warmed up": (warmed_up, CAPTURABLE),
