@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -68,9 +69,11 @@ class Memory:
 
     def __init__(self, report: Callable[[str], None], now: Callable[[], int]) -> None:
         self._report, self._now = report, now
-        self.blocks: list[Block] = []
+        self._begins: list[int] = []  # where memory begins, ascending
+        self._blocks: dict[int, list[Block]] = {}  # that had it, one after the other
         self._free: list[Block] = []
         self.pinned = 0  # blocks of pinned memory that were allocated
+        self.in_use = self.most_in_use = 0  # bytes
 
     def allocate(self, nbytes: int, stream: Stream | None) -> Block:
         """A block; of pinned memory without a stream."""
@@ -91,12 +94,17 @@ class Memory:
             shift = -memory.ctypes.data % 256
             memory = memory[shift : shift + size]
         block = Block(name, memory, stream, self._now())
-        self.blocks.append(block)
+        if block.begin not in self._blocks:
+            insort(self._begins, block.begin)
+        self._blocks.setdefault(block.begin, []).append(block)
+        self.in_use += size
+        self.most_in_use = max(self.in_use, self.most_in_use)
         return block
 
     def free(self, block: Block) -> None:
         """Nobody holds a tensor in this block any more."""
         block.freed_at = self._now()
+        self.in_use -= len(block.memory)
         stream = block.stream
         if stream is None:
             return  # torch waits for copies from it before it hands it out; a graph's replays are not among these
@@ -112,9 +120,12 @@ class Memory:
 
     def find(self, address: int, act: int) -> Block | None:
         """The block that an address lay in when the host acted."""
-        for block in reversed(self.blocks):
-            if block.begin <= address < block.end and block.from_act <= act:
-                return block
+        index = bisect_right(self._begins, address) - 1
+        if index < 0:
+            return None
+        for block in reversed(self._blocks[self._begins[index]]):
+            if block.from_act <= act:
+                return block if address < block.end else None
         return None
 
     def whole(self, address: int, act: int, writes: bool) -> list[Bytes]:

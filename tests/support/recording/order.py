@@ -128,7 +128,7 @@ class Stream:
         if event.graph is not None:
             self.graph = event.graph  # a fork of what is captured
         elif self.graph is not None:
-            if event.operation is not None and not event.operation.is_done:
+            if event.operation is not None:
                 self._runtime.report(f"{self} is captured and waits for work outside of its graph")
         elif event.operation is not None:
             join(self.clock, event.operation.moment.clock)

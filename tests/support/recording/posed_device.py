@@ -30,7 +30,12 @@ _ON_HOST = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 # these only make another tensor of the same memory
 _SET = aten.set_.source_Storage_storage_offset
 # the host has to know what they compute
-_WAITED_FOR = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default)
+_WAITED_FOR = (
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+)
 
 
 def unavailable() -> str:
@@ -164,9 +169,8 @@ class PosedDevice:
         ]
         if written:
             self._append(op, args, kwargs, tree_flatten(written)[0], lambda result: None)
-            if not op._schema.returns:
-                return None
-            return written[0] if len(written) == 1 else tuple(written)
+            returned = written[: len(op._schema.returns)]
+            return tuple(returned) if len(returned) > 1 else (*returned, None)[0]
         meta = _with(args, kwargs, lambda t: torch.empty_like(t, device="meta"), "meta")
         flat, spec = tree_flatten(op(*meta[0], **meta[1]))
         made = [self.empty(each.shape, each.stride(), each.dtype) for each in flat]

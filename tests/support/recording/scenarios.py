@@ -74,7 +74,7 @@ def scaled(training: Training) -> None:
 
 def looked_for_infinities(training: Training) -> None:
     """By the statistics launch, for this library's scaler."""
-    usable = mock.patch("torch.amp.grad_scaler.amp_definitely_not_available", lambda: False)
+    usable = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     with usable:
         scalers = [sf.GradScaler("cuda", init_scale=8.0), sf.GradScaler("cpu", init_scale=8.0)]
     for number in range(4):
