@@ -31,7 +31,9 @@ class PinnedRing:
         self._nbytes = nbytes
         self._blocks: deque[tuple[Tensor, np.ndarray, device_runtime.Event]] = deque()
 
-    def upload(self, source: np.ndarray, destination: Tensor, stream: device_runtime.Stream) -> None:
+    def upload(
+        self, source: np.ndarray, destination: Tensor, stream: device_runtime.Stream
+    ) -> None:
         """Copy the bytes of `source` into the uint8 tensor `destination` on `stream`, which is the current one."""
         if self._blocks and self._blocks[0][2].query():
             pinned, view, event = self._blocks.popleft()

@@ -27,9 +27,9 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = device_runtime.Stream(device)
-        self._in_flight: deque[
-            tuple[device_runtime.Event, set[device_runtime.Stream], Any]
-        ] = deque()
+        self._in_flight: deque[tuple[device_runtime.Event, set[device_runtime.Stream], Any]] = (
+            deque()
+        )
         self._sources: list[device_runtime.Stream] = []
 
     def note_source(self) -> None:

@@ -82,9 +82,7 @@ class DeviceCounts:
             inside = np.zeros(len(mask), bool)
             inside[span.here] = True
             device = self.steps.device
-            tensors = [
-                device_runtime.uploaded(a, device)[self._empty] for a in (*arrays, inside)
-            ]
+            tensors = [device_runtime.uploaded(a, device)[self._empty] for a in (*arrays, inside)]
             self._known[span] = arrays, tensors
         if self.steps.is_cuda and device_runtime.is_capturing():
             self._held_for_replays.append(tensors)

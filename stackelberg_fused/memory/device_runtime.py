@@ -29,7 +29,7 @@ __all__ = [
 
 
 def pinned_block(nbytes: int) -> tuple[Tensor, np.ndarray]:
-    """Page-locked memory, from which a GPU copies while the host goes on: as a uint8 tensor, and as an array to fill."""
+    """Memory from which a GPU copies while the host goes on (page-locked): a uint8 tensor, and an array to fill it."""
     block = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     return block, block.numpy()
 

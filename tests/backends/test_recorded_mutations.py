@@ -52,7 +52,9 @@ class _Over:
 # pinned blocks of uploads
 
 
-@mutation("steps", r"pinned block \d+ .* is overwritten by the host while copy .* may still read it")
+@mutation(
+    "steps", r"pinned block \d+ .* is overwritten by the host while copy .* may still read it"
+)
 def _event_of_the_ring_is_dropped(patch: Patch) -> None:
     original = device_runtime.Event
 
@@ -64,7 +66,9 @@ def _event_of_the_ring_is_dropped(patch: Patch) -> None:
     patch.setattr(device_runtime, "Event", unrecorded)
 
 
-@mutation("steps", r"pinned block \d+ .* is overwritten by the host while copy .* may still read it")
+@mutation(
+    "steps", r"pinned block \d+ .* is overwritten by the host while copy .* may still read it"
+)
 def _ring_does_not_ask(patch: Patch) -> None:
     upload = PinnedRing.upload
 
@@ -103,7 +107,9 @@ def _tables_are_not_kept(patch: Patch) -> None:
     patch.setattr(DeviceTables, "_move_between", only_waiting)
 
 
-@mutation("dropped", r"memory of (device_counts|statistics).py:\S+ was freed before its stream is through")
+@mutation(
+    "dropped", r"memory of (device_counts|statistics).py:\S+ was freed before its stream is through"
+)
 def _counts_and_statistics_are_not_kept(patch: Patch) -> None:
     patch.setattr(Table, "device_buffers", lambda table: iter(()))
 
@@ -228,7 +234,6 @@ def _capture_may_be_the_first_step(patch: Patch) -> None:
 @mutation("replayed", "is overwritten by the host|of a graph's replay uses it|under capture")
 def _capture_is_not_noticed(patch: Patch) -> None:
     patch.setattr(device_runtime, "is_capturing", lambda: False)
-
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -114,11 +115,7 @@ def test_every_fault_is_reported_whenever_things_run(report: str) -> None:
             FAULTS[report](gpu)
             gpu.synchronize()
         assert gpu.reports, schedule
-        pytest.raises(AssertionError, _fail, gpu.reports).match(report)
-
-
-def _fail(reports: list[str]) -> None:
-    raise AssertionError("\n".join(reports))
+        assert any(re.search(report, line) for line in gpu.reports), gpu.reports
 
 
 @by_schedule

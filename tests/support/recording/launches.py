@@ -73,7 +73,9 @@ class Launches:
 
         return launch
 
-    def _whole(self, args: Mapping[str, int], act: int, writes: bool, *names: str) -> Iterator[Bytes]:
+    def _whole(
+        self, args: Mapping[str, int], act: int, writes: bool, *names: str
+    ) -> Iterator[Bytes]:
         for name in names:
             yield from self._runtime.memory.whole(args[name], act, writes)
 
@@ -101,7 +103,7 @@ class Launches:
         if args["groups"]:
             yield from _counts(args, slots)
             rows = np.unique(records["row"])
-            known = rows[(0 <= rows) & (rows < 100)]
+            known = rows[(rows >= 0) & (rows < 100)]
             for group in _array(args["groups"], GROUP, int(known.max(initial=-1)) + 1)[known]:
                 yield Bytes(int(group["lr_address"]), 8 if group["lr_is_double"] else 4, False)
         if args["sets"]:

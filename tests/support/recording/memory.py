@@ -46,9 +46,7 @@ class Block:
         graph: from whose private pool it is.
     """
 
-    def __init__(
-        self, name: str, memory: np.ndarray, stream: Stream | None, from_act: int
-    ) -> None:
+    def __init__(self, name: str, memory: np.ndarray, stream: Stream | None, from_act: int) -> None:
         self.name, self.memory, self.stream, self.from_act = name, memory, stream, from_act
         self.begin = memory.ctypes.data
         self.end = self.begin + memory.nbytes
@@ -73,7 +71,7 @@ class Memory:
         self._blocks: dict[int, list[Block]] = {}  # that had it, one after the other
         self._free: list[Block] = []
         self.pinned = 0  # blocks of pinned memory that were allocated
-        self.in_use = self.most_in_use = 0  # bytes
+        self.in_use = self.most_in_use = 0  # bytes of the GPU
 
     def allocate(self, nbytes: int, stream: Stream | None) -> Block:
         """A block; of pinned memory without a stream."""
@@ -84,11 +82,11 @@ class Memory:
             name = f"pinned block {self.pinned} of {asked_for_by()}"
         memory = None
         for old in reversed(self._free):
-            if old.stream is stream and len(old.memory) == size and stream is not None:
-                if old.graph is stream.graph:
-                    self._free.remove(old)
-                    memory = old.memory
-                    break
+            same = old.stream is stream and len(old.memory) == size
+            if same and stream is not None and old.graph is stream.graph:
+                self._free.remove(old)
+                memory = old.memory
+                break
         if memory is None:
             memory = np.full(size + ROUNDED, 0xA5, np.uint8)
             shift = -memory.ctypes.data % 256
@@ -97,17 +95,18 @@ class Memory:
         if block.begin not in self._blocks:
             insort(self._begins, block.begin)
         self._blocks.setdefault(block.begin, []).append(block)
-        self.in_use += size
-        self.most_in_use = max(self.in_use, self.most_in_use)
+        if stream is not None:
+            self.in_use += size
+            self.most_in_use = max(self.in_use, self.most_in_use)
         return block
 
     def free(self, block: Block) -> None:
         """Nobody holds a tensor in this block any more."""
         block.freed_at = self._now()
-        self.in_use -= len(block.memory)
         stream = block.stream
         if stream is None:
             return  # torch waits for copies from it before it hands it out; a graph's replays are not among these
+        self.in_use -= len(block.memory)
         over: Clock = {}
         for each in (stream, *block.kept_for):
             join(over, each.clock)
@@ -176,10 +175,10 @@ class Memory:
         begin, end = access.address, access.address + access.nbytes
         for old, before in block.seen:
             overlaps = old.address < end and begin < old.address + old.nbytes
+            collides = overlaps and (old.writes or access.writes)
             ordered = before.is_before(moment)
-            if overlaps and (old.writes or access.writes):
-                if not ordered and not moment.is_before(before):
-                    self._report(_race(block, old, before, access, moment))
+            if collides and not ordered and not moment.is_before(before):
+                self._report(_race(block, old, before, access, moment))
             inside = begin <= old.address and old.address + old.nbytes <= end
             if not (ordered and inside and (access.writes or not old.writes)):
                 kept.append((old, before))

@@ -1,7 +1,7 @@
 """What comes after what: operations on streams, events, and the clocks that tell whether two of them are ordered.
 
 Every stream, and the host, counts what it does. A clock holds how far one of them knows each other one to be: so an
-operation is certain to come before another if the clock of that one counts it (vector clocks, Fidge 1988, Mattern 1989).
+operation is certain to come before another if the clock of that one counts it (vector clocks: Fidge 1988).
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class PosedDevice:
         try:
             every.fallback(self._call, "CUDA")
             copies.impl("copy_", self._copy, "CUDA")
-            with mock.patch.object(torch.cuda, "_lazy_init", lambda: None):
+            with mock.patch.object(torch.cuda, "_lazy_init", return_value=None):
                 yield
         finally:
             every._destroy()
@@ -130,7 +130,9 @@ class PosedDevice:
         schema = op._schema
         if op is aten.empty.memory_format:
             like = torch.empty(
-                args[0], device="meta", memory_format=kwargs.get("memory_format") or torch.contiguous_format
+                args[0],
+                device="meta",
+                memory_format=kwargs.get("memory_format") or torch.contiguous_format,
             )
             return self.empty(like.shape, like.stride(), kwargs.get("dtype") or torch.float32)
         if op is aten.empty_strided.default:
@@ -184,7 +186,9 @@ class PosedDevice:
         return tree_unflatten(made, spec)
 
     def _append(self, op: Any, args: Any, kwargs: Any, written: list[Any], keep: Any) -> None:
-        read = [bytes_of(each, False) for each in tree_flatten((args, kwargs))[0] if _is_posed(each)]
+        read = [
+            bytes_of(each, False) for each in tree_flatten((args, kwargs))[0] if _is_posed(each)
+        ]
         writes = [bytes_of(each, True) for each in written if _is_posed(each)]
         host = _with(args, kwargs, on_host, "cpu")
 
@@ -214,7 +218,9 @@ class PosedDevice:
                 to.copy_(what)
 
         runtime.enqueue(name, run, accesses)
-        if target.is_cuda != source.is_cuda and not (non_blocking and (target.is_cuda or is_pinned[0])):
+        if target.is_cuda != source.is_cuda and not (
+            non_blocking and (target.is_cuda or is_pinned[0])
+        ):
             runtime.synchronize("a copy that the host waits for", runtime.current)
         return target
 

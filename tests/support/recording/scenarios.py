@@ -11,12 +11,12 @@ from unittest import mock
 import pytest
 import torch
 from cases import gradient
+from checks import all_params
 from torch import Tensor, nn
 
 import stackelberg_fused as sf
-from stackelberg_fused.optimizers import release
 
-from .training import Training
+from .training import Training, arrive, gradients_arrive
 
 Scenario = Callable[[Training], None]
 BALLS = {"constraint": {"body": sf.L2Ball(2.0), "head": sf.Simplex(1.0)}}
@@ -74,7 +74,7 @@ def scaled(training: Training) -> None:
 
 def looked_for_infinities(training: Training) -> None:
     """By the statistics launch, for this library's scaler."""
-    usable = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    usable = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
     with usable:
         scalers = [sf.GradScaler("cuda", init_scale=8.0), sf.GradScaler("cpu", init_scale=8.0)]
     for number in range(4):
@@ -84,6 +84,32 @@ def looked_for_infinities(training: Training) -> None:
             scaler.step(side)
             scaler.update()
         training.zero_grad()
+
+
+def alternating(training: Training) -> None:
+    """Both evaluations of a step within one graph."""
+    gpu = training.gpu
+
+    def closure_of(side: Any, place: Callable[[Any, int], Tensor]) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            side.zero_grad()
+            params = all_params(side)
+            for k, p in enumerate(params):
+                p.grad = place(p, k) + 0.5 * p.detach()
+            return params[-1].detach().sum()
+
+        return closure
+
+    on_gpu = closure_of(training.opt, lambda p, k: training.on_gpu(p.numel(), k))
+    on_cpu = closure_of(training.cpu, lambda p, k: gradient(p.numel(), k % 7))
+    for _ in range(2):
+        training.opt.step(on_gpu)
+        training.cpu.step(on_cpu)
+    with gpu.captured() as graph:
+        training.opt.step(on_gpu)
+    for _ in range(2):
+        graph.replay()
+        training.cpu.step(on_cpu)
 
 
 def moving_between_streams(training: Training) -> None:
@@ -252,13 +278,7 @@ def released(training: Training) -> None:
     gpu = training.gpu
     reduction = gpu.new_stream()
     for number in range(4):
-        later: list[Callable[[], None]] = []
-
-        def at_end(call: Callable[[], None], later: list[Any] = later) -> bool:
-            later.append(call)
-            return True
-
-        with mock.patch.object(release, "at_end_of_backward", at_end):
+        with gradients_arrive() as finish:
             both = [*training.params()]
             for k, p, q in [*both[2::-1], *both[:2:-1]]:
                 seed = 100 * number + k
@@ -267,13 +287,11 @@ def released(training: Training) -> None:
                 # of some parameters another stream computes the gradient last, as a reduction does
                 with gpu.on_stream(reduction if k in (2, 3) else gpu.default):
                     p.grad = training.on_gpu(p.numel(), seed) * 1.0
-                    for hook in p._post_accumulate_grad_hooks.values():
-                        hook(p)
+                    arrive(p)
                 for size in (300, 4097):
                     training.on_gpu(size, 3) * 2.0
             gpu.default.wait_stream(reduction)
-            for call in later:
-                call()
+            finish()
         training.both(lambda side: side.step())
         training.zero_grad()
         # what comes next reads the parameters
@@ -292,6 +310,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "rate on the GPU": (rate_on_gpu, {}),
     "scaled": (scaled, EVERYTHING),
     "looked for infinities": (looked_for_infinities, EVERYTHING),
+    "alternating": (alternating, {"mode": "alternating", "capturable": True}),
     "moving": (moving_between_streams, EVERYTHING),
     "moving, capturable": (moving_between_streams, CAPTURABLE),
     "roles": (roles_on_streams, EVERYTHING),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from cases import gradient
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import stackelberg_fused as sf
 from stackelberg_fused.backends.cuda import CudaBackend
+from stackelberg_fused.optimizers import release
 
 from .order import AsLateAsPossible, AtRandom, Schedule
 from .runtime import RecordingRuntime
@@ -109,6 +111,25 @@ class Training:
         self.gpu.synchronize()
         assert not self.gpu.reports, "\n".join(self.gpu.reports)
         assert_same_optimizers(self.opt, self.cpu)
+
+
+@contextmanager
+def gradients_arrive() -> Iterator[Callable[[], None]]:
+    """Within this context a backward pass goes on, to whose end it yields the call. torch's own needs a real device."""
+    later: list[Callable[[], None]] = []
+
+    def at_end(call: Callable[[], None]) -> bool:
+        later.append(call)
+        return True
+
+    with mock.patch.object(release, "at_end_of_backward", at_end):
+        yield lambda: [call() for call in later].clear()
+
+
+def arrive(param: Tensor) -> None:
+    """The gradient of a parameter is complete."""
+    for hook in param._post_accumulate_grad_hooks.values():
+        hook(param)
 
 
 @contextmanager
