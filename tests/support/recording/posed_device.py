@@ -173,9 +173,8 @@ class PosedDevice:
             self._append(op, args, kwargs, tree_flatten(written)[0], lambda result: None)
             returned = written[: len(op._schema.returns)]
             return tuple(returned) if len(returned) > 1 else (*returned, None)[0]
-        meta = _with(args, kwargs, lambda t: torch.empty_like(t, device="meta"), "meta")
-        flat, spec = tree_flatten(op(*meta[0], **meta[1]))
-        made = [self.empty(each.shape, each.stride(), each.dtype) for each in flat]
+        layouts, spec = _layouts(op, args, kwargs)
+        made = [self.empty(*layout) for layout in layouts]
         places = [on_host(each) for each in made]
 
         def keep(result: Any) -> None:
@@ -223,6 +222,24 @@ class PosedDevice:
         ):
             runtime.synchronize("a copy that the host waits for", runtime.current)
         return target
+
+
+_known: dict[Any, tuple[list[Any], Any]] = {}
+
+
+def _layouts(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+    """Shape, strides and dtype of each tensor that an operation makes, and how they are returned."""
+    key: list[Any] = [op, tuple(kwargs)]
+    for value in tree_flatten((args, kwargs))[0]:
+        is_tensor = isinstance(value, Tensor)
+        key.append((value.shape, value.stride(), value.dtype) if is_tensor else repr(value))
+    found = _known.get(tuple(key))
+    if found is None:
+        meta = _with(args, kwargs, lambda t: torch.empty_like(t, device="meta"), "meta")
+        flat, spec = tree_flatten(op(*meta[0], **meta[1]))
+        found = [(each.shape, each.stride(), each.dtype) for each in flat], spec
+        _known[tuple(key)] = found
+    return found
 
 
 def _with(args: Any, kwargs: Any, tensor: Any, device: str) -> Any:
