@@ -64,6 +64,14 @@ class SideStream:
             owner.wait_event(event)
         self._in_flight.popleft()
 
+    def let_sources_wait(self) -> None:
+        """Have streams that wrote gradients wait for what the current one has been given to do with them."""
+        current = device_runtime.current_stream(self._device)
+        for source in self._sources:
+            if source != current:
+                source.wait_stream(current)
+        self._sources.clear()
+
     def join(self) -> None:
         """Have the current stream wait for all updates."""
         current = device_runtime.current_stream(self._device)
@@ -102,6 +110,11 @@ class SideStreams:
                 if stream is not None:
                     stack.enter_context(stream.running(ready))
             yield
+
+    def let_sources_wait(self) -> None:
+        """As `SideStream.let_sources_wait`, on all devices."""
+        for stream in self._streams.values():
+            stream.let_sources_wait()
 
     def join(self) -> None:
         """Have the current streams wait for all updates."""

@@ -245,8 +245,17 @@ def make_joint_sets(
     tiles: np.ndarray,
     device: torch.device,
 ) -> JointSets | None:
-    """Those of a table; None where it has none, as nearly all have."""
+    """Those of a table; None where it has none, as nearly all have.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, in which they cannot be put onto the device.
+    """
     if any(joint_set(groups[slot.group]) is not None for slot in slots):
+        if device.type == "cuda" and device_runtime.is_capturing():
+            raise RuntimeError(
+                "step() is being captured in a CUDA graph, but its joint sets are not on the device yet: take a step "
+                "before"
+            )
         return JointSets(slots, groups, records, tiles, device)
     records["set"] = 0
     return None

@@ -13,7 +13,7 @@ from recording.training import Training, recorded
 
 from stackelberg_fused.backends.device_tables import CapturedUploads, DeviceTables, PinnedRing
 from stackelberg_fused.engine import device_counting, launch_unit
-from stackelberg_fused.engine.side_stream import SideStream
+from stackelberg_fused.engine.side_stream import SideStream, SideStreams
 from stackelberg_fused.layout.device_counts import DeviceCounts
 from stackelberg_fused.layout.joint_sets import JointSets
 from stackelberg_fused.layout.table import Table
@@ -182,6 +182,16 @@ def _updates_do_not_wait_for_gradients(patch: Patch) -> None:
         return stream
 
     patch.setattr(device_runtime, "Stream", impatient)
+
+
+@mutation("released at the end", "freed before its stream is through")
+def _sources_do_not_wait_for_the_rest(patch: Patch) -> None:
+    patch.setattr(SideStream, "let_sources_wait", _nothing)
+
+
+@mutation("released in step", "freed before its stream is through")
+def _sources_do_not_wait_for_a_step(patch: Patch) -> None:
+    patch.setattr(SideStreams, "let_sources_wait", _nothing)
 
 
 # capture

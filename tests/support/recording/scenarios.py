@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -201,6 +202,7 @@ def captured_at_once(training: Training) -> None:
     with training.gpu.captured(), pytest.raises(RuntimeError, match="in a CUDA graph"):
         training.opt.step()
     training.zero_grad()
+    training.step()
 
 
 def replayed(training: Training) -> None:
@@ -273,14 +275,18 @@ def warmed_up(training: Training) -> None:
         training.cpu.step()
 
 
-def released(training: Training) -> None:
-    """Updates during the backward pass, whose later kernels take over the memory of gradients that are through."""
+def released(training: Training, last_first: bool = False) -> None:
+    """Updates during the backward pass, whose later kernels take over the memory of gradients that are through.
+
+    Args:
+        last_first: gradients come in such an order that some wait for `step()`.
+    """
     gpu = training.gpu
     reduction = gpu.new_stream()
     for number in range(4):
         with gradients_arrive() as finish:
             both = [*training.params()]
-            for k, p, q in [*both[2::-1], *both[:2:-1]]:
+            for k, p, q in both[::-1] if last_first else [*both[2::-1], *both[:2:-1]]:
                 seed = 100 * number + k
                 q.grad = gradient(q.numel(), seed % 7).clone()
                 reduction.wait_stream(gpu.default)
@@ -296,6 +302,25 @@ def released(training: Training) -> None:
         training.zero_grad()
         # what comes next reads the parameters
         assert all(p.sum() is not None for _, p, _ in training.params())
+
+
+def released_in_step(training: Training) -> None:
+    """Gradients of another stream that are too few to be updated before `step()`."""
+    gpu = training.gpu
+    reduction = gpu.new_stream()
+    for _ in range(3):
+        with gradients_arrive() as finish:
+            for k, p, q in training.params():
+                if k in (1, 2):
+                    q.grad = gradient(q.numel(), k).clone()
+                    reduction.wait_stream(gpu.default)
+                    with gpu.on_stream(reduction):
+                        p.grad = training.on_gpu(p.numel(), k) * 1.0
+                        arrive(p)
+            gpu.default.wait_stream(reduction)
+            finish()
+        training.both(lambda side: side.step())
+        training.cpu.zero_grad()
 
 
 SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
@@ -319,9 +344,12 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "dropped": (dropped, CAPTURABLE),
     "joint sets of another stream": (joint_sets_of_another_stream, BALLS),
     "captured at once": (captured_at_once, {"capturable": True}),
+    "captured at once, balls": (captured_at_once, {"capturable": True, **BALLS}),
     "replayed": (replayed, CAPTURABLE),
     "replayed when rebuilt": (replayed_when_rebuilt, {"capturable": True}),
     "warmed up": (warmed_up, CAPTURABLE),
     "released": (released, {"release": "backward"}),
+    "released at the end": (partial(released, last_first=True), {"release": "backward"}),
+    "released in step": (released_in_step, {"release": "backward"}),
     "released, ball": (released, {"release": "backward", "constraint": {"head": sf.L2Ball(2.0)}}),
 }
