@@ -89,6 +89,7 @@ def _table(rows: int = 2) -> SimpleNamespace:
         ),
         device=torch.device("cpu"),
         device_tables=None,
+        device_buffers=list,
     )
 
 

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .runtime import Graph, RecordingRuntime
@@ -19,16 +19,10 @@ HOST = 0
 Clock = dict[int, int]
 
 
-class Access(Protocol):
-    """Bytes from an address on, read or written."""
-
-    address: int
-    nbytes: int
-    writes: bool
-
-
 @dataclass(frozen=True)
 class Bytes:
+    """Bytes from an address on, read or written."""
+
     address: int
     nbytes: int
     writes: bool

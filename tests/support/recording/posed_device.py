@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
-_CUDA = 2, 1  # in DLPack; in torch, of c10::DeviceType
+_IN_DLPACK, _IN_TORCH = 2, 1  # the type of the device: kDLCUDA, c10::DeviceType::CUDA
+# whose functions make views of any memory
 _ON_HOST = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-# these only make another tensor of the same memory
 _SET = aten.set_.source_Storage_storage_offset
 # the host has to know what they compute
 _WAITED_FOR = (
@@ -42,9 +42,11 @@ def unavailable() -> str:
     """Why tensors cannot be posed here, or empty."""
     if torch.version.cuda or torch.version.hip or torch.cuda.is_available():
         return "this torch has kernels for GPUs: tensors in the host's memory would reach them"
+    if not hasattr(torch.library.Library, "fallback"):
+        return "this torch has no fallbacks of the dispatcher in Python"
     try:
         _guards()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StopIteration) as error:
         return f"the table of torch's device guards is not found: {error}"
     return ""
 
@@ -66,7 +68,7 @@ def posed(tensor: Tensor) -> Tensor:
     capsule = torch.utils.dlpack.to_dlpack(tensor)
     # struct DLTensor: the address, then the type of the device
     device = _pointer_in(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
-    ctypes.c_int32.from_address(device).value = _CUDA[0]
+    ctypes.c_int32.from_address(device).value = _IN_DLPACK
     return torch.utils.dlpack.from_dlpack(capsule)
 
 
@@ -101,9 +103,9 @@ class PosedDevice:
     def installed(self) -> Iterator[None]:
         """Within this context the dispatcher sends here whatever is done with tensors of a GPU."""
         guards = _guards()
-        before = guards[_CUDA[1]]
+        before = guards[_IN_TORCH]
         every, copies = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-        guards[_CUDA[1]] = guards[0]  # that of the CPU, which does nothing
+        guards[_IN_TORCH] = guards[0]  # that of the CPU, which does nothing
         try:
             every.fallback(self._call, "CUDA")
             copies.impl("copy_", self._copy, "CUDA")
@@ -112,7 +114,7 @@ class PosedDevice:
         finally:
             every._destroy()
             copies._destroy()
-            guards[_CUDA[1]] = before
+            guards[_IN_TORCH] = before
 
     def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor in new memory of the current stream."""

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from stackelberg_fused.backends import cuda
+from stackelberg_fused.backends.device_tables import CapturedUploads
 from stackelberg_fused.memory import device_runtime
 
 from .launches import Launches
 from .memory import Memory, asked_for_by
 from .order import HOST, Bytes, Clock, Event, Moment, Operation, Schedule, Stream, join
-from .posed_device import GPU, PosedDevice, bytes_of
+from .posed_device import GPU, PosedDevice
 
 
 class Pinned(np.ndarray):
@@ -149,6 +150,7 @@ class RecordingRuntime:
             self.posed.installed(),
             mock.patch.multiple(device_runtime, **names),
             mock.patch.object(cuda, "_cuda", Launches(self)),
+            mock.patch.object(CapturedUploads, "_held_for_replays", []),
         ):
             yield self
 
@@ -260,6 +262,3 @@ class RecordingRuntime:
         return torch.empty_strided(
             values.shape, values.stride(), dtype=values.dtype, device=GPU
         ).copy_(values.detach())
-
-    def bytes_of(self, tensor: Tensor, writes: bool) -> Bytes:
-        return bytes_of(tensor, writes)
