@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import groups_of, set_gradients
 from host_cuda.build import unavailable
+from scaled import ADAM, STEPS, train_scaled
 from torch import nn
 
 import stackelberg_fused as sf
@@ -57,9 +57,22 @@ def test_every_buffer_of_every_launch(compiler: str, name: str) -> None:
 
 
 @by_compiler
+def test_under_a_gradient_scaler(compiler: str) -> None:
+    """With norms of infinity and NaN."""
+    status = BACKENDS[compiler].status()
+    if not status.available:
+        pytest.skip(status.reason)
+    checked = BesideHost(Interpreted())
+    backend = BACKENDS[compiler](checked)
+    optimizer = ADAM.ours(groups_of([[5], [17]]), backend=backend, fused=True, max_grad_norm=1.0)
+    train_scaled(sf.GradScaler, optimizer)
+    assert len(checked.launches) == 2 * STEPS
+
+
+@by_compiler
 def test_a_difference_is_named(compiler: str) -> None:
     def off_by_one(caught: CaughtLaunch) -> None:
-        execute(replace(caught))
+        execute(caught)
         p.data[3] += 1.0
 
     status = BACKENDS[compiler].status()
