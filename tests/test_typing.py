@@ -84,6 +84,7 @@ opt.add_param_group({"params": params, "mine": 1})
 torch.optim.lr_scheduler.StepLR(opt.player("head"), 100)
 sf.best_response(head, features, targets, nn.functional.mse_loss)
 averaged_head: nn.Linear = sf.AveragedModule(opt, head, buffers="own").module
+sf.AveragedModule(opt.player("head"), head, into=head, decay=lambda step: 0.9 + 1 / (step + 20)).decay = 0.5
 if opt.last_step.grad_norm is None or opt.last_step.clip_factor["body"] < 1:
     opt.step(role="head", zero_grad=True)
 """

@@ -10,6 +10,7 @@ import torch
 from ..build_info import build_info, covers, driver_runs
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
+from ..memory import device_runtime
 from .base import (
     Backend,
     BackendStatus,
@@ -61,27 +62,27 @@ class CudaBackend(Backend):
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         index = launch.table.device.index
-        with torch.cuda.device(index):
+        with device_runtime.on_device(index):
             args = statistics_args(
                 launch, limits, addresses(tables_on_device(launch.table, launch.span))
             )
-            _cuda.statistics(args, index, torch.cuda.current_stream(index).cuda_stream)
+            _cuda.statistics(args, index, device_runtime.current_stream(index).cuda_stream)
         return 1
 
     def conclude(self, launch: Launch, limits: ClipLimits) -> int:
         index = launch.table.device.index
-        with torch.cuda.device(index):
+        with device_runtime.on_device(index):
             args = statistics_args(
                 launch, limits, addresses(tables_on_device(launch.table, launch.span))
             )
-            _cuda.conclude(args, index, torch.cuda.current_stream(index).cuda_stream)
+            _cuda.conclude(args, index, device_runtime.current_stream(index).cuda_stream)
         return 1
 
     def step(self, launch: Launch) -> int:
         index = launch.table.device.index
-        with torch.cuda.device(index):
+        with device_runtime.on_device(index):
             tables = addresses(tables_on_device(launch.table, launch.span))
-            stream = torch.cuda.current_stream(index).cuda_stream
+            stream = device_runtime.current_stream(index).cuda_stream
             update = partial(_cuda.step, step_args(launch, tables), index, stream)
             if launch.joint_sets is None:
                 launch.make(update)
@@ -92,17 +93,17 @@ class CudaBackend(Backend):
 
     def update(self, launch: Launch) -> int:
         index = launch.table.device.index
-        with torch.cuda.device(index):
+        with device_runtime.on_device(index):
             tables = addresses(tables_on_device(launch.table, launch.span))
-            stream = torch.cuda.current_stream(index).cuda_stream
+            stream = device_runtime.current_stream(index).cuda_stream
             _cuda.step(step_args(launch, tables), index, stream)
         return 1
 
     def project(self, launch: Launch) -> int:
         index = launch.table.device.index
-        with torch.cuda.device(index):
+        with device_runtime.on_device(index):
             tables = addresses(tables_on_device(launch.table, launch.span))
-            stream = torch.cuda.current_stream(index).cuda_stream
+            stream = device_runtime.current_stream(index).cuda_stream
             launch.make(partial(_cuda.project, project_args(launch, tables), index, stream))
         return 1
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..layout.part import Part
 from ..layout.slot import Span
 from ..layout.table import Table
+from ..memory import device_runtime
 
 # pinned blocks at hand for a capture: two captures in a row of two roles, each with statistics and a step
 SPARE_BLOCKS = 8
@@ -28,17 +29,19 @@ class PinnedRing:
 
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
-        self._blocks: deque[tuple[Tensor, np.ndarray, torch.cuda.Event]] = deque()
+        self._blocks: deque[tuple[Tensor, np.ndarray, device_runtime.Event]] = deque()
 
-    def upload(self, source: np.ndarray, destination: Tensor, stream: torch.cuda.Stream) -> None:
+    def upload(
+        self, source: np.ndarray, destination: Tensor, stream: device_runtime.Stream
+    ) -> None:
         """Copy the bytes of `source` into the uint8 tensor `destination` on `stream`, which is the current one."""
         if self._blocks and self._blocks[0][2].query():
             pinned, view, event = self._blocks.popleft()
         else:
-            pinned = _pinned(self._nbytes)
-            view, event = pinned.numpy(), torch.cuda.Event()
+            pinned, view = device_runtime.pinned_block(self._nbytes)
+            event = device_runtime.Event()
         view[:] = _as_bytes(source)
-        destination.copy_(pinned, non_blocking=True)
+        device_runtime.copy_from_pinned(destination, pinned)
         event.record(stream)
         self._blocks.append((pinned, view, event))
 
@@ -64,7 +67,7 @@ class CapturedUploads:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spare: list[Tensor] = []
+        self._spare: list[tuple[Tensor, np.ndarray]] = []
 
     def provide(self, table: Table) -> None:
         """Have pinned blocks of the size that this table takes."""
@@ -77,31 +80,34 @@ class CapturedUploads:
         if table.joint_sets is not None:
             parts += [table.joint_sets.sets, table.joint_sets.pieces]
         nbytes = sum(_padded(part.nbytes) for part in parts)
-        self._spare = [block for block in self._spare if block.numel() >= nbytes]
+        self._spare = [block for block in self._spare if block[0].numel() >= nbytes]
         while len(self._spare) < SPARE_BLOCKS:
-            self._spare.append(_pinned(nbytes))
+            self._spare.append(device_runtime.pinned_block(nbytes))
+
+    @classmethod
+    def hold(cls, read: Any) -> None:
+        """Keep alive what a launch that is captured reads."""
+        cls._held_for_replays.append(read)
 
     def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
         """Copies on the device as uint8 tensors, made by the capture's stream."""
         sources = [_source(table, name)[0] for name in names]
         nbytes = sum(_padded(source.nbytes) for source in sources)
-        fitting = [i for i, block in enumerate(self._spare) if block.numel() >= nbytes]
-        pinned = self._spare.pop(fitting[0]) if fitting else _pinned(nbytes)
+        fitting = [i for i, block in enumerate(self._spare) if block[0].numel() >= nbytes]
+        pinned, view = (
+            self._spare.pop(fitting[0]) if fitting else device_runtime.pinned_block(nbytes)
+        )
         copy = torch.empty(pinned.numel(), dtype=torch.uint8, device=self._device)
         state = [tensor for tensors in table.state_tensors for tensor in tensors.values()]
         read = [*table.statistics.values(), *state, *table.hyperparameters.tensors()]
-        self._held_for_replays.append((pinned, copy, table.counts, table.joint_sets, read))
+        self.hold((pinned, copy, table.counts, table.joint_sets, read))
         parts, at = [], 0
         for source in sources:
-            pinned.numpy()[at : at + source.nbytes] = _as_bytes(source)
+            view[at : at + source.nbytes] = _as_bytes(source)
             parts.append(copy[at : at + source.nbytes])
             at += _padded(source.nbytes)
-        copy.copy_(pinned, non_blocking=True)
+        device_runtime.copy_from_pinned(copy, pinned)
         return tuple(parts)
-
-
-def _pinned(nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def _padded(nbytes: int) -> int:
@@ -115,7 +121,7 @@ class DeviceTables:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies: dict[str, _Copy] = {}
-        self._stream: torch.cuda.Stream | None = None
+        self._stream: device_runtime.Stream | None = None
         self._captured = CapturedUploads(device)
 
     def upload(self, table: Table, names: Sequence[str]) -> tuple[Tensor, ...]:
@@ -125,7 +131,7 @@ class DeviceTables:
             RuntimeError: the stream is being captured, and the table's step counts and rates live on the host: a replay
                 would repeat the bias corrections of one step.
         """
-        if torch.cuda.is_current_stream_capturing():
+        if device_runtime.is_capturing():
             if table.counts is None or not table.may_be_captured:
                 raise RuntimeError(
                     "step() can be captured in a CUDA graph only with capturable=True: step counts and rates live on "
@@ -134,20 +140,25 @@ class DeviceTables:
             return self._captured.upload(table, names)
         if table.may_be_captured:
             self._captured.provide(table)
-        stream = torch.cuda.current_stream(self._device)
-        if self._stream is not None and stream != self._stream:
-            self._move_between(self._stream, stream)
-        self._stream = stream
+        stream = self.follow(table)
         if table.joint_sets is not None:
             table.joint_sets.used_on(stream)
         return tuple(self._get(name, *_source(table, name), stream) for name in names)
+
+    def follow(self, table: Table) -> device_runtime.Stream:
+        """Have the current stream, which is returned, come after all that was launched over these tables."""
+        stream = device_runtime.current_stream(self._device)
+        if self._stream is not None and stream != self._stream:
+            self._move_between(self._stream, stream, table)
+        self._stream = stream
+        return stream
 
     def _get(
         self,
         name: str,
         source: np.ndarray,
         version: Version,
-        stream: torch.cuda.Stream,
+        stream: device_runtime.Stream,
     ) -> Tensor:
         """The copy of a host table, uploaded if `version` differs from the last one seen."""
         copy = self._copies.get(name)
@@ -158,14 +169,24 @@ class DeviceTables:
             copy.version = version
         return copy.tensor
 
-    def _move_between(self, before: torch.cuda.Stream, stream: torch.cuda.Stream) -> None:
+    def _move_between(
+        self, before: device_runtime.Stream, stream: device_runtime.Stream, table: Table
+    ) -> None:
         """Nothing may overwrite the copies, or take over their memory, while another stream still works with them.
+
+        Nor that of counts and statistics, which are freed when the optimizer is built anew, or dropped.
 
         Steps that share parameters have to be ordered by the caller anyway; those of two roles need not be.
         """
         stream.wait_stream(before)
-        for copy in self._copies.values():
-            copy.tensor.record_stream(stream)
+        for tensor in (*(copy.tensor for copy in self._copies.values()), *table.device_buffers()):
+            device_runtime.keep_for(tensor, stream)
+
+
+def follow_current_stream(table: Table) -> None:
+    """Have the current stream come after all launches over a table, whose counts torch is about to read there."""
+    if table.device_tables is not None and not device_runtime.is_capturing():
+        table.device_tables.follow(table)
 
 
 def _as_bytes(table: np.ndarray) -> np.ndarray:
@@ -195,8 +216,10 @@ def tables_on_device(table: Table, span: Span | Part | None = None) -> dict[str,
         found = dict(zip(names, table.device_tables.upload(table, names), strict=True))
     if isinstance(span, Part):
         if span.on_device is None:
-            span.on_device = torch.from_numpy(_as_bytes(span.tiles)).to(table.device)
+            span.on_device = device_runtime.uploaded(_as_bytes(span.tiles), table.device)
         found["tiles"] = span.on_device
+        if table.device.type == "cuda" and device_runtime.is_capturing():
+            CapturedUploads.hold(span.on_device)
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..layout.slot import Kind
 from ..layout.statistics import ClipLimits
 from ..layout.table import Table
+from ..memory import device_runtime
 from .base import (
     Backend,
     BackendStatus,
@@ -61,7 +62,7 @@ class TritonBackend(Backend):
 
     @staticmethod
     def _on_device(table: Table) -> AbstractContextManager[Any]:
-        return nullcontext() if is_interpreting() else torch.cuda.device(table.device)
+        return nullcontext() if is_interpreting() else device_runtime.on_device(table.device)
 
     def statistics(self, launch: Launch, limits: ClipLimits) -> int:
         table, span, statistics = launch.table, launch.span, launch.needed_statistics

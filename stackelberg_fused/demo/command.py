@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="seed of weights and batches (default: 0)")
     add("--out", type=Path, metavar="DIR", help="output directory (default: runs/TASK)")
     add("--resume", action="store_true", help="resume exactly from DIR/checkpoint.pt")
+    add_logdir(parser)
     add("--backend", help="backend of StackelbergAdamW (default: auto)")
     add("--device", help="cpu or cuda (default: cuda if available)")
     add(
@@ -48,6 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="a tiny model and few steps; takes seconds",
+    )
+
+
+def add_logdir(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `train` and `demo` share."""
+    parser.add_argument(
+        "--logdir",
+        type=Path,
+        metavar="DIR",
+        help="also write losses, rates and norms for TensorBoard there (pip install tensorboard)",
     )
 
 

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from . import checkpoint, command
 from .gaussian_runs import GaussianRuns, mean_and_range
+from .recording import LogdirError, log_photograph, prepare
 from .report import FEWEST_STEPS, percent
+from .train import logdir_option
 from .train import run as train
 
 LANGUAGE = (
@@ -31,16 +33,20 @@ LANGUAGE = (
 def run(args: argparse.Namespace) -> int:
     """Run both tasks, or go on with them; return the exit code as `train.run` does."""
     console = Console()
-    how_to_resume = ["demo", "--out", str(args.out), *["--quick"] * args.quick]
+    how_to_resume = ["demo", "--out", str(args.out), *logdir_option(args)]
+    how_to_resume += ["--quick"] * args.quick
     torch.set_num_threads(args.threads or 1)
     try:
+        prepare(args.logdir)
         folder = args.out / "gaussians"
         if args.resume and not folder.exists():
             raise checkpoint.CheckpointError(f"there is nothing to resume in {args.out}")
         folder.mkdir(parents=True, exist_ok=True)
         gaussians = GaussianRuns(folder, args.quick, args.resume)
         status = _gaussians(gaussians, console)
-    except (checkpoint.CheckpointError, OSError) as error:
+        if args.logdir is not None:
+            log_photograph(gaussians, args.logdir / "gaussians")
+    except (LogdirError, checkpoint.CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if status:
@@ -90,6 +96,7 @@ def _language(args: argparse.Namespace) -> argparse.Namespace:
     found = parser.parse_args(["--task", "language", "--out", str(args.out / "language")])
     found.resume = args.resume and (found.out / "checkpoint.pt").exists()
     found.quick = args.quick or None
+    found.logdir = args.logdir and args.logdir / "language"
     for name in LANGUAGE:
         setattr(found, name, getattr(args, name))
     return found

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..cli import positive
+from .command import add_logdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="output directory (default: runs/demo)",
     )
     add("--resume", action="store_true", help="go on with what is in DIR")
+    add_logdir(parser)
     add("--quick", action="store_true", help="tiny models and few steps; takes seconds")
     add("--threads", type=positive(int), help="threads of torch (default: 1)")
     add("--steps", type=positive(int), help="steps of the language task (default: 800)")

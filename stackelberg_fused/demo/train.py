@@ -23,7 +23,7 @@ from rich.console import Console
 from ..report.page import write as write_page
 from . import checkpoint
 from .plot import draw
-from .recording import recorded
+from .recording import prepare, recorded
 from .report import final_loss, print_report, write_result
 from .runs import Demo
 from .settings import DEFAULTS, QUICK_STEPS, Settings
@@ -38,9 +38,10 @@ def run(args: argparse.Namespace, how_to_resume: Sequence[str] = ()) -> int:
     """
     out = args.out or Path("runs") / (args.task or "language")
     path = out / "checkpoint.pt"
-    how_to_resume = how_to_resume or ("train", "--out", str(out))
+    how_to_resume = how_to_resume or ("train", "--out", str(out), *logdir_option(args))
     console = Console()
     try:
+        prepare(args.logdir)
         demo = _resumed(args, path) if args.resume else _fresh(args, path)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace, how_to_resume: Sequence[str] = ()) -> int:
     _announce(demo, console)
     stop = checkpoint.StopRequest()
     try:
-        with stop, recorded(demo, out, args.resume):
+        with stop, recorded(demo, out, args.resume, args.logdir):
             demo.train(stop, console)
         if stop.signal is None:
             _report(demo, out, console)
@@ -66,6 +67,11 @@ def run(args: argparse.Namespace, how_to_resume: Sequence[str] = ()) -> int:
         f"Stopped by {stop.signal.name}. To resume exactly from {path}:", how_to_resume, console
     )
     return 128 + stop.signal
+
+
+def logdir_option(args: argparse.Namespace) -> list[str]:
+    """Return the option as it was given, for the command that goes on."""
+    return [] if args.logdir is None else ["--logdir", str(args.logdir)]
 
 
 def _say_how_to_resume(why: str, arguments: Sequence[str], console: Console) -> None:

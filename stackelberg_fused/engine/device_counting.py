@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..backends.interrupts import make_calls
 from ..layout.table import Table
+from ..memory import device_runtime
 
 
 def refuse_in_capture(table: Table, what: str) -> None:
     """Raise where memory would be allocated that every replay of a CUDA graph would clear."""
-    if table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if table.device.type == "cuda" and device_runtime.is_capturing():
         raise RuntimeError(
             f"step() is being captured in a CUDA graph, but {what} is not on the device yet: take a step before"
         )

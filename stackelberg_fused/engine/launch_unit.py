@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, Launch
+from ..backends.device_tables import follow_current_stream
 from ..groups.hyperparameters import Accepted, Hyperparameters
 from ..groups.param_groups import group_label
 from ..groups.rules import Rule
@@ -277,6 +278,8 @@ class LaunchUnit:
         if table.counts is None:
             table.rows.update()
             table.follow_rows()
+        else:
+            follow_current_stream(table)
         self.gradients.stage(pending.gathered, span, plan.written)
         gradient, rule = self.gradients.gradient, table.rows.rule
         statistics = table.statistics_of(span) if clipped else None

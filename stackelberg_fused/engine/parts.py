@@ -34,13 +34,16 @@ def update(engine: Engine, parts: Mapping[int, Part], streams: SideStreams) -> i
         return engine.launch(staged)
 
 
-def finish(engine: Engine, parts: Mapping[int, Part], role: str | None) -> int:
+def finish(
+    engine: Engine, parts: Mapping[int, Part], role: str | None, streams: SideStreams
+) -> int:
     """Update the parts that are left, and what is updated whole; returns the launches made.
 
     Args:
         engine: it has begun a step.
         parts: as for `update`: of the units that take parts.
         role: "body", "head" or None for both.
+        streams: beside which the updates run now.
 
     Raises as `update`, with nothing modified here.
     """
@@ -57,6 +60,8 @@ def finish(engine: Engine, parts: Mapping[int, Part], role: str | None) -> int:
         staged[index] = units[index].stage(all_read, False, None, counted=True)
     balls = engine.balls
     launches = engine.launch(staged) if balls is None else balls.launch(staged, role)
+    # as long as `staged` holds gradients that the launches freed
+    streams.let_sources_wait()
     for index, all_read in whole.items():
         clear_gradients(units[index], all_read, staged[index])
     engine.note_new_state()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..memory import device_runtime
 from .launch_unit import Staged
 
 # updates that run while gradients of later ones are computed; each keeps a batch of gradients alive
@@ -18,20 +19,22 @@ IN_FLIGHT = 2
 class SideStream:
     """A stream beside that of the backward pass, on one device.
 
-    Gradients that an update reads belong to the stream of the backward pass. They are let go when that stream was told
-    to wait for the update, two updates later: from there on it may have their memory again. So neither the host waits,
-    nor is memory held that depends on how far the host is ahead.
+    Gradients that an update reads belong to the stream of the backward pass, or whichever computed them. They are let
+    go when these streams were told to wait for the update, two updates later: from there on they may have their memory
+    again. So neither the host waits, nor is memory held that depends on how far the host is ahead.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._in_flight: deque[tuple[torch.cuda.Event, Any]] = deque()
-        self._sources: list[torch.cuda.Stream] = []
+        self._stream = device_runtime.Stream(device)
+        self._in_flight: deque[tuple[device_runtime.Event, set[device_runtime.Stream], Any]] = (
+            deque()
+        )
+        self._sources: list[device_runtime.Stream] = []
 
     def note_source(self) -> None:
         """Know that the current stream has written a gradient that will be read."""
-        current = torch.cuda.current_stream(self._device)
+        current = device_runtime.current_stream(self._device)
         if current not in self._sources:
             self._sources.append(current)
 
@@ -40,24 +43,42 @@ class SideStream:
         """Within this context launches go to the side stream, after all that was launched so far.
 
         Args:
-            reads: kept alive until the current stream waits for these launches.
+            reads: kept alive until the streams that it may belong to wait for these launches.
         """
-        current = torch.cuda.current_stream(self._device)
-        for source in {current, *self._sources}:
+        owners = {device_runtime.current_stream(self._device), *self._sources}
+        for source in owners:
             self._stream.wait_stream(source)
         self._sources.clear()
-        with torch.cuda.stream(self._stream):
+        with device_runtime.on_stream(self._stream):
             yield
-        event = torch.cuda.Event()
+        event = device_runtime.Event()
         event.record(self._stream)
-        self._in_flight.append((event, reads))
+        self._in_flight.append((event, owners, reads))
         while len(self._in_flight) > IN_FLIGHT:
-            current.wait_event(self._in_flight[0][0])
-            self._in_flight.popleft()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let go what the oldest update reads."""
+        event, owners, _ = self._in_flight[0]
+        for owner in owners:
+            owner.wait_event(event)
+        self._in_flight.popleft()
+
+    def let_sources_wait(self) -> None:
+        """Have streams that wrote gradients wait for what the current one has been given to do with them."""
+        current = device_runtime.current_stream(self._device)
+        for source in self._sources:
+            if source != current:
+                source.wait_stream(current)
+        self._sources.clear()
 
     def join(self) -> None:
         """Have the current stream wait for all updates."""
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        current = device_runtime.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for event, owners, _ in self._in_flight:
+            for owner in owners - {current}:
+                owner.wait_event(event)
         self._in_flight.clear()
 
 
@@ -89,6 +110,11 @@ class SideStreams:
                 if stream is not None:
                     stack.enter_context(stream.running(ready))
             yield
+
+    def let_sources_wait(self) -> None:
+        """As `SideStream.let_sources_wait`, on all devices."""
+        for stream in self._streams.values():
+            stream.let_sources_wait()
 
     def join(self) -> None:
         """Have the current streams wait for all updates."""

@@ -29,6 +29,8 @@ from .rules import (
 )
 from .schemes import storage_of
 
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
 
 class Accepted(NamedTuple):
     """Groups that were accepted with other settings.
@@ -270,8 +272,11 @@ def turn_of(group: dict[str, Any]) -> tuple[int, str]:
 
 
 def _from_the_nearer_end(decay: float) -> float:
-    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay; its sign says from which end."""
-    return 1.0 - decay if decay > 0.5 else -abs(decay)  # of -0.0 as well
+    """The weight with which `interpolate` of csrc/update_rule.h lets a value decay; its sign says from which end.
+
+    Of a decay of 1, with which a value stays, the smallest number that no device takes for 0: 0 is the other end's.
+    """
+    return max(1.0 - decay, _SMALLEST) if decay > 0.5 else -abs(decay)  # of -0.0 as well
 
 
 def _rate(group: dict[str, Any]) -> float:

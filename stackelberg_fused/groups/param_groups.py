@@ -222,8 +222,8 @@ def _check_average_and_turns(label: str, group: dict[str, Any]) -> None:
     decay = group["ema_decay"]
     if isinstance(decay, bool):
         raise TypeError(f"{label}: ema_decay must be None or a number, got {decay!r}")
-    if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) < 1.0:
-        raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1)")
+    if decay is not None and not 0.0 <= _number(label, "ema_decay", decay) <= 1.0:
+        raise ValueError(f"{label}: invalid ema_decay {decay!r}, must be None or in [0, 1]")
     every, grads = group["update_every"], group["update_every_grads"]
     if not is_integer(every):
         raise TypeError(f"{label}: update_every must be an int, got {every!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory import device_runtime
 from ..memory.arena import with_fixed_storage
 from ..numerics import turns
 from .slot import Span
@@ -48,6 +49,13 @@ class DeviceCounts:
         self.arrived = torch.zeros_like(self.ready)
         self._empty = torch.tensor(empty, dtype=torch.int64, device=device)
         self._known: dict[Span | Part, tuple[tuple[np.ndarray, ...], list[Tensor]]] = {}
+        self._held_for_replays: list[list[Tensor]] = []  # for as long as there is this table
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All that lies on the device."""
+        yield from (self.steps, self.waited, self.ready, self.arrived, self._empty)
+        for _, tensors in self._known.values():
+            yield from tensors
 
     def advances_of_empty(
         self,
@@ -67,15 +75,17 @@ class DeviceCounts:
         """
         if not len(self._empty):
             return []
-        # copied to the device once: a capture must not
+        # copied to the device once, by a step before a capture, which must not
         arrays = mask, update_every, sums
         known, tensors = self._known.get(span, ((), []))
         if not known or not all(map(np.array_equal, arrays, known)):
             inside = np.zeros(len(mask), bool)
             inside[span.here] = True
-            host = (torch.from_numpy(a) for a in (*arrays, inside))
-            tensors = [a.to(self.steps.device)[self._empty] for a in host]
+            device = self.steps.device
+            tensors = [device_runtime.uploaded(a, device)[self._empty] for a in (*arrays, inside)]
             self._known[span] = arrays, tensors
+        if self.steps.is_cuda and device_runtime.is_capturing():
+            self._held_for_replays.append(tensors)
         here, every, summed, within = tensors
         if found_inf is not None:
             within = within & (found_inf.view(()) == 0)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..groups.constraints import JointSet, L2Ball, joint_set
+from ..memory import device_runtime
 from ..memory.sharding import place_in_mesh
 from ..native.tables import (
     BALL,
@@ -119,15 +120,17 @@ class JointSets:
         self.factors = torch.zeros(len(sets), dtype=torch.float64, device=device)
         self.tiles_done = torch.zeros(len(sets), dtype=torch.int32, device=device)
         self.moved = torch.zeros(len(slots), dtype=torch.int32, device=device)
-        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._stream: device_runtime.Stream | None = None
+        if device.type == "cuda":
+            self._stream = device_runtime.current_stream(device)
 
-    def used_on(self, stream: torch.cuda.Stream) -> None:
+    def used_on(self, stream: device_runtime.Stream) -> None:
         """Order the buffers of launches before a stream, and keep their memory while it works with them."""
         if self._stream is not None and stream != self._stream:
             stream.wait_stream(self._stream)
         self._stream = None
         for tensor in (*self.results, *self._numbers):
-            tensor.record_stream(stream)
+            device_runtime.keep_for(tensor, stream)
 
     @property
     def results(self) -> tuple[torch.Tensor, ...]:
@@ -242,8 +245,17 @@ def make_joint_sets(
     tiles: np.ndarray,
     device: torch.device,
 ) -> JointSets | None:
-    """Those of a table; None where it has none, as nearly all have."""
+    """Those of a table; None where it has none, as nearly all have.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, in which they cannot be put onto the device.
+    """
     if any(joint_set(groups[slot.group]) is not None for slot in slots):
+        if device.type == "cuda" and device_runtime.is_capturing():
+            raise RuntimeError(
+                "step() is being captured in a CUDA graph, but its joint sets are not on the device yet: take a step "
+                "before"
+            )
         return JointSets(slots, groups, records, tiles, device)
     records["set"] = 0
     return None

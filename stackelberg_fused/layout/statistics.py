@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..groups.option_types import MaybeNone
 from ..groups.param_groups import ROLES, at_least_zero
+from ..memory import device_runtime
 from ..native.tables import GRADIENT_STATISTICS
 from ..numerics import exact_sum
 from .scaling import move
@@ -90,12 +91,16 @@ class Statistics:
         self._limits = torch.zeros(2, dtype=torch.float64, device=device)
         self._written: ClipLimits | None = None
 
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that lies on the device."""
+        return self.buffer, self.digits, self.sums, self._limits
+
     def limits_on_device(self, limits: ClipLimits) -> Tensor:
         """float64 [2]: body and head; one tensor for ever, written when they change, since a CUDA graph may read it."""
         if self._written != limits:
             self._limits[0].fill_(limits.body)
             self._limits[1].fill_(limits.head)
-            capturing = self._limits.is_cuda and torch.cuda.is_current_stream_capturing()
+            capturing = self._limits.is_cuda and device_runtime.is_capturing()
             self._written = None if capturing else limits  # a capture writes nothing yet
         return self._limits
 

@@ -5,6 +5,7 @@ Body comes first and head last, so that stepping one player is a sub-range of ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -167,6 +168,13 @@ class Table:
         if span not in self.statistics:
             self.statistics[span] = Statistics(self.device)
         return self.statistics[span]
+
+    def device_buffers(self) -> Iterator[Tensor]:
+        """What launches read and write beside parameters, their state and joint sets."""
+        if self.counts is not None:
+            yield from self.counts.buffers()
+        for statistics in self.statistics.values():
+            yield from statistics.buffers()
 
     @property
     def first_head_tile(self) -> int:

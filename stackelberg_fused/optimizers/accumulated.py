@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..groups.param_groups import param_label
+from ..memory import device_runtime
 from ..memory.sharding import local_tensor
 from ..torch_compat import version_of
 
@@ -105,7 +105,8 @@ class AccumulatedGradients:
         if self.is_unsure:
             return
         written = list(self._written(groups))
-        if not written or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        on_gpu = any(grad.is_cuda for _, grad in written)
+        if on_gpu and device_runtime.is_capturing():  # nothing can be read now
             return
         for label, grad in written:
             if _is_nonzero(grad):

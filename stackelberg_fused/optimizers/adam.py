@@ -35,7 +35,7 @@ class StackelbergAdam(StackelbergOptimizer):
             that are stepped, or `{"body": x, "head": y}`, one or both, each player on its own; `.grad` is not modified.
             Infinity only measures; see `last_step`. An attribute, which may be set between steps.
         ema_decay: keep the exponential moving average of the weights in the same launch (+8 B per parameter and step),
-            in [0, 1); by role as a dict, or per group. It begins with the weights before a parameter's first step, or
+            in [0, 1]; by role as a dict, or per group. It begins with the weights before a parameter's first step, or
             those of now where it is turned on later or again, and goes on when the parameter moves; see
             `ema_weights()`.
         update_every: n: a group moves on every n-th step that it is part of, and waits on the others; by role as a

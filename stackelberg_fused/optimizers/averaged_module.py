@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..memory.presence import is_abstract
-from ..memory.sharding import is_sharded
-from ..torch_compat import disable_dynamo
+from .averaged_following import (
+    WRITTEN,
+    Buffers,
+    Following,
+    check,
+    checked_decay,
+    set_decay,
+)
+from .averaged_places import check_same, check_start
 from .base import StackelbergOptimizer
+from .player import Player
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class _Place(NamedTuple):
-    """Where a tensor of the averaged module is held, where that of the trained one is, and its names in both."""
-
-    own: dict[str, Any]
-    trained: dict[str, Any]
-    name: str
-    label: str
 
 
 class AveragedModule(Generic[Module]):
@@ -36,15 +35,26 @@ class AveragedModule(Generic[Module]):
     `module`. Averages of 16-bit weights, which have 32 bits, are rounded to copies of 16 bits each time.
 
     Args:
-        optimizer: a Stackelberg optimizer; all trained parameters of `module` are in groups with an `ema_decay`.
+        optimizer: a Stackelberg optimizer, or a player of one; all trained parameters of `module` are in groups with an
+            `ema_decay`, or `decay` gives them one.
         module: the one that is trained; it is copied once.
+        into: a module that there is already, to hold the averages in place of the copy. Its parameters have the names,
+            shapes and values of those of `module`, and move to the averages' memory at the first step. It is current
+            after each step and load without being asked for here.
+        decay: becomes the `ema_decay` of the groups of the module's parameters, whatever else is in these: a number in
+            [0, 1], or a function that returns it for a step, by the number of steps taken before, from 0.
         buffers: "shared": those of `module`, whatever they are at the call; a call in training mode writes to them, so
-            put a target with batch norms in `target.module.eval()`. "own": a copy, which changes only when this module
-            itself is called in training mode, or is written to.
+            put a target with batch norms in `target.module.eval()`. "own": a copy, or those of `into`, which change
+            only when this module itself is called in training mode, or is written to. "copied": the same, and each
+            step copies those of `module` into them. "averaged": each step averages them as it does weights, but for
+            integers, which it copies. No state dict of the optimizer has them.
 
     Raises:
-        TypeError: no Stackelberg optimizer or no module; or a parameter is sharded (use `ema_weights()`).
-        ValueError: a trained parameter is in no group, or in one without `ema_decay`; or another `buffers`.
+        TypeError: no Stackelberg optimizer or no module; or a parameter is sharded (use `ema_weights()`); or `decay` is
+            no number.
+        ValueError: a trained parameter is in no group, or in one without `ema_decay`; another `buffers`; a parameter of
+            `into` is missing, one more, `module`'s own or another one; `decay` lies outside of [0, 1], or is a function
+            where a group is `capturable`; buffers are to be averaged, and groups have several decays.
 
     Example:
         >>> critics = nn.Linear(4, 2)
@@ -56,103 +66,119 @@ class AveragedModule(Generic[Module]):
 
     def __init__(
         self,
-        optimizer: StackelbergOptimizer,
+        optimizer: StackelbergOptimizer | Player,
         module: Module,
         *,
-        buffers: Literal["shared", "own"] = "shared",
+        into: Module | None = None,
+        decay: float | Callable[[int], float] | None = None,
+        buffers: Buffers = "shared",
     ) -> None:
-        if not isinstance(optimizer, StackelbergOptimizer):
-            inside = isinstance(getattr(optimizer, "optimizer", None), StackelbergOptimizer)
-            advice = "; pass what it wraps, its .optimizer" if inside else ""
-            raise TypeError(
-                "AveragedModule: optimizer must be a Stackelberg optimizer, got "
-                f"{type(optimizer).__name__}{advice}"
-            )
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"AveragedModule: module must be an nn.Module, got {type(module).__name__}"
-            )
-        if buffers not in ("shared", "own"):
-            raise ValueError(f"AveragedModule: buffers must be 'shared' or 'own', got {buffers!r}")
-        self._optimizer = optimizer.unwrapped()
+        self._optimizer = _of_the_library(optimizer)
+        for name, value in (("module", module), ("into", into)):
+            if not isinstance(value, nn.Module) and (name, value) != ("into", None):
+                raise TypeError(
+                    f"AveragedModule: {name} must be an nn.Module, got {type(value).__name__}"
+                )
+        if buffers not in get_args(Buffers):
+            one_of = ", ".join(map(repr, get_args(Buffers)))
+            raise ValueError(f"AveragedModule: buffers must be one of {one_of}, got {buffers!r}")
+        self._optimizer._shared.refuse_averages("AveragedModule")
         for label, param in module.named_parameters():
-            self._check(label, param)
-        self._module = copy.deepcopy(module).requires_grad_(False)
-        self._parts = [(m._modules, dict(m._modules)) for m in module.modules()]
-        self._params = _places(self._module, module, "_parameters")
-        self._buffers = _places(self._module, module, "_buffers") if buffers == "shared" else []
-        self._follow()
+            check(self._optimizer, label, param, needs_decay=decay is None)
+        if into is not None:
+            self._check_into(into, module, buffers)
+        self._module = copy.deepcopy(module) if into is None else into
+        schedule = decay if callable(decay) else None
+        given = into is not None
+        self._following = Following(self._module, module, given, schedule, buffers)
+        self._begin(decay)
+        self._module.requires_grad_(False)
+        if given and buffers in WRITTEN:
+            self._following.write_buffers(None)
+        self._following.watch(self._optimizer, self._module)
+        self._following.follow(self._optimizer)
 
     @property
     def module(self) -> Module:
         """The module with the averages of now, to call its methods or to save it.
 
         What is written to its parameters, as by `load_state_dict`, is written to the averages: before the first step,
-        and where they are frozen, to the weights. Of 16-bit weights it is written to a copy, and lost at the next call.
+        and where they are frozen, to the weights. Of 16-bit weights, and before the first step of a module that was
+        given as `into`, it is written to a copy, and lost at the next call.
 
         Raises:
             RuntimeError: within `ema_weights()`, where the averages hold weights; or a layer of the trained module was
                 exchanged, added or removed.
             ValueError: a parameter is not averaged any more.
         """
-        self._follow()
+        self._following.follow(self._optimizer)
         return self._module
+
+    @property
+    def decay(self) -> float:
+        """The decay of the next step; set it as often as you like, and the `ema_decay` of the groups is set.
+
+        Raises:
+            ValueError: groups have several decays, or none; or it is set to a number outside of [0, 1].
+            TypeError: it is set to what is no number.
+        """
+        found = {group["ema_decay"] for group in self._following.groups(self._optimizer)}
+        if len(found) != 1 or None in found:
+            raise ValueError(
+                f"AveragedModule: its param groups have no one decay: {found or 'none'}"
+            )
+        return float(found.pop())
+
+    @decay.setter
+    def decay(self, decay: float) -> None:
+        set_decay(self._following.groups(self._optimizer), checked_decay(decay))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module with the averages of now; raises as `module`."""
-        self._follow()
+        self._following.follow(self._optimizer)
         return self._module(*args, **kwargs)
 
-    @disable_dynamo
-    def _follow(self) -> None:
-        """Have the module hold the averages and buffers of now: addresses are compared, and tell of anything new."""
-        shared = self._optimizer._shared
-        shared.refuse_averages("AveragedModule")
-        state = shared.state
-        if any(now != before for now, before in self._parts):
-            raise RuntimeError(
-                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
-                "made; make it anew"
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._following.watch(
+            self._optimizer, self._module
+        )  # hooks are no part of an optimizer that is copied
+
+    def _check_into(self, into: nn.Module, module: nn.Module, buffers: Buffers) -> None:
+        """Raise ValueError unless a module can take the averages of another one."""
+        check_same(into, module, "parameters")
+        if buffers != "own":
+            check_same(into, module, "buffers")
+        state = self._optimizer._shared.state
+        own = dict(into.named_parameters(remove_duplicate=False))
+        for label, param in module.named_parameters():
+            if "ema" not in state.get(param, {}):
+                check_start(label, own[label], param)
+
+    def _begin(self, decay: float | Callable[[int], float] | None) -> None:
+        """Set the decay of the coming step; modifies nothing where it raises."""
+        following, optimizer = self._following, self._optimizer
+        groups = following.groups(optimizer)
+        if following.schedule is not None and any(group.get("capturable") for group in groups):
+            raise ValueError(
+                "AveragedModule: decay cannot be a function with capturable=True: a captured graph keeps a number"
             )
-        for own, trained, name, label in self._params:
-            param, mine = trained[name], own[name]
-            entry = state.get(param)
-            average = None if entry is None else entry.get("ema")
-            if average is None:  # no step yet, or frozen
-                self._check(label, param)
-                average = param.data
-            if average.dtype is not param.dtype:
-                mine.data = average.to(param.dtype)
-            elif mine.data_ptr() != average.data_ptr() or mine.shape != average.shape:
-                mine.data = average
-        for own, trained, name, _ in self._buffers:
-            own[name] = trained[name]
-
-    def _check(self, label: str, param: Tensor) -> None:
-        """Raise unless a parameter has memory that can be shared, and is averaged or frozen."""
-        if is_sharded(param) or is_abstract(param):
-            raise TypeError(
-                f"AveragedModule: parameter {label!r} is sharded or has no memory of its own; its average can be read "
-                "within ema_weights()"
-            )
-        if not param.requires_grad:
-            return
-        for group in self._optimizer.param_groups:
-            if any(param is member for member in group["params"]):
-                if group["ema_decay"] is None:
-                    raise ValueError(
-                        f"AveragedModule: parameter {label!r} is in a param group without ema_decay"
-                    )
-                return
-        raise ValueError(f"AveragedModule: parameter {label!r} is in no param group")
+        following.count = following.taken(optimizer)
+        if decay is not None:
+            set_decay(groups, checked_decay(decay(following.count) if callable(decay) else decay))
+        elif following.buffers == "averaged":
+            _ = self.decay  # there is one
 
 
-def _places(own: nn.Module, trained: nn.Module, kind: str) -> list[_Place]:
-    """Return where a module and its copy hold their parameters ("_parameters") or buffers, wherever they have any."""
-    places = []
-    for (path, part), (_, source) in zip(own.named_modules(), trained.named_modules(), strict=True):
-        for name, tensor in getattr(source, kind).items():
-            if tensor is not None:
-                label = f"{path}.{name}" if path else name
-                places.append(_Place(getattr(part, kind), getattr(source, kind), name, label))
-    return places
+def _of_the_library(optimizer: Any) -> StackelbergOptimizer:
+    """The optimizer, if it is one of this library's, a player of one, or a wrapper that imitates its class."""
+    if isinstance(optimizer, Player):
+        optimizer = optimizer._owner
+    if not isinstance(optimizer, StackelbergOptimizer):
+        inside = isinstance(getattr(optimizer, "optimizer", None), StackelbergOptimizer)
+        advice = "; pass what it wraps, its .optimizer" if inside else ""
+        raise TypeError(
+            "AveragedModule: optimizer must be a Stackelberg optimizer, got "
+            f"{type(optimizer).__name__}{advice}"
+        )
+    return optimizer.unwrapped()

@@ -268,12 +268,14 @@ class Release:
             last = engine.step(role)
             if last is not None:
                 launches, self._launches = last[0] + self._launches, 0
+                self._streams.let_sources_wait()
                 self._clear(role)
                 self.end(role)
                 last = launches, None
             return last
         engine = self._begun_engine()
-        self._launches += steps.finish(engine, self._parts(self._left(engine, role)), role)
+        left = self._parts(self._left(engine, role))
+        self._launches += steps.finish(engine, left, role, self._streams)
         launches, self._launches = self._launches, 0
         self.end(role)
         return launches, None

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .environment import environment
+from .events import Events
 from .measured import kept, step_values
 from .run_folder import FORMAT, SUFFIX
 
@@ -41,10 +43,13 @@ class Recorder:
         resume: go on with the file. A step that comes again replaces all that was recorded from it on.
         every: record every n-th step.
         flush_every: steps between two writes.
+        logdir: TensorBoard's. The same numbers are written to event files in a folder of the arm's in there, at the
+            same times; needs the package tensorboard.
 
     Raises:
         ValueError: another arm has the same file; `every`, `flush_every` or `steps` is below 1.
         OSError: the file cannot be written.
+        ModuleNotFoundError: `logdir` is given and tensorboard is not installed; nothing is written then.
 
     Example:
         >>> import tempfile
@@ -70,6 +75,7 @@ class Recorder:
         resume: bool = False,
         every: int = 1,
         flush_every: int = 50,
+        logdir: str | os.PathLike[str] | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("every", every), ("flush_every", flush_every)):
             if value is not None and value < 1:
@@ -77,9 +83,11 @@ class Recorder:
         self.path = Path(folder) / file_name(arm)
         self.steps, self.every, self.flush_every = steps, every, flush_every
         self._waiting: list[dict[str, Any]] = []
+        self._times: list[float] = []  # of those that wait
         other = _arm_of(self.path)
         if other not in (None, arm):
             raise ValueError(f"{self.path} holds the arm {other!r}, {arm!r} needs another name")
+        self._events = None if logdir is None else Events(Path(logdir) / arm_folder(arm), resume)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         broken = resume and _ends_within_a_line(self.path)
         self._file = self.path.open("a" if resume else "w", encoding="utf-8")
@@ -123,7 +131,7 @@ class Recorder:
         _refuse_kind(values)
         for name, value in values.items():
             row[name] = _named(value) if name in BY_NAME else kept(value)
-        self._waiting.append(row)
+        self._wait(row)
         if len(self._waiting) >= self.flush_every:
             self.flush()
 
@@ -143,14 +151,20 @@ class Recorder:
         _refuse_kind(values)
         row: dict[str, Any] = {"kind": "evaluation", "step": int(step)}
         given = {**values} if loss is None else {"loss": loss, **values}
-        self._waiting.append({**row, **{name: kept(value) for name, value in given.items()}})
+        self._wait({**row, **{name: kept(value) for name, value in given.items()}})
         self.flush()
 
     def flush(self) -> None:
         """Write what is recorded; reads numbers from the device, once for all of them."""
         rows, self._waiting = self._waiting, []
+        times, self._times = self._times, []
         numbers = _read(rows)
-        self._write(*(_replaced(row, numbers) for row in rows))
+        rows = [_replaced(row, numbers) for row in rows]
+        self._write(*rows)
+        if self._events:
+            for row, at in zip(rows, times, strict=True):
+                self._events.add(row, at)
+            self._events.flush()
 
     def close(self, finished: bool = True) -> None:
         """Write the rest and end the file; a recorder that is closed stays so.
@@ -164,6 +178,8 @@ class Recorder:
             self.flush()
             self._write({"kind": "end", "finished": finished})
         finally:
+            if self._events:
+                self._events.close()
             with suppress(OSError):  # of what could not be written a moment ago
                 self._file.close()
 
@@ -178,6 +194,10 @@ class Recorder:
     ) -> None:
         self.close(finished=kind is None)
 
+    def _wait(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        self._times.append(time.time())
+
     def _write(self, *rows: dict[str, Any]) -> None:
         lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in rows]
         try:
@@ -189,7 +209,12 @@ class Recorder:
 
 def file_name(arm: str) -> str:
     """Return the name of an arm's file."""
-    return (re.sub(r"[^\w.-]+", "-", arm).strip("-.") or "run") + SUFFIX
+    return arm_folder(arm) + SUFFIX
+
+
+def arm_folder(arm: str) -> str:
+    """Return the name of the folder in which TensorBoard finds an arm: its name without what files cannot be called."""
+    return re.sub(r"[^\w.-]+", "-", arm).strip("-.") or "run"
 
 
 def _ends_within_a_line(path: Path) -> bool:

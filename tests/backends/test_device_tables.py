@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stackelberg_fused.backends import device_tables
 from stackelberg_fused.backends.device_tables import DeviceTables, tables_on_device
+from stackelberg_fused.memory import device_runtime
 from stackelberg_fused.native.tables import GROUP, RECORD, ROW
 
 TABLES = ("records", "tiles", "rows")
@@ -25,7 +25,7 @@ class Stream:
 
 
 class Gpu:
-    """Stand-in for what the tables ask of torch.cuda. Copies end when `finish` is called."""
+    """Stand-in for what the tables ask of a GPU's runtime. Copies end when `finish` is called."""
 
     def __init__(self) -> None:
         self.stream = Stream()
@@ -44,18 +44,18 @@ class Gpu:
             def query(self) -> bool:
                 return self.ticket <= gpu.finished
 
-        self.cuda = SimpleNamespace(
-            Event=Event,
-            current_stream=lambda device: self.stream,
-            is_current_stream_capturing=lambda: self.is_capturing,
-        )
+        self.calls: dict[str, Any] = {
+            "Event": Event,
+            "current_stream": lambda device: self.stream,
+            "is_capturing": lambda: self.is_capturing,
+            "keep_for": lambda tensor, stream: None,
+            "pinned_block": self.pinned_block,
+        }
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def empty(self, *size: int, pin_memory: bool = False, **options: Any) -> torch.Tensor:
-        self.blocks += pin_memory
-        return torch.empty(*size, **options)
+    def pinned_block(self, nbytes: int) -> tuple[torch.Tensor, np.ndarray]:
+        self.blocks += 1
+        block = torch.empty(nbytes, dtype=torch.uint8)
+        return block, block.numpy()
 
     def finish(self) -> None:
         self.finished = self.recorded
@@ -64,8 +64,8 @@ class Gpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
-    monkeypatch.setattr(device_tables, "torch", gpu)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    for name, call in gpu.calls.items():
+        monkeypatch.setattr(device_runtime, name, call)
     return gpu
 
 
@@ -89,6 +89,7 @@ def _table(rows: int = 2) -> SimpleNamespace:
         ),
         device=torch.device("cpu"),
         device_tables=None,
+        device_buffers=list,
     )
 
 

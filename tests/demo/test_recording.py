@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from event_files import scalars
 
 import stackelberg_fused as sf
 from stackelberg_fused.cli import main
@@ -16,7 +19,7 @@ from stackelberg_fused.demo.follower_gap import PART, WHOLE, follower_gap, how, 
 from stackelberg_fused.demo.settings import DEFAULTS, Settings
 from stackelberg_fused.demo.tasks import TASKS, digits_mlp
 from stackelberg_fused.demo.trainer import Trainer
-from stackelberg_fused.report.run_folder import read
+from stackelberg_fused.report.run_folder import SUFFIX, read
 
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
@@ -60,21 +63,24 @@ def test_every_run_is_recorded_as_it_was(task: str, tmp_path: Path) -> None:
     assert first["grad_norm.body"] == pytest.approx(second["grad_norm.body"])
 
 
-def test_a_resumed_demo_goes_on_with_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import signal
-
+def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this step raise SIGINT, as Ctrl-C does."""
     advance, made = Trainer.advance, []
 
     def counted(trainer: Trainer) -> None:
         made.append(1)
-        if len(made) == 9:
+        if len(made) == steps:
             signal.raise_signal(signal.SIGINT)
         advance(trainer)
 
+    monkeypatch.setattr(Trainer, "advance", counted)
+
+
+def test_a_resumed_demo_goes_on_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "advance", counted)
+        _stop_after(9, patched)
         assert train(tmp_path, "--steps", 6, "--ratios", 3) == 128 + signal.SIGINT
     stopped = read(tmp_path)
     assert [arm.complete for arm in stopped] == [False, False]
@@ -87,6 +93,71 @@ def test_a_resumed_demo_goes_on_with_its_files(
     # a new demo leaves nothing of the old one's runs
     assert train(tmp_path, "--steps", 6, "--ratios", 30) == 0
     assert [arm.name for arm in read(tmp_path)] == ["torch AdamW", "ratio 30"]
+
+
+def test_tensorboard_has_the_series_of_a_demo_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    out, logdir = tmp_path / "out", tmp_path / "events"
+    options = ("--steps", 6, "--ratios", 3, "--task", "digits")
+    with monkeypatch.context() as patched:
+        _stop_after(9, patched)
+        assert train(out, *options, "--logdir", logdir) == 128 + signal.SIGINT
+    how = " ".join(capsys.readouterr().out.split())
+    assert f"--out {out} --logdir {logdir} --resume" in how
+    # steps that no checkpoint has, as after a kill
+    for name in ("torch AdamW", "ratio 3"):
+        with sf.Recorder(out, name, resume=True, logdir=logdir) as recorder:
+            recorder.step(6, 99.0)
+    assert train(out, "--resume", "--logdir", logdir) == 0
+    assert {path.name for path in logdir.iterdir()} == {"torch-AdamW", "ratio-3"}
+    for arm in read(out):
+        found = scalars(logdir / arm.path.name.removesuffix(SUFFIX))
+        for tag, rows, name in (
+            ("loss/train", arm.steps, "loss"),
+            ("loss/validation", arm.evaluations, "loss"),
+            ("validation/accuracy", arm.evaluations, "accuracy"),
+            ("optimizer/lr/head", arm.steps, "rate.head"),
+            ("optimizer/grad_norm/body", arm.steps, "grad_norm.body"),
+        ):
+            expected = [(row.step, pytest.approx(row.values[name])) for row in rows]
+            assert found[tag] == expected, tag
+        gaps = [(r.step, r.values) for r in arm.evaluations if "follower_gap" in r.values]
+        measured = [(step, pytest.approx(values["follower_gap"])) for step, values in gaps]
+        assert found["optimizer/follower_gap"] == measured
+        assert len(found["loss/train"]) == 6
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_without_tensorboard_nothing_is_trained_or_replaced(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "checkpoint.pt").write_text("an old one")
+    for name in [*sys.modules]:
+        if name.startswith("torch.utils.tensorboard"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    logdir = tmp_path / "events"
+    assert main([command, "--out", str(tmp_path), "--quick", "--logdir", str(logdir)]) == 2
+    assert "error: --logdir: TensorBoard is needed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_text() == "an old one"
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_made_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    assert train(tmp_path / "out", "--logdir", tmp_path / "file" / "events") == 2
+    assert (
+        f"error: --logdir: [Errno 20] Not a directory: '{tmp_path}/file" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_demo_without_scipy_has_no_follower_gap(

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from event_files import scalars
 
 from stackelberg_fused.cli import main
 from stackelberg_fused.demo.gaussian_optimizers import OneRate
@@ -82,6 +83,20 @@ def test_stopped_in_either_task_and_resumed(
     monkeypatch.setattr(Trainer, "advance", None)
     monkeypatch.setattr(OneRate, "step", None)
     assert demo(tmp_path, "--resume") == 0
+
+
+def test_tensorboard_has_both_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    logdir = tmp_path / "events"
+    assert demo(tmp_path, "--logdir", str(logdir)) == 0
+    assert {p.name for p in (logdir / "language").iterdir()} == {"torch-AdamW", "ratio-3"}
+    photograph = json.loads((tmp_path / "gaussians" / "result.json").read_text())
+    for side, runs in photograph["runs"].items():
+        for seed, run in runs.items():
+            found = scalars(logdir / "gaussians" / f"{side.replace(' ', '-')}-seed-{seed}")
+            expected = [(int(step), pytest.approx(psnr)) for step, psnr in run["psnr"].items()]
+            assert found["validation/psnr"] == expected
+            assert [step for step, _ in found["optimizer/lr/opacity"]] == [s for s, _ in expected]
 
 
 def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stackelberg_fused.engine.side_stream import IN_FLIGHT, SideStream, SideStreams
+from stackelberg_fused.memory import device_runtime
 
 GPU = torch.device("cuda", 0)
 
@@ -53,10 +54,10 @@ class _Recorded:
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> _Recorded:
     record = _Recorded()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: record.Stream(record, "side"))
-    monkeypatch.setattr(torch.cuda, "Event", lambda: record.Event(record))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: record.current)
-    monkeypatch.setattr(torch.cuda, "stream", record.stream)
+    monkeypatch.setattr(device_runtime, "Stream", lambda _: record.Stream(record, "side"))
+    monkeypatch.setattr(device_runtime, "Event", lambda: record.Event(record))
+    monkeypatch.setattr(device_runtime, "current_stream", lambda _: record.current)
+    monkeypatch.setattr(device_runtime, "on_stream", record.stream)
     return record
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from beside_torch import assert_close_weights, assert_same_run
+from small_bert import Words, small_bert
 from torch import nn
 
 import stackelberg_fused as sf
@@ -16,32 +17,6 @@ import stackelberg_fused as sf
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("transformers")]
 STEPS = 6
 OPTIONS = {"lr": 1e-3, "weight_decay": 0.1}
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    """Imported by a test and not by the collection, which every process makes."""
-    pytest.importorskip("accelerate")
-    return pytest.importorskip("transformers")
-
-
-class Words(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(20, (6,), generator=torch.Generator().manual_seed(index))
-        return {"input_ids": ids, "labels": ids[0] % 2}
-
-
-def _bert(transformers: Any) -> Any:
-    config = transformers.BertConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=6,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return transformers.BertForSequenceClassification(config)
 
 
 def _trainer(transformers: Any, model: Any, folder: Path, given: Any, **more: Any) -> Any:
@@ -57,7 +32,7 @@ def _trainer(transformers: Any, model: Any, folder: Path, given: Any, **more: An
 def _trained(
     transformers: Any, folder: Path, kind: Any, how: str, options: dict[str, Any], more: Any
 ) -> Any:
-    model = _bert(transformers)
+    model = small_bert()
     if how == "optimizers":
         given = {"optimizers": (kind(model.parameters(), **options), None)}
     elif how == "cls":
@@ -116,7 +91,7 @@ def test_rates_and_decay_that_the_trainer_does_not_hand_on(
 
 def test_resumed_as_uninterrupted(transformers: Any, tmp_path: Path) -> None:
     def make(folder: Path) -> Any:
-        model = _bert(transformers)
+        model = small_bert()
         groups = sf.split_body_head(model, head="classifier")
         optimizer = sf.StackelbergAdamW(groups, **OPTIONS, head_lr_ratio=5.0, ema_decay=0.9)
         how = {"save_strategy": "steps", "save_steps": 3}
@@ -140,7 +115,7 @@ def test_evaluation_with_averaged_weights(transformers: Any, tmp_path: Path) -> 
     with optimizer.ema_weights():
         averaged = trainer.evaluate(Words())["eval_loss"]
     assert trainer.evaluate(Words())["eval_loss"] == last != averaged
-    by_hand = _bert(transformers)
+    by_hand = small_bert()
     averages = {n: optimizer.state[p]["ema"] for n, p in trainer.model.named_parameters()}
     by_hand.load_state_dict(averages, strict=False)
     again = _trainer(transformers, by_hand, tmp_path, {}).evaluate(Words())["eval_loss"]
@@ -149,7 +124,7 @@ def test_evaluation_with_averaged_weights(transformers: Any, tmp_path: Path) -> 
 
 def test_the_rate_of_each_group_follows_one_schedule(transformers: Any, tmp_path: Path) -> None:
     """The Trainer's scheduler multiplies: a ratio stays."""
-    model = _bert(transformers)
+    model = small_bert()
     groups = sf.split_body_head(model, head="classifier")
     optimizer = sf.StackelbergAdamW(groups, lr=1e-3, head_lr_ratio=10.0)
     trainer = _trainer(
@@ -193,7 +168,7 @@ def test_decay_goes_by_name_there_and_by_module_here(transformers: Any, tmp_path
 
 def test_groups_in_kwargs_are_taken_out_of_them(transformers: Any, tmp_path: Path) -> None:
     """Trainer pops "params" from the dict that it was given: a second Trainer needs a dict of its own."""
-    model = _bert(transformers)
+    model = small_bert()
     kwargs = {"params": sf.kinds(model), "lr": 1e-3}
     given = {"optimizer_cls_and_kwargs": (sf.StackelbergAdamW, kwargs)}
     _trainer(transformers, model, tmp_path, given).train()

@@ -136,6 +136,11 @@ def test_weight_of_an_average_is_from_the_nearer_end(decay: float, weight: float
     assert row["ema_weight"] == np.float32(1 - decay if decay > 0.5 else weight)
 
 
+def test_weight_of_an_average_that_stays_is_from_its_own_end() -> None:
+    (row,) = _step(Rows(_groups(Options("sgd"), ema_decay=1.0), [0]), [4])
+    assert 0.0 < row["ema_weight"] == np.finfo(np.float32).tiny
+
+
 def test_rows_of_groups_that_wait_for_their_turn() -> None:
     rows = Rows(_groups(Options("adam"), Options("adam"), update_every=3), [0, 0, 1])
     rows.hyperparameters.groups[1].update(update_every_grads="mean")

@@ -290,7 +290,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match=r"must be an nn\.Module, got list"):
         sf.AveragedModule(ours, a_list)
     average: Any = "average"
-    with pytest.raises(ValueError, match="'shared' or 'own', got 'average'"):
+    with pytest.raises(ValueError, match="'shared', 'own', 'copied', 'averaged', got 'average'"):
         sf.AveragedModule(ours, model, buffers=average)
 
 

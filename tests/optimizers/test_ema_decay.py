@@ -163,7 +163,20 @@ def test_nan_stays_where_it_is(backend: str) -> None:
         assert ema.isnan().nonzero().flatten().tolist() == wrong
 
 
-BAD = (-0.1, 1.0, 1.5, math.nan, math.inf, "0.9", [0.9], True, torch.ones(2), {"body": 0.5})
+@by_backend
+def test_with_a_decay_of_1_an_average_stays(backend: str) -> None:
+    """Where schedules end; torch's averages accept it too."""
+    ours, twin = (averaging_optimizer(ADAM, backend, ema_decay=0.9) for _ in range(2))
+    train(ours, twin, steps=range(2))
+    before = [ema.clone() for ema in averages(ours)]
+    for group in ours.param_groups:
+        group["ema_decay"] = 1.0
+    train(ours, twin, steps=range(2, 5))
+    assert_all_same(averages(ours), before)
+    assert_same_optimizers(without(ours, "ema"), without(twin, "ema"))
+
+
+BAD = (-0.1, 1.0001, 1.5, math.nan, math.inf, "0.9", [0.9], True, torch.ones(2), {"body": 0.5})
 
 
 @pytest.mark.parametrize("decay", BAD, ids=repr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from host_cuda.backend import HostCudaBackend
+from recording.posed_device import unavailable
 
 from stackelberg_fused.native.tensor_abi import tensor_abi
 
@@ -17,4 +18,8 @@ needs_shim = pytest.mark.skipif(
 needs_gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="this torch has no gloo",
+)
+needs_posed_gpu = pytest.mark.skipif(
+    bool(unavailable() or not HostCudaBackend.status().available),
+    reason=unavailable() or HostCudaBackend.status().reason,
 )
