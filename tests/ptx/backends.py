@@ -86,8 +86,8 @@ class _Device0:
 
 
 _STREAM = SimpleNamespace(cuda_stream=0)
-_TORCH = SimpleNamespace(
-    cuda=SimpleNamespace(device=lambda index: nullcontext(), current_stream=lambda index: _STREAM)
+_RUNTIME = SimpleNamespace(
+    on_device=lambda index: nullcontext(), current_stream=lambda index: _STREAM
 )
 
 
@@ -102,7 +102,7 @@ class PtxCudaBackend(_Catching, CudaBackend):
 
     @contextmanager
     def _hardware(self, executor: Executor) -> Iterator[None]:
-        hardware = patch.multiple(cuda_backend, torch=_TORCH, _cuda=_Device0())
+        hardware = patch.multiple(cuda_backend, device_runtime=_RUNTIME, _cuda=_Device0())
         with hardware, nvcc_launches.catching(executor):
             yield
 

@@ -30,6 +30,9 @@ from .launch_cases import (
 )
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+# test_kernels.py has the same launches executed as they were compiled; where it fails, these say whether it is the
+# arguments
+arguments_alone = pytest.mark.ptx
 
 
 def caught_steps(
@@ -41,6 +44,7 @@ def caught_steps(
     return catcher.launches
 
 
+@arguments_alone
 @by_compiler_and("name", CASES, slow=["mixed rules", "everything"])
 def test_every_kind_of_launch_is_caught_with_its_arguments(compiler: str, name: str) -> None:
     case = CASES[name]
@@ -67,6 +71,7 @@ def test_rates_in_tensors(compiler: str) -> None:
     assert reached == {"lr[0]": 4, "lr[1]": 8}
 
 
+@arguments_alone
 @pytest.mark.parametrize("options", kernel_options(), ids=str)
 def test_nvcc_has_a_kernel_for_each_rule(options: Options) -> None:
     launches = caught_steps(lambda b: options.ours(groups_of([[5, 4097]]), backend=b), "nvcc", 2)
@@ -74,6 +79,7 @@ def test_nvcc_has_a_kernel_for_each_rule(options: Options) -> None:
     assert kernel.startswith("_ZN2sf11step_kernelILi")
 
 
+@arguments_alone
 @by_compiler_and("name", SCHEMES, slow=SCHEMES)
 def test_schemes(compiler: str, name: str) -> None:
     launches = caught_steps(of_scheme(name), compiler, 3)

@@ -41,22 +41,25 @@ def of_slots(caught: CaughtLaunch) -> dict[tuple[int, int], str]:
     return {(r.address, r.nbytes): r.name for r in caught.regions if "[" in r.name}
 
 
-@pytest.mark.parametrize("name", ["mixed", *NAMED])
-def test_buffers_of_parameters(name: str) -> None:
-    backend, catcher = catching("nvcc")
-    if name == "mixed":
-        optimizer = MIXED.ours(groups_of(sizes_for(7), mixed=True), backend=backend)
-    else:
-        named = NAMED[name]
-        params = [nn.Parameter(normal(s, 1).to(named.scheme.param)) for s in ((3, 50), (4097,))]
-        optimizer = sf.StackelbergAdamW(
-            params, **named.settings, ema_decay=0.9, float32_state="none", backend=backend
-        )
+def check_buffers(optimizer: Any, catcher: Any) -> None:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for number in range(2):
         set_gradients(optimizer.param_groups, number, 3)
         optimizer.step()
         assert of_slots(catcher.launches[-1]).keys() == per_element(optimizer, params).keys()
+
+
+def test_buffers_of_parameters() -> None:
+    backend, catcher = catching("nvcc")
+    check_buffers(MIXED.ours(groups_of(sizes_for(7), mixed=True), backend=backend), catcher)
+
+
+def test_buffers_of_every_scheme() -> None:
+    backend, catcher = catching("nvcc")
+    for named in NAMED.values():
+        params = [nn.Parameter(normal(s, 1).to(named.scheme.param)) for s in ((3, 50), (4097,))]
+        how = {"ema_decay": 0.9, "float32_state": "none", "backend": backend}
+        check_buffers(sf.StackelbergAdamW(params, **named.settings, **how), catcher)
 
 
 def test_a_step_of_one_player_reaches_nothing_of_the_other() -> None:
