@@ -261,7 +261,7 @@ class Store(MemoryOperation):
 
 
 class Atomic(MemoryOperation):
-    """atom.add, one lane after another (section 9.7.13, atom)."""
+    """atom.add, one lane after another, and red.add, which gives nothing (section 9.7.13, atom and red)."""
 
     def _own_modifiers(self) -> tuple[str, ...]:
         return ("add",)
@@ -276,7 +276,11 @@ class Atomic(MemoryOperation):
             raise unknown(self.instruction)
         if self.order == "weak":
             self.order = "relaxed"  # what it is without a modifier
-        destination, address, value = self.instruction.operands
+        is_reduction = self.instruction.base == "red"
+        if is_reduction and self.order not in ("relaxed", "release"):
+            raise unknown(self.instruction)
+        operands = ("_", *self.instruction.operands) if is_reduction else self.instruction.operands
+        destination, address, value = operands
         self._destination = None if destination == "_" else self._registers.number(destination)
         self._read_address(address)
         self._value = self._registers.reader(value, self._type)
@@ -302,4 +306,4 @@ class Atomic(MemoryOperation):
         launch.observe(self._access("atomic", addresses, active), lanes)
 
 
-OPERATIONS = {"ld": Load, "st": Store, "atom": Atomic}
+OPERATIONS = {"ld": Load, "st": Store, "atom": Atomic, "red": Atomic}

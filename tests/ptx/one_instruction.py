@@ -1,4 +1,4 @@
-"""Tiny kernels for tests: a body between a prologue that loads addresses and `ret`, or a single instruction on arrays."""
+"""Tiny kernels for tests: a body between a prologue that loads addresses and `ret`, or one instruction on arrays."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def apply(opcode: str, result: type, *operands: Array | str) -> Array:
             names.append(x)
             continue
         lines += _load(number, given[number].dtype)
-        names.append(("%p" if arrays[number].dtype == bool else _letter(given[number])) + str(number))
+        names.append(
+            ("%p" if arrays[number].dtype.kind == "b" else _letter(given[number])) + str(number)
+        )
         number += 1
     destination = "%p99" if result is bool else f"{_letter(out)}99"
     lines.append(f"{opcode} {', '.join([destination, *names])};")
@@ -139,5 +141,5 @@ def _at(number: int, dtype: np.dtype) -> list[str]:
 def _load(number: int, dtype: np.dtype) -> list[str]:
     sign = "s" if dtype.kind == "i" else "u"
     load = f"ld.global.{sign}{8 * dtype.itemsize} {_letter(np.zeros(0, dtype))}{number}, [%a98];"
-    to_predicate = [f"setp.ne.s16 %p{number}, %h{number}, 0;"] if dtype == bool else []
+    to_predicate = [f"setp.ne.s16 %p{number}, %h{number}, 0;"] if dtype.kind == "b" else []
     return [*_at(number, dtype), load, *to_predicate]

@@ -162,8 +162,16 @@ def test_neg_and_abs_change_the_sign_bit() -> None:
         assert apply(f"abs.{type_}", dtype, a).tolist() == [int(x) & ~upper for x in a]
     pairs_ = np.array([0x80018002, 0x00018002, 0xFC00BC00], np.uint32)
     for type_ in ("f16x2", "bf16x2"):
-        assert apply(f"abs.{type_}", np.uint32, pairs_).tolist() == [0x00010002, 0x00010002, 0x7C003C00]
-        assert apply(f"neg.{type_}", np.uint32, pairs_).tolist() == [0x00010002, 0x80010002, 0x7C003C00]
+        assert apply(f"abs.{type_}", np.uint32, pairs_).tolist() == [
+            0x00010002,
+            0x00010002,
+            0x7C003C00,
+        ]
+        assert apply(f"neg.{type_}", np.uint32, pairs_).tolist() == [
+            0x00010002,
+            0x80010002,
+            0x7C003C00,
+        ]
 
 
 @pytest.mark.parametrize("opcode", ["add.rn", "sub.rn", "mul.rn", "fma.rn"])
