@@ -165,6 +165,8 @@ class Load(MemoryOperation):
         self._destinations = [
             self._registers.number(name) for name in self._vector(destination, length)
         ]
+        if any(self._registers.sizes[number] < self._element for number in self._destinations):
+            raise unknown(self.instruction)
         self._signed = self._type[0] == "s"
         if self._space == "param":
             self._read_parameter_address(address)

@@ -114,7 +114,9 @@ class Gang:
                         self._join(at, mask)
                         break
         except Fault as fault:
-            raise Fault(f"{kernel.name}: {kernel.text.instructions[at]}: {fault}") from None
+            instructions = kernel.text.instructions
+            where = instructions[min(at, len(instructions) - 1)]
+            raise Fault(f"{kernel.name}: {where}: {fault}") from None
 
     def _next(self, at: int) -> int:
         return min(

@@ -239,7 +239,9 @@ class _Body:
         if colon and label.strip().endswith(":"):
             self._kernel.targets[label.strip()[:-1].strip()] = tuple(split(targets))
             return
-        text = self._label(text)
+        rest = self._label(text)
+        line += text[: len(text) - len(rest)].count("\n")
+        text = rest
         if registers := _REGISTERS.match(text):
             self._declare(registers[2], registers[1])
             return
@@ -258,7 +260,7 @@ class _Body:
         if name in self._scopes[-1]:
             raise NotUnderstood(f"a second register {name}")
         unique = name
-        while unique in self._kernel.register_types or not unique.startswith("%"):
+        if len(self._scopes) > 1 or not name.startswith("%"):
             unique = f"%{len(self._kernel.register_types)}${name.lstrip('%')}"
         self._scopes[-1][name] = unique
         self._kernel.register_types[unique] = type_

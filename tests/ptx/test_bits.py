@@ -44,9 +44,7 @@ def test_shifts_by_the_width_or_more_leave_nothing_or_the_sign(width: int) -> No
 
 
 def fields() -> tuple[np.ndarray, np.ndarray]:
-    return pairs(
-        np.array([*range(9), 31, 32, 33, 63, 64, 65, 200, 255, 256, 2**32 - 1], np.uint32)
-    )
+    return pairs(np.array([*range(9), 31, 32, 33, 63, 64, 65, 200, 255, 256, 2**32 - 1], np.uint32))
 
 
 @pytest.mark.parametrize("type_", ["u32", "s32", "u64", "s64"])
