@@ -114,7 +114,7 @@ class Kernel:
     def __init__(self, text: KernelText) -> None:
         self.text = text
         self.registers = Registers(text)
-        self.decoded: list[Decoded] = [self._decode(i) for i in text.instructions]
+        self.decoded: list[Decoded] = [self.decode(i) for i in text.instructions]
         self.guards = [
             None if i.guard is None else self.registers.number(i.guard) for i in text.instructions
         ]
@@ -127,7 +127,12 @@ class Kernel:
     def approximations(self) -> list[Approximation]:
         return [found for found in self.decoded if isinstance(found, Approximation)]
 
-    def _decode(self, instruction: Instruction) -> Decoded:
+    def decode(self, instruction: Instruction) -> Decoded:
+        """What an instruction becomes.
+
+        Raises:
+            NotUnderstood: the interpreter does not know it.
+        """
         try:
             return self._decoded(instruction)
         except (IndexError, KeyError, ValueError) as error:  # no such type, or other operands
