@@ -1,8 +1,7 @@
 """Which instructions modules have, and which of them the interpreter does not know.
 
-A command too: `python -m ptx.spellings NAME=FOLDER ...` prints a table of the modules in folders, those of the first
-one being what the others are compared with. FOLDER: what compile_triton.py or `emitted.py` wrote. In the repository,
-with PYTHONPATH=tests:tests/support.
+A command too, with PYTHONPATH=tests:tests/support: `python -m ptx.spellings NAME=FOLDER ...` prints a table of the
+modules in folders that compile_triton.py or `ptx.emitted` wrote. The first is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -48,26 +47,32 @@ def kernels_in(folder: Path, prefix: str = "") -> list[KernelText]:
 
 
 def table(folders: dict[str, Path]) -> str:
-    """Modules, instructions and spellings by folder and architecture, in Markdown."""
-    rows = []
-    known: set[str] = set()
+    """Modules, instructions and spellings by folder and architecture, in Markdown.
+
+    A spelling is beyond those of sm_90 in the first folder, or of the same architecture in it.
+
+    Raises:
+        NotUnderstood: the interpreter does not know an instruction.
+    """
+    first = next(iter(folders))
+    rows, of_first = [], {}
     for name, folder in folders.items():
-        here: set[str] = set()
         archs = sorted({int(path.name.partition("_")[0]) for path in folder.glob("*_*.ptx")})
-        for arch in archs:
+        for arch in sorted(archs, key=lambda arch: arch != 90):
             kernels = kernels_in(folder, f"{arch}_")
-            counted = spellings(kernels)
             if missing := [each for kernel in kernels for each in not_understood(kernel)]:
                 raise NotUnderstood("; ".join(missing))
-            here |= set(counted)
-            beyond = sorted(set(counted) - known) if known else []
-            said = ", ".join(f"`{each}`" for each in beyond) or ("none" if known else "")
-            rows.append((name, arch, len(kernels), sum(counted.values()), len(counted), said))
-        known = known or here
-    first = next(iter(folders))
-    heading = f"| compiler | sm_ | kernels | instructions | spellings | beyond those of {first} |\n"
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return heading + "|---|---|---|---|---|---|\n" + "\n".join(lines)
+            counted = spellings(kernels)
+            known = of_first.get(90 if name == first else arch, counted)
+            beyond = ", ".join(f"`{each}`" for each in sorted(set(counted) - set(known)))
+            rows.append((name, arch, len(kernels), sum(counted.values()), len(counted), beyond))
+            if name == first:
+                of_first[arch] = counted
+    lines = [
+        "| compiler | sm_ | kernels | instructions | spellings | beyond |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
 if __name__ == "__main__":
