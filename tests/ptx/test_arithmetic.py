@@ -12,6 +12,8 @@ from .lanes import Fault
 from .one_instruction import apply, kernel, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 INTEGERS = {f"{kind}{bits}": np.dtype(f"{kind.replace('s', 'i')}{bits // 8}").type
             for kind in "us" for bits in (16, 32, 64)}  # fmt: skip
 BINARY: dict[str, Callable[[int, int], int]] = {
@@ -115,7 +117,6 @@ def test_roots_and_reciprocals_are_rounded_to_nearest(type_: str) -> None:
     assert same(reciprocals, [form.divide(form.one, int(x)) for x in a], form)
 
 
-@pytest.mark.slow
 def test_the_roots_of_all_significands_of_float32() -> None:
     """Two binades are all that there is: the root of 4 x is twice that of x."""
     words = np.arange(0x3F800000, 0x40800000, dtype=np.uint32)

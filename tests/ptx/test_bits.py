@@ -9,6 +9,8 @@ from .definitions import integers, pairs, wrapped
 from .one_instruction import apply, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 AMOUNTS = np.array([*range(70), 127, 255, 256, 257, 300, 2**31, 2**32 - 1], np.uint32)
 

@@ -12,6 +12,8 @@ from .lanes import Fault
 from .one_instruction import apply, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 ORDERS = {
     "eq": operator.eq,
     "ne": operator.ne,

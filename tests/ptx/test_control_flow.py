@@ -13,6 +13,8 @@ from .memory import Memory
 from .one_instruction import kernel, kernel_text, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 STORE = "mul.wide.u32 %d1, %i, 4;\nadd.s64 %d1, %a0, %d1;\nst.global.u32 [%d1], %r1;\n"
 SCHEDULES = [TOGETHER, SERIAL, interleaved(0), interleaved(1, warps=True)]
 ALL = "0xffffffff"

@@ -21,6 +21,8 @@ from .lanes import Fault
 from .one_instruction import apply, kernel, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 DTYPES = {f"{kind}{8 * size}": np.dtype(f"{kind.replace('s', 'i')}{size}").type
           for kind in "us" for size in (1, 2, 4, 8)}  # fmt: skip
 WORDS = {"f16": np.uint16, "bf16": np.uint16, "f32": np.uint32, "f64": np.uint64}

@@ -12,6 +12,8 @@ from .definitions import F32, NAN, floats, same
 from .floating import flush
 from .one_instruction import apply
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 Words = NDArray[np.uint32]
 Triples = tuple[Words, Words, Words]
 

@@ -13,6 +13,8 @@ from .memory import Memory
 from .one_instruction import kernel, kernel_text, run
 from .parser import NotUnderstood, read
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 DECIDES = "setp.eq.s32 %p1, {0}, 0;\n@%p1 bra NEXT;\nNEXT:\n"
 
 

@@ -9,6 +9,8 @@ from .lanes import Fault
 from .one_instruction import apply, kernel, run
 from .parser import NotUnderstood
 
+pytestmark = pytest.mark.slow  # together; of this folder the quick sample takes test_parser.py
+
 ALL = "0xffffffff"
 RANDOM = np.random.default_rng(0).integers(0, 1 << 32, 128, np.uint32)
 AT = "mul.wide.u32 %d1, %i, {1};\nadd.s64 %d1, %a{0}, %d1;\n"
