@@ -87,7 +87,10 @@ def conclude_sum(sums, stride, digits):
     nans = _collect(sums + KERNEL_DIGITS + 1, copies)
     infinities = _collect(sums + KERNEL_DIGITS, copies)
     zero = nans - nans
-    carried, below, below_that, more = zero, zero, zero, zero
+    # Triton finds out what a loop changes by comparing values before and after a round by identity. `below_that` becomes
+    # what `below` was: if both began as one value, it would be taken for a constant
+    below, below_that = nans - nans, infinities - infinities
+    carried, more = zero, zero
     # of the highest digit that is not zero: its place, it, those below it, and whether there are more
     place, first, second, third, lost = zero, zero, zero, zero, zero
     for i in range(KERNEL_DIGITS):

@@ -34,8 +34,9 @@ __device__ __forceinline__ float seed_of_reciprocal_root(float x) {
 
 // Ieee's bits by the very steps that the compiler emits for a root and a quotient once it has found the operands to be
 // neither very large nor very small; the caller has to guarantee that. The seeds come from the same unit as the
-// compiler's: the second moment is scaled by an even power of two, which changes only the exponents. Seeds may be an
-// ulp off (the tests vary them), not much more. The result is NaN where the denominator is zero.
+// compiler's: the second moment is scaled by an even power of two, which changes only the exponents. Whatever seeds the
+// ISA allows, results are IEEE's but for two roots and one denominator, and these are right wherever the compiler's own
+// are (tests/ptx/test_in_range.py tries all significands). The result is NaN where the denominator is zero.
 struct InRange : Ieee {
   static constexpr float kSmallest = 0x1p-100f;     // of the magnitudes of first moments other than zero
   static constexpr float kLargest = 0x1p15f;        // of first moments, so that decode_factor() below is finite

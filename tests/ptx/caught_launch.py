@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Region(NamedTuple):
@@ -45,7 +45,8 @@ class CaughtLaunch:
         params: the arguments, laid out as the entry declares its parameters.
         dynamic_shared: bytes of shared memory beside what the module declares with a size.
         regions: what the launch may reach, see `regions.py`.
-        arguments: of the source's function by name, those that the compiler took for constants included; to look at.
+        arguments: of a Triton kernel by name, those included that the compiler took for constants; to look at.
+        passed: the names of those that `params` holds, in their order.
     """
 
     compiler: str
@@ -56,7 +57,8 @@ class CaughtLaunch:
     params: bytes
     dynamic_shared: int = 0
     regions: tuple[Region, ...] = ()
-    arguments: Mapping[str, object] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
 
 
 Executor = Callable[[CaughtLaunch], None]

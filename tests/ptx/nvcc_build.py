@@ -1,4 +1,7 @@
-"""Compiles the CUDA sources as the package does, but for one architecture, to PTX alone, and on the fake runtime."""
+"""Compiles the CUDA sources as the package does, but for one architecture, to PTX alone, and on the fake runtime.
+
+`python -m ptx.nvcc_build` does so and says what, as `make test` does before the tests.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,8 +54,11 @@ def unavailable() -> str:
     return "" if nvcc() else "no nvcc on PATH; install the CUDA toolkit or set CUDA_HOME"
 
 
-def build() -> Path:
+def build(say: Callable[[str], None] = lambda line: None) -> Path:
     """The folder with the extension module and a .ptx for each source; compiled unless that was done before.
+
+    Args:
+        say: told what has been compiled.
 
     Raises:
         RuntimeError: with the compiler's messages.
@@ -73,19 +81,11 @@ def build() -> Path:
         objects = [aside / source.name / "object.o" for source in sources]
 
         def compiled(source: Path, to: Path) -> None:
+            start = time.monotonic()
             to.parent.mkdir(parents=True)  # what nvcc keeps has the same names for every source
-            run(
-                [
-                    *compile_,
-                    "--keep",
-                    "--keep-dir",
-                    str(to.parent),
-                    "-c",
-                    str(source),
-                    "-o",
-                    str(to),
-                ]
-            )
+            keep = ["--keep", "--keep-dir", str(to.parent)]
+            run([*compile_, *keep, "-c", str(source), "-o", str(to)])
+            say(f"{MODULE} on {ARCH}: {source.name}, {time.monotonic() - start:.0f} s")
 
         with ThreadPoolExecutor(jobs()) as pool:
             list(pool.map(compiled, sources, objects))
@@ -96,3 +96,17 @@ def build() -> Path:
         run([*link, "-o", str(made / MODULE)])
         os.replace(made, target)  # whole or not at all
     return target
+
+
+def main() -> None:
+    if unavailable():
+        print(f"what nvcc emits is not run: {unavailable()}")
+        return
+    try:
+        build(lambda line: print(line, flush=True))
+    except RuntimeError as error:  # the tests say so again
+        print(error, flush=True)
+
+
+if __name__ == "__main__":
+    main()

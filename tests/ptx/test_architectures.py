@@ -27,7 +27,7 @@ CASES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 }
 OTHERS = [arch for arch in emitted.ARCHS if arch != triton_launches.ARCH]
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("arch", OTHERS)]
+pytestmark = [pytest.mark.ptx, pytest.mark.slow, pytest.mark.parametrize("arch", OTHERS)]
 
 
 def trained(backend: Any, dtype: torch.dtype, settings: dict[str, Any]) -> list[torch.Tensor]:

@@ -33,6 +33,7 @@ def test_of_nvcc() -> None:
 
 
 @needs_nvcc
+@pytest.mark.ptx
 @pytest.mark.slow
 @pytest.mark.xdist_group("PTX of nvcc")
 @pytest.mark.parametrize("arch", emitted.ARCHS)
@@ -45,8 +46,11 @@ def test_of_nvcc_for_every_architecture(arch: int) -> None:
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.xdist_group("Triton's compiler")
-@pytest.mark.parametrize("arch", emitted.ARCHS)
+@pytest.mark.parametrize(
+    "arch", [90, *(pytest.param(arch, marks=pytest.mark.ptx) for arch in (80, 100, 120))]
+)
 def test_of_triton(arch: int) -> None:
+    """Compiled once for this and for the audit of machine code."""
     from compiled_triton import compiled  # it asks for versions of what is installed
 
     assert_known(kernels_in(compiled(), f"{arch}_"), 20_000)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
-from build_once import cache
+from build_once import kept_by_triton
 
 from stackelberg_fused.backends.triton import is_interpreting
 
@@ -101,6 +101,7 @@ class _Launcher:
             params=packed(params, values),
             dynamic_shared=metadata.shared,
             arguments=arguments,
+            passed=tuple(passed),
         )
 
     def _ptx(self) -> str:
@@ -118,11 +119,10 @@ def _bytes(value: Any, param: Param) -> bytes:
 @contextmanager
 def catching(executor: Executor) -> Iterator[None]:
     """Hand launches of Triton kernels over; compiled kernels are kept in build/, as Triton keeps them."""
-    where = os.environ.get("TRITON_CACHE_DIR") or str(cache("triton"))
     driver = triton.runtime.driver
     active = "_active" if hasattr(driver, "_active") else "active"  # the latter before Triton 3.5
     with (
-        patch.dict(os.environ, TRITON_CACHE_DIR=where),
+        patch.dict(os.environ, TRITON_CACHE_DIR=kept_by_triton()),
         patch.object(_Launcher, "executor", staticmethod(executor)),
         patch.object(driver, active, _Driver()),
     ):

@@ -61,3 +61,8 @@ def cache(name: str) -> Path:
         folder = Path(tempfile.gettempdir(), f"stackelberg_{name}_{os.getuid()}")
         folder.mkdir(exist_ok=True)
     return folder
+
+
+def kept_by_triton() -> str:
+    """Where Triton keeps what it compiles for tests, by its content; TRITON_CACHE_DIR names another folder."""
+    return os.environ.get("TRITON_CACHE_DIR") or str(cache("triton"))

@@ -10,7 +10,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from build_once import cache, lock
+from build_once import cache, kept_by_triton, lock
 from paths import ROOT, SUPPORT
 
 from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
@@ -37,14 +37,15 @@ def compiled() -> Path:
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 made = Path(folder, "made")
                 made.mkdir()
-                _compile(made, Path(folder, "cache"), jobs)
+                _compile(made, jobs)
                 os.replace(made, target)  # whole or not at all
     return target
 
 
-def _compile(folder: Path, kept: Path, jobs: list[str]) -> None:
+def _compile(folder: Path, jobs: list[str]) -> None:
+    """Triton keeps what it compiles where tests/ptx finds it, which executes some."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(kept)
+    environment["TRITON_CACHE_DIR"] = kept_by_triton()
     processes = [
         subprocess.Popen(
             [sys.executable, str(SUPPORT / "compile_triton.py"), str(folder), *work],
