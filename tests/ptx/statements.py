@@ -8,6 +8,7 @@ from .text import Instruction, KernelText, NotUnderstood, split
 
 _INSTRUCTION = re.compile(r"(?:@(!?)(%?[\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _LABEL = re.compile(r"([\w$]+):\s*(?!:)")
+_TARGETS = re.compile(r"((?:[\w$]+\s*:\s*)*)([\w$]+)\s*:\s*\.branchtargets\b(.*)", re.DOTALL)
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%?[A-Za-z_$][\w$]*?)(?:<(\d+)>)?$")
 _NAME = re.compile(r"(?<![\w$%.])%?[A-Za-z_$][\w$]*")
 _SCOPE = re.compile(r"\s*((?:[\w$]+\s*:\s*)*)([{}])")  # where an instruction could begin
@@ -56,9 +57,9 @@ class Body:
         return text
 
     def _statement(self, line: int, text: str) -> None:
-        label, colon, targets = text.partition(".branchtargets")
-        if colon and label.strip().endswith(":"):
-            self._kernel.targets[label.strip()[:-1].strip()] = tuple(split(targets))
+        if targets := _TARGETS.fullmatch(text):
+            self._label(targets[1])
+            self._kernel.targets[targets[2]] = tuple(split(targets[3]))
             return
         rest = self._label(text)
         line += text[: len(text) - len(rest)].count("\n")

@@ -33,7 +33,10 @@ $L__BB0_1: START:
     mov.u32 %r1, row; add.s32
         %r1, %r1, 4;
     .loc 2 30 7, function_name $L__info, inlined_at 1 20 3
-    $L__TABLE: .branchtargets START, $L__BB0_2;
+    $L__tmp1:
+    $L__TABLE: .branchtargets
+        START,
+        $L__BB0_2;
     ld.shared.v4.b32 {%r1, %r2,
         %r3, %r4}, [dynamic+16];
 $L__BB0_2:
@@ -55,7 +58,7 @@ def test_parameters_shared_variables_labels_and_lists() -> None:
     # those that the kernel names, each aligned; what the launch brings comes last
     assert first.shared == {"row": 0, "total": 8, "own": 16, "dynamic": 48}
     assert (first.shared_bytes, second.shared_bytes, third.shared_bytes) == (48, 0, 24)
-    assert first.labels == {"$L__BB0_1": 0, "START": 0, "$L__BB0_2": 4, "$L__END": 6}
+    assert first.labels == {"$L__BB0_1": 0, "START": 0, "$L__tmp1": 3, "$L__BB0_2": 4, "$L__END": 6}
     assert first.targets == {"$L__TABLE": ("START", "$L__BB0_2")}
     assert first.register_types == {"%p": "pred", "%r": "b32"}
 
