@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .launch import Launch
 
 _ADDRESS = re.compile(r"\[\s*([^+\s\]]+)\s*(?:\+\s*(-?\d+))?\s*\]")
-# modifiers that neither change a value nor order anything (section 9.7.9.1)
-CACHING = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc") + tuple(
+# modifiers that neither change a value nor order anything (section 9.7.9.1); not nc, which may miss what is stored
+CACHING = ("ca", "cg", "cs", "lu", "cv", "wb", "wt") + tuple(
     f"L1::{priority}"
     for priority in ("evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate")
 )

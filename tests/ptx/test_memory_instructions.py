@@ -247,6 +247,7 @@ def test_a_parameter_is_read_within_its_block() -> None:
     [
         "ld.u32 %r1, [%d1]",
         "ld.local.u32 %r1, [%d1]",
+        "ld.global.nc.u32 %r1, [%d1]",
         "ld.const.u32 %r1, [%d1]",
         "ld.global.L2::cache_hint.u32 %r1, [%d1], %d2",
         "ld.global.v4.b32 {%r1, %r2, %r3}, [%d1]",
