@@ -18,21 +18,12 @@ if TYPE_CHECKING:
     from .launch import Launch
 
 _ADDRESS = re.compile(r"\[\s*([^+\s\]]+)\s*(?:\+\s*(-?\d+))?\s*\]")
-# modifiers that neither change a value nor order anything (section 9.7.9.1)
-CACHING = (
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "nc",
-    "L1",
-    "evict_last",
-    "evict_first",
-    "evict_normal",
+# modifiers that neither change a value nor order anything (section 9.7.9.1); not nc, which may miss what is stored
+CACHING = ("ca", "cg", "cs", "lu", "cv", "wb", "wt") + tuple(
+    f"L1::{priority}"
+    for priority in ("evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate")
 )
+VECTORS = ("v2", "v4", "v8")
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile", "weak")
 SCOPES = ("cta", "cluster", "gpu", "sys")
 
@@ -84,12 +75,11 @@ class MemoryOperation:
             (m for m in self._modifiers if m in SCOPES),
             "sys" if self.order == "volatile" else "gpu",
         )
-        length = next((int(m[1]) for m in self._modifiers if m in ("v2", "v4")), 1)
+        length = next((int(m[1]) for m in self._modifiers if m in VECTORS), 1)
         self._element = SIZES[self._type]
         self.size = self._element * length
         known = {
-            "v2",
-            "v4",
+            *VECTORS,
             self._space,
             self._type,
             *CACHING,
@@ -158,6 +148,14 @@ class MemoryOperation:
             return data.view(UNSIGNED[self._element]), (offsets - start) // self._element
         return region.data.view(UNSIGNED[self._element]), offsets // self._element
 
+    def _unwritten(self, region: Region, addresses: Addresses, k: int) -> Mask | None:
+        """Which elements k of vectors at these addresses nothing has written; None: none."""
+        if region.written is None:
+            return None
+        first = addresses.astype(np.int64) - region.address + k * self._element
+        written = region.written[first[:, None] + np.arange(self._element)].all(1)
+        return None if written.all() else ~written
+
 
 class Load(MemoryOperation):
     """ld: a narrower type is extended to the register (section 9.7.9, ld)."""
@@ -167,6 +165,8 @@ class Load(MemoryOperation):
         self._destinations = [
             self._registers.number(name) for name in self._vector(destination, length)
         ]
+        if any(self._registers.sizes[number] < self._element for number in self._destinations):
+            raise unknown(self.instruction)
         self._signed = self._type[0] == "s"
         if self._space == "param":
             self._read_parameter_address(address)
@@ -197,13 +197,6 @@ class Load(MemoryOperation):
             lanes.write(destination, found, mask, missing)
         launch.observe(self._access("load", addresses, active), lanes)
         return None
-
-    def _unwritten(self, region: Region, addresses: Addresses, k: int) -> Mask | None:
-        if region.written is None:
-            return None
-        first = addresses.astype(np.int64) - region.address + k * self._element
-        written = region.written[first[:, None] + np.arange(self._element)].all(1)
-        return None if written.all() else ~written
 
     def _extended(self, values: Values, dtype: np.dtype) -> Values:
         if self._signed:
@@ -237,12 +230,12 @@ class Store(MemoryOperation):
         bits = f"b{8 * self._element}"
         parts = self._vector(values, length)
         self._values = [self._registers.reader(part, bits) for part in parts]
-        self._sources = self._registers.sources(*parts)
+        self._sources = [self._registers.sources(part) for part in parts]
 
     def run(self, launch: Launch, lanes: Lanes, mask: Mask | None) -> None:
         active, addresses, places = self._reach(launch, lanes, mask)
         values = [lanes.full(read(lanes)) for read in self._values]
-        missing = lanes.undefined_in(self._sources) if lanes.undefined else None
+        missing = [lanes.undefined_in(sources) for sources in self._sources]
         changes = np.zeros(len(active), np.bool_)
         for region, inside in places:
             if not region.is_writable:
@@ -253,16 +246,15 @@ class Store(MemoryOperation):
                 stored = value[active[here]]
                 changes[here] |= elements[indices + k] != stored
                 elements[indices + k] = stored
-            if region.written is not None or missing is not None:
-                self._mark(
-                    region, addresses[here], None if missing is None else missing[active[here]]
-                )
+                is_missing = None if missing[k] is None else missing[k][active[here]]
+                if region.written is not None or is_missing is not None:
+                    self._mark(region, addresses[here], k, is_missing)
         launch.observe(self._access("store", addresses, active, changes), lanes)
 
-    def _mark(self, region: Region, addresses: Addresses, missing: Mask | None) -> None:
-        """Note which bytes hold something now. What is undefined stays so in memory."""
-        first = addresses.astype(np.int64) - region.address
-        every_byte = first[:, None] + np.arange(self.size)
+    def _mark(self, region: Region, addresses: Addresses, k: int, missing: Mask | None) -> None:
+        """Note that elements k of vectors hold something now. What is undefined stays so in memory."""
+        first = addresses.astype(np.int64) - region.address + k * self._element
+        every_byte = first[:, None] + np.arange(self._element)
         if region.written is None:
             if not missing.any():
                 return
@@ -271,7 +263,7 @@ class Store(MemoryOperation):
 
 
 class Atomic(MemoryOperation):
-    """atom.add, one lane after another (section 9.7.13, atom)."""
+    """atom.add, one lane after another, and red.add, which gives nothing (section 9.7.13, atom and red)."""
 
     def _own_modifiers(self) -> tuple[str, ...]:
         return ("add",)
@@ -286,7 +278,11 @@ class Atomic(MemoryOperation):
             raise unknown(self.instruction)
         if self.order == "weak":
             self.order = "relaxed"  # what it is without a modifier
-        destination, address, value = self.instruction.operands
+        is_reduction = self.instruction.base == "red"
+        if is_reduction and self.order not in ("relaxed", "release"):
+            raise unknown(self.instruction)
+        operands = ("_", *self.instruction.operands) if is_reduction else self.instruction.operands
+        destination, address, value = operands
         self._destination = None if destination == "_" else self._registers.number(destination)
         self._read_address(address)
         self._value = self._registers.reader(value, self._type)
@@ -300,11 +296,9 @@ class Atomic(MemoryOperation):
         for region, inside in places:
             if not region.is_writable:
                 raise Fault(f"stores to {region}, which it may only read")
-            if region.written is not None and (
-                Load._unwritten(self, region, addresses, 0) is not None
-            ):
-                raise Fault(f"adds to bytes of {region} that nothing has written")
             here = np.arange(len(active)) if inside is None else inside
+            if self._unwritten(region, addresses[here], 0) is not None:
+                raise Fault(f"adds to bytes of {region} that nothing has written")
             elements, indices = self._elements(region, addresses[here])
             for lane, index in zip(active[here], indices, strict=True):
                 before[lane] = elements[index]
@@ -314,4 +308,4 @@ class Atomic(MemoryOperation):
         launch.observe(self._access("atomic", addresses, active), lanes)
 
 
-OPERATIONS = {"ld": Load, "st": Store, "atom": Atomic}
+OPERATIONS = {"ld": Load, "st": Store, "atom": Atomic, "red": Atomic}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .lanes import UNSIGNED, WARP, Fault, Lanes, Mask, Registers, Values
-from .operations import Operation, expect, unknown
+from .operations import Operation, unknown
 from .parser import Instruction
 
 EVERY_LANE = np.uint32(0xFFFFFFFF)
@@ -33,17 +33,23 @@ class WarpOperation:
     def run(self, lanes: Lanes, mask: Mask | None) -> None:
         self._run(lanes, mask)
 
-    def _members(self, operand: str, lanes: Lanes, mask: Mask | None) -> None:
-        """Check the mask of threads that take part."""
-        lanes.demand(self._registers.sources(operand), mask, "the mask of threads")
-        members = lanes.full(self._registers.reader(operand, "b32")(lanes))
-        if (members != EVERY_LANE)[slice(None) if mask is None else mask].any():
-            raise Fault("not all threads of the warp are to take part")
+    def _members(self, operand: str) -> Operation:
+        """Checks the mask of threads that take part."""
+        sources, read = self._registers.sources(operand), self._registers.reader(operand, "b32")
+
+        def check(lanes: Lanes, mask: Mask | None) -> None:
+            lanes.demand(sources, mask, "the mask of threads")
+            members = lanes.full(read(lanes))
+            if (members != EVERY_LANE)[slice(None) if mask is None else mask].any():
+                raise Fault("not all threads of the warp are to take part")
+
+        return check
 
     def _shuffle(self) -> Operation:
         """From another lane, or the thread's own value where that lane is outside of the segment."""
-        expect(self.instruction, "sync", "bfly", "down", "up", "idx", "b32")
-        mode = self.instruction.modifiers[1]
+        sync, mode, type_ = self.instruction.modifiers
+        if (sync, type_) != ("sync", "b32") or mode not in ("bfly", "down", "up", "idx"):
+            raise unknown(self.instruction)
         destination, *operands = self.instruction.operands
         value, is_inside = (destination.split("|") + [""])[:2]
         number = self._registers.number(value)
@@ -52,11 +58,14 @@ class WarpOperation:
             self._registers.reader(o, t)
             for o, t in zip(operands[:3], ("b32", "u32", "u32"), strict=True)
         )
-        sources = self._registers.sources(operands[0])
+        sources, of_source = (
+            self._registers.sources(*part) for part in (operands[:1], operands[1:3])
+        )
+        check_members = self._members(operands[3])
 
         def run(lanes: Lanes, mask: Mask | None) -> None:
-            self._members(operands[3], lanes, mask)
-            lanes.demand(self._registers.sources(*operands[1:3]), mask, "the lane to read")
+            check_members(lanes, mask)
+            lanes.demand(of_source, mask, "the lane to read")
             lane = lanes.lane
             step = (lanes.full(b(lanes)) & np.uint32(31)).astype(np.int64)
             clamp = lanes.full(c(lanes)).astype(np.int64)
@@ -73,10 +82,10 @@ class WarpOperation:
                 source = first | (step & ~segment)
                 inside = source <= last
             chosen = np.arange(lanes.count) + np.where(inside, source - lane, 0)
-            missing = lanes.undefined_in(sources)
+            values, missing = lanes.full(a(lanes)), lanes.undefined_in(sources)
             lanes.write(
                 number,
-                lanes.full(a(lanes))[chosen],
+                values[chosen],
                 mask,
                 None if missing is None else missing[chosen],
             )
@@ -96,11 +105,12 @@ class WarpOperation:
         destination, source, members = self.instruction.operands
         negated, source = source.startswith("!"), source.lstrip("!")
         read = self._registers.reader(source, "pred")
-        number = self._registers.number(destination)
+        number, sources = self._registers.number(destination), self._registers.sources(source)
+        check_members = self._members(members)
 
         def run(lanes: Lanes, mask: Mask | None) -> None:
-            self._members(members, lanes, mask)
-            lanes.demand(self._registers.sources(source), mask, "a vote")
+            check_members(lanes, mask)
+            lanes.demand(sources, mask, "a vote")
             votes = (lanes.full(read(lanes)) ^ negated).reshape(-1, WARP)
             if modifiers[1] == "ballot":
                 found = (
@@ -115,17 +125,18 @@ class WarpOperation:
         return run
 
     def _reduce(self) -> Operation:
-        _, name, type_ = self.instruction.modifiers
+        sync, name, type_ = self.instruction.modifiers
         reduce = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(name)
-        if reduce is None or type_ not in ("u32", "s32"):
+        if sync != "sync" or reduce is None or type_ not in ("u32", "s32"):
             raise unknown(self.instruction)
         destination, source, members = self.instruction.operands
         read = self._registers.reader(source, type_)
-        number = self._registers.number(destination)
+        number, sources = self._registers.number(destination), self._registers.sources(source)
+        check_members = self._members(members)
 
         def run(lanes: Lanes, mask: Mask | None) -> None:
-            self._members(members, lanes, mask)
-            lanes.demand(self._registers.sources(source), mask, "a value to reduce")
+            check_members(lanes, mask)
+            lanes.demand(sources, mask, "a value to reduce")
             values: Values = lanes.full(read(lanes)).reshape(-1, WARP)
             found = reduce.reduce(values, axis=1, dtype=values.dtype)
             lanes.write(number, np.repeat(found, WARP).view(UNSIGNED[4]), mask, None)

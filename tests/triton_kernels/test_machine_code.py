@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import compiled_triton
 import pytest
 import sass
 from audit import (
@@ -21,17 +19,16 @@ from audit import (
     is_signal,
     unordered_atomics,
 )
-from build_once import kept_by_triton
 from compile_triton import (
     EXTRAS,
     FORMATS,
     SOME_FORMATS,
     STATISTICS,
 )
+from compiled_triton import COMPILED, EVERY
 from named_schemes import NAMED
-from paths import SUPPORT
 
-from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.groups.rules import MIXED_RULES, RULES
 from stackelberg_fused.native.tables import TILE_ELEMENTS
 
 pytestmark = [
@@ -40,11 +37,6 @@ pytestmark = [
     pytest.mark.xdist_group("Triton's compiler"),  # or each process would compile everything
 ]
 
-# every rule for one architecture, one rule per set of buffers for the others; the launch that mixes rules costs seconds
-# to compile: once for each of the two assemblers that Triton has
-EVERY = (*RULES, MIXED_RULES)
-SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
-COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
 # likewise of the formats of fewer bits
 LOW_PRECISION = {
     arch: tuple(FORMATS) if rules is EVERY else SOME_FORMATS for arch, rules in COMPILED.items()
@@ -53,31 +45,9 @@ BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in t
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled kernels: two processes share the architectures.
-
-    Triton keeps them where tests/ptx finds them, which executes some.
-    """
-    folder = tmp_path_factory.mktemp("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = kept_by_triton()
-    jobs = [
-        f"{arch}:{','.join(str(int(rule)) for rule in rules)}" for arch, rules in COMPILED.items()
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SUPPORT / "compile_triton.py"), str(folder), *work],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for work in (jobs[:2], jobs[2:])
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
-    return folder
+def compiled() -> Path:
+    """The folder with the compiled kernels."""
+    return compiled_triton.compiled()
 
 
 @pytest.mark.parametrize(

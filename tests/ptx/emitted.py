@@ -1,0 +1,44 @@
+"""The PTX of the CUDA sources for one architecture: `python -m ptx.emitted FOLDER ARCH ...` writes ARCH_SOURCE.ptx."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from build_once import cache, digest, jobs, lock, run
+from paths import CSRC
+
+from .nvcc_build import DEVICE_FLAGS, X86, nvcc
+
+ARCHS = (80, 90, 100, 120)
+
+
+def nvcc_modules(arch: int) -> dict[str, str]:
+    """The text by the name of its source; compiled once per content."""
+    command = [nvcc(), *DEVICE_FLAGS, f"-I{CSRC}", *(["-DSF_X86=1"] if X86 else [])]
+    command += [f"-arch=compute_{arch}", "-ptx"]
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    versions = run([nvcc(), "--version"])
+    target = cache("ptx") / f"text-{arch}-{digest((CSRC,), repr(command), versions)}"
+    with lock(target.parent):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                made = Path(folder, "made")
+                made.mkdir()
+
+                def compile_(source: Path) -> None:
+                    run([*command, str(source), "-o", str(made / f"{source.stem}.ptx")])
+
+                with ThreadPoolExecutor(jobs()) as pool:
+                    list(pool.map(compile_, sources))
+                os.replace(made, target)  # whole or not at all
+    return {path.stem: path.read_text() for path in sorted(target.glob("*.ptx"))}
+
+
+if __name__ == "__main__":
+    for number in sys.argv[2:]:
+        for name, text in nvcc_modules(int(number)).items():
+            Path(sys.argv[1], f"{number}_{name}.ptx").write_text(text)
