@@ -87,8 +87,8 @@ def conclude_sum(sums, stride, digits):
     nans = _collect(sums + KERNEL_DIGITS + 1, copies)
     infinities = _collect(sums + KERNEL_DIGITS, copies)
     zero = nans - nans
-    # Triton finds out what a loop changes by comparing values before and after a round by identity. `below_that` becomes
-    # what `below` was: if both began as one value, it would be taken for a constant
+    # Triton takes for a constant what has the same value, by identity, before and after one round. `below_that` becomes
+    # what `below` was: both must not begin as one value
     below, below_that = nans - nans, infinities - infinities
     carried, more = zero, zero
     # of the highest digit that is not zero: its place, it, those below it, and whether there are more

@@ -99,7 +99,9 @@ def check(compiler: str, problem: Problem) -> None:
 
 # one that has a kernel of its own in the selection of every compiler, and all of them in one launch
 @by_compiler
-@pytest.mark.parametrize("rules", some([tuple(RULES[:1]), tuple(RULES)], [tuple(RULES[:1])]), ids=["one", "all"])
+@pytest.mark.parametrize(
+    "rules", some([tuple(RULES[:1]), tuple(RULES)], [tuple(RULES[:1])]), ids=["one", "all"]
+)
 def test_special_values(rules: tuple[int, ...], compiler: str) -> None:
     check(compiler, Problem(rules, special=True))
 
