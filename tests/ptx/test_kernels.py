@@ -1,7 +1,7 @@
 """What nvcc and Triton emit, executed: the bits of the CPU kernel, in every order of blocks and warps.
 
-`make test` runs a selection: every kind of launch of both compilers once. `make ptx` runs all rules, schemes, shifts and
-orders.
+`make test` runs a selection: every kind of launch of both compilers once. `make ptx` runs all rules, schemes, shifts
+and orders.
 """
 
 from __future__ import annotations
