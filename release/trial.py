@@ -1,4 +1,4 @@
-"""Installs a wheel into an empty environment beside a torch, and runs `stackelberg verify` there."""
+"""Installs a wheel into an empty environment beside a torch; runs `stackelberg doctor` and `verify` there."""
 
 from __future__ import annotations
 
@@ -79,14 +79,15 @@ def try_wheel(
         install += ["--no-input", *pip_args]
         if torch == pinned(requirements, "torch"):
             install += ["--constraint", requirements]
-        command = list(map(str, [*install, f"torch=={torch}", wheel]))
-        done = subprocess.run(command, cwd=elsewhere, env=clean, stderr=subprocess.PIPE, text=True)
+        install = list(map(str, [*install, f"torch=={torch}", wheel]))
+        done = subprocess.run(install, cwd=elsewhere, env=clean, stderr=subprocess.PIPE, text=True)
         print(done.stderr, end="", flush=True)
         if f"No matching distribution found for torch=={torch}" in done.stderr:
             raise NoSuchTorch(f"pip finds no torch {torch} for CPython {interpreter.minor}")
         if done.returncode:
             raise Failed(f"pip failed beside torch {torch}")
         run("the import", python, "-c", IMPORTS)
-        run("stackelberg verify", env / "bin" / "stackelberg", "verify")
+        for command in ("doctor", "verify"):
+            run(f"stackelberg {command}", env / "bin" / "stackelberg", command)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

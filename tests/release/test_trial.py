@@ -36,7 +36,7 @@ cat > "$3/bin/stackelberg" <<'END'
 #!/bin/sh
 echo "stackelberg $@" >> "{log}"
 {last}
-exit {verify}
+[ "$1" = doctor ] || exit {verify}
 END
 chmod +x "$3/bin/python" "$3/bin/stackelberg"
 """)
@@ -54,12 +54,12 @@ chmod +x "$3/bin/python" "$3/bin/stackelberg"
 
 def test_what_is_pinned_comes_with_the_torch_that_is_pinned(trial, tmp_path: Path) -> None:
     torch = pinned(RUN, "torch")
-    install, imports, *_, verify, folder, env = trial(torch)
+    install, imports, *_, doctor, where, switches, verify, folder, env = trial(torch)
     assert f"--index-url x --constraint {RUN} torch=={torch} a.whl" in install
     assert imports.startswith("-c")
-    assert verify == "stackelberg verify"
-    assert folder == str(tmp_path / "trial" / "elsewhere")
-    assert env == "none none"  # no switch of ours and no module of the checkout gets in
+    assert [doctor, verify] == ["stackelberg doctor", "stackelberg verify"]
+    assert where == folder == str(tmp_path / "trial" / "elsewhere")
+    assert switches == env == "none none"  # no switch of ours and no module of the checkout gets in
     (tmp_path / "log").unlink()
     assert "--constraint" not in trial("9.9.9")[0]
 
