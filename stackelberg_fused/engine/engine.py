@@ -15,9 +15,10 @@ from torch import Tensor
 from ..backends import Backend
 from ..backends.interrupts import HeldSignals, make_calls
 from ..groups.hyperparameters import Hyperparameters
+from ..groups.param_groups import ROLES
 from ..layout.joint_set_checks import check_joint_sets
 from ..layout.scaling import Scaling
-from ..layout.statistics import ClipLimits, Statistics
+from ..layout.statistics import ClipLimits, Launched
 from ..layout.table import RebuildNeeded
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
@@ -151,7 +152,7 @@ class Engine:
         scaling: Scaling | None = None,
         zero_grad: bool = False,
         checks_all: bool = False,
-    ) -> tuple[int, Statistics | None] | None:
+    ) -> Launched | None:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
         None: it was no step of training, see `StateRequests`.
@@ -205,7 +206,16 @@ class Engine:
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
-        return launches, statistics if limits is not None else None
+        if limits is None:
+            return Launched(launches)
+        return Launched(launches, statistics, self._resting(staged, role))
+
+    def _resting(self, staged: list[Staged | None], role: str | None) -> frozenset[str]:
+        """The roles that had no part in a step: those that it left out, and those that wait for their turn."""
+        plans = [ready.plan for ready in staged if ready is not None]
+        left_out = frozenset[str]() if role is None else frozenset(ROLES) - {role}
+        playing = left_out.union(*(plan.playing for plan in plans)) - left_out
+        return left_out.union(*(plan.resting for plan in plans)) - playing
 
     def _is_request(self, role: str | None, limits: ClipLimits | None, changed: list[int]) -> bool:
         """Tell whether a step only asks for state, see `StateRequests`."""
