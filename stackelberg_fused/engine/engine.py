@@ -18,7 +18,7 @@ from ..groups.hyperparameters import Hyperparameters
 from ..groups.param_groups import ROLES
 from ..layout.joint_set_checks import check_joint_sets
 from ..layout.scaling import Scaling
-from ..layout.statistics import ClipLimits, Launched
+from ..layout.statistics import NOBODY, ClipLimits, Launched
 from ..layout.table import RebuildNeeded
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
@@ -115,7 +115,7 @@ class Engine:
         self._infinities = Infinities(self.units)
         self.balls: ShardedBalls | None = None  # until hyperparameters are accepted
         # warnings may be errors: before anything is modified
-        self._look_at_rates(list(range(len(groups))))
+        self._look_at_rates(list(range(len(groups))), is_step=False)
 
     def attach(self, also: Iterable[partial[Any]]) -> None:
         """Take over the optimizer's state.
@@ -186,7 +186,7 @@ class Engine:
                 unit.make_state(read)
             self._edits.note_state()
             return None
-        self._look_at_rates(changed)  # a warning may be an error
+        self._look_at_rates(changed, is_step=role != "head")  # a warning may be an error
         if changed:
             self._accept(changed)
         if self.balls is not None:
@@ -207,13 +207,13 @@ class Engine:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
         if limits is None:
-            return Launched(launches)
-        return Launched(launches, statistics, self._resting(staged, role))
+            return launches, None, NOBODY
+        return launches, statistics, self._resting(staged, role)
 
     def _resting(self, staged: list[Staged | None], role: str | None) -> frozenset[str]:
         """The roles that had no part in a step: those that it left out, and those that wait for their turn."""
         plans = [ready.plan for ready in staged if ready is not None]
-        left_out = frozenset[str]() if role is None else frozenset(ROLES) - {role}
+        left_out = NOBODY if role is None else frozenset(ROLES) - {role}
         playing = left_out.union(*(plan.playing for plan in plans)) - left_out
         return left_out.union(*(plan.resting for plan in plans)) - playing
 
@@ -343,9 +343,11 @@ class Engine:
             return True
         return self._frozen.are_trained()
 
-    def _look_at_rates(self, changed: list[int]) -> None:
+    def _look_at_rates(self, changed: list[int], is_step: bool = True) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
         rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
             body, head = self.hyperparameters.players
-            self._watch.look(rates, body, head, self.groups)
+            self._watch.look(rates, body, head, self.groups, is_step)
+        elif self._watch.together is not None and is_step:
+            self._watch.look_again(self.groups)

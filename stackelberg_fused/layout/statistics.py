@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,18 +166,10 @@ def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
         part.conclude_digits(total, limits)
 
 
-class Launched(NamedTuple):
-    """What an engine did in a step.
-
-    Attributes:
-        launches: kernels launched.
-        statistics: of the gradients; None where nothing was measured.
-        resting: roles that had no part in it.
-    """
-
-    launches: int
-    statistics: Statistics | None = None
-    resting: frozenset[str] = frozenset()
+NOBODY: frozenset[str] = frozenset()
+# what an engine did in a step, a plain tuple since each step makes one: kernels launched, statistics of the gradients
+# (None: not measured), roles that had no part in it
+Launched = tuple[int, Statistics | None, frozenset[str]]
 
 
 @dataclass(frozen=True)

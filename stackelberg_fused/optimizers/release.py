@@ -19,7 +19,7 @@ from ..groups.option_types import Role
 from ..groups.param_groups import ROLES, param_label
 from ..layout.part import Part
 from ..layout.scaling import Scaling
-from ..layout.statistics import Launched
+from ..layout.statistics import NOBODY, Launched
 from ..layout.table import RebuildNeeded
 from ..memory.presence import is_uninitialized
 from ..memory.sharding import local_tensor
@@ -267,16 +267,16 @@ class Release:
         if not self._has_released(role):
             last = engine.step(role)
             if last is not None:
-                launches, self._launches = last.launches + self._launches, 0
+                launches, self._launches = last[0] + self._launches, 0
                 self._clear(role)
                 self.end(role)
-                last = Launched(launches)
+                last = launches, None, NOBODY
             return last
         engine = self._begun_engine()
         self._launches += steps.finish(engine, self._parts(self._left(engine, role)), role)
         launches, self._launches = self._launches, 0
         self.end(role)
-        return Launched(launches)
+        return launches, None, NOBODY
 
     def _has_released(self, role: Role | None) -> bool:
         """Tell whether a parameter of a role, or of any, was updated since the last step."""

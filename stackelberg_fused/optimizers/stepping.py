@@ -156,7 +156,7 @@ class Stepping(EngineHolder):
         shared.last, shared.found_inf = last, None
         if scaling is not None:
             shared.met_scaler, shared.found_inf = True, scaling.last_found
-        shared.launches += last.launches
+        shared.launches += last[0]
         if len(shared.stepped) < len(ROLES):
             shared.stepped.update(ROLES if role is None else (role,))
         if alternates:
