@@ -99,7 +99,7 @@ class NormalPolicy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.zeros(3))
+        self.log_std = nn.Parameter(torch.zeros(2, 3))
 
 
 def test_norms_whose_class_has_more_in_its_name() -> None:
