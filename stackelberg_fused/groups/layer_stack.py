@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from .detect_head import unwrapped
+from .layer_evidence import Side, is_surely_early, side_by_name, side_by_shape
 from .model_parameters import plain_name
+from .purpose import EMBEDDINGS, Purpose
 
 # direct neighbours of a stack that are applied after it, though some models make them before
 LATE = (
@@ -26,35 +28,76 @@ class LayerStack:
         path: its name.
         blocks: names of its blocks, first to last.
         earlier: names of parameters that the model lists before those of the stack.
+        modules: of the model, by name.
     """
 
     path: str
     blocks: tuple[str, ...]
     earlier: frozenset[str]
+    modules: dict[str, nn.Module]
 
     @property
     def after(self) -> int:
         """The depth of what comes after the last block."""
         return len(self.blocks) + 1
 
-    def depth_of(self, name: str, module: nn.Module) -> int:
+    def depth_of(self, name: str, module: nn.Module, purpose: Purpose) -> int:
         """Return 0 for a parameter before the first block, 1, 2, ... for one in a block, else `after`.
 
         Args:
             module: that holds it.
+            purpose: of the parameter.
+
+        Raises:
+            ValueError: it is made before the blocks, and may be of a last layer all the same.
         """
         inside = name.removeprefix(f"{self.path}.") if self.path else name
         if inside != name or not self.path:
             block = inside.partition(".")[0]
             if block in self.blocks:
                 return 1 + self.blocks.index(block)
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if isinstance(module, EMBEDDINGS):
             return 0  # some are made after the stack, as DeBERTa's relative positions
         holder, _, own = name.rpartition(".")[0].rpartition(".")
         is_late = own in LATE and holder == self.path.rpartition(".")[0]
-        if is_late or name in LAST_PARAMETERS:
+        if is_late or name in LAST_PARAMETERS or self._side(name, purpose) == "after":
             return self.after
-        return 0 if name in self.earlier else self.after
+        return 0
+
+    def _side(self, name: str, purpose: Purpose) -> Side:
+        """The side of the stack that a parameter is on: that on which it was made, unless there is evidence."""
+        common, parts = self._beside(name)
+        if name not in self.earlier:
+            return "before" if len(parts) > 1 and is_surely_early(parts[0]) else "after"
+        side = side_by_name(parts[:1])
+        if side is None and purpose == "embedding":
+            return "before"
+        unit = self.modules.get(".".join([*common, parts[0]]))
+        if side is None and unit is not None:
+            ends = [
+                self.modules[f"{self.path}.{block}"] for block in (self.blocks[0], self.blocks[-1])
+            ]
+            side = side_by_shape(unit, *ends) or side_by_name(parts[1:-1])
+        # a norm, or a token: of all that was seen in libraries such were made where they are applied
+        has_matrix = unit is not None and any(p.dim() > 1 for p in unit.parameters())
+        if side is None and purpose == "vector" and not has_matrix:
+            return "before"
+        if side is None:
+            layer = name.rpartition(".")[0] or name
+            raise ValueError(
+                f"it cannot be known whether {layer!r} comes before the blocks {self.path!r} or after them: it was "
+                "made before them, and neither its name nor its shape tells. Pass head= its name if it is a last "
+                "layer, or layers= names from the embeddings to the head"
+            )
+        return side
+
+    def _beside(self, name: str) -> tuple[list[str], list[str]]:
+        """The parts of a name that are those of the stack's too, and the others."""
+        parts, own = name.split("."), self.path.split(".")
+        count = 0
+        while count < min(len(parts) - 1, len(own)) and parts[count] == own[count]:
+            count += 1
+        return parts[:count], parts[count:]
 
 
 def find_stack(model: nn.Module) -> LayerStack:
@@ -78,7 +121,7 @@ def find_stack(model: nn.Module) -> LayerStack:
         if not any(name != other and _is_inside(name, other) for other, _ in found)
     ]
     total = sum(_elements(module) for _, module in outer)
-    whole = [pair for pair in outer if _elements(pair[1]) >= MOST * total]
+    whole = [pair for pair in outer if _elements(pair[1]) >= MOST * max(total, 1)]
     if len(whole) != 1:
         counts = [(name, len(list(module.children()))) for name, module in outer]
         listing = ", ".join(f"{name!r} ({count} blocks)" for name, count in counts) or "none"
@@ -91,7 +134,8 @@ def find_stack(model: nn.Module) -> LayerStack:
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     first = next(i for i, name in enumerate(names) if _is_inside(name, path))
     blocks = tuple(name for name, _ in stack.named_children())
-    return LayerStack(plain_name(path), blocks, frozenset(map(plain_name, names[:first])))
+    modules = {plain_name(name): module for name, module in model.named_modules()}
+    return LayerStack(plain_name(path), blocks, frozenset(map(plain_name, names[:first])), modules)
 
 
 def _is_inside(name: str, path: str) -> bool:

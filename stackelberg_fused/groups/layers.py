@@ -11,6 +11,7 @@ from .builders import Group, group_of
 from .detect_head import detect_head, unwrapped
 from .layer_stack import LayerStack, find_stack
 from .model_parameters import ModelParameter, model_parameters, plain_name, refuse_unknown
+from .purpose import purposes
 from .split import is_no_decay
 
 Layers = Callable[[str], int] | Sequence[str]
@@ -176,10 +177,15 @@ def _found(model: nn.Module, params: list[ModelParameter], heads: list[str]) -> 
 
 
 def _depth(one: ModelParameter, stack: LayerStack, heads: list[str]) -> int:
-    depths = []
-    for name, module in zip(one.names, one.modules, strict=True):
+    depths, unknown = [], []
+    for name, module, purpose in zip(one.names, one.modules, purposes(one), strict=True):
         if any(_is_in(name, head) for head in heads):
             depths.append(stack.after)
-        else:
-            depths.append(stack.depth_of(name, module))
+            continue
+        try:
+            depths.append(stack.depth_of(name, module, purpose))
+        except ValueError as error:
+            unknown.append(error)
+    if unknown and 0 not in depths:  # nothing is earlier, whatever the other name is
+        raise unknown[0]
     return min(depths)

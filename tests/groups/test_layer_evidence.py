@@ -1,0 +1,132 @@
+"""Layers that are not made in the order in which they are applied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_models import BLOCKS, WIDTH, Block
+from torch import nn
+
+import stackelberg_fused as sf
+
+BEFORE, AFTER = 0.5 ** (BLOCKS + 1), 1.0
+
+
+def _model(first: dict[str, nn.Module], later: dict[str, nn.Module] | None = None) -> nn.Module:
+    """A stack of blocks with something made before it, and something made after it."""
+    model = nn.Module()
+    for name, module in first.items():
+        model.add_module(name, module)
+    model.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+    for name, module in {**(later or {}), "norm": nn.LayerNorm(WIDTH)}.items():
+        model.add_module(name, module)
+    return model
+
+
+def _rates(model: nn.Module, **options: Any) -> dict[str, float]:
+    groups = sf.layerwise_lr_decay(model, 0.5, lr=1.0, **options)
+    return {name: group["lr"] for group in groups for name, _ in group["params"]}
+
+
+def _conv(width: int) -> nn.Module:
+    return nn.Conv2d(3, width, 4)
+
+
+SIDES: dict[str, tuple[str, Any, float]] = {
+    # of unusual names, by their shapes
+    "classes": ("to_classes", lambda: nn.Linear(WIDTH, 5), AFTER),
+    "two layers to classes": (
+        "top",
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5)),
+        AFTER,
+    ),
+    "from pixels": ("lift", lambda: nn.Linear(12, WIDTH), BEFORE),
+    "two layers from pixels": (
+        "lift",
+        lambda: nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, WIDTH)),
+        BEFORE,
+    ),
+    "patches": ("lift", lambda: _conv(WIDTH), BEFORE),
+    "a network": (
+        "eye",
+        lambda: nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(6))),
+        BEFORE,
+    ),
+    # by names, whatever their shapes
+    "pooler": ("pooler", lambda: nn.Linear(WIDTH, WIDTH), AFTER),
+    "final norm": ("final_norm", lambda: nn.LayerNorm(WIDTH), AFTER),
+    "norm that goes out": ("out_norm", lambda: nn.LayerNorm(WIDTH), AFTER),
+    "square input": ("input_proj", lambda: nn.Linear(WIDTH, WIDTH), BEFORE),
+    "embedding": ("table", lambda: nn.Embedding(9, WIDTH), BEFORE),
+    "norm": ("ln_pre", lambda: nn.LayerNorm(WIDTH), BEFORE),
+    "inside of a part": (
+        "parts",
+        lambda: nn.ModuleDict({"pooler": nn.Linear(WIDTH, WIDTH)}),
+        AFTER,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SIDES)
+def test_made_before_the_blocks(case: str) -> None:
+    name, make, rate = SIDES[case]
+    rates = _rates(_model({name: make()}))
+    assert {r for n, r in rates.items() if n.startswith(name)} == {rate}
+    assert rates["norm.weight"] == AFTER
+    wrapped = torch.compile(_model({name: make()}))
+    assert {r for n, r in _rates(wrapped).items() if f".{name}." in n} == {rate}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "rate"),
+    [
+        ("patch_embed", lambda: _conv(WIDTH), BEFORE),
+        ("layernorm_embedding", lambda: nn.LayerNorm(WIDTH), BEFORE),  # of BART's decoder
+        ("embedding_norm", lambda: nn.LayerNorm(WIDTH), AFTER),  # of LFM2, for all its name
+        ("anything", lambda: nn.Linear(WIDTH, WIDTH), AFTER),
+    ],
+)
+def test_made_after_the_blocks(name: str, make: Any, rate: float) -> None:
+    rates = _rates(_model({"embed": nn.Embedding(9, WIDTH)}, {name: make()}))
+    assert {r for n, r in rates.items() if n.startswith(name)} == {rate}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Linear(WIDTH, WIDTH), lambda: nn.Linear(5, 5), lambda: nn.Bilinear(2, 3, 4)],
+    ids=["as wide as the blocks", "of other sizes", "of a kind without sizes"],
+)
+def test_what_nothing_tells_is_refused_by_name(make: Any) -> None:
+    model = _model({"top": make()})
+    with pytest.raises(
+        ValueError, match=r"whether 'top' comes before the blocks 'blocks' .* head="
+    ):
+        _rates(model)
+    assert _rates(model, head="top")["top.weight"] == AFTER
+    assert _rates(model, layers=["top", *(f"blocks.{i}" for i in range(BLOCKS)), "norm"])
+
+
+def test_a_matrix_of_the_model_itself() -> None:
+    model = _model({})
+    model.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, 5, WIDTH)))
+    assert _rates(model)["pos_embed"] == BEFORE  # parameters of its own come first in any order
+    model.register_parameter("matrix", nn.Parameter(torch.zeros(5, WIDTH)))
+    with pytest.raises(ValueError, match="whether 'matrix' comes before"):
+        _rates(model)
+    assert _rates(model, head="matrix")["matrix"] == AFTER
+
+
+def test_tied_to_an_embedding_that_is_made_later() -> None:
+    top, table = nn.Linear(WIDTH, 9, bias=False), nn.Embedding(9, WIDTH)
+    top.weight = table.weight
+    assert _rates(_model({"anything": top}, {"table": table}))["anything.weight"] == BEFORE
+
+
+def test_a_stack_without_parameters_is_none() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.Sequential(nn.Tanh()) for _ in range(3))
+    model.out = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="the layers of the model are not recognised"):
+        _rates(model)
