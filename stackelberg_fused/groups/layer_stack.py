@@ -56,10 +56,13 @@ class LayerStack:
             block = inside.partition(".")[0]
             if block in self.blocks:
                 return 1 + self.blocks.index(block)
+        along = self._block_of(name)
+        if along is not None:
+            return 1 + along
         if isinstance(module, EMBEDDINGS):
             return 0  # some are made after the stack, as DeBERTa's relative positions
         holder, _, own = name.rpartition(".")[0].rpartition(".")
-        is_late = own in LATE and holder == self.path.rpartition(".")[0]
+        is_late = own in LATE and holder == self._holder
         if is_late or name in LAST_PARAMETERS or self._side(name, purpose) == "after":
             return self.after
         return 0
@@ -90,6 +93,20 @@ class LayerStack:
                 "layer, or layers= names from the embeddings to the head"
             )
         return side
+
+    def _block_of(self, name: str) -> int | None:
+        """The number of the block that something goes with: part of a list beside the blocks, one for each of them."""
+        common, parts = self._beside(name)
+        if len(parts) < 3 or parts[1] not in self.blocks or ".".join(common) != self._holder:
+            return None
+        beside = self.modules[".".join([*common, parts[0]])]
+        is_list = isinstance(beside, (nn.ModuleList, nn.ModuleDict))
+        names = tuple(child for child, _ in beside.named_children())
+        return self.blocks.index(parts[1]) if is_list and names == self.blocks else None
+
+    @property
+    def _holder(self) -> str:
+        return self.path.rpartition(".")[0]
 
     def _beside(self, name: str) -> tuple[list[str], list[str]]:
         """The parts of a name that are those of the stack's too, and the others."""

@@ -30,9 +30,13 @@ def schedulers_of(groups: Groups, names: Collection[str]) -> list[Any]:
     """
     ids = set(map(id, groups))
     found = []
+    kinds: dict[int, bool] = {}  # by id: a metaclass may define another hash
     for one in gc.get_objects():
         kind = type(one)
-        if LRScheduler in kind.__mro__ or kind.__name__ in names:
+        is_one = kinds.get(id(kind))
+        if is_one is None:
+            is_one = kinds[id(kind)] = LRScheduler in kind.__mro__ or kind.__name__ in names
+        if is_one:
             scheduled = getattr(getattr(one, "optimizer", None), "param_groups", None)
             if isinstance(scheduled, list) and any(id(group) in ids for group in scheduled):
                 found.append(one)
@@ -61,12 +65,20 @@ def _parts(scheduler: Any) -> Iterable[Any]:
     return parts if isinstance(parts, (list, tuple)) else ()
 
 
+def counts_steps(scheduler: Any) -> bool:
+    """Tell whether a scheduler, or its parts, know how often it was stepped."""
+    return bool(_counts(scheduler) or _parts(scheduler))
+
+
 def _was_stepped(scheduler: Any) -> bool:
-    for name, start in COUNTERS.items():
-        count = getattr(scheduler, name, None)
-        if isinstance(count, (int, float)):
-            return count > start
-    return not _parts(scheduler)  # a ChainedScheduler's parts count, and it does not
+    counts = _counts(scheduler)
+    return counts[0] if counts else not _parts(scheduler)  # a ChainedScheduler's parts count alone
+
+
+def _counts(scheduler: Any) -> list[bool]:
+    """Whether it was stepped, by each counter that it has."""
+    counts = [(getattr(scheduler, name, None), start) for name, start in COUNTERS.items()]
+    return [count > start for count, start in counts if isinstance(count, (int, float))]
 
 
 def _wrote_rates(scheduler: Any) -> bool:

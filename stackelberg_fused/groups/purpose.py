@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..memory.flattened import original_shapes
 from .model_parameters import ModelParameter, own_name
 from .split import is_no_decay
 
@@ -62,7 +63,7 @@ def _purpose(one: ModelParameter, name: str, module: nn.Module) -> Purpose:
     is_table = isinstance(module, EMBEDDINGS) or any(map(_TABLE.search, own))
     if is_table and not is_magnitude:
         return "embedding"
-    if is_no_decay(one.param) or is_magnitude or is_bias(name):
+    if is_no_decay(one.param) or is_magnitude or is_bias(name) or _is_added(one, own[0], module):
         return "vector"
     is_line = not any(map(_WEIGHT.search, own)) and _is_line(one.param)
     return "vector" if is_line or any(map(_STATE_SPACE.search, own)) else "matrix"
@@ -70,7 +71,20 @@ def _purpose(one: ModelParameter, name: str, module: nn.Module) -> Purpose:
 
 def _is_line(param: nn.Parameter) -> bool:
     """Tell whether there is one dimension at most besides those of size 1."""
-    return sum(size != 1 for size in param.shape) <= 1
+    shapes = original_shapes(param) or (param.shape,)
+    return all(sum(size != 1 for size in shape) <= 1 for shape in shapes)
+
+
+def _is_added(one: ModelParameter, own: str, module: nn.Module) -> bool:
+    """Tell whether this is the b1 of a w1 that has one dimension more, as experts have them."""
+    if not own.startswith("b"):
+        return False
+    weights = (getattr(module, first + own[1:], None) for first in "wW")
+    shape = one.param.shape
+    return any(
+        isinstance(w, Tensor) and w.dim() == len(shape) + 1 and w.shape[0] == shape[0]
+        for w in weights
+    )
 
 
 def _is_magnitude(one: ModelParameter, name: str, module: nn.Module) -> bool:

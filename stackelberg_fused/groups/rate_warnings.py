@@ -195,7 +195,7 @@ class RatioWatch:
         trap = trap_of(groups, self._first_by_id(), schedulers)
         if trap is not None:
             self._warn("collapse", f"different learning rates end as one: {trap}")
-        self._was_searched = trap is not None or not may_follow(schedulers)
+        self._was_searched = trap is not None or not may_follow(schedulers, self._first_by_id())
 
     def _meet(self, rate: float, groups: Groups) -> _Together | None:
         """Tell of rates that a scheduler has just made equal, or begin to count how long they are."""

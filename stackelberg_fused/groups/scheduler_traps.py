@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .live_schedulers import Groups, at_work
+from .live_schedulers import Groups, at_work, counts_steps
 
 NOTHING = 1e-6  # of the slowest rate: what a floor may be without anybody noticing
 
@@ -106,7 +106,7 @@ def trap_of(groups: Groups, first: Mapping[int, float], schedulers: Sequence[Any
             those of two players with one floor.
     """
     several = []
-    for one in _written(at_work(schedulers)):
+    for one in _written(_working(schedulers, first)):
         own = [first.get(id(group), 0.0) for group in groups if id(group) in one.ids]
         if are_different(own) and one.value > NOTHING * _slowest(own):
             several.append((one, own))
@@ -130,9 +130,29 @@ def _written(schedulers: Sequence[Any]) -> list[_Found]:
     return list(found.values())
 
 
-def may_follow(schedulers: Sequence[Any]) -> bool:
+def _working(schedulers: Sequence[Any], first: Mapping[int, float]) -> list[Any]:
+    """Those that were stepped, as far as they count steps; one that does not leads rates straight to its floors."""
+    return [one for one in at_work(schedulers) if counts_steps(one) or _is_on_its_way(one, first)]
+
+
+def _is_on_its_way(scheduler: Any, first: Mapping[int, float]) -> bool:
+    """Tell whether all rates have gone the same share of their way to the floors of a scheduler."""
+    floors = [
+        trap.values(scheduler) for trap in TRAPS.get(known_name(scheduler), ()) if trap.is_floor
+    ]
+    shares = []
+    for group, floor in (
+        zip(scheduler.optimizer.param_groups, *floors, strict=False) if floors else ()
+    ):
+        way = first.get(id(group), 0.0) - floor
+        if abs(way) > NOTHING * floor:
+            shares.append((float(group["lr"]) - floor) / way)
+    return not shares or max(shares) - min(shares) <= NOTHING
+
+
+def may_follow(schedulers: Sequence[Any], first: Mapping[int, float]) -> bool:
     """Tell whether one with traps was not stepped yet."""
-    working = set(map(id, at_work(schedulers)))
+    working = set(map(id, _working(schedulers, first)))
     return any(id(one) not in working and TRAPS.get(known_name(one)) for one in schedulers)
 
 

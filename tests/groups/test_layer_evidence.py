@@ -108,6 +108,22 @@ def test_what_nothing_tells_is_refused_by_name(make: Any) -> None:
     assert _rates(model, layers=["top", *(f"blocks.{i}" for i in range(BLOCKS)), "norm"])
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_list_of_one_for_each_block(later: bool) -> None:
+    """It goes with the blocks, wherever it was made."""
+    own = {"adapters": nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BLOCKS))}
+    rates = _rates(_model({}, own) if later else _model(own))
+    for i in range(BLOCKS):
+        assert rates[f"adapters.{i}.weight"] == rates[f"blocks.{i}.up.weight"]
+
+
+def test_a_list_of_another_length_is_no_part_of_the_blocks() -> None:
+    """As ConvNeXt's layers between stages: the first of them comes before all, the last one does not."""
+    own = nn.ModuleList(nn.Conv2d(4 * i + 3, 4 * i + 7, 2) for i in range(BLOCKS - 1))
+    with pytest.raises(ValueError, match=r"whether 'between\.0' comes before"):
+        _rates(_model({"between": own}))
+
+
 def test_a_matrix_of_the_model_itself() -> None:
     model = _model({})
     model.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, 5, WIDTH)))

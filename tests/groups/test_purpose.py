@@ -117,6 +117,14 @@ def test_in_lists_and_dicts_of_parameters() -> None:
     assert found["experts.0"] == ("matrix", True)
 
 
+def test_biases_that_are_called_b() -> None:
+    part = Own(w1=(3, 8, 16), b1=(3, 16), W_in=(3, 8, 8), b_in=(3, 8), basis=(3, 8))
+    found = _judged(nn.ModuleDict({"part": part, "layer": nn.Linear(3, 3)}))
+    assert {n for n, (kind, _) in found.items() if kind == "vector"} == {
+        *("part.b1", "part.b_in", "layer.bias")
+    }
+
+
 def _legacy_norm(layer: nn.Module) -> nn.Module:
     with pytest.warns(FutureWarning):
         return nn.utils.weight_norm(layer)

@@ -211,6 +211,14 @@ def test_a_scheduler_of_one_player() -> None:
     assert "max_lr=[0.1, 1]" in found[0]
 
 
+def test_one_that_counts_no_steps_is_judged_by_the_way_of_the_rates() -> None:
+    """Timm's: it is not blamed for what another scheduler does."""
+    optimizer = _optimizer(RATES["two"])
+    idle = CosineLRScheduler(optimizer, 2e-6, 0.0, 0)
+    assert _steps(optimizer, LISTS["lambdas"](optimizer), 12) == []
+    assert len(_steps(optimizer, idle, 6)) == 1
+
+
 def test_a_scheduler_of_another_optimizer_is_not_blamed() -> None:
     other, optimizer = _optimizer(RATES["two"]), _optimizer(RATES["two"])
     others = lr_scheduler.CosineAnnealingLR(other, T_max=10, eta_min=1e-6)
