@@ -24,7 +24,7 @@ _LATE = re.compile(
 # before it, though made after it; no "embedding_norm", which is LFM2's last one
 _SURELY_EARLY = re.compile(
     r"(\w+_)?(embed|embeddings?|embedder|patch_embed\w*|pos_embed\w*|layernorm_embedding"
-    r"|input_proj\w*|proj_in|in_proj|project_in|embed_in|wte|wpe|stem)"
+    r"|input_proj\w*|proj_in|in_proj|project_in|embed_in|wte|wpe|stem|prompt_encoder)"
 )
 _NEVER_EARLY = frozenset((*USUAL_HEADS, *COMPANIONS))
 _SIMPLE = 4  # layers with matrices; what has more is a network of its own, as the image tower of a language model

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .builders import Group, group_of
+from .builders import Group, check_at_least_zero, check_number, group_of
 from .detect_head import detect_head, unwrapped
 from .layer_stack import LayerStack, find_stack
 from .model_parameters import ModelParameter, model_parameters, plain_name, refuse_unknown
@@ -51,9 +51,10 @@ def layerwise_lr_decay(
 
     Raises:
         ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, `layers` leaves
-            a parameter out, or it cannot be known what parameters are: of a lazy module, or flattened by
-            FSDP1 (use_orig_params=False).
-        TypeError: the model is no nn.Module, `head` is no name, or `layers` gives no integers.
+            a parameter out, it cannot be known whether a layer is before or after the blocks, or what parameters are:
+            of a lazy module, or flattened by FSDP1 (use_orig_params=False).
+        TypeError: the model is no nn.Module, `decay` or `lr` is no number, `head` is no name, or `layers` gives no
+            integers.
 
     Example:
         >>> blocks = [nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16) for _ in range(2)]
@@ -67,10 +68,10 @@ def layerwise_lr_decay(
         depth 3 0.001
         head 0.001
     """
+    check_number("decay", decay)
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"decay must be in (0, 1], got {decay!r}")
-    if not lr >= 0.0:
-        raise ValueError(f"lr must be >= 0, got {lr!r}")
+    check_at_least_zero("lr", lr)
     params = model_parameters(model)
     if no_decay or layers is None:
         refuse_unknown(params)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import nn
 
-from .builders import CONTENT, Group, members_of, parameters_of
+from .builders import CONTENT, Group, as_groups, check_at_least_zero, members_of, parameters_of
 from .detect_head import unwrapped
 from .model_parameters import ModelParameter, model_parameters, plain_name, refuse_unknown
 from .purpose import EMBEDDINGS, is_bias, purposes
@@ -58,7 +59,8 @@ def decay_by_module(
 
     Raises:
         ValueError: a group holds a parameter that is not the model's, or it cannot be known what parameters
-            are: of a lazy module, or flattened by FSDP1 (use_orig_params=False).
+            are: of a lazy module, or flattened by FSDP1 (use_orig_params=False); `weight_decay` is negative.
+        TypeError: `weight_decay` is no number, `exempt` are no types, or `groups` are none.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -67,13 +69,15 @@ def decay_by_module(
         0.1 ['0.weight', '2.weight']
         0.0 ['0.bias', '1.weight', '1.bias', '2.bias']
     """
+    check_at_least_zero("weight_decay", weight_decay)
+    types = _as_types(exempt)
     every = model_parameters(model)
     refuse_unknown(every)
     known = {id(one.param): one for one in every}
     own = _Own.of(model)
     given = groups if groups is not None else [{"params": list(model.named_parameters())}]
     found = []
-    for index, group in enumerate(given):
+    for index, group in enumerate(as_groups(given)):
         parted: dict[bool, list[int]] = {False: [], True: []}
         for place, param in enumerate(parameters_of(group)):
             one = known.get(id(param))
@@ -82,12 +86,19 @@ def decay_by_module(
                 raise ValueError(
                     f"param group {index} holds a parameter of shape {shape} that is not the model's"
                 )
-            parted[_is_exempt(one, exempt, biases, own)].append(place)
+            parted[_is_exempt(one, types, biases, own)].append(place)
         if parted[False]:
             found.append({"weight_decay": weight_decay, **_part(group, parted[False])})
         if parted[True]:
             found.append({**_part(group, parted[True]), "weight_decay": 0.0})
     return found
+
+
+def _as_types(exempt: Any) -> tuple[type[nn.Module], ...]:
+    types = (exempt,) if isinstance(exempt, type) else exempt
+    if not isinstance(types, (tuple, list)) or not all(isinstance(one, type) for one in types):
+        raise TypeError(f"exempt must be types of modules in a tuple, got {exempt!r}")
+    return tuple(types)
 
 
 def _part(group: Group, places: list[int]) -> Group:

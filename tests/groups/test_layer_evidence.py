@@ -84,6 +84,7 @@ def test_made_before_the_blocks(case: str) -> None:
     [
         ("patch_embed", lambda: _conv(WIDTH), BEFORE),
         ("layernorm_embedding", lambda: nn.LayerNorm(WIDTH), BEFORE),  # of BART's decoder
+        ("prompt_encoder", lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 9)), BEFORE),  # PEFT
         ("embedding_norm", lambda: nn.LayerNorm(WIDTH), AFTER),  # of LFM2, for all its name
         ("anything", lambda: nn.Linear(WIDTH, WIDTH), AFTER),
     ],

@@ -126,6 +126,8 @@ def _encoder_and_decoder() -> nn.Module:
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), {}, ValueError, "Stacks: none"),
         (_encoder_and_decoder, {}, ValueError, r"'encoder' \(3 blocks\), 'decoder' \(3 blocks\)"),
         (ViT, {"lr": -1.0}, ValueError, "lr must be >= 0"),
+        (ViT, {"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
+        (ViT, {"decay": None}, TypeError, "decay must be a number, got None"),
         (ViT, {"head": "top"}, ValueError, "no module or parameter named 'top'"),
         (ViT, {"layers": ["blocks", "norm"]}, ValueError, "'cls_token' is in none of the layers"),
         (ViT, {"layers": ["", "norm"]}, ValueError, "'cls_token' is in none of the layers"),
@@ -136,7 +138,7 @@ def _encoder_and_decoder() -> nn.Module:
 )
 def test_refused_by_name(make: Any, options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        sf.layerwise_lr_decay(make(), 0.5, **{"lr": 1.0, **options})
+        sf.layerwise_lr_decay(make(), **{"decay": 0.5, "lr": 1.0, **options})
 
 
 def test_a_name_that_no_parameter_has() -> None:
