@@ -15,6 +15,7 @@ COUNTERS = {
     "last_epoch": 0,
     "last_batch_iteration": -1,
 }  # before the first step: torch's, DeepSpeed's
+SETTERS = ("OneCycleLR", "CyclicLR")  # their constructors write rates
 PER_GROUP = ("LambdaLR", "MultiplicativeLR")
 
 
@@ -46,8 +47,8 @@ def schedulers_of(groups: Groups, names: Collection[str]) -> list[Any]:
 def at_work(schedulers: Sequence[Any]) -> list[Any]:
     """Return those that were stepped, and the parts of those: one that nobody steps has no hand in any rate.
 
-    One whose constructor writes rates, as that of `OneCycleLR` does, is at work while those are the rates; one that
-    counts no steps, as timm's, always.
+    One whose constructor writes rates, as that of `OneCycleLR` does, is at work while those are the rates, or where it
+    is part of another one, which begins with the rates that it noted; one that counts no steps, as timm's, always.
     """
     ids = {id(one) for one in schedulers if _was_stepped(one)}
     waiting = [one for one in schedulers if id(one) in ids]
@@ -56,7 +57,12 @@ def at_work(schedulers: Sequence[Any]) -> list[Any]:
             if id(part) not in ids:
                 ids.add(id(part))
                 waiting.append(part)
-    return [one for one in schedulers if id(one) in ids or _wrote_rates(one)]
+    parts = {id(part) for one in schedulers for part in _parts(one)}
+    return [
+        one
+        for one in schedulers
+        if id(one) in ids or (_is_setter(one) and (id(one) in parts or _has_last_word(one)))
+    ]
 
 
 def _parts(scheduler: Any) -> Iterable[Any]:
@@ -81,14 +87,17 @@ def _counts(scheduler: Any) -> list[bool]:
     return [count > start for count, start in counts if isinstance(count, (int, float))]
 
 
-def _wrote_rates(scheduler: Any) -> bool:
-    """Tell whether the rates are those of its construction, which were others before."""
+def _is_setter(scheduler: Any) -> bool:
+    return any(base.__name__ in SETTERS for base in type(scheduler).__mro__)
+
+
+def _has_last_word(scheduler: Any) -> bool:
+    """Tell whether the rates are those that it wrote last."""
     noted, groups = getattr(scheduler, "_last_lr", None), scheduler.optimizer.param_groups
     if not isinstance(noted, (list, tuple)) or len(noted) != len(groups):
         return False
-    is_setter = any(base.__name__ in ("OneCycleLR", "CyclicLR") for base in type(scheduler).__mro__)
     pairs = zip(noted, groups, strict=True)
-    return is_setter and all(math.isclose(lr, group["lr"], rel_tol=1e-6) for lr, group in pairs)
+    return all(math.isclose(lr, group["lr"], rel_tol=1e-6) for lr, group in pairs)
 
 
 def are_set_apart(schedulers: Iterable[Any]) -> bool:

@@ -68,7 +68,10 @@ class RatioWatch:
         self._sides: list[np.ndarray] = []  # indices of the groups of each player that has some
         self._was_loaded = False
         self._was_searched = False
+        # each search takes long: after 1, 2, 4, ... of these
         self._changes = 0  # of ratios, until all schedulers are known
+        self._meetings = 0  # of rates
+        self._are_set_apart = self._is_warming_up = False  # by what was found last
         self.together: _Together | None = None
         self._largest = 0.0  # rate so far
         self._warned: set[str] = set()
@@ -185,8 +188,7 @@ class RatioWatch:
             self._first = rates
         elif not (self._was_searched or _are_in_proportion(now, before)):
             self._changes += 1
-            # others may be stepped later: again after 1, 2, 4, ... changes
-            if not self._changes & (self._changes - 1):
+            if _is_power_of_two(self._changes):  # others may be stepped later
                 self._search(groups)
 
     def _search(self, groups: Groups) -> None:
@@ -199,13 +201,21 @@ class RatioWatch:
 
     def _meet(self, rate: float, groups: Groups) -> _Together | None:
         """Tell of rates that a scheduler has just made equal, or begin to count how long they are."""
-        schedulers = schedulers_of(groups, TRAPS)
+        self._meetings += 1
+        if _is_power_of_two(self._meetings):
+            schedulers = schedulers_of(groups, TRAPS)
+            self._are_set_apart = are_set_apart(schedulers)
+            if self._was_explained(rate, groups, schedulers):
+                return None
+        return None if self._is_warming_up else _Together(self._are_set_apart)
+
+    def _was_explained(self, rate: float, groups: Groups, schedulers: list[Any]) -> bool:
+        """Tell of the scheduler that has made rates equal, if it is known."""
+        self._is_warming_up = is_warming_up(schedulers)
         why = trap_of(groups, self._first_by_id(), schedulers) or floor_by_eps(schedulers, rate)
         if why is not None:
             self._tell_of_equal_rates(rate, groups, why)
-        if why is not None or is_warming_up(schedulers):
-            return None
-        return _Together(are_set_apart(schedulers))
+        return why is not None
 
     def _count_together(self, rate: float, groups: Groups, is_step: bool) -> None:
         if self.together is not None:
@@ -218,7 +228,10 @@ class RatioWatch:
         together = self.together
         if together is not None and together.is_for_good():
             self.together = None
-            self._tell_of_equal_rates(together.rate, groups, UNKNOWN)
+            schedulers = schedulers_of(groups, TRAPS)  # others may have been stepped by now
+            is_known = self._was_explained(together.rate, groups, schedulers)
+            if not (is_known or self._is_warming_up):
+                self._tell_of_equal_rates(together.rate, groups, UNKNOWN)
 
     def _tell_of_equal_rates(self, rate: float, groups: Groups, why: str) -> None:
         who = "body and head" if len({group["role"] for group in groups}) > 1 else "all groups"
@@ -241,6 +254,10 @@ UNKNOWN = (
     "a scheduler or a loop wrote one number into every group. Multiply the rate of each group instead, as "
     "stackelberg_fused.scale_schedule(opt, fn) does"
 )
+
+
+def _is_power_of_two(count: int) -> bool:
+    return not count & (count - 1)
 
 
 def _are_in_proportion(rates: np.ndarray, others: np.ndarray) -> bool:

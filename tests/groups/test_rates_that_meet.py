@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
 import stackelberg_fused as sf
+from stackelberg_fused.groups import rate_warnings
 
 COSINE = lr_scheduler.CosineAnnealingLR
 
@@ -231,6 +232,18 @@ def test_one_cycle_that_was_only_built_is_blamed_while_its_rates_are_there() -> 
     assert idle.optimizer is other
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_part_that_wrote_its_first_rates_before_its_turn(steps: int) -> None:
+    optimizer = _optimizer(1e-4, 1e-3)
+    parts = [
+        lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3),
+        lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=30),
+    ]
+    schedule = lr_scheduler.SequentialLR(optimizer, parts, [3])
+    (found,) = _steps(optimizer, steps, schedule)
+    assert "OneCycleLR(max_lr=0.01)" in found
+
+
 STEPPED_LATER: dict[str, tuple[Callable[[Any], Any], str]] = {
     "swa": (lambda o: swa_utils.SWALR(o, swa_lr=1e-5, anneal_epochs=3), r"SWALR\(swa_lr=1e-05\)"),
     "sequential": (
@@ -290,3 +303,16 @@ def test_groups_that_are_added_under_a_scheduler() -> None:
     assert _steps(optimizer, 2, schedule) == []
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-2, "role": "head"})
     assert _steps(optimizer, 4) == []
+
+
+def test_searches_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks at all objects: rates that meet again and again cause no more than a few."""
+    searches: list[int] = []
+    search = rate_warnings.schedulers_of
+    monkeypatch.setattr(
+        rate_warnings, "schedulers_of", lambda *given: searches.append(1) or search(*given)
+    )
+    optimizer = _optimizer(1e-4, 1e-3)
+    schedule = Loop(optimizer, lambda k: 1e-4 if k % 3 else 1e-3, lambda k: 1e-3)
+    assert _steps(optimizer, 100, schedule) == []
+    assert len(searches) <= 8
