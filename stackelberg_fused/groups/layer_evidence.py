@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 from torch import nn
@@ -27,6 +27,15 @@ _SURELY_EARLY = re.compile(
     r"|input_proj\w*|proj_in|in_proj|project_in|embed_in|wte|wpe|stem|prompt_encoder)"
 )
 _NEVER_EARLY = frozenset((*USUAL_HEADS, *COMPANIONS))
+# of torch's linear layers, transformers' Conv1D, convolutions, recurrent layers
+_SIZES = (
+    ("in_features", "out_features"),
+    ("nx", "nf"),
+    ("in_channels", "out_channels"),
+    ("input_size", "hidden_size"),
+)
+_POSITIONS = re.compile(r"pos|wpe|type|rel")
+_COUNTS = ("num_embeddings", "num_classes", "num_labels", "vocab_size")
 _SIMPLE = 4  # layers with matrices; what has more is a network of its own, as the image tower of a language model
 
 
@@ -50,32 +59,66 @@ def is_surely_early(part: str) -> bool:
     return _SURELY_EARLY.fullmatch(part) is not None
 
 
-def side_by_shape(module: nn.Module, first: nn.Module, last: nn.Module) -> Side | None:
+def side_by_shape(
+    module: nn.Module, first: nn.Module, last: nn.Module, outputs: Collection[int] = ()
+) -> Side | None:
     """Say on which side of the stack a module is by what comes in and goes out; None where that says nothing.
+
+    A multiple of the width says nothing: layers that modulate all blocks give several times as much, and those that
+    join features take it.
 
     Args:
         module: of which all is on one side.
         first, last: blocks of the stack.
+        outputs: numbers of classes and tokens of the model, as far as they are known.
     """
     sizes = list(_sizes(module))
-    into, out_of = next(_sizes(first), None), next(_sizes(last), None)
+    into, out_of = _width(first), _width(last)
     if not sizes or into is None or out_of is None:
         return None
     if len(sizes) > _SIMPLE:
         return "before"
-    takes_theirs, gives_theirs = sizes[0][0] == out_of[0], sizes[-1][1] == into[0]
-    if takes_theirs == gives_theirs:
-        return None
-    return "after" if takes_theirs else "before"
+    taken, given = sizes[0][0], sizes[-1][1]
+    if taken == out_of and (given % into or given in outputs):
+        return "after"
+    return "before" if given == into and taken % out_of else None
+
+
+def goes_along(module: nn.Module, first: nn.Module) -> bool:
+    """Tell whether each part of a list may go with one of the blocks: it gives what it takes, or is a norm."""
+    width = _width(first)
+    ends = [list(_sizes(part)) for part in module.children()]
+    return all(not sizes or sizes[0][0] == width == sizes[-1][1] for sizes in ends)
+
+
+def known_outputs(modules: Mapping[str, nn.Module]) -> set[int]:
+    """Return the numbers of classes and tokens that modules of a model tell.
+
+    Args:
+        modules: by name; tables of positions do not count.
+    """
+    found = set()
+    for path, module in modules.items():
+        if _POSITIONS.search(path.rpartition(".")[2]):
+            continue
+        for holder in (module, getattr(module, "config", None)):
+            values = [getattr(holder, name, None) for name in _COUNTS]
+            found |= {value for value in values if isinstance(value, int)}
+    return found
+
+
+def _width(block: nn.Module) -> int | None:
+    """What a block takes: its first layer does."""
+    return next((taken for taken, _ in _sizes(block)), None)
 
 
 def _sizes(module: nn.Module) -> Iterator[tuple[int, int]]:
-    """What comes into and goes out of each layer, in their order; a block begins with what it takes."""
-    for pair in (("in_features", "out_features"), ("nx", "nf"), ("in_channels", "out_channels")):
+    """What comes into and goes out of each layer, in their order."""
+    for pair in _SIZES:
         found = [
             (getattr(one, pair[0], None), getattr(one, pair[1], None)) for one in module.modules()
         ]
-        known = [(i, o) for i, o in found if isinstance(i, int) and isinstance(o, int)]
+        known = [(i, o) for i, o in found if isinstance(i, int) and isinstance(o, int) and i > 0]
         if known:
             yield from known
             return

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from .detect_head import unwrapped
-from .layer_evidence import Side, is_surely_early, side_by_name, side_by_shape
+from .layer_evidence import (
+    Side,
+    goes_along,
+    is_surely_early,
+    known_outputs,
+    side_by_name,
+    side_by_shape,
+)
 from .model_parameters import plain_name
 from .purpose import EMBEDDINGS, Purpose
 
@@ -29,12 +36,14 @@ class LayerStack:
         blocks: names of its blocks, first to last.
         earlier: names of parameters that the model lists before those of the stack.
         modules: of the model, by name.
+        shapes: what `side_by_shape` says of modules, by their names, as far as it was asked.
     """
 
     path: str
     blocks: tuple[str, ...]
     earlier: frozenset[str]
     modules: dict[str, nn.Module]
+    shapes: dict[str, Side | None] = field(default_factory=dict)
 
     @property
     def after(self) -> int:
@@ -75,12 +84,10 @@ class LayerStack:
         side = side_by_name(parts[:1])
         if side is None and purpose == "embedding":
             return "before"
-        unit = self.modules.get(".".join([*common, parts[0]]))
+        path = ".".join([*common, parts[0]])
+        unit = self.modules.get(path)
         if side is None and unit is not None:
-            ends = [
-                self.modules[f"{self.path}.{block}"] for block in (self.blocks[0], self.blocks[-1])
-            ]
-            side = side_by_shape(unit, *ends) or side_by_name(parts[1:-1])
+            side = self._by_shape(path, unit) or side_by_name(parts[1:-1])
         # a norm, or a token: of all that was seen in libraries such were made where they are applied
         has_matrix = unit is not None and any(p.dim() > 1 for p in unit.parameters())
         if side is None and purpose == "vector" and not has_matrix:
@@ -94,6 +101,12 @@ class LayerStack:
             )
         return side
 
+    def _by_shape(self, path: str, unit: nn.Module) -> Side | None:
+        if path not in self.shapes:
+            first, last = (self.modules[f"{self.path}.{self.blocks[end]}"] for end in (0, -1))
+            self.shapes[path] = side_by_shape(unit, first, last, known_outputs(self.modules))
+        return self.shapes[path]
+
     def _block_of(self, name: str) -> int | None:
         """The number of the block that something goes with: part of a list beside the blocks, one for each of them."""
         common, parts = self._beside(name)
@@ -102,7 +115,10 @@ class LayerStack:
         beside = self.modules[".".join([*common, parts[0]])]
         is_list = isinstance(beside, (nn.ModuleList, nn.ModuleDict))
         names = tuple(child for child, _ in beside.named_children())
-        return self.blocks.index(parts[1]) if is_list and names == self.blocks else None
+        if not is_list or names != self.blocks or side_by_name(parts[:1]) == "after":
+            return None
+        first = self.modules[f"{self.path}.{self.blocks[0]}"]
+        return self.blocks.index(parts[1]) if goes_along(beside, first) else None
 
     @property
     def _holder(self) -> str:

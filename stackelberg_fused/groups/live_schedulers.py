@@ -22,8 +22,8 @@ PER_GROUP = ("LambdaLR", "MultiplicativeLR")
 def schedulers_of(groups: Groups, names: Collection[str]) -> list[Any]:
     """Return the schedulers that are alive and whose optimizer, or a wrapper or player of it, has one of these groups.
 
-    It looks at every object that Python's garbage collector knows, which takes tenths of a second in a large program: a
-    scheduler knows its optimizer, but no optimizer knows its schedulers.
+    It looks at every object that Python's garbage collector knows, which takes a tenth of a second in a large program:
+    a scheduler knows its optimizer, but no optimizer knows its schedulers.
 
     Args:
         groups: of an optimizer.

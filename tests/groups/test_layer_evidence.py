@@ -49,6 +49,7 @@ SIDES: dict[str, tuple[str, Any, float]] = {
         BEFORE,
     ),
     "patches": ("lift", lambda: _conv(WIDTH), BEFORE),
+    "a recurrent layer": ("rnn", lambda: nn.LSTM(5, WIDTH), BEFORE),
     "a network": (
         "eye",
         lambda: nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(6))),
@@ -96,8 +97,14 @@ def test_made_after_the_blocks(name: str, make: Any, rate: float) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: nn.Linear(WIDTH, WIDTH), lambda: nn.Linear(5, 5), lambda: nn.Bilinear(2, 3, 4)],
-    ids=["as wide as the blocks", "of other sizes", "of a kind without sizes"],
+    [
+        lambda: nn.Linear(WIDTH, WIDTH),
+        lambda: nn.Linear(5, 5),
+        lambda: nn.Bilinear(2, 3, 4),
+        lambda: nn.Linear(WIDTH, 6 * WIDTH),  # modulates all blocks: PixArt's
+        lambda: nn.Linear(3 * WIDTH, WIDTH),
+    ],
+    ids=["as wide as the blocks", "of other sizes", "without sizes", "to several", "from several"],
 )
 def test_what_nothing_tells_is_refused_by_name(make: Any) -> None:
     model = _model({"top": make()})
@@ -116,6 +123,26 @@ def test_a_list_of_one_for_each_block(later: bool) -> None:
     rates = _rates(_model({}, own) if later else _model(own))
     for i in range(BLOCKS):
         assert rates[f"adapters.{i}.weight"] == rates[f"blocks.{i}.up.weight"]
+
+
+@pytest.mark.parametrize("table", ["words", "positions"])
+def test_as_many_outputs_as_tokens_are_a_last_layer(table: str) -> None:
+    """A multiple of the width says nothing else, nor does the number of positions."""
+    model = _model({"readouts": nn.Linear(WIDTH, 2 * WIDTH), table: nn.Embedding(2 * WIDTH, WIDTH)})
+    if table == "positions":
+        with pytest.raises(ValueError, match="whether 'readouts' comes before"):
+            _rates(model)
+        model.num_classes = 2 * WIDTH
+    assert _rates(model)["readouts.weight"] == AFTER
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("name", ["tasks", "heads"])
+def test_as_many_heads_as_blocks_are_heads(name: str, later: bool) -> None:
+    out = 3 if name == "tasks" else WIDTH
+    own = {name: nn.ModuleList(nn.Linear(WIDTH, out) for _ in range(BLOCKS))}
+    rates = _rates(_model({}, own) if later else _model(own))
+    assert {rate for n, rate in rates.items() if n.startswith(name)} == {AFTER}
 
 
 def test_a_list_of_another_length_is_no_part_of_the_blocks() -> None:
