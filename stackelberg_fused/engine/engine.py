@@ -43,6 +43,12 @@ from .replaced_params import ReplacedParameters
 from .sharded_balls import ShardedBalls, has_sharded_ball
 from .state_requests import StateRequests
 
+# by the role of a step: the others
+LEFT_OUT: dict[str | None, frozenset[str]] = {
+    None: NOBODY,
+    **{role: frozenset(ROLES) - {role} for role in ROLES},
+}
+
 
 class Engine:
     """Every launch unit of an optimizer.
@@ -212,9 +218,11 @@ class Engine:
 
     def _resting(self, staged: list[Staged | None], role: str | None) -> frozenset[str]:
         """The roles that had no part in a step: those that it left out, and those that wait for their turn."""
+        left_out = LEFT_OUT[role]
         plans = [ready.plan for ready in staged if ready is not None]
-        left_out = NOBODY if role is None else frozenset(ROLES) - {role}
-        playing = left_out.union(*(plan.playing for plan in plans)) - left_out
+        if not any(plan.resting for plan in plans):
+            return left_out
+        playing = NOBODY.union(*(plan.playing for plan in plans)) - left_out
         return left_out.union(*(plan.resting for plan in plans)) - playing
 
     def _is_request(self, role: str | None, limits: ClipLimits | None, changed: list[int]) -> bool:

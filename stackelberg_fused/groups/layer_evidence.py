@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -84,11 +84,22 @@ def side_by_shape(
     return "before" if given == into and taken % out_of else None
 
 
-def goes_along(module: nn.Module, first: nn.Module) -> bool:
-    """Tell whether each part of a list may go with one of the blocks: it gives what it takes, or is a norm."""
-    width = _width(first)
-    ends = [list(_sizes(part)) for part in module.children()]
-    return all(not sizes or sizes[0][0] == width == sizes[-1][1] for sizes in ends)
+def go_along(parts: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> bool:
+    """Tell whether each part of a list may go with one of the blocks.
+
+    It is a norm, or gives what its block takes, and takes the same, or what the block before gives: the layers between
+    the stages of ConvNeXt, Twins, PoolFormer.
+    """
+    widths = [_width(block) for block in blocks]
+    for number, part in enumerate(parts):
+        sizes = list(_sizes(part))
+        if not sizes:
+            continue
+        fitting = widths[max(number - 1, 0) : number + 1]
+        taken_fits = sizes[0][0] in fitting or (number == 0 and len({*widths}) > 1)
+        if sizes[-1][1] != widths[number] or not taken_fits:
+            return False
+    return True
 
 
 def known_outputs(modules: Mapping[str, nn.Module]) -> set[int]:

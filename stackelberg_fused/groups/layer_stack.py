@@ -9,7 +9,7 @@ from torch import nn
 from .detect_head import unwrapped
 from .layer_evidence import (
     Side,
-    goes_along,
+    go_along,
     is_surely_early,
     known_outputs,
     side_by_name,
@@ -117,8 +117,8 @@ class LayerStack:
         names = tuple(child for child, _ in beside.named_children())
         if not is_list or names != self.blocks or side_by_name(parts[:1]) == "after":
             return None
-        first = self.modules[f"{self.path}.{self.blocks[0]}"]
-        return self.blocks.index(parts[1]) if goes_along(beside, first) else None
+        blocks = [self.modules[f"{self.path}.{block}"] for block in self.blocks]
+        return self.blocks.index(parts[1]) if go_along([*beside.children()], blocks) else None
 
     @property
     def _holder(self) -> str:

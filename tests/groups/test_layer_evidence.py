@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -143,6 +144,26 @@ def test_as_many_heads_as_blocks_are_heads(name: str, later: bool) -> None:
     own = {name: nn.ModuleList(nn.Linear(WIDTH, out) for _ in range(BLOCKS))}
     rates = _rates(_model({}, own) if later else _model(own))
     assert {rate for n, rate in rates.items() if n.startswith(name)} == {AFTER}
+
+
+@pytest.mark.parametrize("name", ["patch_embeds", "between"])
+def test_layers_between_stages_go_with_the_stage_behind_them(name: str) -> None:
+    """As Twins and ConvNeXt have them; the first of them makes the stages' input."""
+    widths = [3, 4, 8, 16]
+    layers = [nn.Conv2d(*pair, 2) for pair in itertools.pairwise(widths)]
+    model = _model({name: nn.ModuleList(layers)})
+    model.blocks = nn.Sequential(
+        *(nn.Sequential(*(Block(width) for _ in range(9))) for width in widths[1:])
+    )
+    rates = _rates(model)
+    for i in range(BLOCKS):
+        assert rates[f"{name}.{i}.weight"] == rates[f"blocks.{i}.0.up.weight"] < 1
+
+
+def test_as_many_inputs_as_blocks_come_before_all() -> None:
+    own = {"patch_embeds": nn.ModuleList(nn.Conv2d(3, WIDTH, 2) for _ in range(BLOCKS))}
+    rates = _rates(_model(own))
+    assert {rate for n, rate in rates.items() if n.startswith("patch_embeds")} == {BEFORE}
 
 
 def test_a_list_of_another_length_is_no_part_of_the_blocks() -> None:
