@@ -71,50 +71,47 @@ SIDES: dict[str, tuple[str, Any, float]] = {
 }
 
 
-@pytest.mark.parametrize("case", SIDES)
-def test_made_before_the_blocks(case: str) -> None:
-    name, make, rate = SIDES[case]
-    rates = _rates(_model({name: make()}))
-    assert {r for n, r in rates.items() if n.startswith(name)} == {rate}
-    assert rates["norm.weight"] == AFTER
-    wrapped = torch.compile(_model({name: make()}))
-    assert {r for n, r in _rates(wrapped).items() if f".{name}." in n} == {rate}
+def test_made_before_the_blocks() -> None:
+    for case, (name, make, rate) in SIDES.items():
+        rates = _rates(_model({name: make()}))
+        assert {r for n, r in rates.items() if n.startswith(name)} == {rate}, case
+        assert rates["norm.weight"] == AFTER
+        wrapped = torch.compile(_model({name: make()}))
+        assert {r for n, r in _rates(wrapped).items() if f".{name}." in n} == {rate}, case
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "rate"),
-    [
-        ("patch_embed", lambda: _conv(WIDTH), BEFORE),
-        ("layernorm_embedding", lambda: nn.LayerNorm(WIDTH), BEFORE),  # of BART's decoder
-        ("prompt_encoder", lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 9)), BEFORE),  # PEFT
-        ("embedding_norm", lambda: nn.LayerNorm(WIDTH), AFTER),  # of LFM2, for all its name
-        ("anything", lambda: nn.Linear(WIDTH, WIDTH), AFTER),
-    ],
-)
-def test_made_after_the_blocks(name: str, make: Any, rate: float) -> None:
-    rates = _rates(_model({"embed": nn.Embedding(9, WIDTH)}, {name: make()}))
-    assert {r for n, r in rates.items() if n.startswith(name)} == {rate}
+LATER: dict[str, tuple[Any, float]] = {
+    "patch_embed": (lambda: _conv(WIDTH), BEFORE),
+    "layernorm_embedding": (lambda: nn.LayerNorm(WIDTH), BEFORE),  # of BART's decoder
+    "prompt_encoder": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 9)), BEFORE),  # PEFT's
+    "embedding_norm": (lambda: nn.LayerNorm(WIDTH), AFTER),  # of LFM2, for all its name
+    "anything": (lambda: nn.Linear(WIDTH, WIDTH), AFTER),
+}
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.Linear(WIDTH, WIDTH),
-        lambda: nn.Linear(5, 5),
-        lambda: nn.Bilinear(2, 3, 4),
-        lambda: nn.Linear(WIDTH, 6 * WIDTH),  # modulates all blocks: PixArt's
-        lambda: nn.Linear(3 * WIDTH, WIDTH),
-    ],
-    ids=["as wide as the blocks", "of other sizes", "without sizes", "to several", "from several"],
-)
-def test_what_nothing_tells_is_refused_by_name(make: Any) -> None:
-    model = _model({"top": make()})
-    with pytest.raises(
-        ValueError, match=r"whether 'top' comes before the blocks 'blocks' .* head="
-    ):
-        _rates(model)
-    assert _rates(model, head="top")["top.weight"] == AFTER
-    assert _rates(model, layers=["top", *(f"blocks.{i}" for i in range(BLOCKS)), "norm"])
+def test_made_after_the_blocks() -> None:
+    for name, (make, rate) in LATER.items():
+        rates = _rates(_model({"embed": nn.Embedding(9, WIDTH)}, {name: make()}))
+        assert {r for n, r in rates.items() if n.startswith(name)} == {rate}, name
+
+
+UNKNOWN: dict[str, Any] = {
+    "as wide as the blocks": lambda: nn.Linear(WIDTH, WIDTH),
+    "of other sizes": lambda: nn.Linear(5, 5),
+    "without sizes": lambda: nn.Bilinear(2, 3, 4),
+    "to several times the width": lambda: nn.Linear(WIDTH, 6 * WIDTH),  # PixArt's, for all blocks
+    "from several": lambda: nn.Linear(3 * WIDTH, WIDTH),
+}
+
+
+def test_what_nothing_tells_is_refused_by_name() -> None:
+    for case, make in UNKNOWN.items():
+        model = _model({"top": make()})
+        with pytest.raises(ValueError, match=r"whether 'top' comes before .* 'blocks' .* head="):
+            _rates(model)
+        assert _rates(model, head="top")["top.weight"] == AFTER, case
+        layers = ["top", *(f"blocks.{i}" for i in range(BLOCKS)), "norm"]
+        assert _rates(model, layers=layers)["top.weight"] == BEFORE, case
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -137,13 +134,12 @@ def test_as_many_outputs_as_tokens_are_a_last_layer(table: str) -> None:
     assert _rates(model)["readouts.weight"] == AFTER
 
 
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("name", ["tasks", "heads"])
-def test_as_many_heads_as_blocks_are_heads(name: str, later: bool) -> None:
-    out = 3 if name == "tasks" else WIDTH
-    own = {name: nn.ModuleList(nn.Linear(WIDTH, out) for _ in range(BLOCKS))}
-    rates = _rates(_model({}, own) if later else _model(own))
-    assert {rate for n, rate in rates.items() if n.startswith(name)} == {AFTER}
+def test_as_many_heads_as_blocks_are_heads() -> None:
+    for name, out in (("tasks", 3), ("heads", WIDTH)):
+        own = {name: nn.ModuleList(nn.Linear(WIDTH, out) for _ in range(BLOCKS))}
+        for model in (_model({}, own), _model(own)):
+            rates = _rates(model)
+            assert {rate for n, rate in rates.items() if n.startswith(name)} == {AFTER}
 
 
 @pytest.mark.parametrize("name", ["patch_embeds", "between"])

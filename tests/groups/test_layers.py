@@ -110,10 +110,10 @@ def test_layers_in_the_order_that_is_given() -> None:
     _check(model, groups, {"stem": 3, "middle.0": 2, "middle.1": 1, "top": 0})
 
 
-@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5, float("nan")])
-def test_a_decay_outside(decay: float) -> None:
-    with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]"):
-        sf.layerwise_lr_decay(ViT(), decay, lr=1.0)
+def test_a_decay_outside() -> None:
+    for decay in (0.0, -0.5, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]"):
+            sf.layerwise_lr_decay(ViT(), decay, lr=1.0)
 
 
 def _encoder_and_decoder() -> nn.Module:

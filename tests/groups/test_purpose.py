@@ -165,13 +165,12 @@ NORMED: dict[str, tuple[Any, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", NORMED)
-def test_parametrized_weights(name: str) -> None:
-    make, vector, matrix = NORMED[name]
-    found = _judged(nn.ModuleDict({"a": make(), "b": nn.Linear(3, 3)}))
-    assert found[f"a.{vector}"] == ("vector", False)
-    assert found[f"a.{matrix}"] == ("matrix", True)
-    assert found["a.bias"] == ("vector", False)
+def test_parametrized_weights() -> None:
+    for name, (make, vector, matrix) in NORMED.items():
+        found = _judged(nn.ModuleDict({"a": make(), "b": nn.Linear(3, 3)}))
+        assert found[f"a.{vector}"] == ("vector", False), name
+        assert found[f"a.{matrix}"] == ("matrix", True), name
+        assert found["a.bias"] == ("vector", False), name
 
 
 class Swin(nn.Module):

@@ -153,20 +153,19 @@ def test_each_is_noticed_once_before_it_is_over(name: str, rates: list[float]) -
     assert "scale_schedule" in found[0]
 
 
-@pytest.mark.parametrize("name", TRAPS)
-def test_groups_of_one_player_alone(name: str) -> None:
-    make, metric, message = TRAPS[name]
-    optimizer = _optimizer(RATES["layers"], heads=0)
-    found = _steps(optimizer, make(optimizer), 10, *metric)
-    assert len(found) == 1, found
-    assert re.search(message, found[0])
+@pytest.mark.slow
+def test_groups_of_one_player_alone() -> None:
+    for name, (make, metric, message) in TRAPS.items():
+        optimizer = _optimizer(RATES["layers"], heads=0)
+        found = _steps(optimizer, make(optimizer), 10, *metric)
+        assert len(found) == 1, (name, found)
+        assert re.search(message, found[0]), name
 
 
-@pytest.mark.parametrize("name", TRAPS)
-def test_groups_that_were_equal_are_not_warned_of(name: str) -> None:
-    make, metric, _ = TRAPS[name]
-    optimizer = _optimizer([1e-3] * 3)
-    assert _steps(optimizer, make(optimizer), 25, *metric) == []
+def test_groups_that_were_equal_are_not_warned_of() -> None:
+    for name, (make, metric, _) in TRAPS.items():
+        optimizer = _optimizer([1e-3] * 3)
+        assert _steps(optimizer, make(optimizer), 25, *metric) == [], name
 
 
 LISTS: dict[str, Callable[[Any], Any]] = {

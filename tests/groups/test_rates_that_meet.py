@@ -94,11 +94,10 @@ MEETINGS: dict[str, tuple[tuple[float, ...], tuple[Callable[[int], float], ...]]
 
 
 @pytest.mark.parametrize("make", [_lambdas, Loop])
-@pytest.mark.parametrize("name", MEETINGS)
-def test_rates_that_only_meet(name: str, make: Any) -> None:
-    rates, functions = MEETINGS[name]
-    optimizer = _optimizer(*rates)
-    assert _steps(optimizer, 12, make(optimizer, *functions)) == []
+def test_rates_that_only_meet(make: Any) -> None:
+    for name, (rates, functions) in MEETINGS.items():
+        optimizer = _optimizer(*rates)
+        assert _steps(optimizer, 12, make(optimizer, *functions)) == [], name
 
 
 def test_rates_that_meet_for_an_epoch_by_functions_of_their_own() -> None:
@@ -107,6 +106,7 @@ def test_rates_that_meet_for_an_epoch_by_functions_of_their_own() -> None:
     assert _steps(optimizer, 60, schedule, each=10) == []
 
 
+@pytest.mark.slow
 def test_the_many_steps_of_the_head_are_one_of_the_game() -> None:
     optimizer = _optimizer(1e-4, 1e-3)
     schedule = Loop(optimizer, _touching, lambda k: 1e-3)
@@ -118,6 +118,7 @@ def test_the_many_steps_of_the_head_are_one_of_the_game() -> None:
             schedule.step()
 
 
+@pytest.mark.slow
 def test_the_alternating_mode_is_one_step_too() -> None:
     optimizer = _optimizer(1e-4, 1e-3, mode="alternating")
     schedule = Loop(optimizer, _touching, lambda k: 1e-3)
@@ -154,6 +155,7 @@ def test_a_loop_that_joins_them_is_told_in_its_second_step(name: str) -> None:
     assert "a scheduler or a loop wrote one number" in found
 
 
+@pytest.mark.slow
 def test_functions_that_join_are_told_once_the_rates_have_moved_together() -> None:
     optimizer = _optimizer(1e-4, 1e-3)
     (found,) = _steps(optimizer, 9, _lambdas(optimizer, *JOINED["while they fall"]))
@@ -180,6 +182,7 @@ def test_players_that_step_in_turn_with_their_schedulers() -> None:
     assert ["CosineAnnealingLR(eta_min=1e-06)" in str(w.message) for w in caught] == [True]
 
 
+@pytest.mark.slow
 def test_a_floor_is_one_whoever_has_it() -> None:
     optimizer = _optimizer(3e-4, 3e-3)
     body = COSINE(optimizer.player("body"), T_max=40, eta_min=1e-6)
@@ -187,6 +190,7 @@ def test_a_floor_is_one_whoever_has_it() -> None:
     assert len(_steps(optimizer, 4, body, head)) == 1
 
 
+@pytest.mark.slow
 def test_players_with_floors_of_their_own() -> None:
     optimizer = _optimizer(3e-4, 3e-3)
     body = COSINE(optimizer.player("body"), T_max=20, eta_min=1e-6)
@@ -208,6 +212,7 @@ IDLE: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDLE)
 def test_a_scheduler_that_nobody_steps_is_not_blamed(name: str) -> None:
     optimizer = _optimizer(1e-4, 1e-3)
@@ -217,6 +222,7 @@ def test_a_scheduler_that_nobody_steps_is_not_blamed(name: str) -> None:
     assert idle.optimizer is optimizer
 
 
+@pytest.mark.slow
 def test_one_cycle_that_was_only_built_is_blamed_while_its_rates_are_there() -> None:
     optimizer = _optimizer(1e-4, 1e-3)
     schedule = _lambdas(optimizer, lambda k: 1e-4 * 0.8**k, lambda k: 1e-3 * 0.9**k)
@@ -232,6 +238,7 @@ def test_one_cycle_that_was_only_built_is_blamed_while_its_rates_are_there() -> 
     assert idle.optimizer is other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_part_that_wrote_its_first_rates_before_its_turn(steps: int) -> None:
     optimizer = _optimizer(1e-4, 1e-3)
@@ -266,6 +273,7 @@ STEPPED_LATER: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPED_LATER)
 def test_one_that_is_stepped_after_another_is_noticed(name: str) -> None:
     make, message = STEPPED_LATER[name]
@@ -277,6 +285,7 @@ def test_one_that_is_stepped_after_another_is_noticed(name: str) -> None:
     assert re.search(message, found)
 
 
+@pytest.mark.slow
 def test_plateaus_eps_explains_only_rates_that_are_as_small() -> None:
     optimizer = _optimizer(1e-4, 1e-3)
     plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
@@ -297,6 +306,7 @@ def test_a_state_in_the_middle_of_a_schedule_goes_on() -> None:
     assert len(_steps(again, 20, resumed)) == 1
 
 
+@pytest.mark.slow
 def test_groups_that_are_added_under_a_scheduler() -> None:
     optimizer = _optimizer(1e-4, 1e-3)
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -305,6 +315,7 @@ def test_groups_that_are_added_under_a_scheduler() -> None:
     assert _steps(optimizer, 4) == []
 
 
+@pytest.mark.slow
 def test_searches_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each looks at all objects: rates that meet again and again cause no more than a few."""
     searches: list[int] = []

@@ -162,9 +162,8 @@ def test_what_a_backbone_exempts() -> None:
     assert names <= _spared(sf.decay_by_module(model, 0.1))
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
+def test_refused() -> None:
+    cases: list[tuple[dict[str, Any], Any, str]] = [
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be >= 0, got -0.1"),
         ({"weight_decay": float("nan")}, ValueError, "weight_decay must be >= 0, got nan"),
         ({"weight_decay": "0.1"}, TypeError, "weight_decay must be a number, got '0.1'"),
@@ -172,11 +171,10 @@ def test_what_a_backbone_exempts() -> None:
         ({"groups": {"params": []}}, TypeError, "param groups are dicts in a list, got dict"),
         ({"groups": [{"lr": 0.1}]}, TypeError, "param group 0 has no 'params'"),
         ({"groups": [torch.ones(2)]}, TypeError, "param group 0 must be a dict, got Tensor"),
-    ],
-)
-def test_refused(given: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        sf.decay_by_module(ViT(), **{"weight_decay": 0.1, **given})
+    ]
+    for given, error, message in cases:
+        with pytest.raises(error, match=message):
+            sf.decay_by_module(ViT(), **{"weight_decay": 0.1, **given})
 
 
 def test_types_in_a_list_or_alone() -> None:
