@@ -8,6 +8,8 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 MINUTES ?= 30
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
+BESIDE ?= 2.13.0 2.15.0
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
 
@@ -31,7 +33,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # what these ask for would bring another torch
 $(VENV)/.installed-no-deps: private PIP += --no-deps
 
-.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic fuzz soak wheel clean
+.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic fuzz soak wheel wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,7 +48,9 @@ help:
 	@echo "make ptx-traffic bytes that the kernels' warps touch, as in docs/kernels.md; CASE=\"Adam, 8bit\" by instruction"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
-	@echo "make wheel       source distribution and wheel, in dist/"
+	@echo "make wheel       source distribution and wheel for one Python, in dist/, tried in an empty environment"
+	@echo "make wheels      the same for PYTHONS=\"$(PYTHONS)\" where they are found, beside torch"
+	@echo "                 BESIDE=\"$(BESIDE)\", some gigabytes: what is uploaded, see CONTRIBUTING.md"
 	@echo "make clean       remove what was built; .venv stays"
 	@echo
 	@echo "make test TORCH=2.15.0 TRITON=3.9.0   the same tests with these versions, in .venv-torch2.15.0-triton3.9.0:"
@@ -101,8 +105,12 @@ fuzz: $(TESTED)
 soak: $(TESTED)
 	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 
-wheel: $(VENV)/.installed-build
-	$(BIN)/python -m build --no-isolation
+# after .built, so that one Python's objects are there
+wheel: $(VENV)/.built $(VENV)/.installed-wheels
+	$(BIN)/python release/wheels.py --pip-args="$(PIP_ARGS)"
+
+wheels: $(VENV)/.built $(VENV)/.installed-wheels
+	$(BIN)/python release/wheels.py --pythons $(PYTHONS) --beside $(BESIDE) --pip-args="$(PIP_ARGS)"
 
 clean:
 	rm -rf build dist *.egg-info stackelberg_fused/*.so stackelberg_fused/_build_info.json $(VENV)/.built

@@ -144,7 +144,11 @@ def run_ninja(script: Path, log: Path) -> None:
 
 
 class NinjaBuild(build_ext):
-    """Compiles into build/native, which outlives pip's temporary folders: rebuilds are quick."""
+    """Compiles into build/native, which outlives pip's temporary folders: rebuilds are quick.
+
+    The kernels, which take the most time, know no Python and see no header of it: their objects serve every
+    interpreter. The others lie in a folder of each.
+    """
 
     def run(self) -> None:
         self.info = {"version": self.distribution.get_version(), "modules": {}}
@@ -175,40 +179,42 @@ class NinjaBuild(build_ext):
             raise Unavailable(f"no sources under csrc/{name[1:]}")
         cxx = find_cxx()
         self.info["compiler"] = output(*cxx, "--version").partition("\n")[0]
-        flags = CXXFLAGS + python_includes()
+        bindings = CXXFLAGS + python_includes()
         link = ["-bundle", "-undefined", "dynamic_lookup"] if MAC else ["-shared", "-ldl"]
         variables = {"cxx": cxx}
         if name == "_cuda":
             nvcc = find_nvcc()
             self.info["nvcc"] = "".join(re.findall("release .*", output(nvcc, "--version")))
             includes, archive, self.info["cudart"] = cuda_paths(nvcc)
-            flags += includes
+            bindings += includes
             archs = self.info["archs"] = cuda_archs(nvcc)
             host = ",".join(f for f in CXXFLAGS if f.startswith(("-f", "-p")))
             nvcc_flags = [*("-std=c++17", "-O3", "-fmad=false", "--cudart", "static", "-Icsrc")]
-            nvcc_flags += ["--threads", "2", "-Xcompiler", host] + [f for f in flags if "-DSF" in f]
+            nvcc_flags += ["--threads", "2", "-Xcompiler", host]
+            nvcc_flags += [f for f in CXXFLAGS if f.startswith("-D")]
             for arch in archs:
                 nvcc_flags.append(f"-gencode=arch=compute_{arch.partition('_')[2]},code={arch}")
             variables["nvcc"] = [nvcc]
             # torch carries a cudart of its own: ours must not be visible to it, nor its to us
             link += [archive, "-Wl,--exclude-libs,ALL", "-lrt", "-ldl", "-lpthread"]
-        base = Path("build", "native", sys.implementation.cache_tag, name)
+        base = Path("build", "native", name)
+        of_python = base / sys.implementation.cache_tag
         lines = [f"builddir = {base}", *(f"{k} = {words(v)}" for k, v in variables.items()), RULES]
         objects = []
 
-        def edge(source: Path, rule: str, options: list[str], suffix: str = "") -> None:
-            objects.append(base / f"{source.name}{suffix}.o")
+        def edge(folder: Path, source: Path, rule: str, options: list[str], isa: str = "") -> None:
+            objects.append(folder / f"{source.name}{isa}.o")
             lines.append(f"build {objects[-1]}: {rule} {source}\n  flags = {words(options)}")
 
         for source in sources:
             if source.as_posix() in PER_ISA:
                 for isa, extra in ISAS.items():
-                    edge(source, "cxx", [*flags, f"-DSF_ISA={isa}", *extra], f".{isa}")
+                    edge(base, source, "cxx", [*CXXFLAGS, f"-DSF_ISA={isa}", *extra], f".{isa}")
             elif source.suffix == ".cu":
-                edge(source, "nvcc", nvcc_flags)
+                edge(base, source, "nvcc", nvcc_flags)
             else:
-                edge(source, "cxx", flags)
-        module = base / f"{name}.so"
+                edge(of_python, source, "cxx", bindings)
+        module = of_python / f"{name}.so"
         inputs = " ".join(map(str, objects))
         lines.append(f"build {module}: link {inputs}\n  flags = -pthread {words(link)}\n")
         base.mkdir(parents=True, exist_ok=True)

@@ -165,7 +165,16 @@ def files() -> frozenset[str]:
     return frozenset(path.relative_to(ROOT).as_posix() for path in (*own, *inner))
 
 
-TOP = ("benchmarks", "csrc", "docs", "requirements", "stackelberg_fused", "tests", "triton_kernels")
+TOP = (
+    "benchmarks",
+    "csrc",
+    "docs",
+    "release",
+    "requirements",
+    "stackelberg_fused",
+    "tests",
+    "triton_kernels",
+)
 SUFFIXES = ("py", "h", "cpp", "cu", "cuh", "md", "png", "sh", "toml", "cff", "yaml", "in")
 
 

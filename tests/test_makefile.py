@@ -60,8 +60,25 @@ def test_nothing_may_bring_another_torch() -> None:
     assert all(" --constraint requirements/run.txt " in line for line in installs)
 
 
-def test_ci_builds_the_docs() -> None:
-    assert "\nmake docs\n" in (ROOT / ".ci" / "run").read_text()
+def test_ci_builds_the_docs_and_one_wheel() -> None:
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "make docs" in commands
+    assert "make wheel" in commands
+    assert "make wheels" not in commands  # of five interpreters, beside torches of gigabytes
+
+
+def test_wheels_are_built_for_the_interpreters_that_are_named() -> None:
+    found = lines("wheels", "PYTHONS=3.12 /opt/python", "BESIDE=2.15.0", "PIP_ARGS=--index-url x")
+    assert any(line.endswith(" -r requirements/wheels.txt") for line in found)
+    assert found[-1].endswith(
+        "bin/python release/wheels.py --pythons 3.12 /opt/python --beside 2.15.0"
+        ' --pip-args="--index-url x"'
+    )
+    assert " --pythons 3.10 3.11 3.12 3.13 3.14 --beside 2.13.0 2.15.0 " in lines("wheels")[-1]
+    # of one interpreter, that of the environment, with what `make build` compiled
+    one = lines("wheel")
+    assert one[-1].endswith('bin/python release/wheels.py --pip-args=""')
+    assert any(line.endswith(" -e .") for line in one)
 
 
 def test_soak_takes_its_arguments() -> None:

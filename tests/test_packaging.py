@@ -23,6 +23,7 @@ from building import (
     python,
     unpack,
 )
+from contents import wheel_faults
 from paths import ROOT
 from patience import patience
 
@@ -94,6 +95,23 @@ def test_sdist_holds_what_a_build_needs(tree: Path, tmp_path: Path) -> None:
         }
     assert {name for name in wanted if "__pycache__" not in name} <= names
     assert not [name for name in names if name.endswith(".so") or name.startswith("build/")]
+
+
+@pytest.mark.slow
+@needs_tools
+def test_wheel_of_the_sdist_is_that_of_the_tree(tree: Path, wheel: Path, tmp_path: Path) -> None:
+    """As make wheel builds it; nothing is compiled again."""
+    with tarfile.open(build("build_sdist", tree, tmp_path)) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    (source / "build").mkdir()
+    (source / "build" / "native").symlink_to(tree / "build" / "native", target_is_directory=True)
+    again = zipfile.ZipFile(build("build_wheel", source, tmp_path / "wheel"))
+    once = zipfile.ZipFile(wheel)
+    assert set(again.namelist()) == set(once.namelist())
+    other = [name for name in once.namelist() if again.read(name) != once.read(name)]
+    assert [name for name in other if not name.endswith("/RECORD")] == []
+    assert wheel_faults(wheel, tree) == []
 
 
 @pytest.mark.parametrize("name", ["_cpu", "_cuda"])

@@ -14,6 +14,7 @@ from building import (
     info,
     needs_setuptools,
     needs_tools,
+    python,
 )
 from paths import ROOT
 
@@ -69,6 +70,25 @@ def test_rebuilds_only_what_changed(small: Path) -> None:
         "site-packages/torch",
     ):
         assert forbidden not in script
+
+
+@needs_tools
+def test_kernels_are_compiled_once_for_all_interpreters(small: Path) -> None:
+    build_ext(small)
+    other = """
+import runpy, sys
+sys.implementation.cache_tag = "other-1"
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    printed = python(other, cwd=small)
+    compiled = set(re.findall(r"-c (csrc/\S+)", printed))
+    assert compiled == {"csrc/cpu/other.cpp"}, printed
+    native = small / "build" / "native" / "_cpu"
+    objects = {path.relative_to(native).as_posix() for path in native.rglob("*.o")}
+    assert {"step.cpp.baseline.o", "other-1/other.cpp.o"} <= objects
+    # and what one interpreter has of its own is still there for it
+    assert "no work to do" in build_ext(small).stdout
 
 
 @needs_tools

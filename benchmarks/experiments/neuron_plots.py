@@ -10,8 +10,9 @@ import torch
 
 from .experiment import Cells
 from .neuron_arms import EXACT_HEAD, ONE_RATE, Arm, evaluated_arms
+from .neuron_data import WIDTH_1D, midpoints, target_1d
 from .neuron_networks import outputs, smooth_step
-from .neuron_problems import WIDTH_1D, Problem, midpoints, target_1d
+from .neuron_problems import Problem
 from .neuron_training import MOMENTS
 from .plot_style import COLORS, new_figure, save
 from .statistics import quartiles
@@ -24,8 +25,8 @@ GREY = COLORS[-1]
 
 
 def draw(experiment: Neurons, cells: Cells, path: Path) -> None:
-    """Write the picture: two panels of fits and one of losses over steps, then a panel of seeds for each problem."""
-    figure, axes = new_figure(3, 2, height=4.0)
+    """Write the picture: two panels of fits and two of losses over steps, then a panel of seeds for each problem."""
+    figure, axes = new_figure(4, 2, height=4.0)
     problem = experiment.problems[0]
     fast = experiment.two_time_scales(cells, problem)
     losses = experiment.losses(cells, problem, ONE_RATE)
@@ -38,13 +39,10 @@ def draw(experiment: Neurons, cells: Cells, path: Path) -> None:
         median = experiment.median(cells, problem, arm)
         count = experiment.recovered(cells, problem, arm)
         axis.set_title(f"{title}\nmedian loss {median:.2g}; {count} seeds recover the target")
-    for arm in (ONE_RATE, fast, EXACT_HEAD):
-        _draw_curve(axes[2], problem, experiment.result(cells, problem, arm)["losses"], arm)
-    axes[2].set(xscale="log", yscale="log", xlabel="steps", ylabel="loss")
-    axes[2].set_ylim(bottom=problem.recovered / 12)  # room for the legend
-    axes[2].set_title("1-D: loss over steps")
-    axes[2].legend(frameon=False, loc="lower left")
-    for axis, drawn in zip(axes[3:], experiment.problems, strict=True):
+    curves = [problem for problem in experiment.problems if problem.name in ("1-D", "10-D")]
+    for axis, drawn in zip(axes[2:4], curves, strict=True):
+        _draw_curves(axis, experiment, cells, drawn)
+    for axis, drawn in zip(axes[4:], experiment.problems, strict=True):
         _draw_seeds(axis, experiment, cells, drawn)
     save(
         figure,
@@ -65,6 +63,15 @@ def _draw_fits(axis: Any, result: dict[str, Any], middle: int, color: str) -> No
     axis.plot(u[middle], torch.full_like(u[middle], -0.55), "|", color=color, ms=9, mew=1.4)
     axis.set(xlim=(0, 1), ylim=(-0.9, 7.2), xlabel="x (ticks: the neurons)", ylabel="f(x)")
     axis.legend(frameon=False, loc="upper center", ncols=2)
+
+
+def _draw_curves(axis: Any, experiment: Neurons, cells: Cells, problem: Problem) -> None:
+    for arm in (ONE_RATE, experiment.two_time_scales(cells, problem), EXACT_HEAD):
+        _draw_curve(axis, problem, experiment.result(cells, problem, arm)["losses"], arm)
+    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="loss")
+    axis.set_ylim(bottom=problem.recovered / 12)  # room for the legend
+    axis.set_title(f"{problem.name}: loss over steps")
+    axis.legend(frameon=False, loc="lower left")
 
 
 def _draw_curve(axis: Any, problem: Problem, losses: list[list[float]], arm: Arm) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...optimizers.sgd import StackelbergSGD
-from .neuron_networks import body_gradient, head_gradient, outputs
 from .neuron_problems import Problem
 
 MODES = ("simultaneous", "alternating", "exact head")  # of `Arm.mode`
@@ -59,16 +58,16 @@ class Networks:
         """Make one step of every network."""
         data, gradients = self.data, self._gradients
         data.next_step()
-        features, slopes = data.neuron(data.x - self.positions[..., None])
+        features = data.features(self.positions)
         if mode == "exact head":
             self.head.copy_(data.exact_head(self.positions))
-        pull = data.pull(outputs(features, self.head))
+        pull = data.pull(features.outputs(self.head))
         if mode != "exact head":
-            gradients["head"].copy_(head_gradient(features, pull, self.head.shape[-1]))
+            gradients["head"].copy_(features.head_gradient(pull, self.head.shape[-1]))
         if mode == "alternating":
             self._optimizer.step(role="head")
-            pull = data.pull(outputs(features, self.head))
-        gradients["body"].copy_(body_gradient(slopes, pull, self.head))
+            pull = data.pull(features.outputs(self.head))
+        gradients["body"].copy_(features.body_gradient(pull, self.head))
         self._optimizer.step(role=None if mode == "simultaneous" else "body")
 
     @torch.no_grad()

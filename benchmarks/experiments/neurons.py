@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ...game.significance import sign_flip_p_value
 from .experiment import Cell, Cells, Experiment
-from .neuron_arms import AS_PUBLISHED, ONE_RATE, Arm, evaluated_arms, tuned_arms
+from .neuron_arms import AS_PUBLISHED, EXACT_HEAD, ONE_RATE, Arm, evaluated_arms, tuned_arms
 from .neuron_plots import draw
 from .neuron_problems import PROBLEMS, Problem
 from .neuron_training import MODES, MOMENTS, train
@@ -31,8 +31,10 @@ DIGITS = 6  # significant ones, of the numbers in the JSON
 QUICK: dict[str, tuple[int, float, tuple[int, int], tuple[int, int]]] = {
     "1-D": (10_000, 1e3, (-8, -5), (-13, -12)),
     "2-D": (60, 10, (-1, 0), (-2, -1)),
+    "10-D": (60, 10, (0, 1), (-2, -1)),
     "ReLU": (60, 10, (-1, 0), (-2, -1)),
 }
+QUICK_POINTS = {"10-D": 1000}
 
 
 class Neurons(Experiment):
@@ -46,8 +48,16 @@ class Neurons(Experiment):
         self.tuning_seeds = tuple(range(1000, 1005 if quick else 1008))
         self.seeds = tuple(range(8 if quick else 30))
 
+    def tuning_seeds_of(self, problem: Problem) -> tuple[int, ...]:
+        """Return the seeds that choose a problem's rates and its ratio."""
+        return self.tuning_seeds[: problem.at_most[0]]
+
+    def seeds_of(self, problem: Problem) -> tuple[int, ...]:
+        """Return the seeds that a problem's arms are judged by."""
+        return self.seeds[: problem.at_most[1]]
+
     def settings(self) -> dict[str, Any]:
-        problems = {
+        problems: dict[str, dict[str, Any]] = {
             problem.name: {
                 "steps": problem.steps,
                 "ratios": problem.ratios,
@@ -57,6 +67,10 @@ class Neurons(Experiment):
             }
             for problem in self.problems
         }
+        for problem in self.problems:
+            if self.seeds_of(problem) != self.seeds:
+                problems[problem.name]["first_tuning_seeds"] = len(self.tuning_seeds_of(problem))
+                problems[problem.name]["first_seeds"] = len(self.seeds_of(problem))
         return {
             "problems": problems,
             "rates_are": "the first and the last exponent, of half decades",
@@ -79,7 +93,9 @@ class Neurons(Experiment):
     def _tune(self, cells: Cells, problem: Problem, mode: str) -> dict[str, Any]:
         """Return by arm and exponent the final losses of the tuning seeds."""
         tries = [(arm, e) for arm in tuned_arms(problem, mode) for e in arm.exponents(problem)]
-        results = train(problem, mode, self.tuning_seeds, [arm.rates(e) for arm, e in tries])
+        results = train(
+            problem, mode, self.tuning_seeds_of(problem), [arm.rates(e) for arm, e in tries]
+        )
         found: dict[str, Any] = {arm.label: {} for arm, _ in tries}
         for (arm, e), result in zip(tries, results, strict=True):
             found[arm.label][str(e)] = _rounded(result["losses"][-1])
@@ -91,9 +107,11 @@ class Neurons(Experiment):
         rates = [arm.rates(self.exponent(cells, problem, arm)) for arm in arms]
         plotted = problem.name == "1-D" and mode == "simultaneous"
         kept = ("losses", "positions", "head") if plotted else ("losses",)
+        once = list(dict.fromkeys(rates))  # the best rate may be the published one
+        results = dict(zip(once, train(problem, mode, self.seeds_of(problem), once), strict=True))
         return {
-            arm.label: {name: [_rounded(row) for row in result[name]] for name in kept}
-            for arm, result in zip(arms, train(problem, mode, self.seeds, rates), strict=True)
+            arm.label: {name: [_rounded(row) for row in results[pair][name]] for name in kept}
+            for arm, pair in zip(arms, rates, strict=True)
         }
 
     def tuned(self, cells: Cells, problem: Problem, arm: Arm) -> dict[int, float]:
@@ -141,8 +159,9 @@ class Neurons(Experiment):
     def tables(self, cells: Cells) -> list[Table]:
         tables = []
         for problem in self.problems:
+            seeds = len(self.seeds_of(problem))
             table = Table(
-                title=f"{problem.name}: loss after {problem.steps:,} steps, {len(self.seeds)} seeds"
+                title=f"{problem.name}: loss after {problem.steps:,} steps, {seeds} seeds"
             )
             for column in ("arm", "rates", "median", "quartiles", "recovered", "p"):
                 table.add_column(column)
@@ -187,9 +206,9 @@ class Neurons(Experiment):
                     failures.append(f"{where}: diverged at every rate")
                 if not self.quick and best in (min(means), max(means)):
                     failures.append(f"{where}: the best rate is at an end of the grid")
-            if self.quick and problem.name != "1-D":
-                continue  # too few steps for the head
             arm = self.two_time_scales(cells, problem)
+            if self.quick and problem.name != "1-D":
+                arm = EXACT_HEAD  # too few steps for any other head
             slow, fast = (self.median(cells, problem, a) for a in (AS_PUBLISHED, arm))
             if not fast < slow:
                 failures.append(
@@ -206,8 +225,14 @@ class Neurons(Experiment):
 
 
 def quickly(problem: Problem) -> Problem:
-    """Return the problem with few steps, ratios and rates."""
+    """Return the problem with few steps, ratios and rates, and with few points where there are too many."""
     steps, ratio, head_rates, body_rates = QUICK[problem.name]
+    points = QUICK_POINTS.get(problem.name)
+    if points:
+        data = partial(problem.data, points=points)
+        problem = replace(
+            problem, data=data, points=points, size=points * problem.size // (problem.points or 1)
+        )
     return replace(
         problem,
         steps=steps,

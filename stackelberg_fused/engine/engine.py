@@ -15,9 +15,10 @@ from torch import Tensor
 from ..backends import Backend
 from ..backends.interrupts import HeldSignals, make_calls
 from ..groups.hyperparameters import Hyperparameters
+from ..groups.param_groups import ROLES
 from ..layout.joint_set_checks import check_joint_sets
 from ..layout.scaling import Scaling
-from ..layout.statistics import ClipLimits, Statistics
+from ..layout.statistics import NOBODY, ClipLimits, Launched
 from ..layout.table import RebuildNeeded
 from .across_rebuilds import AcrossRebuilds
 from .attachment import Attachment
@@ -41,6 +42,12 @@ from .rank_agreement import refuse_different_ranks_once
 from .replaced_params import ReplacedParameters
 from .sharded_balls import ShardedBalls, has_sharded_ball
 from .state_requests import StateRequests
+
+# by the role of a step: the others
+LEFT_OUT: dict[str | None, frozenset[str]] = {
+    None: NOBODY,
+    **{role: frozenset(ROLES) - {role} for role in ROLES},
+}
 
 
 class Engine:
@@ -114,7 +121,7 @@ class Engine:
         self._infinities = Infinities(self.units)
         self.balls: ShardedBalls | None = None  # until hyperparameters are accepted
         # warnings may be errors: before anything is modified
-        self._look_at_rates(list(range(len(groups))))
+        self._look_at_rates(list(range(len(groups))), is_step=False)
 
     def attach(self, also: Iterable[partial[Any]]) -> None:
         """Take over the optimizer's state.
@@ -151,7 +158,7 @@ class Engine:
         scaling: Scaling | None = None,
         zero_grad: bool = False,
         checks_all: bool = False,
-    ) -> tuple[int, Statistics | None] | None:
+    ) -> Launched | None:
         """Update the parameters of a role, or all; returns the launches made and, with limits, the statistics.
 
         None: it was no step of training, see `StateRequests`.
@@ -185,7 +192,7 @@ class Engine:
                 unit.make_state(read)
             self._edits.note_state()
             return None
-        self._look_at_rates(changed)  # a warning may be an error
+        self._look_at_rates(changed, is_step=role != "head")  # a warning may be an error
         if changed:
             self._accept(changed)
         if self.balls is not None:
@@ -205,7 +212,18 @@ class Engine:
         if zero_grad:
             for unit, read, ready in zip(self.units, pending, staged, strict=True):
                 clear_gradients(unit, read, ready)
-        return launches, statistics if limits is not None else None
+        if limits is None:
+            return launches, None, NOBODY
+        return launches, statistics, self._resting(staged, role)
+
+    def _resting(self, staged: list[Staged | None], role: str | None) -> frozenset[str]:
+        """The roles that had no part in a step: those that it left out, and those that wait for their turn."""
+        left_out = LEFT_OUT[role]
+        plans = [ready.plan for ready in staged if ready is not None]
+        if not any(plan.resting for plan in plans):
+            return left_out
+        playing = NOBODY.union(*(plan.playing for plan in plans)) - left_out
+        return left_out.union(*(plan.resting for plan in plans)) - playing
 
     def _is_request(self, role: str | None, limits: ClipLimits | None, changed: list[int]) -> bool:
         """Tell whether a step only asks for state, see `StateRequests`."""
@@ -333,9 +351,11 @@ class Engine:
             return True
         return self._frozen.are_trained()
 
-    def _look_at_rates(self, changed: list[int]) -> None:
+    def _look_at_rates(self, changed: list[int], is_step: bool = True) -> None:
         """Warn of rates that make no two-time-scale game, some of them of groups that are not accepted yet."""
         rates = self.hyperparameters.new_rates(changed)
         if rates is not None:
             body, head = self.hyperparameters.players
-            self._watch.look(rates, body, head, self.groups)
+            self._watch.look(rates, body, head, self.groups, is_step)
+        elif self._watch.together is not None and is_step:
+            self._watch.look_again(self.groups)

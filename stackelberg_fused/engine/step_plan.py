@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..groups.param_groups import ROLES
 from ..layout.part import Part
 from ..layout.slot import Span
 from ..layout.table import Table
@@ -36,6 +37,8 @@ class StepPlan:
         params: the parameters of the slots that are written.
         lacks_state: slots whose state has to be allocated before the step.
         waits_on_host: the host counts how long groups wait.
+        resting: roles of which every parameter waits for its turn, as far as the host knows.
+        playing: the other roles that have parameters here.
         ready: every slot that moves has taken a step before.
     """
 
@@ -46,6 +49,8 @@ class StepPlan:
     params: list[Tensor]
     lacks_state: list[int]
     waits_on_host: bool
+    resting: frozenset[str]
+    playing: frozenset[str]
     ready: bool = False
 
 
@@ -184,7 +189,19 @@ class StepPlanner:
         on_host = table.takes_turns and table.counts is None
         counts = table.step_counts
         count = (partial(np.add, counts, moves.astype(np.float32), counts),)
-        return StepPlan(has_grad, moves, count, written, params, lacks_state, on_host)
+        resting, playing = self._resting(on_host)
+        return StepPlan(
+            has_grad, moves, count, written, params, lacks_state, on_host, resting, playing
+        )
+
+    def _resting(self, on_host: bool) -> tuple[frozenset[str], frozenset[str]]:
+        """The roles that wait here, as far as the host knows, and those that do not."""
+        table = self._table
+        waits = turns.waits(table.waited_counts, table.update_every) & on_host
+        here = {role: waits[table.spans[role].here] for role in ROLES}
+        present = {role: bool(of.all()) for role, of in here.items() if len(of)}
+        resting = frozenset(role for role, rests in present.items() if rests)
+        return resting, frozenset(present) - resting
 
     def _turns(
         self, has_grad: np.ndarray, here: slice | np.ndarray

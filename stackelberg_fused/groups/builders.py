@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -96,6 +97,33 @@ def check_settings(what: str, settings: Settings) -> None:
         raise TypeError(f"{what}: settings of a group, not its 'params': those are what matches")
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError unless this is a number, or a tensor of one element."""
+    is_one = isinstance(value, Tensor) and value.numel() == 1
+    if isinstance(value, bool) or not (is_one or isinstance(value, Real)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_at_least_zero(name: str, value: Any) -> None:
+    """Raise TypeError unless this is a number, and ValueError unless it is >= 0."""
+    check_number(name, value)
+    if not value >= 0.0:
+        raise ValueError(f"{name} must be >= 0, got {value!r}")
+
+
+def as_groups(groups: Any) -> list[Group]:
+    """Return param groups as a list, or raise TypeError where these are none."""
+    if isinstance(groups, (Mapping, str, Tensor)) or not isinstance(groups, Iterable):
+        raise TypeError(f"param groups are dicts in a list, got {type(groups).__name__}")
+    found = list(groups)
+    for index, group in enumerate(found):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"param group {index} must be a dict, got {type(group).__name__}")
+        if "params" not in group:
+            raise TypeError(f"param group {index} has no 'params'")
+    return found
+
+
 def merge_equal(groups: Iterable[Group]) -> list[Group]:
     """Join groups with the same settings, in the place of the first of them.
 
@@ -108,6 +136,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
 
     Raises:
         ValueError: groups with names of their parameters and without.
+        TypeError: these are no param groups.
 
     Example:
         >>> layers = [nn.Linear(4, 4) for _ in range(3)]
@@ -117,7 +146,7 @@ def merge_equal(groups: Iterable[Group]) -> list[Group]:
         [(0.1, 4), (0.2, 2)]
     """
     merged: list[Group] = []
-    for group in groups:
+    for group in as_groups(groups):
         own = {**group, "params": members_of(group)}
         if "param_names" in own:
             own["param_names"] = list(own["param_names"])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, optim
 
 from ..memory.presence import is_uninitialized
-from .builders import Group, dtypes_of, parameters_of
+from .builders import Group, as_groups, dtypes_of, parameters_of
 
 MOST_IN_FULL = 4  # groups that an optimizer shows as torch does; more are a table
 _COLUMNS = ("group", "parameters", "elements", "lr", "weight decay", "role", "precision")
@@ -21,6 +21,9 @@ def describe(groups: Iterable[Group] | optim.Optimizer) -> None:
     Args:
         groups: of any `torch.optim` optimizer, or the optimizer. What a group leaves open is shown as "-": the
             optimizer decides.
+
+    Raises:
+        TypeError: these are no param groups.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -36,7 +39,7 @@ def describe(groups: Iterable[Group] | optim.Optimizer) -> None:
 
 def table_of(groups: Iterable[Group]) -> str:
     """Return the table that `describe` prints."""
-    groups = list(groups)
+    groups = as_groups(groups)
     rows = [_row(index, group) for index, group in enumerate(groups)]
     if len(groups) > 1:
         params = {id(p): p for group in groups for p in parameters_of(group)}.values()

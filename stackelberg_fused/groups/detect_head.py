@@ -149,7 +149,7 @@ def _heads_of(model: nn.Module) -> list[str]:
         },
     }
     is_of_transformers = hasattr(model, "base_model_prefix")
-    embeddings = _output_embeddings(model)
+    embeddings = _path_told(model, "get_output_embeddings")
     if embeddings is not None:
         around = _companions_around(model, embeddings)
         others = (
@@ -173,13 +173,16 @@ def _beside_backbone(model: nn.Module) -> list[str]:
     backbone = getattr(model, "base_model_prefix", None)
     if not isinstance(backbone, str) or backbone not in children:
         return []
+    inputs = _path_told(model, "get_input_embeddings")
+    if inputs is not None and inputs.partition(".")[0] != backbone:
+        return []  # it is a backbone itself, whose blocks have that name (DINOv3)
     own = [name for name, _ in model.named_parameters(recurse=False)]
     return [*own, *(name for name in children if name != backbone)]
 
 
-def _output_embeddings(model: nn.Module) -> str | None:
-    """The path of the layer that makes logits of tokens, if the model says."""
-    getter = getattr(model, "get_output_embeddings", None)
+def _path_told(model: nn.Module, method: str) -> str | None:
+    """The path of the layer that a method of a model of transformers returns, if the model says."""
+    getter = getattr(model, method, None)
     try:
         layer = getter() if callable(getter) else None
     except (NotImplementedError, AttributeError):

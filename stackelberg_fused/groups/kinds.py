@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from .builders import Group, Settings, check_settings, group_of
 from .layers import Heads, head_names, is_in_head
-from .model_parameters import ModelParameter, model_parameters, own_name, refuse_unknown
-from .split import is_no_decay
+from .model_parameters import ModelParameter, model_parameters, refuse_unknown
+from .purpose import purposes
 
 KINDS = ("embedding", "matrix", "vector", "head")
-# of tables that are no module: positions and tokens that vision models add to their input (pos_embed, cls_token)
-_TABLE = re.compile(r"(^|_)(emb|embed|embeddings?|tokens?)$")
 
 
 def kinds(
     model: nn.Module, settings: Mapping[str, Settings] | None = None, *, head: Heads = None
 ) -> list[Group]:
-    """Param groups by kind: tables of embeddings, matrices (two and more dimensions), vectors (biases, scales of
-    norms), and the last layers.
+    """Param groups by kind: tables of embeddings (also positions, tokens and relative biases that are parameters of a
+    model itself), matrices (two and more dimensions), vectors (biases, scales of norms and layers, Mamba's A and D),
+    and the last layers. `decay_by_module` judges by the same (stackelberg_fused/groups/purpose.py).
 
     Args:
         model: each of its parameters is in one group. It may be wrapped.
@@ -67,13 +65,5 @@ def kinds(
 def _kind_of(one: ModelParameter, heads: Iterable[str]) -> str:
     if is_in_head(one, heads):
         return "head"
-    pairs = zip(one.names, one.modules, strict=True)
-    if any(_is_table(name, module) for name, module in pairs):
-        return "embedding"
-    return "vector" if is_no_decay(one.param) else "matrix"
-
-
-def _is_table(name: str, module: nn.Module) -> bool:
-    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(
-        _TABLE.search(own_name(name))
-    )
+    found = purposes(one)
+    return "embedding" if "embedding" in found else found[0]

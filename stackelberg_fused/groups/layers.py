@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from .builders import Group, group_of
+from .builders import Group, check_at_least_zero, check_number, group_of
 from .detect_head import detect_head, unwrapped
 from .layer_stack import LayerStack, find_stack
 from .model_parameters import ModelParameter, model_parameters, plain_name, refuse_unknown
+from .purpose import purposes
 from .split import is_no_decay
 
 Layers = Callable[[str], int] | Sequence[str]
@@ -50,9 +51,10 @@ def layerwise_lr_decay(
 
     Raises:
         ValueError: `decay` is outside of (0, 1], `lr` is negative, the layers are not recognised, `layers` leaves
-            a parameter out, or it cannot be known what parameters are: of a lazy module, or flattened by
-            FSDP1 (use_orig_params=False).
-        TypeError: the model is no nn.Module, `head` is no name, or `layers` gives no integers.
+            a parameter out, it cannot be known whether a layer is before or after the blocks, or what parameters are:
+            of a lazy module, or flattened by FSDP1 (use_orig_params=False).
+        TypeError: the model is no nn.Module, `decay` or `lr` is no number, `head` is no name, or `layers` gives no
+            integers.
 
     Example:
         >>> blocks = [nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16) for _ in range(2)]
@@ -66,10 +68,10 @@ def layerwise_lr_decay(
         depth 3 0.001
         head 0.001
     """
+    check_number("decay", decay)
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"decay must be in (0, 1], got {decay!r}")
-    if not lr >= 0.0:
-        raise ValueError(f"lr must be >= 0, got {lr!r}")
+    check_at_least_zero("lr", lr)
     params = model_parameters(model)
     if no_decay or layers is None:
         refuse_unknown(params)
@@ -176,10 +178,15 @@ def _found(model: nn.Module, params: list[ModelParameter], heads: list[str]) -> 
 
 
 def _depth(one: ModelParameter, stack: LayerStack, heads: list[str]) -> int:
-    depths = []
-    for name, module in zip(one.names, one.modules, strict=True):
+    depths, unknown = [], []
+    for name, module, purpose in zip(one.names, one.modules, purposes(one), strict=True):
         if any(_is_in(name, head) for head in heads):
             depths.append(stack.after)
-        else:
-            depths.append(stack.depth_of(name, module))
+            continue
+        try:
+            depths.append(stack.depth_of(name, module, purpose))
+        except ValueError as error:
+            unknown.append(error)
+    if unknown and 0 not in depths:  # nothing is earlier, whatever the other name is
+        raise unknown[0]
     return min(depths)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .builders import Group, group_of
+from .builders import Group, check_at_least_zero, check_number, group_of
 from .model_parameters import ModelParameter, model_parameters, refuse_unknown
 
 LORA_B = ("lora_B", "lora_embedding_B")
@@ -32,7 +32,8 @@ def lora_plus_groups(
         Group dicts with "params" as (name, parameter) pairs, "lr", "name", and "role": B is the head.
 
     Raises:
-        ValueError: nothing that is trained is a matrix B, `ratio` is below 1, or `lr` is negative.
+        ValueError: nothing that is trained is a matrix B, `ratio` is below 1, or `lr` or `weight_decay` is negative.
+        TypeError: the model is no nn.Module, or one of these is no number.
 
     Example:
         >>> a, b = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
@@ -40,9 +41,10 @@ def lora_plus_groups(
         >>> [(group["name"], group["lr"]) for group in sf.lora_plus_groups(adapter, lr=1e-4)]
         [('A and others', 0.0001), ('B', 0.0016)]
     """
+    check_number("ratio", ratio)
     if not ratio >= 1.0:
         raise ValueError(f"ratio must be >= 1, got {ratio!r}")
-    _check_rate(lr)
+    _check_numbers(lr, weight_decay)
     trained = [one for one in model_parameters(model) if one.param.requires_grad]
     fast = [one for one in trained if _is_b(one)]
     if not fast:
@@ -63,9 +65,10 @@ def _is_b(one: ModelParameter) -> bool:
     return not parts.isdisjoint(LORA_B)
 
 
-def _check_rate(lr: float) -> None:
-    if not lr >= 0.0:
-        raise ValueError(f"lr must be >= 0, got {lr!r}")
+def _check_numbers(lr: float, weight_decay: float | None) -> None:
+    check_at_least_zero("lr", lr)
+    if weight_decay is not None:
+        check_at_least_zero("weight_decay", weight_decay)
 
 
 def mup_groups(
@@ -98,6 +101,7 @@ def mup_groups(
         ValueError: a parameter of one model is not in the other or has another number of dimensions, more than two
             of them are infinite, there are no base shapes, or it cannot be known what parameters are: of a lazy
             module, or flattened by FSDP1 (use_orig_params=False).
+        TypeError: the model is no nn.Module, or a rate or decay is no number.
 
     Example:
         >>> def mlp(width):
@@ -108,7 +112,7 @@ def mup_groups(
     """
     if rule not in ("adam", "sgd"):
         raise ValueError(f"rule must be 'adam' or 'sgd', got {rule!r}")
-    _check_rate(lr)
+    _check_numbers(lr, weight_decay)
     params = model_parameters(model)
     refuse_unknown(params)
     grown = _noted(params) if base is None else _compared(params, model_parameters(base))

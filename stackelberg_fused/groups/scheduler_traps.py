@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch.optim.lr_scheduler import LRScheduler
-
-Groups = Sequence[dict[str, Any]]
+from .live_schedulers import Groups, at_work, counts_steps
 
 NOTHING = 1e-6  # of the slowest rate: what a floor may be without anybody noticing
 
@@ -42,6 +39,7 @@ def _timms_floors(scheduler: Any) -> list[float]:
     return [scheduler.lr_min * group.get("lr_scale", 1.0) for group in groups]
 
 
+MIN_LR = Trap("min_lr", _held("min_lrs"), is_floor=True)
 ETA_MIN = Trap("eta_min", _held("eta_min"), takes_a_list=False, is_floor=True)
 LR_MIN = Trap("lr_min", _timms_floors, takes_a_list=False, is_floor=True)
 WARMUP = Trap("warmup_max_lr", _held("max_lrs"))
@@ -50,7 +48,10 @@ TRAPS: dict[str, tuple[Trap, ...]] = {
     "CyclicLR": (Trap("base_lr", _held("base_lrs")), Trap("max_lr", _held("max_lrs"))),
     "CosineAnnealingLR": (ETA_MIN,),
     "CosineAnnealingWarmRestarts": (ETA_MIN,),
-    "ReduceLROnPlateau": (Trap("min_lr", _held("min_lrs")),),
+    "ReduceLROnPlateau": (MIN_LR,),
+    "SWALR": (Trap("swa_lr", _in_groups("swa_lr")),),
+    # transformers'
+    "GreedyLR": (MIN_LR,),
     # DeepSpeed's
     "WarmupLR": (WARMUP,),
     "WarmupDecayLR": (WARMUP,),
@@ -60,57 +61,122 @@ TRAPS: dict[str, tuple[Trap, ...]] = {
     "CosineLRScheduler": (LR_MIN,),
     "TanhLRScheduler": (LR_MIN,),
     "PolyLRScheduler": (LR_MIN,),
+    "WSDLRScheduler": (LR_MIN,),
+    "StepLRScheduler": (),
+    "MultiStepLRScheduler": (),
+    "PlateauLRScheduler": (),  # has torch's in it
+    # of the package cosine-annealing-warmup, and of Lightning Bolts
+    "CosineAnnealingWarmupRestarts": (
+        Trap("max_lr", _held("max_lr"), takes_a_list=False),
+        Trap("min_lr", _held("min_lr"), takes_a_list=False, is_floor=True),
+    ),
+    "LinearWarmupCosineAnnealingLR": (ETA_MIN,),
 }
 # these may begin at one rate for all groups, which then part
-WARM_UPS = {name for name, traps in TRAPS.items() if traps in ((WARMUP,), (LR_MIN,))}
+WARM_UPS = {
+    *("WarmupLR", "WarmupDecayLR", "CosineLRScheduler", "TanhLRScheduler", "PolyLRScheduler"),
+    *("WSDLRScheduler", "StepLRScheduler", "MultiStepLRScheduler", "PlateauLRScheduler"),
+    *("CosineAnnealingWarmupRestarts", "LinearWarmupCosineAnnealingLR"),
+}
 
 
-def trap_of(groups: Groups, first: Mapping[int, float]) -> str | None:
-    """Say which scheduler of these groups ends rates that were different as one, and what to write; None if none does.
+class _Found(NamedTuple):
+    """One number, and the groups whose rates it is written into, perhaps by several schedulers.
 
-    It looks at every object that Python's garbage collector knows, which takes tenths of a second in a large program: a
-    scheduler knows its optimizer, but no optimizer knows its schedulers.
+    Attributes:
+        name: of the first scheduler.
+        trap: of it.
+        value: the number.
+        ids: of the groups.
+    """
+
+    name: str
+    trap: Trap
+    value: float
+    ids: set[int]
+
+
+def trap_of(groups: Groups, first: Mapping[int, float], schedulers: Sequence[Any]) -> str | None:
+    """Say which scheduler ends rates that were different as one, and what to write; None if none does.
 
     Args:
         groups: of an optimizer.
         first: by id of a group, the rate that it came with.
+        schedulers: of these groups; those that nobody has stepped yet are left alone. Several may do it together, as
+            those of two players with one floor.
     """
-    for scheduler in schedulers_of(groups):
-        own = [first.get(id(group), 0.0) for group in scheduler.optimizer.param_groups]
-        if not are_different(own):
-            continue
-        found = [(trap, value) for trap in _traps(scheduler) for value in _one(trap, scheduler)]
-        found = [(trap, value) for trap, value in found if value > NOTHING * _slowest(own)]
-        if found:
-            return _advice(_known_name(type(scheduler)), found, own)
+    several = []
+    for one in _written(_working(schedulers, first)):
+        own = [first.get(id(group), 0.0) for group in groups if id(group) in one.ids]
+        if are_different(own) and one.value > NOTHING * _slowest(own):
+            several.append((one, own))
+    if not several:
+        return None
+    name, own = several[0][0].name, several[0][1]
+    return _advice(name, [(one.trap, one.value) for one, _ in several if one.name == name], own)
+
+
+def _written(schedulers: Sequence[Any]) -> list[_Found]:
+    """The numbers that schedulers write into groups."""
+    found: dict[tuple[str, str, float], _Found] = {}
+    for scheduler in schedulers:
+        name = known_name(scheduler)
+        ids = {id(group) for group in scheduler.optimizer.param_groups}
+        for trap in TRAPS.get(name, ()):
+            for value in _one(trap, scheduler):
+                # a floor is a floor, whoever has it
+                key = ("", "", value) if trap.is_floor else (name, trap.argument, value)
+                found.setdefault(key, _Found(name, trap, value, set())).ids.update(ids)
+    return list(found.values())
+
+
+def _working(schedulers: Sequence[Any], first: Mapping[int, float]) -> list[Any]:
+    """Those that were stepped, as far as they count steps; one that does not leads rates straight to its floors."""
+    return [one for one in at_work(schedulers) if counts_steps(one) or _is_on_its_way(one, first)]
+
+
+def _is_on_its_way(scheduler: Any, first: Mapping[int, float]) -> bool:
+    """Tell whether all rates have gone the same share of their way to the floors of a scheduler."""
+    floors = [
+        trap.values(scheduler) for trap in TRAPS.get(known_name(scheduler), ()) if trap.is_floor
+    ]
+    shares = []
+    for group, floor in (
+        zip(scheduler.optimizer.param_groups, *floors, strict=False) if floors else ()
+    ):
+        way = first.get(id(group), 0.0) - floor
+        if abs(way) > NOTHING * floor:
+            shares.append((float(group["lr"]) - floor) / way)
+    return not shares or max(shares) - min(shares) <= NOTHING
+
+
+def may_follow(schedulers: Sequence[Any], first: Mapping[int, float]) -> bool:
+    """Tell whether one with traps was not stepped yet."""
+    working = set(map(id, _working(schedulers, first)))
+    return any(id(one) not in working and TRAPS.get(known_name(one)) for one in schedulers)
+
+
+def is_warming_up(schedulers: Sequence[Any]) -> bool:
+    """Tell whether one of them has warm-ups that begin at one rate for all groups."""
+    return any(known_name(one) in WARM_UPS for one in schedulers)
+
+
+def floor_by_eps(schedulers: Sequence[Any], rate: float) -> str | None:
+    """Say of a plateau scheduler that it reduces no rate by less than `eps`, which is a floor for all groups.
+
+    Args:
+        schedulers: of some groups.
+        rate: that these share.
+    """
+    for scheduler in at_work(schedulers):
+        if known_name(scheduler) == "ReduceLROnPlateau":
+            change = rate * (1 - scheduler.factor)
+            if change <= scheduler.eps * (1 + NOTHING):
+                return (
+                    f"ReduceLROnPlateau(eps={scheduler.eps:g}) leaves rates as they are once they would change by "
+                    "less; pass eps=0"
+                )
     return None
-
-
-def is_warming_up(groups: Groups) -> bool:
-    """Tell whether a scheduler of these groups has warm-ups that begin at one rate for all of them."""
-    return any(_known_name(type(scheduler)) in WARM_UPS for scheduler in schedulers_of(groups))
-
-
-def floor_by_eps(groups: Groups) -> str | None:
-    """Say of a plateau scheduler that it reduces no rate by less than `eps`, which is a floor for all groups."""
-    for scheduler in schedulers_of(groups):
-        if _known_name(type(scheduler)) == "ReduceLROnPlateau":
-            return (
-                f"ReduceLROnPlateau(eps={scheduler.eps:g}) leaves rates as they are once they would change by less; "
-                "pass eps=0"
-            )
-    return None
-
-
-def schedulers_of(groups: Groups) -> Iterator[Any]:
-    """The schedulers that are alive and whose optimizer, or a wrapper or player of it, has one of these groups."""
-    ids = set(map(id, groups))
-    for found in gc.get_objects():
-        kind = type(found)
-        if LRScheduler in kind.__mro__ or kind.__name__ in TRAPS:
-            scheduled = getattr(getattr(found, "optimizer", None), "param_groups", None)
-            if isinstance(scheduled, list) and any(id(group) in ids for group in scheduled):
-                yield found
 
 
 def are_different(rates: Sequence[float]) -> bool:
@@ -119,12 +185,9 @@ def are_different(rates: Sequence[float]) -> bool:
     return bool(moving) and max(moving) > min(moving) * (1 + NOTHING)
 
 
-def _traps(scheduler: Any) -> tuple[Trap, ...]:
-    return TRAPS.get(_known_name(type(scheduler)), ())
-
-
-def _known_name(kind: type) -> str:
+def known_name(scheduler: Any) -> str:
     """The name of the class, or of the first of its bases, that is in the table."""
+    kind = type(scheduler)
     return next((base.__name__ for base in kind.__mro__ if base.__name__ in TRAPS), kind.__name__)
 
 
@@ -146,7 +209,7 @@ def _advice(name: str, found: Sequence[tuple[Trap, float]], own: Sequence[float]
     given = ", ".join(f"{trap.argument}={value:g}" for trap, value in found)
     scaled = "stackelberg_fused.scale_schedule(opt, fn), which keeps the ratios"
     trap, value = found[0]
-    if trap.is_floor:
+    if trap.is_floor and not trap.takes_a_list:
         share = min(value / _slowest(own), 1.0)
         return (
             f"{name}({given}) ends the rates of all groups at this number, and takes no list. Pass "

@@ -171,6 +171,12 @@ def combine(parts: Sequence[Statistics], limits: ClipLimits) -> None:
         part.conclude_digits(total, limits)
 
 
+NOBODY: frozenset[str] = frozenset()
+# what an engine did in a step, a plain tuple since each step makes one: kernels launched, statistics of the gradients
+# (None: not measured), roles that had no part in it
+Launched = tuple[int, Statistics | None, frozenset[str]]
+
+
 @dataclass(frozen=True)
 class LastStep:
     """Report of a step. Its tensors are copies and stay on the device until somebody reads them.
@@ -179,9 +185,10 @@ class LastStep:
         launches: kernels launched.
         grad_norm: float64 [] by "body", "head" and "total": the norms, before clipping and without the scale of the
             loss, of the gradients that moved parameters; None without `max_grad_norm`, NaN where a scaler had the step
-            skipped before anything was measured.
-        clip_factor: float32 [] by "body" and "head": the factors that clipped the gradients; None without
-            `max_grad_norm`.
+            skipped before anything was measured. A player that rested is missing: one that `step(role=...)` leaves
+            out, or whose groups all wait for their turn (`update_every`; where the device counts, its norm is 0).
+        clip_factor: float32 [] by "body" and "head": the factors that clipped the gradients, of the same players;
+            None without `max_grad_norm`.
         skipped: bool []: a gradient scaler had the step skipped; None without one, and where the scaler, without
             `fused=True`, skips a step by not calling it: then there is no report of it.
     """
@@ -213,17 +220,17 @@ class LastStep:
         return values
 
     @classmethod
-    def of(
-        cls, launches: int, statistics: Statistics | None, found_inf: Tensor | None = None
-    ) -> LastStep:
+    def of(cls, launched: Launched, found_inf: Tensor | None = None) -> LastStep:
+        launches, statistics, resting = launched
         skipped = None if found_inf is None else found_inf.view(()) != 0
         if statistics is None:
             return cls(launches, skipped=skipped)
         norms, factors = statistics.norms.clone(), statistics.factors.clone()
+        named = (*zip((*ROLES, "total"), norms.unbind(), strict=True),)
         return cls(
             launches,
-            dict(zip((*ROLES, "total"), norms.unbind(), strict=True)),
-            dict(zip(ROLES, factors.unbind(), strict=True)),
+            {of: norm for of, norm in named if of not in resting},
+            {r: f for r, f in zip(ROLES, factors.unbind(), strict=True) if r not in resting},
             skipped,
         )
 

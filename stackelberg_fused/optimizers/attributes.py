@@ -117,7 +117,7 @@ class SharedAttributes(Optimizer):
 
         Without `fused=True`, a gradient scaler skips a step by not calling it: this is then still of the one before.
         """
-        return LastStep.of(*self._shared.last, self._shared.found_inf)
+        return LastStep.of(self._shared.last, self._shared.found_inf)
 
     @property
     def _engine(self) -> Engine | None:

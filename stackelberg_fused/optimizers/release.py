@@ -19,7 +19,7 @@ from ..groups.option_types import Role
 from ..groups.param_groups import ROLES, param_label
 from ..layout.part import Part
 from ..layout.scaling import Scaling
-from ..layout.statistics import Statistics
+from ..layout.statistics import NOBODY, Launched
 from ..layout.table import RebuildNeeded
 from ..memory.presence import is_uninitialized
 from ..memory.sharding import local_tensor
@@ -256,7 +256,7 @@ class Release:
 
     def step(
         self, engine: Engine, role: Role | None, scaling: Scaling | None, checks_all: bool
-    ) -> tuple[int, Statistics | None] | None:
+    ) -> Launched | None:
         """What is left to do in `step()`; returns as `Engine.step`, whose arguments and errors these are."""
         if scaling is not None:
             refuse_scaler()
@@ -271,14 +271,14 @@ class Release:
                 self._streams.let_sources_wait()
                 self._clear(role)
                 self.end(role)
-                last = launches, None
+                last = launches, None, NOBODY
             return last
         engine = self._begun_engine()
         left = self._parts(self._left(engine, role))
         self._launches += steps.finish(engine, left, role, self._streams)
         launches, self._launches = self._launches, 0
         self.end(role)
-        return launches, None
+        return launches, None, NOBODY
 
     def _has_released(self, role: Role | None) -> bool:
         """Tell whether a parameter of a role, or of any, was updated since the last step."""

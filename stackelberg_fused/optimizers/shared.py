@@ -13,7 +13,7 @@ from torch import Tensor
 from ..engine.across_rebuilds import AcrossRebuilds
 from ..groups.lost_settings import LostSettings
 from ..groups.new_group import Members
-from ..layout.statistics import ClipLimits, Statistics
+from ..layout.statistics import NOBODY, ClipLimits, Launched
 from .accumulated import AccumulatedGradients
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Shared:
         default_factory=weakref.WeakValueDictionary
     )
     stepped: set[str] = field(default_factory=set)
-    last: tuple[int, Statistics | None] = (0, None)
+    last: Launched = (0, None, NOBODY)
     found_inf: Tensor | None = None
     accumulated: AccumulatedGradients = field(default_factory=AccumulatedGradients)
     running: dict[str, object] = field(default_factory=dict)

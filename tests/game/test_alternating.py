@@ -45,7 +45,8 @@ def test_same_bits_as_a_loop_that_evaluates_everything_anew(
         assert_same_bits(did.head_losses, torch.stack(head_losses))
         assert len(did.head) == head_steps
         assert did.body.launches == (0 if backend == "reference" else 2)
-        assert float(did.body.grad_norm["body"]) > 0 == float(did.body.grad_norm["head"])
+        assert float(did.body.grad_norm["body"]) > 0
+        assert "head" not in did.body.grad_norm
         assert all(float(step.grad_norm["head"]) > 0 for step in did.head)
     assert_same_players(cut, whole)
     for p in all_of(cut):

@@ -145,6 +145,14 @@ def test_names_and_no_names_are_not_merged() -> None:
         sf.merge_equal([{"params": [("a", a)]}, {"params": [b]}])
 
 
+def test_what_are_no_groups() -> None:
+    cases: list[Any] = [{"params": []}, [{"lr": 0.1}], GPT(), [torch.ones(2)]]
+    for groups in cases:
+        for take in (sf.merge_equal, sf.describe):
+            with pytest.raises(TypeError, match=r"param groups? "):
+                take(groups)
+
+
 def test_patterns_that_are_no_dict() -> None:
     with pytest.raises(TypeError, match="patterns must be a dict of settings, got list"):
         sf.groups_by_pattern(GPT(), ["wte"])  # type: ignore[arg-type]

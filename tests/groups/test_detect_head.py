@@ -224,6 +224,14 @@ def test_not_guessed(model: nn.Module) -> None:
         sf.split_body_head(model)
 
 
+def test_a_backbone_whose_blocks_have_the_name_of_one() -> None:
+    """As DINOv3's: its embeddings lie beside them, and are no head."""
+    model = Model("embeddings.patches", "model.0", "norm", base_model_prefix="model")
+    model.get_input_embeddings = lambda: model.embeddings.patches
+    with pytest.raises(ValueError, match="could not be detected"):
+        sf.split_body_head(model)
+
+
 def test_several_names_in_a_wrapper() -> None:
     with pytest.raises(ValueError, match="'policy_head', 'value_head' all have a usual name"):
         sf.split_body_head(Wrapper(Model("trunk", "policy_head", "value_head")))

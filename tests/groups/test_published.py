@@ -55,6 +55,7 @@ def test_lora_plus() -> None:
         (lambda: _adapted().requires_grad_(False), {}, "no parameter that is trained"),
         (_adapted, {"ratio": 0.5}, "ratio must be >= 1"),
         (_adapted, {"lr": -1e-3}, "lr must be >= 0"),
+        (_adapted, {"weight_decay": -0.1}, "weight_decay must be >= 0"),
     ],
 )
 def test_lora_plus_refused(make: Any, options: Any, message: str) -> None:

@@ -99,7 +99,7 @@ class NormalPolicy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.zeros(3))
+        self.log_std = nn.Parameter(torch.zeros(2, 3))
 
 
 def test_norms_whose_class_has_more_in_its_name() -> None:
@@ -160,3 +160,23 @@ def test_what_a_backbone_exempts() -> None:
     model = nn.ModuleDict({"backbone": ViT(), "own": nn.Linear(4, 2)})
     names = {"backbone.cls_token", "backbone.pos_embed"}
     assert names <= _spared(sf.decay_by_module(model, 0.1))
+
+
+def test_refused() -> None:
+    cases: list[tuple[dict[str, Any], Any, str]] = [
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must be >= 0, got -0.1"),
+        ({"weight_decay": float("nan")}, ValueError, "weight_decay must be >= 0, got nan"),
+        ({"weight_decay": "0.1"}, TypeError, "weight_decay must be a number, got '0.1'"),
+        ({"exempt": ("LayerNorm",)}, TypeError, "exempt must be types of modules in a tuple"),
+        ({"groups": {"params": []}}, TypeError, "param groups are dicts in a list, got dict"),
+        ({"groups": [{"lr": 0.1}]}, TypeError, "param group 0 has no 'params'"),
+        ({"groups": [torch.ones(2)]}, TypeError, "param group 0 must be a dict, got Tensor"),
+    ]
+    for given, error, message in cases:
+        with pytest.raises(error, match=message):
+            sf.decay_by_module(ViT(), **{"weight_decay": 0.1, **given})
+
+
+def test_types_in_a_list_or_alone() -> None:
+    for exempt in ([nn.LayerNorm], nn.LayerNorm):
+        assert _spared(sf.decay_by_module(ViT(), 0.1, exempt=exempt))  # type: ignore[arg-type]

@@ -57,6 +57,17 @@ def test_a_report_has_what_there_is() -> None:
     assert all(type(value) is float for value in found.values())
 
 
+def test_a_player_that_rested_is_not_reported() -> None:
+    optimizer = _optimizer(max_grad_norm=1.0)
+    _step(optimizer)
+    optimizer.step(role="head")
+    measured = {key for key in report([optimizer]) if "/lr/" not in key}
+    assert measured == {
+        *("optimizer/grad_norm/head", "optimizer/grad_norm/total"),
+        *("optimizer/clip_factor/head", "optimizer/launches"),
+    }
+
+
 def test_several_optimizers_and_groups_without_a_name() -> None:
     optimizer = _optimizer()
     del optimizer.param_groups[1]["name"]

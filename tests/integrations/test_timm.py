@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from functools import partial
 from typing import Any
 
@@ -141,3 +142,33 @@ def test_registered_for_the_factory(timm: Any) -> None:
         )
         trained.append(_train(model, optimizer, _cosine(optimizer)))
     assert_close_weights(*trained)
+
+
+NETWORKS = [
+    *("vit_tiny_patch16_224", "beit_base_patch16_224", "swinv2_tiny_window8_256"),
+    *("convnextv2_atto", "twins_svt_small", "levit_128", "eva02_tiny_patch14_224"),
+    *("vit_medium_patch16_reg4_gap_256", "crossvit_tiny_240", "mambaout_femto"),
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_and_decay_as_timm_has_them(timm: Any, name: str) -> None:
+    """Our layers may be coarser (stages), but none comes before another that timm puts behind it."""
+    from timm import create_model
+    from timm.models import group_parameters
+
+    with torch.device("meta"):
+        model = create_model(name, num_classes=7)
+    theirs = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    groups = sf.layerwise_lr_decay(model, 0.5, lr=1.0)
+    found: dict[float, set[int]] = {}
+    for group in groups:
+        found.setdefault(group["lr"], set()).update(theirs[n] for n, _ in group["params"])
+    in_order = [ids for _, ids in sorted(found.items())]
+    assert len(in_order) >= 5
+    for before, after in itertools.pairwise(in_order):
+        assert max(before) <= min(after)
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    expected = {n for n, p in model.named_parameters() if p.ndim <= 1 or n in exempt}
+    decay = sf.decay_by_module(model, 0.1)
+    assert {n for g in decay if not g["weight_decay"] for n, _ in g["params"]} == expected

@@ -71,6 +71,18 @@ def test_a_step_tells_rates_norms_and_clip_factors(
         assert "clip_factor" not in step
 
 
+def test_a_player_that_rested_has_no_point(tmp_path: Path) -> None:
+    model = two_layers()
+    opt = sf.StackelbergAdamW(sf.split_body_head(model, head="2"), max_grad_norm=1.0)
+    with Recorder(tmp_path, "one") as recorder:
+        loss = backward(model)
+        opt.step(role="head")
+        recorder.step(1, loss, opt)
+    _, step, _ = lines(tmp_path / "one.steps.jsonl")
+    assert step["grad_norm"].keys() == {"head", "total"}
+    assert step["clip_factor"].keys() == {"head"}
+
+
 def test_recording_changes_nothing(tmp_path: Path) -> None:
     weights = []
     for is_recorded in (False, True):

@@ -16,7 +16,15 @@ import pytest
 from paths import ROOT
 from patience import patience
 
-SOURCES = ["csrc", "stackelberg_fused", "triton_kernels", "benchmarks", "requirements", ".ci"]
+SOURCES = [
+    "csrc",
+    "stackelberg_fused",
+    "triton_kernels",
+    "benchmarks",
+    "requirements",
+    "release",
+    ".ci",
+]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile"]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 

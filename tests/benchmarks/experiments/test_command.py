@@ -23,7 +23,7 @@ CELLS = {
     "rates": 2 * 2 * 2,
     "digits": 4 * 3,  # for tuning, before the seeds
     "language": 4 * 3,
-    "neurons": 3 * 3 * 2,
+    "neurons": 4 * 3 * 2,
     "curvature": 2,
     "cartpole": 2 + 2,
     "actor": 4 + 10 + 6,

@@ -1,38 +1,32 @@
-"""The problems of the neurons experiment: targets, samples, losses and exact heads."""
+"""The problems of the neurons experiment: what counts as recovered, and the starts."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from cases import normal
-from stackelberg_fused.benchmarks.experiments import neuron_problems as problems
-from stackelberg_fused.benchmarks.experiments.neuron_networks import outputs
+from stackelberg_fused.benchmarks.experiments.neuron_data import (
+    midpoints,
+    target_1d,
+    target_steps,
+    teacher,
+)
+from stackelberg_fused.benchmarks.experiments.neuron_problems import PROBLEMS
 
-BY_NAME = {problem.name: problem for problem in problems.PROBLEMS}
+BY_NAME = {problem.name: problem for problem in PROBLEMS}
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def test_targets() -> None:
-    x = torch.tensor([0.1, 0.3, 0.4, 0.6, 0.7, 0.9])
-    assert problems.target_1d(x).tolist() == [1, 5, 1, 3, 1, 5]
-    points = torch.tensor([[0.1, 0.4, 0.9], [0.2, 0.6, 0.95]])
-    assert problems.target_2d(points).tolist() == [0, 3, 6]
-    taught = problems.teacher(torch.tensor([[0.2, 0.4, 0.6, 1.0]]))
-    torch.testing.assert_close(taught, torch.tensor([0.0, 0.1, 0.1, 0.6]))
-
-
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_threshold_is_a_hundredth_of_the_targets_variance(name: str) -> None:
-    x = problems.midpoints(100_000)
+    x = midpoints(100_000)
     y = {
-        "1-D": lambda: problems.target_1d(x),
-        "2-D": lambda: problems.target_2d(torch.cartesian_prod(x[::200], x[::200]).T),
-        "ReLU": lambda: problems.teacher(x[None]),
+        "1-D": lambda: target_1d(x),
+        "2-D": lambda: target_steps(torch.cartesian_prod(x[::200], x[::200]).T),
+        "10-D": lambda: target_steps(torch.rand(10, 100_000, generator=generators(1)[0])),
+        "ReLU": lambda: teacher(x[None]),
     }[name]()
     problem = BY_NAME[name]
     assert problem.variance == pytest.approx(float(y.var()), rel=0.01)
@@ -44,27 +38,6 @@ def test_the_threshold_is_a_hundredth_of_the_targets_variance(name: str) -> None
         assert problem.recovered == pytest.approx(float(errors.norm()) / problem.points, rel=1e-4)
 
 
-def test_samples_of_the_stream() -> None:
-    """Uniform x, and targets with noise that fills -1 to 1 and does not depend on x."""
-    stream = problems.Stream(generators(1, 2))
-    x, noise = [], []
-    for _ in range(2 * problems.DRAWN_AT_ONCE):
-        stream.next_step()
-        x.append(stream.x.flatten())
-        noise.append((stream.y - problems.target_1d(stream.x[..., 0])).flatten())
-    samples, noises = torch.stack(x), torch.stack(noise)
-    assert not (samples[:, 0] == samples[:, 1]).any()
-    assert len(samples[:, 0].unique()) > 1.9 * problems.DRAWN_AT_ONCE  # not the same draws again
-    assert samples.mean() == pytest.approx(0.5, abs=0.02)
-    assert (noises.min(), noises.max()) == (
-        pytest.approx(-1, abs=0.01),
-        pytest.approx(1, abs=0.01),
-    )
-    assert noises.var() == pytest.approx(1 / 3, abs=0.02)
-    both = torch.corrcoef(torch.stack([samples.flatten(), noises.flatten()]))
-    assert abs(float(both[0, 1])) < 0.06
-
-
 @pytest.mark.parametrize("name", BY_NAME)
 def test_no_neuron_starts_at_a_point_of_the_data(name: str) -> None:
     """The start and the data are drawn from one generator, one after the other."""
@@ -72,49 +45,8 @@ def test_no_neuron_starts_at_a_point_of_the_data(name: str) -> None:
     positions, head = BY_NAME[name].start(generator)
     data = BY_NAME[name].data([generator])
     data.next_step()
-    assert not torch.isin(positions, data.x).any()
+    by_chance = len(positions) * data.x.numel() / 2**24  # float32 has no more numbers there
+    assert int(torch.isin(positions, data.x).sum()) <= 5 * by_chance
     assert positions.min() >= 0
     assert positions.max() <= 1
     assert len(head) == len(positions) + (name == "1-D")
-
-
-def test_loss_of_the_stream_is_the_integral() -> None:
-    """Zero heads leave the target's mean square; neurons at the steps leave their width."""
-    stream = problems.Stream(generators(1))
-    u, a = torch.rand(1, 1, 20), torch.zeros(1, 1, 21)
-    assert float(stream.loss(u, a)) == pytest.approx(3.31 + 2.7**2, rel=1e-3)
-    u[..., :5] = torch.tensor(problems.STEPS_1D)
-    a[..., :5], a[..., -1] = torch.tensor(problems.JUMPS_1D), problems.LEVEL_1D
-    left = 2 * 0.5**7 * 16 / 7 * problems.WIDTH_1D  # of a neuron of weight 1 around its step
-    expected = left * sum(jump**2 for jump in problems.JUMPS_1D)
-    # 16 of the integral's points lie within a neuron's width
-    assert float(stream.loss(u, a)) == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize("name", BY_NAME)
-def test_the_exact_head_has_the_smallest_loss(name: str) -> None:
-    problem = BY_NAME[name]
-    sources = generators(3, 4)
-    positions = torch.stack([problem.start(g)[0] for g in sources])[None]
-    data: Any = problem.data(sources)
-    head = data.exact_head(positions)
-    best = data.loss(positions, head)
-    for seed in range(10):
-        other = head + 0.05 * normal(tuple(head.shape), seed)
-        assert (data.loss(positions, other) > best).all()
-
-
-def test_only_networks_that_moved_are_solved_again() -> None:
-    stream, anew = (problems.Stream(generators(1)) for _ in range(2))
-    positions = torch.rand(3, 2, 20)
-    stream.exact_head(positions)
-    positions[1, 0, 7] = 0.42
-    positions[2, 1, 0] = 0.01
-    assert torch.equal(stream.exact_head(positions), anew.exact_head(positions))
-
-
-def test_pull_of_a_perfect_fit_is_zero() -> None:
-    batch: Any = BY_NAME["ReLU"].data(generators(1))
-    assert batch.pull(batch.y[None]).eq(0).all()
-    features = torch.ones(1, 1, 10, batch.y.shape[-1])
-    assert outputs(features, torch.zeros(1, 1, 10)).shape == (1, *batch.y.shape)

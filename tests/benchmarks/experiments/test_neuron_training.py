@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 
 SEEDS = (3, 5, 8, 9, 11)
 STEPS = 100
+POINTS = 1000  # in ten dimensions
 BY_NAME = {problem.name: replace(problem, steps=STEPS) for problem in PROBLEMS}
+BY_NAME["10-D"] = replace(
+    BY_NAME["10-D"],
+    steps=STEPS // 2,
+    data=partial(BY_NAME["10-D"].data, points=POINTS),
+    size=10 * POINTS,
+)
 
 
 def some_rates(problem: Problem) -> list[tuple[float, float]]:
@@ -27,26 +35,30 @@ def test_each_network_is_trained_as_if_it_were_alone(name: str, mode: str) -> No
     """Equal to the bit, whatever other seeds and rates are in the launch."""
     problem = BY_NAME[name]
     rates = some_rates(problem)
-    together = train(problem, mode, SEEDS, rates)
+    seeds = SEEDS[:3] if name == "10-D" else SEEDS  # for time
+    together = train(problem, mode, seeds, rates)
     for pair, found in zip(rates, together, strict=True):
-        for place, seed in enumerate(SEEDS):
+        for place, seed in enumerate(seeds):
             (alone,) = train(problem, mode, (seed,), [pair])
             for quantity in ("positions", "head"):
                 assert found[quantity][place] == alone[quantity][0]
             assert [row[place] for row in found["losses"]] == [row[0] for row in alone["losses"]]
     last = together[0]["losses"][-1]
-    assert len(set(last)) == len(SEEDS)  # seeds differ
+    assert len(set(last)) == len(seeds)  # seeds differ
     assert len(together[0]["losses"]) == len(MOMENTS)
 
 
 def loss_of(problem: Problem, networks: Networks, positions: Tensor, head: Tensor) -> Tensor:
     """The loss of this step, with a value that autograd knows."""
-    z = networks.data.x[0] - positions[:, None]
+    x = networks.data.x[0]
+    z = x.repeat_interleave(len(positions) // len(x), 0) - positions[:, None]
     if problem.name == "ReLU":
         features = z.relu()
     else:
-        x = z / {"1-D": 4e-3, "2-D": 1e-2}[problem.name]
-        features = (4 * (x + 0.5) ** 3).clip(0, 0.5) + (0.5 - 4 * (0.5 - x) ** 3).clip(0, 0.5)
+        x = z / {"1-D": 4e-3, "2-D": 1e-2, "10-D": 1e-2}[problem.name]
+        # where a neuron is at a point, autograd would add up the slopes of the published formula's two clips
+        left, right = 4 * (x + 0.5).clip(0) ** 3, 1 - 4 * (0.5 - x).clip(0) ** 3
+        features = torch.where(x < 0, left, right)
     error = outputs(features, head) - networks.data.y[0]
     return error.square().sum() if problem.name == "1-D" else error.norm() / len(error)
 
@@ -65,7 +77,7 @@ def test_a_network_is_trained_as_torch_trains_it(name: str, mode: str) -> None:
         u.grad = a.grad = None
         loss_of(problem, networks, u, a).backward()
 
-    for _ in range(STEPS):
+    for _ in range(problem.steps):
         networks.step(mode)
         if mode == "exact head":
             a.data = networks.data.exact_head(u.detach()[None, None])[0, 0]

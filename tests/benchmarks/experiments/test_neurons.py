@@ -22,7 +22,9 @@ from stackelberg_fused.benchmarks.experiments.neuron_arms import (
     evaluated_arms,
     tuned_arms,
 )
+from stackelberg_fused.benchmarks.experiments.neuron_training import MOMENTS
 from stackelberg_fused.benchmarks.experiments.neurons import Neurons
+from stackelberg_fused.benchmarks.experiments.statistics import quartiles
 
 FAST = Arm("simultaneous", 100)
 
@@ -122,6 +124,34 @@ def test_every_arm_has_the_same_steps_and_its_own_rate() -> None:
     assert json.dumps(experiment.settings())
 
 
+def test_a_costly_problem_has_the_first_seeds_only() -> None:
+    experiment = Neurons(quick=False)
+    ten = next(problem for problem in experiment.problems if problem.name == "10-D")
+    for problem in experiment.problems:
+        tuning, judged = experiment.tuning_seeds_of(problem), experiment.seeds_of(problem)
+        if problem != ten:
+            assert (tuning, judged) == (experiment.tuning_seeds, experiment.seeds)
+    assert 2 <= len(tuning_seeds := experiment.tuning_seeds_of(ten)) < len(experiment.tuning_seeds)
+    assert 8 <= len(seeds := experiment.seeds_of(ten)) < len(experiment.seeds)
+    assert not set(tuning_seeds) & set(seeds)
+    settings = experiment.settings()["problems"]
+    assert settings["10-D"]["first_tuning_seeds"] == len(tuning_seeds)
+    assert settings["10-D"]["first_seeds"] == len(seeds)
+    assert "first_seeds" not in settings["2-D"]
+
+
+def test_a_quick_run_fails_if_an_exact_head_is_no_better() -> None:
+    """As it would be if gradients or heads were wrong; for other heads a quick run is too short."""
+    experiment = Neurons(quick=True)
+    fast = experiment.problems[0].ratios["simultaneous"][1]
+    losses = {AS_PUBLISHED: 2.0, Arm("simultaneous", fast): 0.5}
+    assert experiment.check(made_up(experiment, losses)) == []
+    assert experiment.check(made_up(experiment, {**losses, EXACT_HEAD: 2.0})) == [
+        f"{problem.name}: exact head is not better than one rate as published"
+        for problem in experiment.problems[1:]
+    ]
+
+
 def test_a_small_run_tells_two_time_scales_from_one_rate() -> None:
     """And not one rate from itself."""
     experiment = Neurons(quick=True)
@@ -153,23 +183,39 @@ def test_documented_figures_are_those_of_the_committed_run() -> None:
             assert f"| {' | '.join(map(str, row))} |".replace(" |  |", " | |") in text, problem.name
 
 
-def test_the_front_pages_figures_are_those_of_the_committed_run() -> None:
+def test_documented_gains_are_those_of_the_committed_run() -> None:
     cells = json.loads((EXPERIMENT_RESULTS / "neurons.json").read_text())["cells"]
     experiment = Neurons(quick=False)
-    fast = [experiment.two_time_scales(cells, problem) for problem in experiment.problems]
-    line, plane, relu = (
-        experiment.median(cells, problem, ONE_RATE) / experiment.median(cells, problem, arm)
-        for problem, arm in zip(experiment.problems, fast, strict=True)
-    )
+    problems = {problem.name: problem for problem in experiment.problems}
+    fast = {name: experiment.two_time_scales(cells, problem) for name, problem in problems.items()}
+    gain = {
+        name: experiment.median(cells, problem, ONE_RATE)
+        / experiment.median(cells, problem, fast[name])
+        for name, problem in problems.items()
+    }
+    p = {name: experiment.p_value(cells, problems[name], arm) for name, arm in fast.items()}
     # wherever lines break
     front, results, recipes = (
         " ".join((ROOT / page).read_text().split())
         for page in ("README.md", "docs/results.md", "docs/recipes.md")
     )
-    assert all(f"{line:.0f} times lower" in page for page in (front, results, recipes))
-    assert f"{plane:.1f} times lower (2-D) and {relu:.1f} times (ReLU)" in front
-    assert f"{plane:.1f} and {relu:.1f} times on two other problems" in recipes
-    assert fast[0].label == "ratio 1000"
-    recovered = experiment.recovered(cells, experiment.problems[0], fast[0])
+    assert all(f"{gain['1-D']:.0f} times lower" in page for page in (front, results, recipes))
+    assert f"{gain['2-D']:.1f} times lower (2-D) and {gain['ReLU']:.1f} times (ReLU)" in front
+    assert f"{gain['2-D']:.1f} and {gain['ReLU']:.1f} times on two other problems" in recipes
+    assert fast["1-D"].label == "ratio 1000"
+    recovered = experiment.recovered(cells, problems["1-D"], fast["1-D"])
     assert f"{recovered} seeds recover the target, and none at one rate" in front
-    assert experiment.recovered(cells, experiment.problems[0], ONE_RATE).startswith("0 of")
+    assert experiment.recovered(cells, problems["1-D"], ONE_RATE).startswith("0 of")
+    assert {name for name, value in p.items() if value <= 0.05} == {"1-D", "2-D", "ReLU"}
+    assert "The gain survives equal steps and a tuned rate on three of four problems" in results
+    seeds = len(experiment.seeds_of(problems["10-D"]))
+    assert seeds == 8
+    assert (
+        f"In 10-D the median is {gain['10-D']:.1f} times lower too, but eight seeds do not "
+        f"tell it from chance (p {p['10-D']:.2g}" in results
+    )
+    curve = experiment.result(cells, problems["10-D"], ONE_RATE)["losses"]
+    early = quartiles(curve[MOMENTS.index(0.1)])[1]
+    assert f"median of {early:.4f} after 300 steps and of" in results
+    alone = p["10-D"] / (len(tuned_arms(problems["10-D"])) - 1)
+    assert f"which is p {alone:.2g} alone, and {p['10-D']:.2g} times the eight arms" in results
