@@ -167,6 +167,7 @@ __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int
     }
     const uint8_t scale = scale_of(largest);
     const float inverse = inverse_scale(scale);
+    __syncwarp();  // the old scale is loaded before the new one is stored; shuffles order no memory
     if (!stores) return;
     if (is_first) store_words(scales, block, Words<1>{{scale}});
     store_words(address, i, packed<V, V>([&](int j) { return encode<CODE>(x[j], inverse, random[j]); }));
