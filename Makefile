@@ -31,7 +31,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # what these ask for would bring another torch
 $(VENV)/.installed-no-deps: private PIP += --no-deps
 
-.PHONY: help build demo test test-quick lint docs bench fuzz soak wheel clean
+.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic fuzz soak wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +42,8 @@ help:
 	@echo "make lint        ruff, clang-format and mypy, check only"
 	@echo "make docs        the guide and the API reference as a site, in build/site; warnings are errors"
 	@echo "make bench       throughput against torch and other optimizers"
+	@echo "make ptx         run what both compilers emit for a GPU on the CPU, with checks; minutes"
+	@echo "make ptx-traffic bytes that the kernels' warps touch, as in docs/kernels.md; CASE=\"Adam, 8bit\" by instruction"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
 	@echo "make wheel       source distribution and wheel, in dist/"
@@ -82,6 +84,13 @@ docs: $(VENV)/.built $(VENV)/.installed-docs
 
 bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python -m stackelberg_fused bench $(BENCH_ARGS)
+
+# what nvcc and Triton emit, run on the CPU: all of it, where `make test` runs a selection
+ptx: $(TESTED)
+	$(PYTEST) --ptx tests/ptx $(TEST_ARGS)
+
+ptx-traffic: $(TESTED)
+	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.traffic $(if $(CASE),"$(CASE)")
 
 fuzz: $(TESTED)
 	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick

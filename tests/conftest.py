@@ -45,6 +45,7 @@ def _why_not_large() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a sample of the tests, in some minutes")
+    parser.addoption("--ptx", action="store_true", help="all of tests/ptx, not only a selection")
 
 
 @pytest.hookimpl(trylast=True)
@@ -67,6 +68,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if not config.getoption("--ptx"):
+        long = [item for item in items if item.get_closest_marker("ptx")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
     if config.getoption("--quick"):
         kept = quick(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])

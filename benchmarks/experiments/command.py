@@ -17,7 +17,7 @@ EXPERIMENTS = {
         "Digits",
         "digits: every ratio at its own best rate, and all at one rate",
     ),
-    "language": ("training", "Language", "the same for a small GPT; hours"),
+    "language": ("training", "Language", "the same for a small GPT; an hour"),
     "neurons": (
         "neurons",
         "Neurons",

@@ -337,5 +337,4 @@ class Language(Training):
     name = "language"
     score, score_name = "test_loss", "validation loss"
     steps, scheduled = 250, True
-    tuning_seeds = TUNING_SEEDS[:2]  # a run takes many times as long as one of digits
     grids = {"Adam": (-7, -4), "SGD": (-3, 0)}  # noqa: RUF012
