@@ -19,20 +19,11 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"\[\s*([^+\s\]]+)\s*(?:\+\s*(-?\d+))?\s*\]")
 # modifiers that neither change a value nor order anything (section 9.7.9.1)
-CACHING = (
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "nc",
-    "L1",
-    "evict_last",
-    "evict_first",
-    "evict_normal",
+CACHING = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc") + tuple(
+    f"L1::{priority}"
+    for priority in ("evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate")
 )
+VECTORS = ("v2", "v4", "v8")
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile", "weak")
 SCOPES = ("cta", "cluster", "gpu", "sys")
 
@@ -84,12 +75,11 @@ class MemoryOperation:
             (m for m in self._modifiers if m in SCOPES),
             "sys" if self.order == "volatile" else "gpu",
         )
-        length = next((int(m[1]) for m in self._modifiers if m in ("v2", "v4")), 1)
+        length = next((int(m[1]) for m in self._modifiers if m in VECTORS), 1)
         self._element = SIZES[self._type]
         self.size = self._element * length
         known = {
-            "v2",
-            "v4",
+            *VECTORS,
             self._space,
             self._type,
             *CACHING,
@@ -158,6 +148,14 @@ class MemoryOperation:
             return data.view(UNSIGNED[self._element]), (offsets - start) // self._element
         return region.data.view(UNSIGNED[self._element]), offsets // self._element
 
+    def _unwritten(self, region: Region, addresses: Addresses, k: int) -> Mask | None:
+        """Which elements k of vectors at these addresses nothing has written; None: none."""
+        if region.written is None:
+            return None
+        first = addresses.astype(np.int64) - region.address + k * self._element
+        written = region.written[first[:, None] + np.arange(self._element)].all(1)
+        return None if written.all() else ~written
+
 
 class Load(MemoryOperation):
     """ld: a narrower type is extended to the register (section 9.7.9, ld)."""
@@ -198,13 +196,6 @@ class Load(MemoryOperation):
         launch.observe(self._access("load", addresses, active), lanes)
         return None
 
-    def _unwritten(self, region: Region, addresses: Addresses, k: int) -> Mask | None:
-        if region.written is None:
-            return None
-        first = addresses.astype(np.int64) - region.address + k * self._element
-        written = region.written[first[:, None] + np.arange(self._element)].all(1)
-        return None if written.all() else ~written
-
     def _extended(self, values: Values, dtype: np.dtype) -> Values:
         if self._signed:
             return values.view(dtype_of(self._type)).astype(f"i{dtype.itemsize}").view(dtype)
@@ -237,12 +228,12 @@ class Store(MemoryOperation):
         bits = f"b{8 * self._element}"
         parts = self._vector(values, length)
         self._values = [self._registers.reader(part, bits) for part in parts]
-        self._sources = self._registers.sources(*parts)
+        self._sources = [self._registers.sources(part) for part in parts]
 
     def run(self, launch: Launch, lanes: Lanes, mask: Mask | None) -> None:
         active, addresses, places = self._reach(launch, lanes, mask)
         values = [lanes.full(read(lanes)) for read in self._values]
-        missing = lanes.undefined_in(self._sources) if lanes.undefined else None
+        missing = [lanes.undefined_in(sources) for sources in self._sources]
         changes = np.zeros(len(active), np.bool_)
         for region, inside in places:
             if not region.is_writable:
@@ -253,16 +244,15 @@ class Store(MemoryOperation):
                 stored = value[active[here]]
                 changes[here] |= elements[indices + k] != stored
                 elements[indices + k] = stored
-            if region.written is not None or missing is not None:
-                self._mark(
-                    region, addresses[here], None if missing is None else missing[active[here]]
-                )
+                is_missing = None if missing[k] is None else missing[k][active[here]]
+                if region.written is not None or is_missing is not None:
+                    self._mark(region, addresses[here], k, is_missing)
         launch.observe(self._access("store", addresses, active, changes), lanes)
 
-    def _mark(self, region: Region, addresses: Addresses, missing: Mask | None) -> None:
-        """Note which bytes hold something now. What is undefined stays so in memory."""
-        first = addresses.astype(np.int64) - region.address
-        every_byte = first[:, None] + np.arange(self.size)
+    def _mark(self, region: Region, addresses: Addresses, k: int, missing: Mask | None) -> None:
+        """Note that elements k of vectors hold something now. What is undefined stays so in memory."""
+        first = addresses.astype(np.int64) - region.address + k * self._element
+        every_byte = first[:, None] + np.arange(self._element)
         if region.written is None:
             if not missing.any():
                 return
@@ -300,11 +290,9 @@ class Atomic(MemoryOperation):
         for region, inside in places:
             if not region.is_writable:
                 raise Fault(f"stores to {region}, which it may only read")
-            if region.written is not None and (
-                Load._unwritten(self, region, addresses, 0) is not None
-            ):
-                raise Fault(f"adds to bytes of {region} that nothing has written")
             here = np.arange(len(active)) if inside is None else inside
+            if self._unwritten(region, addresses[here], 0) is not None:
+                raise Fault(f"adds to bytes of {region} that nothing has written")
             elements, indices = self._elements(region, addresses[here])
             for lane, index in zip(active[here], indices, strict=True):
                 before[lane] = elements[index]

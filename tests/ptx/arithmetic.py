@@ -11,11 +11,17 @@ from .lanes import Lanes, Registers, Values, dtype_of
 from .operations import Operation, Result, decodes, readers, unknown
 from .parser import SIZES, Instruction
 
+SIGN_BITS = {"f16": 1 << 15, "f32": 1 << 31, "f64": 1 << 63}
+SIGN_BITS |= {"bf16": 1 << 15, "f16x2": 1 << 31 | 1 << 15, "bf16x2": 1 << 31 | 1 << 15}
+FLOATS = ("f32", "f64", "f32x2")
+
 
 @decodes("add", "sub")
 def _add_or_subtract(instruction: Instruction, registers: Registers) -> Operation:
     *modifiers, type_ = instruction.modifiers
-    if modifiers not in ([], ["rn"]) or SIZES[type_] < 4:
+    if modifiers not in ([], ["rn"]) or (modifiers and type_[0] != "f"):
+        raise unknown(instruction)
+    if type_ not in FLOATS and (type_[0] not in "us" or SIZES[type_] < 2):
         raise unknown(instruction)
     a, b = readers(instruction, registers, type_, type_)
     compute = in_pairs(np.add if instruction.base == "add" else np.subtract, type_)
@@ -39,10 +45,10 @@ def in_pairs(compute: Callable[..., Values], type_: str) -> Callable[..., Values
 def _multiply(instruction: Instruction, registers: Registers) -> Operation:
     *modifiers, type_ = instruction.modifiers
     a, b = readers(instruction, registers, type_, type_)
-    if type_[0] == "f" and modifiers in ([], ["rn"]):
+    if type_ in FLOATS and modifiers in ([], ["rn"]):
         compute = in_pairs(np.multiply, type_)
         return Result(instruction, registers, lambda lanes: canonical(compute(a(lanes), b(lanes))))
-    if type_[0] == "f" or modifiers not in (["lo"], ["wide"]):
+    if type_[0] not in "us" or modifiers not in (["lo"], ["wide"]):
         raise unknown(instruction)
     wide = _wide(type_) if modifiers == ["wide"] else dtype_of(type_)
     return Result(
@@ -57,7 +63,7 @@ def _wide(type_: str) -> np.dtype:
 @decodes("mad")
 def _multiply_add(instruction: Instruction, registers: Registers) -> Operation:
     modifier, type_ = instruction.modifiers
-    if modifier not in ("lo", "wide") or type_[0] == "f":
+    if modifier not in ("lo", "wide") or type_[0] not in "us":
         raise unknown(instruction)
     wide = f"{type_[0]}{16 * SIZES[type_]}" if modifier == "wide" else type_
     a, b, c = readers(instruction, registers, type_, type_, wide)
@@ -83,27 +89,30 @@ def _fused_multiply_add(instruction: Instruction, registers: Registers) -> Opera
 def _divide(instruction: Instruction, registers: Registers) -> Operation:
     *modifiers, type_ = instruction.modifiers
     a, b = readers(instruction, registers, type_, type_)
-    if type_[0] == "f" and modifiers == ["rn"]:
+    if type_ in ("f32", "f64") and modifiers == ["rn"]:
         return Result(instruction, registers, lambda lanes: canonical(a(lanes) / b(lanes)))
-    if type_[0] == "f" or modifiers:
+    if type_[0] not in "us" or modifiers:
         raise unknown(instruction)
-    return Result(instruction, registers, lambda lanes: _quotient(a(lanes), b(lanes)))
+    compute, by_zero = (lambda lanes: _quotient(a(lanes), b(lanes))), lambda lanes: b(lanes) == 0
+    return Result(instruction, registers, compute, by_zero)
 
 
 @decodes("rem")
 def _remainder(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
+    if type_[0] not in "us":
+        raise unknown(instruction)
     a, b = readers(instruction, registers, type_, type_)
 
     def compute(lanes: Lanes) -> Values:
         x, y = a(lanes), b(lanes)
         return x - y * _quotient(x, y)
 
-    return Result(instruction, registers, compute)
+    return Result(instruction, registers, compute, lambda lanes: b(lanes) == 0)
 
 
 def _quotient(x: Values, y: Values) -> Values:
-    """Towards zero. By zero it is machine-specific (div), here the type's largest value, so that it shows."""
+    """Towards zero. By zero it is machine-specific (section 9.7.1, div): something, which is undefined then."""
     is_zero = y == 0
     divisor = np.where(is_zero, y.dtype.type(1), y)
     below = x // divisor
@@ -115,7 +124,7 @@ def _quotient(x: Values, y: Values) -> Values:
 @decodes("sqrt")
 def _root(instruction: Instruction, registers: Registers) -> Operation:
     rounding, type_ = instruction.modifiers
-    if rounding != "rn":
+    if rounding != "rn" or type_ not in ("f32", "f64"):
         raise unknown(instruction)
     (a,) = readers(instruction, registers, type_)
     return Result(instruction, registers, lambda lanes: canonical(np.sqrt(a(lanes))))
@@ -127,11 +136,11 @@ def _extreme(instruction: Instruction, registers: Registers) -> Operation:
     a, b = readers(instruction, registers, type_, type_)
     is_max = instruction.base == "max"
     if type_[0] != "f":
-        if modifiers:
+        if modifiers or type_[0] not in "us":
             raise unknown(instruction)
         compute = np.maximum if is_max else np.minimum
         return Result(instruction, registers, lambda lanes: compute(a(lanes), b(lanes)))
-    if modifiers not in ([], ["NaN"]):
+    if modifiers not in ([], ["NaN"]) or type_ not in ("f32", "f64"):
         raise unknown(instruction)
 
     def of_floats(lanes: Lanes) -> Values:
@@ -149,16 +158,18 @@ def _extreme(instruction: Instruction, registers: Registers) -> Operation:
 
 @decodes("neg", "abs")
 def _sign(instruction: Instruction, registers: Registers) -> Operation:
-    """Of floating-point numbers only the sign bit changes; of NaN the ISA leaves the result open (abs, neg)."""
+    """Of floating-point numbers only the sign bit changes; which NaN abs and neg make of NaN the ISA leaves open."""
     (type_,) = instruction.modifiers
     is_neg = instruction.base == "neg"
-    if type_[0] == "f":
+    if type_ in SIGN_BITS:
         bits = f"b{8 * SIZES[type_]}"
         (a,) = readers(instruction, registers, bits)
-        upper = np.array(1 << (8 * SIZES[type_] - 1), dtype_of(bits))
+        signs = np.array(SIGN_BITS[type_], dtype_of(bits))
         if is_neg:
-            return Result(instruction, registers, lambda lanes: a(lanes) ^ upper)
-        return Result(instruction, registers, lambda lanes: a(lanes) & ~upper)
+            return Result(instruction, registers, lambda lanes: a(lanes) ^ signs)
+        return Result(instruction, registers, lambda lanes: a(lanes) & ~signs)
+    if type_ not in ("s16", "s32", "s64"):
+        raise unknown(instruction)
     (a,) = readers(instruction, registers, type_)
     return Result(
         instruction, registers, lambda lanes: (np.negative if is_neg else np.abs)(a(lanes))

@@ -11,9 +11,15 @@ from .parser import SIZES, Instruction
 LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
+def _expect_bits(instruction: Instruction, *types: str) -> None:
+    if instruction.modifiers[-1] not in types:
+        raise unknown(instruction)
+
+
 @decodes(*LOGIC)
 def _logic(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
+    _expect_bits(instruction, "pred", "b16", "b32", "b64")
     a, b = readers(instruction, registers, type_, type_)
     compute = LOGIC[instruction.base]
     return Result(instruction, registers, lambda lanes: compute(a(lanes), b(lanes)))
@@ -22,6 +28,7 @@ def _logic(instruction: Instruction, registers: Registers) -> Operation:
 @decodes("not")
 def _not(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
+    _expect_bits(instruction, "pred", "b16", "b32", "b64")
     (a,) = readers(instruction, registers, type_)
     return Result(instruction, registers, lambda lanes: np.invert(a(lanes)))
 
@@ -30,6 +37,8 @@ def _not(instruction: Instruction, registers: Registers) -> Operation:
 def _shift(instruction: Instruction, registers: Registers) -> Operation:
     """Amounts beyond the width shift everything out; shr of a signed type fills with the sign."""
     (type_,) = instruction.modifiers
+    if type_[0] == "f" or SIZES[type_] < 2 or (instruction.base == "shl" and type_[0] != "b"):
+        raise unknown(instruction)
     a, amount = readers(instruction, registers, type_, "u32")
     dtype, width = dtype_of(type_), 8 * SIZES[type_]
     is_left = instruction.base == "shl"
@@ -44,52 +53,59 @@ def _shift(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, compute)
 
 
+def _field(position: Values, length: Values, dtype: np.dtype) -> tuple[Values, Values]:
+    """Where a field begins, at most the width; a one in each of as many lower bits as it is long.
+
+    Of both numbers the lower eight bits count (section 9.7.1, bfe and bfi).
+    """
+    width = 8 * dtype.itemsize
+    start, count = (np.minimum(part & np.uint32(0xFF), width) for part in (position, length))
+    return start, ~_shifted_left(~dtype.type(0), count)
+
+
+def _shifted_left(x: Values, amount: Values) -> Values:
+    """Zeros where the amount is the width or more."""
+    width = 8 * x.dtype.itemsize
+    shifted = x << np.minimum(amount, width - 1).astype(x.dtype)
+    return np.where(amount < width, shifted, x.dtype.type(0))
+
+
 @decodes("bfe")
 def _extract_field(instruction: Instruction, registers: Registers) -> Operation:
     """`length` bits from `position` on, extended by zeros or, of a signed type, by the field's upper bit."""
     (type_,) = instruction.modifiers
+    if type_[0] not in "us" or SIZES[type_] < 4:
+        raise unknown(instruction)
     a, position, length = readers(instruction, registers, type_, "u32", "u32")
-    dtype, width = dtype_of(type_), 8 * SIZES[type_]
-    bits = UNSIGNED[SIZES[type_]]
+    bits, width = UNSIGNED[SIZES[type_]], 8 * SIZES[type_]
+    is_signed = type_[0] == "s"
 
     def compute(lanes: Lanes) -> Values:
         x = a(lanes)
-        start, count = (part(lanes) & np.uint32(0xFF) for part in (position, length))
-        lower = np.where(
-            start < width, x >> np.minimum(start, width - 1).astype(dtype), dtype.type(0)
-        )
-        field = np.where(count < width, lower.view(bits) & ((bits.type(1) << np.minimum(count, width - 1).astype(bits)) - bits.type(1)), lower.view(bits))  # fmt: skip
-        if dtype.kind == "u":
-            return field
-        # the sign is the field's upper bit, or that of x if the field reaches beyond it
-        last = np.minimum(start.astype(np.int64) + count - 1, width - 1)
-        negative = (count > 0) & (
-            (x.view(bits) >> np.maximum(last, 0).astype(bits)) & bits.type(1)
-        ).astype(bool)
-        above = np.where(
-            count < width, ~bits.type(0) << np.minimum(count, width - 1).astype(bits), bits.type(0)
-        )
-        return np.where(negative, field | above, field)
+        start, ones = _field(position(lanes), length(lanes), bits)
+        # beyond the upper bit of x there are copies of it, or zeros
+        lower = (x >> np.minimum(start, width - 1).astype(x.dtype)).view(bits)
+        if not is_signed:
+            return np.where(start < width, lower, bits.type(0)) & ones
+        upper_of_field = ones ^ (ones >> bits.type(1))
+        is_negative = (lower & upper_of_field) != 0
+        return np.where(is_negative, lower | ~ones, lower & ones)
 
     return Result(instruction, registers, compute)
 
 
 @decodes("bfi")
 def _insert_field(instruction: Instruction, registers: Registers) -> Operation:
+    """The lower `length` bits of a in the place of those of b from `position` on."""
     (type_,) = instruction.modifiers
+    if type_ not in ("b32", "b64"):
+        raise unknown(instruction)
     a, b, position, length = readers(instruction, registers, type_, type_, "u32", "u32")
-    dtype, width = dtype_of(type_), 8 * SIZES[type_]
 
     def compute(lanes: Lanes) -> Values:
-        start, count = (part(lanes) & np.uint32(0xFF) for part in (position, length))
-        ones = np.where(
-            count < width,
-            (dtype.type(1) << np.minimum(count, width - 1).astype(dtype)) - dtype.type(1),
-            ~dtype.type(0),
-        ).astype(dtype)
-        shift = np.minimum(start, width - 1).astype(dtype)
-        field = np.where(start < width, ones << shift, dtype.type(0)).astype(dtype)
-        return (b(lanes) & ~field) | ((a(lanes) << shift) & field)
+        start, ones = _field(position(lanes), length(lanes), dtype_of(type_))
+        replaced = _shifted_left(ones, start)
+        return (b(lanes) & ~replaced) | (_shifted_left(a(lanes), start) & replaced)
 
     return Result(instruction, registers, compute)
 
@@ -97,6 +113,7 @@ def _insert_field(instruction: Instruction, registers: Registers) -> Operation:
 @decodes("clz")
 def _leading_zeros(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
+    _expect_bits(instruction, "b32", "b64")
     (a,) = readers(instruction, registers, type_)
     width = 8 * SIZES[type_]
 
@@ -116,6 +133,7 @@ def _leading_zeros(instruction: Instruction, registers: Registers) -> Operation:
 @decodes("popc")
 def _count_ones(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
+    _expect_bits(instruction, "b32", "b64")
     (a,) = readers(instruction, registers, type_)
     shifts = np.arange(8 * SIZES[type_], dtype=dtype_of(type_))
 
@@ -153,7 +171,7 @@ def _permute(instruction: Instruction, registers: Registers) -> Operation:
 def _lookup(instruction: Instruction, registers: Registers) -> Operation:
     """Any function of three bits, by its table of eight results."""
     expect(instruction, "b32")
-    if not instruction.operands[-1].isdigit():
+    if instruction.operands[-1].startswith("%"):
         raise unknown(instruction)
     a, b, c, table = readers(instruction, registers, "b32", "b32", "b32", "u32")
 

@@ -16,6 +16,8 @@ COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
+# of unsigned integers: lower, the same, higher
+OF_UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
 
 @decodes("setp")
@@ -24,6 +26,12 @@ def _compare(instruction: Instruction, registers: Registers) -> Operation:
     if len(instruction.modifiers) != 2:
         raise unknown(instruction)
     name, type_ = instruction.modifiers
+    if type_ in ("pred", "b8", "u8", "s8", "f16", "bf16", "f32x2"):
+        raise unknown(instruction)
+    if type_[0] == "b" and name not in ("eq", "ne"):
+        raise unknown(instruction)
+    if type_[0] == "u":
+        name = OF_UNSIGNED.get(name, name)
     a, b = readers(instruction, registers, type_, type_)
     unordered = type_[0] == "f" and name.endswith("u")
     ordering = COMPARISONS.get(name.removesuffix("u") if unordered else name)
@@ -52,14 +60,17 @@ def _has_nan(a, b, *, wanted: bool):
 def _select(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
     bits = f"b{8 * SIZES[type_]}"
+    if SIZES[type_] < 2:
+        raise unknown(instruction)
     a, b, choice = readers(instruction, registers, bits, bits, "pred")
     return Selection(instruction, registers, choice, a, b)
 
 
 @decodes("slct")
 def _select_by_sign(instruction: Instruction, registers: Registers) -> Operation:
+    """The first operand where the third is not negative."""
     expect(instruction, "f32", "b32", "u32", "s32")
-    if instruction.modifiers[-1] != "s32":
+    if len(instruction.modifiers) != 2 or instruction.modifiers[-1] != "s32":
         raise unknown(instruction)
     a, b, sign = readers(instruction, registers, "b32", "b32", "s32")
     return Selection(instruction, registers, lambda lanes: sign(lanes) >= 0, a, b)

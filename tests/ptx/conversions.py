@@ -8,7 +8,7 @@ import numpy as np
 
 from . import floating
 from .lanes import UNSIGNED, Lanes, Mask, Registers, Values, dtype_of
-from .operations import Operation, Result, decodes, expect, readers, unknown
+from .operations import Operation, Result, decodes, readers, unknown
 from .parser import SIZES, Instruction, split
 
 
@@ -17,6 +17,8 @@ def _move(instruction: Instruction, registers: Registers) -> Operation:
     (type_,) = instruction.modifiers
     destination, source = instruction.operands
     bits = "pred" if type_ == "pred" else f"b{8 * SIZES[type_]}"
+    if type_ not in ("pred", "f32", "f64") and (type_[0] not in "bus" or SIZES[type_] < 2):
+        raise unknown(instruction)
     if destination.startswith("{"):
         return _unpack(instruction, registers, split(destination.strip("{} ")), SIZES[type_])
     if source.startswith("{"):
@@ -45,6 +47,8 @@ def _unpack(
 ) -> Operation:
     width = 8 * size // len(parts)
     dtype, part_dtype = UNSIGNED[size], UNSIGNED[size // len(parts)]
+    if any(part != "_" and registers.sizes[registers.number(part)] * 8 != width for part in parts):
+        raise unknown(instruction)
     whole = registers.reader(instruction.operands[1], f"b{8 * size}")
     sources = registers.sources(instruction.operands[1])
     numbers = [None if part == "_" else registers.number(part) for part in parts]
@@ -61,8 +65,9 @@ def _unpack(
 
 @decodes("cvta")
 def _to_generic_or_back(instruction: Instruction, registers: Registers) -> Operation:
-    """Addresses in global memory are the same in the generic space (section 5.2.2, 9.7.9 cvta)."""
-    expect(instruction, "to", "global", "u64")
+    """Addresses in global memory are the same in the generic space (section 9.7.9, cvta)."""
+    if instruction.modifiers not in (("global", "u64"), ("to", "global", "u64")):
+        raise unknown(instruction)
     (a,) = readers(instruction, registers, "u64")
     return Result(instruction, registers, a)
 
@@ -70,15 +75,16 @@ def _to_generic_or_back(instruction: Instruction, registers: Registers) -> Opera
 @decodes("cvt")
 def _convert(instruction: Instruction, registers: Registers) -> Operation:
     *rounding, to, from_ = instruction.modifiers
-    (a,) = readers(instruction, registers, from_)
     convert = _conversion(tuple(rounding), to, from_)
     if convert is None:
         raise unknown(instruction)
+    (a,) = readers(instruction, registers, from_)
     size = registers.sizes[registers.number(instruction.operands[0])]
-    if size < SIZES[to]:
+    is_integer = to[0] in "us"
+    if size < SIZES[to] or (size > SIZES[to] and not is_integer):
         raise unknown(instruction)
-    # a register wider than the type takes the value's extension
-    wide = np.dtype(f"{dtype_of(to).kind}{size}") if to[0] != "f" else dtype_of(to)
+    # a register wider than the type takes the value's extension (section 9.4.1)
+    wide = np.dtype(f"{dtype_of(to).kind}{size}") if is_integer else dtype_of(to)
     return Result(instruction, registers, lambda lanes: convert(a(lanes)).astype(wide, copy=False))
 
 
@@ -86,19 +92,25 @@ def _conversion(
     rounding: tuple[str, ...], to: str, from_: str
 ) -> Callable[[Values], Values] | None:
     dtype = dtype_of(to)
-    kinds = from_[0] in "us", to[0] in "us"
-    if kinds == (True, True):
+    is_integer = from_[0] in "us", to[0] in "us"
+    if is_integer == (True, True):
         return (lambda x: x.astype(dtype)) if not rounding else None
-    if kinds == (True, False):
-        return (lambda x: x.astype(dtype)) if rounding == ("rn",) else None
-    if kinds == (False, True):
-        return (lambda x: floating.to_integer(x, dtype)) if rounding == ("rzi",) else None
-    if SIZES[to] > SIZES[from_]:
-        return (lambda x: floating.canonical(x.astype(dtype))) if not rounding else None
-    if (to, from_) == ("f32", "f64"):
-        towards_zero = floating.to_float32_towards_zero
-        nearest = lambda x: floating.canonical(x.astype(np.float32))  # noqa: E731
-        return {("rn",): nearest, ("rz",): towards_zero}.get(rounding)
-    if (to, from_) == ("f16", "f32") and rounding == ("rn",):
-        return lambda x: x.astype(np.float16)
-    return None
+    if is_integer == (True, False):
+        return (lambda x: x.astype(dtype)) if (rounding, to) in INTEGER_TO_FLOAT else None
+    if is_integer == (False, True):
+        is_known = rounding == ("rzi",) and from_ in ("f32", "f64")
+        return (lambda x: floating.to_integer(x, dtype)) if is_known else None
+    return BETWEEN_FLOATS.get((*rounding, to, from_))
+
+
+INTEGER_TO_FLOAT = {(("rn",), "f32"), (("rn",), "f64")}
+BETWEEN_FLOATS: dict[tuple[str, ...], Callable[[Values], Values]] = {
+    ("f64", "f32"): lambda x: x.astype(np.float64),
+    ("f64", "f16"): lambda x: x.astype(np.float64),
+    ("f32", "f16"): lambda x: floating.canonical(x.astype(np.float32)),
+    ("f32", "bf16"): floating.from_bfloat16,
+    ("rn", "f32", "f64"): lambda x: floating.canonical(x.astype(np.float32)),
+    ("rz", "f32", "f64"): floating.to_float32_towards_zero,
+    ("rn", "f16", "f32"): lambda x: floating.canonical(x.astype(np.float16)),
+    ("rn", "bf16", "f32"): floating.to_bfloat16,
+}

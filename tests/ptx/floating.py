@@ -11,17 +11,23 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 
-CANONICAL_NAN = np.uint32(0x7FFFFFFF)
+# Which NaN a float32 instruction gives the ISA leaves open (section 9.7.3); this is the one of all GPUs. For half
+# precision it names it (section 9.7.4). Those of float64 keep their operands' payload, in NumPy too.
+CANONICAL_NAN = {
+    np.dtype(np.float32): np.uint32(0x7FFFFFFF),
+    np.dtype(np.float16): np.uint16(0x7FFF),
+}
 
 
-def canonical(result: Float32) -> Float32:
-    """Replace every NaN of a float32 result by the one that the ISA gives."""
-    if result.dtype != np.float32:
+def canonical(result: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Replace every NaN of a result in float32 or float16 by the one that GPUs give."""
+    nan = CANONICAL_NAN.get(result.dtype)
+    if nan is None:
         return result
     is_nan = np.isnan(result)
     if not is_nan.any():
         return result
-    return np.where(is_nan, CANONICAL_NAN, result.view(np.uint32)).view(np.float32)
+    return np.where(is_nan, nan, result.view(nan.dtype)).view(result.dtype)
 
 
 def fma(a: Float32, b: Float32, c: Float32) -> Float32:
@@ -53,14 +59,31 @@ def to_float32_towards_zero(x: NDArray[np.float64]) -> Float32:
     return canonical(np.where(is_beyond, bits - 1, bits).view(np.float32))
 
 
+def from_bfloat16(x: NDArray[np.uint16]) -> Float32:
+    """cvt.f32.bf16: the upper half of a float32."""
+    return canonical((x.astype(np.uint32) << np.uint32(16)).view(np.float32))
+
+
+def to_bfloat16(x: Float32) -> NDArray[np.uint16]:
+    """cvt.rn.bf16.f32: to the nearest, ties to even; NaN is 7fff."""
+    bits = x.view(np.uint32)
+    odd = bits >> np.uint32(16) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FFF), rounded).astype(np.uint16)
+
+
 def to_integer(x: NDArray[np.floating], dtype: np.dtype) -> NDArray[np.integer]:
-    """cvt.rzi: towards zero, clamped to the type's range; NaN becomes 0 in 32 bits or fewer, else the upper bit alone."""
+    """cvt.rzi: towards zero, clamped to the type's range (section 9.7.9, cvt).
+
+    NaN becomes 0; of float64, or to 64 bits, it becomes the upper bit alone.
+    """
     limits = np.iinfo(dtype)
     whole = np.trunc(x.astype(np.float64))
     # the largest integers of 64 bits are no float64
     too_large, too_small = whole >= float(limits.max) + 1, whole < float(limits.min)
     inside = np.where(too_large | too_small | np.isnan(whole), 0.0, whole).astype(dtype)
-    of_nan = np.array(0 if dtype.itemsize < 8 else 1 << 63, f"u{dtype.itemsize}").view(dtype)
+    is_wide = dtype.itemsize == 8 or x.dtype == np.float64
+    of_nan = np.array(is_wide << (8 * dtype.itemsize - 1), f"u{dtype.itemsize}").view(dtype)
     clamped = np.where(
         too_large, dtype.type(limits.max), np.where(too_small, dtype.type(limits.min), inside)
     )

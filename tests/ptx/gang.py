@@ -97,10 +97,9 @@ class Gang:
                         self._arrive(at, operation, mask, active)
                         break
                     elif isinstance(operation, WarpOperation | WarpBarrier):
-                        if guard is not None and active is not None:
-                            raise Fault("only some threads of a group take part")
-                        if not self._run_in_warps(at, operation, mask):
-                            break
+                        self._leave(at, mask, active)
+                        self._run_in_warps(at, operation, active)
+                        break
                     elif isinstance(operation, Fence):
                         if launch.switches:
                             yield
@@ -132,12 +131,9 @@ class Gang:
         self._held.discard(at)
 
     def _branch(self, at: int, branch: Branch, mask: Mask | None, active: Mask | None) -> None:
-        if active is not None:
-            stay = ~active if mask is None else mask & ~active
-            if stay.any():
-                self._join(at + 1, stay)
-            if not active.any():
-                return
+        self._leave(at, mask, active)
+        if active is not None and not active.any():
+            return
         if branch.index is None:
             self._join(branch.targets[0], active)
             return
@@ -152,38 +148,35 @@ class Gang:
             self._join(branch.targets[value], chosen if active is None else chosen & active)
 
     def _end(self, at: int, mask: Mask | None, active: Mask | None) -> None:
-        if active is not None:
-            stay = ~active if mask is None else mask & ~active
-            if stay.any():
-                self._join(at + 1, stay)
+        self._leave(at, mask, active)
         self._has_ended |= True if active is None else active
 
     def _run_in_warps(
         self, at: int, operation: WarpOperation | WarpBarrier, mask: Mask | None
-    ) -> bool:
-        """Run the instruction for warps that are complete and hold the others; True: all were."""
+    ) -> None:
+        """Run the instruction for warps that are complete, which go on; hold the others."""
         complete = None
         if mask is not None:
-            whole = mask.reshape(-1, WARP).all(1)
-            complete = np.repeat(whole, WARP)
+            complete = np.repeat(mask.reshape(-1, WARP).all(1), WARP)
             if (mask & ~complete).any():
                 self._join(at, mask & ~complete)
                 self._held.add(at)
-                if not complete.any():
-                    return False
+            if not complete.any():
+                return
         if isinstance(operation, WarpOperation):
             operation.run(self.lanes, complete)
         self._launch.order_warps(operation, self.lanes, complete)
-        if complete is None or at not in self._groups:
-            return True
         self._join(at + 1, complete)
-        return False
 
-    def _arrive(self, at: int, barrier: Barrier, mask: Mask | None, active: Mask | None) -> None:
-        if active is not mask and active is not None:
+    def _leave(self, at: int, mask: Mask | None, active: Mask | None) -> None:
+        """Have the threads that do not execute an instruction go on behind it."""
+        if active is not None:
             stay = ~active if mask is None else mask & ~active
             if stay.any():
                 self._join(at + 1, stay)
+
+    def _arrive(self, at: int, barrier: Barrier, mask: Mask | None, active: Mask | None) -> None:
+        self._leave(at, mask, active)
         arriving = self.lanes.everyone if active is None else active
         passed = self._launch.barriers_passed[self.lanes.block]
         self._waiting.append((at + 1, arriving, passed))
@@ -192,10 +185,17 @@ class Gang:
     def _pass_barriers(self) -> None:
         """Have threads go on whose block has arrived at the barrier."""
         waiting, self._waiting = self._waiting, []
+        passing: dict[int, Mask] = {}
         for at, mask, passed in waiting:
             free = mask & (self._launch.barriers_passed[self.lanes.block] > passed)
             if free.any():
-                self._join(at, free)
+                passing[at] = passing.get(at, False) | free
                 mask = mask & ~free
             if mask.any():
                 self._waiting.append((at, mask, passed))
+        for at, free in passing.items():
+            by_warp = free.reshape(-1, WARP)
+            if self._kernel.decoded[at - 1].is_aligned and (by_warp.any(1) != by_warp.all(1)).any():
+                barrier = self._kernel.text.instructions[at - 1]
+                raise Fault(f"some threads of a warp pass {barrier}, others wait elsewhere")
+            self._join(at, free)

@@ -11,7 +11,7 @@ from .approximate import Unit, reciprocal, reciprocal_root
 from .floating import canonical
 from .lanes import Registers, dtype_of
 from .operations import DECODERS, Operation, Result, decodes, readers, unknown
-from .parser import Instruction, KernelText
+from .parser import Instruction, KernelText, NotUnderstood
 from .warp import BASES, WarpOperation
 
 
@@ -30,9 +30,15 @@ class Exit:
 
 @dataclass(frozen=True)
 class Barrier:
-    """bar.sync or barrier.sync: all threads of a block wait for each other (section 9.7.13)."""
+    """bar.sync or barrier.sync: all threads of a block wait for each other (section 9.7.13).
+
+    Attributes:
+        number: of the barrier.
+        is_aligned: all threads of a warp have to execute the same instruction.
+    """
 
     number: int
+    is_aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Approximation:
 @decodes("rcp")
 def _reciprocal(instruction: Instruction, registers: Registers) -> Operation:
     rounding, type_ = instruction.modifiers
-    if rounding != "rn":
+    if rounding != "rn" or type_ not in ("f32", "f64"):
         raise unknown(instruction)
     one = dtype_of(type_).type(1)
     (a,) = readers(instruction, registers, type_)
@@ -87,7 +93,11 @@ Decoded = (
     | Operation
 )
 
-BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned", "bar.cta.sync")
+UNALIGNED = ("barrier.sync", "barrier.cta.sync")
+BARRIERS = (
+    *("bar.sync", "bar.cta.sync", "barrier.sync.aligned", "barrier.cta.sync.aligned"),
+    *UNALIGNED,
+)
 SCOPES_OF_MEMBAR = {"cta": "cta", "gl": "gpu", "sys": "sys"}
 
 
@@ -118,6 +128,16 @@ class Kernel:
         return [found for found in self.decoded if isinstance(found, Approximation)]
 
     def _decode(self, instruction: Instruction) -> Decoded:
+        try:
+            return self._decoded(instruction)
+        except (IndexError, KeyError, ValueError) as error:  # no such type, or other operands
+            raise unknown(instruction) from error
+        except NotUnderstood as error:
+            if str(error) == str(unknown(instruction)):
+                raise
+            raise NotUnderstood(f"{unknown(instruction)}: {error}") from None
+
+    def _decoded(self, instruction: Instruction) -> Decoded:
         base, modifiers = instruction.base, instruction.modifiers
         if base in OPERATIONS:
             return OPERATIONS[base](instruction, self.registers)
@@ -138,7 +158,7 @@ class Kernel:
         if instruction.opcode in ("ret", "exit"):
             return Exit()
         if instruction.opcode in BARRIERS and len(instruction.operands) == 1:
-            return Barrier(int(instruction.operands[0]))
+            return Barrier(int(instruction.operands[0]), instruction.opcode not in UNALIGNED)
         if instruction.opcode == "bar.warp.sync":
             return WarpBarrier()
         if base == "membar" and modifiers[0] in SCOPES_OF_MEMBAR:

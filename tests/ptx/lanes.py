@@ -34,8 +34,8 @@ def dtype_of(type_: str) -> np.dtype:
     """NumPy's type of a PTX type (section 5.2.1): bits are unsigned integers."""
     if type_ == "pred":
         return np.dtype(np.bool_)
-    if type_ == "f32x2":  # two float32 in a register of 64 bits
-        return UNSIGNED[8]
+    if type_.endswith("x2") or type_ == "bf16":  # two numbers in a register; NumPy has no bfloat16
+        return UNSIGNED[SIZES[type_]]
     kind = {"b": "u", "u": "u", "s": "i", "f": "f"}[type_[0]]
     return np.dtype(f"{kind}{SIZES[type_]}")
 
@@ -78,6 +78,7 @@ class Lanes:
             "%nctaid.x": np.full(self.count, grid, np.uint32),
             "%laneid": self.lane.astype(np.uint32),
             **dict.fromkeys(("%tid.y", "%tid.z", "%ctaid.y", "%ctaid.z"), zero),
+            **dict.fromkeys(("%ntid.y", "%ntid.z", "%nctaid.y", "%nctaid.z"), zero + 1),
         }
 
     def full(self, values: Values) -> Values:
@@ -110,6 +111,8 @@ class Lanes:
         """Lanes in which one of these registers is undefined; None: no lane."""
         found: Mask | None = None
         for register in registers:
+            if self.values[register] is None:
+                return self.everyone
             missing = self.undefined.get(register)
             if missing is not None:
                 found = missing if found is None else found | missing
@@ -121,8 +124,6 @@ class Lanes:
         Raises:
             Fault: one of them is not.
         """
-        if not self.undefined:
-            return
         missing = self.undefined_in(registers)
         if missing is not None and (missing if mask is None else missing & mask).any():
             raise Fault(f"{what} is undefined")
@@ -185,8 +186,8 @@ class Registers:
 
         if size == SIZES[type_]:
             return read
-        if size < SIZES[type_]:
-            raise NotUnderstood(f"{type_} of the narrower register {self.names[register]}")
+        if size < SIZES[type_] or type_ == "pred":
+            raise NotUnderstood(f"{type_} of the register {self.names[register]}")
         read_all = self._register_reader(register, UNSIGNED[size], f"b{8 * size}")
         return read_lower
 
@@ -197,17 +198,27 @@ class Registers:
             bits = self._kernel.shared[operand]
         elif operand in self._kernel.parameters:
             bits = self._kernel.parameters[operand][0]
-        elif re.fullmatch(r"0[fFdD][0-9a-fA-F]+", operand):
-            bits = int(operand[2:], 16)
-        elif re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", operand):
-            bits = int(operand.rstrip("U"), 0)
-        else:
+        elif (number := _NUMBER.fullmatch(operand)) is None:
             raise NotUnderstood(f"the operand {operand}")
+        elif number["floating"]:  # it gives all bits of float32 (0f) or float64 (0d)
+            bits = int(number["floating"], 16)
+            if type_[0] not in "bf" or 2 * size != len(number["floating"]):
+                raise NotUnderstood(f"{type_} of {operand}")
+        elif type_[0] == "f":
+            raise NotUnderstood(f"{type_} of the integer {operand}")
+        else:
+            octal = re.fullmatch(r"(-?)0([0-7]+)", number["integer"])
+            bits = int("".join(octal.groups()), 8) if octal else int(number["integer"], 0)
         if type_ == "pred":
             return np.array(bool(bits))
         return np.array(bits % 2 ** (8 * size), UNSIGNED[size]).view(dtype_of(type_))
 
 
+# section 4.5: integers of base 16, 2, 8 and 10; the bits of floating-point numbers
+_NUMBER = re.compile(
+    r"(?P<integer>-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]+|[1-9]\d*|0))U?"
+    r"|0(?:[fF](?=[0-9a-fA-F]{8}$)|[dD](?=[0-9a-fA-F]{16}$))(?P<floating>[0-9a-fA-F]+)"
+)
 SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
 
 

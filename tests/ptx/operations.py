@@ -38,10 +38,24 @@ def expect(instruction: Instruction, *allowed: str) -> None:
 
 
 class Result:
-    """Writes what is computed from the registers among the operands into the first operand."""
+    """Writes what is computed from the registers among the operands into the first operand.
 
-    def __init__(self, instruction: Instruction, registers: Registers, compute: Compute) -> None:
+    Args:
+        instruction: the instruction.
+        registers: of the kernel.
+        compute: the result, in as many bytes as the first operand has.
+        open_where: lanes whose result the ISA leaves open; None: none. It is undefined there.
+    """
+
+    def __init__(
+        self,
+        instruction: Instruction,
+        registers: Registers,
+        compute: Compute,
+        open_where: Compute | None = None,
+    ) -> None:
         destination, *operands = instruction.operands
+        self._instruction, self._open_where = instruction, open_where
         self._destination = registers.number(destination)
         self._bits = UNSIGNED[registers.sizes[self._destination]]
         self._sources = registers.sources(*operands)
@@ -50,8 +64,13 @@ class Result:
     def __call__(self, lanes: Lanes, mask: Mask | None) -> None:
         values = self._compute(lanes)
         if values.dtype != self._bits:
+            if values.dtype.itemsize != self._bits.itemsize or self._bits == np.bool_:
+                raise unknown(self._instruction)
             values = values.view(self._bits)
         undefined = lanes.undefined_in(self._sources) if lanes.undefined else None
+        if self._open_where is not None:
+            is_open = lanes.full(self._open_where(lanes))
+            undefined = is_open if undefined is None else is_open | undefined
         lanes.write(self._destination, values, mask, undefined)
 
 

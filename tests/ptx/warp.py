@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .lanes import UNSIGNED, WARP, Fault, Lanes, Mask, Registers, Values
-from .operations import Operation, expect, unknown
+from .operations import Operation, unknown
 from .parser import Instruction
 
 EVERY_LANE = np.uint32(0xFFFFFFFF)
@@ -42,8 +42,9 @@ class WarpOperation:
 
     def _shuffle(self) -> Operation:
         """From another lane, or the thread's own value where that lane is outside of the segment."""
-        expect(self.instruction, "sync", "bfly", "down", "up", "idx", "b32")
-        mode = self.instruction.modifiers[1]
+        sync, mode, type_ = self.instruction.modifiers
+        if (sync, type_) != ("sync", "b32") or mode not in ("bfly", "down", "up", "idx"):
+            raise unknown(self.instruction)
         destination, *operands = self.instruction.operands
         value, is_inside = (destination.split("|") + [""])[:2]
         number = self._registers.number(value)
@@ -73,10 +74,10 @@ class WarpOperation:
                 source = first | (step & ~segment)
                 inside = source <= last
             chosen = np.arange(lanes.count) + np.where(inside, source - lane, 0)
-            missing = lanes.undefined_in(sources)
+            values, missing = lanes.full(a(lanes)), lanes.undefined_in(sources)
             lanes.write(
                 number,
-                lanes.full(a(lanes))[chosen],
+                values[chosen],
                 mask,
                 None if missing is None else missing[chosen],
             )
@@ -115,9 +116,9 @@ class WarpOperation:
         return run
 
     def _reduce(self) -> Operation:
-        _, name, type_ = self.instruction.modifiers
+        sync, name, type_ = self.instruction.modifiers
         reduce = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(name)
-        if reduce is None or type_ not in ("u32", "s32"):
+        if sync != "sync" or reduce is None or type_ not in ("u32", "s32"):
             raise unknown(self.instruction)
         destination, source, members = self.instruction.operands
         read = self._registers.reader(source, type_)
