@@ -37,7 +37,7 @@ struct BlockState {
   int64_t index;                                             // of the tile, in the table
   int32_t scheme;  // the scheme whose path this tile may take (cuda/schemes.cuh), or kNoScheme
   bool skips;      // shared, because another register would spill
-  bool moves;      // likewise; only thread 0 reads it
+  bool moves;      // likewise
 };
 
 // The random bits of element i + j. A full tile begins where its stream does, and `i` is even there: the compiler sees

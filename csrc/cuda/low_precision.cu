@@ -194,10 +194,10 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
     divide_into_rows(block);
     const bool is_plain = !block.options.zero_grads && is_full(block.record, tile);
     block.scheme = is_plain ? scheme_of(block.record) : kNoScheme;
+    block.moves = !found_inf && block.options.turn.moves(block.record.grad != 0);
   }
   __syncthreads();
-  const bool has_grad = block.record.grad != 0, moves = !block.skips && block.options.turn.moves(has_grad);
-  if (is_first) block.moves = moves;
+  const bool has_grad = block.record.grad != 0, moves = block.moves;
   if (is_first && !block.skips && !moves && args.groups) {
     arrive<true>(args, block.tile.record, block.record, block.options.turn);
   }

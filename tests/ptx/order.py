@@ -218,7 +218,7 @@ class Order:
             self._sequential_fences.note(*now)
             self._blocks_with_new_fences.update(np.unique(lanes.block[active]).tolist())
 
-    def access(self, access: Access, lanes: Lanes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def access(self, access: Access, lanes: Lanes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Threads access memory; only strong operations (section 8.2) order anything.
 
         Returns:
@@ -227,7 +227,7 @@ class Order:
         is_strong = access.order != "weak" and access.scope in WIDE
         if access.kind != "load" and not (is_strong and access.kind == "atomic"):
             self._forget(access.addresses.astype(np.int64), access.size)
-        chains = np.zeros((2, len(access.lanes)), np.int64)
+        chains = np.zeros((2, len(access.lanes)), np.int32)
         if not is_strong:
             return chains[0], chains[1]
         for i, (lane, address) in enumerate(zip(access.lanes, access.addresses, strict=True)):

@@ -103,8 +103,9 @@ class RaceDetector:
             order.version[threads],
             self._number(access.instruction),
         )
-        every = np.zeros(len(threads), np.int64)
-        before = [every + column for column in columns]
+        # addresses take 64 bits; of all others 32 are enough, and there are many
+        every = np.zeros(len(threads), np.int32)
+        before = [columns[0], *((every + column).astype(np.int32) for column in columns[1:])]
         self._log.append((*before, *order.access(access, lanes)))
 
     def _number(self, instruction: Instruction) -> int:
@@ -207,21 +208,23 @@ COLUMNS = (
 
 def _expanded(log: list[NDArray[np.int64]], grain: int) -> Rows:
     """One row for each location of each access, sorted by location and then by time, where threads could race."""
-    counts = np.maximum(log[1] // grain, 1)
-    rows = {name: np.repeat(column, counts) for name, column in zip(COLUMNS, log, strict=True)}
-    within = np.arange(len(rows["size"])) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows["location"] = rows["address"] // grain + within
-    order = np.argsort(rows["location"], kind="stable")
-    rows = {name: column[order] for name, column in rows.items()}
-    location, thread = rows["location"], rows["thread"]
-    if not len(location):
-        return rows
-    # locations of one thread, or without a store, cannot race
-    starts = np.flatnonzero(np.r_[True, location[1:] != location[:-1]])
-    several = np.maximum.reduceat(thread, starts) != np.minimum.reduceat(thread, starts)
-    stored = np.maximum.reduceat(rows["kind"], starts) > LOAD
-    kept = np.repeat(several & stored, np.diff(np.r_[starts, len(location)]))
-    return {name: column[kept] for name, column in rows.items()}
+    address, size, thread, kind = log[:4]
+    counts = np.maximum(size // grain, 1)
+    access = np.repeat(np.arange(len(size)), counts)
+    within = np.arange(len(access)) - np.repeat(np.cumsum(counts) - counts, counts)
+    location = address[access] // grain + within
+    order = np.argsort(location, kind="stable")
+    location, access = location[order], access[order]
+    if len(access):
+        # locations of one thread, or without a store, cannot race
+        starts = np.flatnonzero(np.r_[True, location[1:] != location[:-1]])
+        of = thread[access]
+        several = np.maximum.reduceat(of, starts) != np.minimum.reduceat(of, starts)
+        stored = np.maximum.reduceat(kind[access], starts) > LOAD
+        kept = np.repeat(several & stored, np.diff(np.r_[starts, len(location)]))
+        location, access = location[kept], access[kept]
+    rows = {name: column[access] for name, column in zip(COLUMNS, log, strict=True)}
+    return {**rows, "location": location}
 
 
 def _pairs(rows: Rows, block_threads: int) -> Pairs:
