@@ -99,7 +99,9 @@ class Memory:
         for region in self.regions:
             if region.spoiled is not None and region.spoiled.any():
                 byte = int(np.flatnonzero(region.spoiled)[0])
-                raise Fault(f"{region.spoiled_by} stores what is undefined to byte {byte} of {region}")
+                raise Fault(
+                    f"{region.spoiled_by} stores what is undefined to byte {byte} of {region}"
+                )
 
     def find(self, addresses: Addresses, size: int) -> list[tuple[Region, NDArray[np.intp] | None]]:
         """The regions that these accesses of `size` bytes lie in, each with their indices (None: all).

@@ -70,7 +70,7 @@ class RaceDetector:
         self._memory = memory
         self._log: list[tuple[NDArray[np.int64], ...]] = []
         self._instructions: list[Instruction] = []
-        self._numbers: dict[int, int] = {}  # of instructions, by their lines
+        self._numbers: dict[int, int] = {}  # of instructions, by their ids
 
     def barrier(self, block: int) -> None:
         self._order.barrier(block)
@@ -86,9 +86,7 @@ class RaceDetector:
     def access(self, access: Access, lanes: Lanes) -> None:
         """Log an access, with what its threads know before it."""
         order, threads = self._order, lanes.thread[access.lanes]
-        strength = (
-            WEAK if access.order == "weak" else OF_ALL if access.scope in WIDE else OF_BLOCK
-        )
+        strength = WEAK if access.order == "weak" else OF_ALL if access.scope in WIDE else OF_BLOCK
         changes = np.True_ if access.changes is None else access.changes
         columns = (
             access.addresses.astype(np.int64),
@@ -109,10 +107,10 @@ class RaceDetector:
         self._log.append((*before, *order.access(access, lanes)))
 
     def _number(self, instruction: Instruction) -> int:
-        if instruction.line not in self._numbers:
-            self._numbers[instruction.line] = len(self._instructions)
-            self._instructions.append(instruction)
-        return self._numbers[instruction.line]
+        if id(instruction) not in self._numbers:
+            self._numbers[id(instruction)] = len(self._instructions)
+            self._instructions.append(instruction)  # which also keeps its id
+        return self._numbers[id(instruction)]
 
     def races(self) -> Counter[Race]:
         """The races found, with the number of locations of each."""
@@ -259,9 +257,7 @@ def _pairs(rows: Rows, block_threads: int) -> Pairs:
     return np.minimum(one, other), np.maximum(one, other)
 
 
-def _begins_group(
-    rows: Rows, writes: NDArray[np.intp], block_threads: int
-) -> NDArray[np.bool_]:
+def _begins_group(rows: Rows, writes: NDArray[np.intp], block_threads: int) -> NDArray[np.bool_]:
     """Which writes begin a group: within one no order is asked for, see above."""
     now, before = writes[1:], writes[:-1]
 

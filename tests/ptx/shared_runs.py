@@ -63,18 +63,20 @@ def _of(name: str, **options: Any) -> Run:
     return Run(settings, named.scheme.param, **options)
 
 
+# more tiles than a sum has copies, so that blocks share some
+MANY_TILES = (*((COUNTS[1],) for _ in range(16)), *((size,) for size in SIZES))
 _TURNS = {"update_every": {"body": 2}, "update_every_grads": "mean"}
 _MANY = {"capturable": True, "max_grad_norm": 0.5, "update_every": 2, "update_every_grads": "mean"}
 RUNS = {
     "plain": Run(),
     "plain, shifted": Run(shift=1, shapes=((TILE_ELEMENTS,), (COUNTS[1],))),
-    "clip": Run({"max_grad_norm": 0.5}),
+    "clip": Run({"max_grad_norm": 0.5}, shapes=MANY_TILES),
     "clip, shifted": Run({"max_grad_norm": 0.5}, shift=1, shapes=((TILE_ELEMENTS,), (COUNTS[1],))),
     "clip, special": Run({"max_grad_norm": 0.5}, special=True),
     "counted": Run({"capturable": True}),
     "turns": Run({**_TURNS, "capturable": True}, steps=2),
     "zeroing": Run(_TURNS, steps=2, zeroes=True),
-    "ball": Run({"constraint": sf.L2Ball(1.0), "ema_decay": 0.9}),
+    "ball": Run({"constraint": sf.L2Ball(1.0), "ema_decay": 0.9}, shapes=MANY_TILES),
     "simplex": Run({"constraint": sf.Simplex(), "ema_decay": 0.9}, shapes=((2, 301), (3, 7))),
     "8bit": _of("8bit"),
     "8bit, special": _of("8bit", special=True),
@@ -122,7 +124,11 @@ def results(name: str, backend: Any) -> list[Tensor]:
                 p.grad.view(-1)[:: p.numel() // 2] = float("inf")
                 p.grad.view(-1)[1] = float("nan")
         optimizer.step(zero_grad=run.zeroes)
-    tensors = [*params, *(p.grad for p in params if run.zeroes), *(t for p in params for t in optimizer.state[p].values())]
+    tensors = [
+        *params,
+        *(p.grad for p in params if run.zeroes),
+        *(t for p in params for t in optimizer.state[p].values()),
+    ]
     return [_bytes(t.detach()) for t in tensors if torch.is_tensor(t) and t.numel()]
 
 
