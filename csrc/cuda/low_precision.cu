@@ -100,6 +100,7 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
     write_weights<V>(record, format, i, p, random);
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
   }
+  __syncwarp();  // the old scales are read before the new ones are stored; shuffles order no memory
   if (has_exp_avg) {
     write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, block.first_code + code,
                                   begins_block<V>(i), loads, m, random);

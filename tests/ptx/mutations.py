@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from . import launch
 from .accesses import MemoryOperation
 from .backends import kind_of
 from .caught_launch import CaughtLaunch
 from .kernel import Barrier, Fence, Kernel, WarpBarrier
-from .lanes import Fault, Lanes, Mask
+from .lanes import WARP, Fault, Lanes, Mask
 from .parser import Instruction
 from .shared_runs import COMPILERS, COUNTS, RUNS, check, unchanged
 
@@ -42,7 +40,6 @@ MUTATED = {
     "everything": ("step",),
 }
 UNTESTED = "alignment not tested"  # changes nothing where all is aligned
-SYNCHRONIZES = (Fence, Barrier)
 # what a fault says, by the check that it is of
 CHECKS = {
     "not aligned": "alignment",
@@ -163,7 +160,7 @@ def mutants(kernel: Kernel, executed: set[int], ragged: set[int]) -> Iterator[Mu
         if isinstance(operation, MemoryOperation) and instruction.base in ("ld", "st", "atom"):
             if kernel.guards[at] is not None:
                 yield made("predicate dropped", _unguarded(at))
-            if "param" not in instruction.opcode:
+            if instruction.base == "st":
                 for kind, to in _moves(kernel, at):
                     yield made(kind, _moved(at, to))
         if at in ragged:
@@ -182,33 +179,25 @@ def _moves(kernel: Kernel, at: int) -> Iterator[tuple[str, int]]:
     instructions = kernel.text.instructions
     labels = set(kernel.text.labels.values())
     mine = _registers(instructions[at])
-    base = instructions[at].base
-    if base == "atom":
-        return
-    at_before = at - 1
-    while at_before >= 0 and at_before + 1 not in labels:
-        other = instructions[at_before]
-        if _ends(other) or _written(other) & mine:
-            break
-        if _synchronizes(kernel, at_before):
-            yield f"{'load' if base == 'ld' else 'store'} moved before", at_before
-            break
-        at_before -= 1
-    behind = at + 1
-    while base == "st" and behind < len(instructions) and behind not in labels:
-        other = instructions[behind]
-        if _ends(other) or _written(other) & mine:
-            break
-        if _synchronizes(kernel, behind):
-            yield "store moved behind", behind
-            break
-        behind += 1
+    for kind, step in (("store moved before", -1), ("store moved behind", 1)):
+        to = at + step
+        # a label at an instruction is in front of it
+        while 0 <= to < len(instructions) and max(to, to - step) not in labels:
+            if _ends(instructions[to]) or _written(instructions[to]) & mine:
+                break
+            if _synchronizes(kernel, to, at):
+                yield kind, to
+                break
+            to += step
 
 
-def _synchronizes(kernel: Kernel, at: int) -> bool:
-    return (
-        isinstance(kernel.decoded[at], SYNCHRONIZES) or kernel.text.instructions[at].base == "atom"
-    )
+def _synchronizes(kernel: Kernel, at: int, access: int) -> bool:
+    """Whether an instruction orders this access: only barriers do of shared memory."""
+    if isinstance(kernel.decoded[at], Barrier):
+        return True
+    is_atomic = kernel.text.instructions[at].base == "atom"
+    is_shared = "shared" in kernel.text.instructions[access].opcode
+    return not is_shared and (is_atomic or isinstance(kernel.decoded[at], Fence))
 
 
 def _ends(instruction: Instruction) -> bool:
@@ -289,8 +278,11 @@ def _comparing(kernel: Kernel, at: int, ragged: set[int]) -> Callable[..., None]
     readers = [kernel.registers.reader(o, type_) for o in instruction.operands[1:3]]
 
     def run(lanes: Lanes, mask: Mask | None) -> None:
-        if at not in ragged and any(np.isin(read(lanes), COUNTS).all() for read in readers):
-            ragged.add(at)
+        for values in (read(lanes) for read in readers):
+            # the same in a whole warp, as no index is
+            by_warp = lanes.full(values).reshape(-1, WARP)
+            if values.ndim and any((by_warp == count).all(1).any() for count in COUNTS):
+                ragged.add(at)
         operation(lanes, mask)
 
     return run
@@ -367,18 +359,20 @@ def table(found: Sequence[Caught]) -> str:
 
 
 def main(wanted: Sequence[str]) -> None:
-    found = []
+    """Print the tables of some runs or compilers (default: all), and what was missed."""
     for compiler in COMPILERS:
         for run in MUTATED:
-            if wanted and not {compiler, run} & set(wanted):
+            if (set(wanted) & set(COMPILERS) and compiler not in wanted) or (
+                set(wanted) & set(MUTATED) and run not in wanted
+            ):
                 continue
-            for kernel, mutant in all_mutants(compiler, run):
-                check_ = verdict(run, compiler, kernel, mutant)
-                found.append(Caught(compiler, run, kernel, mutant, check_))
-    print(table(found))
-    for one in found:
-        if not one.check:
-            print(f"missed: {one.compiler}, {one.run}: {one.mutant}")
+            found = [
+                Caught(compiler, run, kernel, mutant, verdict(run, compiler, kernel, mutant))
+                for kernel, mutant in all_mutants(compiler, run)
+            ]
+            print(table(found))
+            missed = [one.mutant for one in found if not one.check]
+            print("".join(f"missed: {mutant}\n" for mutant in missed), flush=True)
 
 
 if __name__ == "__main__":

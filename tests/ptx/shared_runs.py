@@ -1,7 +1,7 @@
 """Small optimizer runs of the kernels whose threads or blocks share data, and of what bounds and alignment go wrong in.
 
-Each is run by `cpu` and by what a compiler emitted, to the same bits. Sizes leave ragged tiles of COUNTS elements, which
-no other number in these kernels is by chance.
+Each is run by `cpu` and by what a compiler emitted, to the same bits. Sizes leave ragged tiles of COUNTS elements,
+which no other number in these kernels is by chance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .memory import Memory
 from .races import Race, RaceDetector
 
 COUNTS = 811, 37
-SIZES = TILE_ELEMENTS + COUNTS[0], COUNTS[1], TILE_ELEMENTS
+SIZES = TILE_ELEMENTS + COUNTS[0], TILE_ELEMENTS - 1, COUNTS[1], TILE_ELEMENTS
 COMPILERS = {"nvcc": PtxCudaBackend, "triton": PtxTritonBackend}
 
 

@@ -91,6 +91,6 @@ def test_a_load_is_compared_with_all_writes_that_nothing_orders(schedule: object
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_block_stores_what_another_has_loaded(schedule: object) -> None:
     """Between two blocks nothing orders the load before the store, which comes later by chance."""
-    body = "@!%p1 bra END; ld.global.u32 %r5, [%rd1]; @%p2 st.global.u32 [%rd1], %r10;\nEND:"
+    body = "@!%p1 bra END; ld.global.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd1], %r10;\nEND:"
     assert run(body, schedule=schedule).kinds == {("ld", "st", "data")}
     assert not run(body, blocks=1, schedule=schedule).races
