@@ -4,10 +4,10 @@ Accesses are logged with what their thread knew, and examined after the launch. 
 on who came first by chance, so that a race is found in any interleaving in which both accesses happen.
 
 Accesses that are not ordered are no race if they are morally strong (section 8.7): both strong, of scopes that hold
-both threads, of the same bytes. So the writes of a location fall into groups, one after another in time, within which no
-order is asked for: a usual store is a group of its own, atomic operations of the same bytes are one, and so are stores
-of what is there already, which are reported, but as equal stores. Each access is examined with all writes of the group
-before it and of the one behind it; with those farther away it is ordered if these are.
+both threads, of the same bytes. So the writes of a location fall into groups, one after another in time, within which
+no order is asked for: a usual store is a group of its own, atomic operations of the same bytes are one, and so are
+stores of what is there already, which are reported, but as equal stores. Each access is examined with all writes of the
+group before it and of the one behind it; with those farther away it is ordered if these are.
 """
 
 from __future__ import annotations
