@@ -6,12 +6,12 @@ import pytest
 
 from ptx.lanes import Fault
 from ptx.launch import SERIAL, TOGETHER, interleaved
-from ptx.tiny import run
+from ptx.tiny import in_each, run
 
 SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2, warps=True)]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "body, words",
     [
@@ -32,7 +32,7 @@ def test_accesses_outside_of_buffers(body: str, words: str, schedule: object) ->
         run(body, schedule=schedule, words=65)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "body, words",
     [
@@ -65,7 +65,7 @@ def test_undefined_values(body: str, words: str, schedule: object) -> None:
         run(body, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_undefined_values_that_decide_nothing(schedule: object) -> None:
     # stored, and stored over; moved through shared memory; chosen against; in lanes that do not take part
     run("st.global.u32 [%rd4], %r5; st.global.u32 [%rd4], %r1;", blocks=1, schedule=schedule)
@@ -75,7 +75,7 @@ def test_undefined_values_that_decide_nothing(schedule: object) -> None:
     run("@%p1 mov.u32 %r5, 1; @%p1 st.global.u32 [%rd4], %r5;", blocks=1, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_memory_that_nothing_has_written(schedule: object) -> None:
     load = "ld.global.u32 %r5, [%rd4];"
     run(load, schedule=schedule, written=False)
@@ -94,7 +94,7 @@ def test_memory_that_nothing_has_written(schedule: object) -> None:
     )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "body",
     [
@@ -111,7 +111,7 @@ def test_threads_that_wait_for_ever(body: str, schedule: object) -> None:
         run(body, threads=64, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_warps_may_pass_a_barrier_in_different_places(schedule: object) -> None:
     body = """setp.lt.u32 %p3, %r1, 32; @%p3 bra OTHER; bar.sync 0; bra END;\nOTHER: bar.sync 0;
         mov.u32 %r10, 8;\nEND: bar.sync 0; st.global.u32 [%rd4], %r10;"""
@@ -119,7 +119,7 @@ def test_warps_may_pass_a_barrier_in_different_places(schedule: object) -> None:
     assert [*found.data] == [8] * 32 + [7] * 32
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_blocks_take_all_their_turns(schedule: object) -> None:
     """Loops of different lengths, that leave the warps of a block apart, and a barrier in each turn."""
     body = """

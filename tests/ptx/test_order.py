@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ptx.launch import SERIAL, TOGETHER, interleaved
-from ptx.tiny import run
+from ptx.tiny import in_each, run
 
 SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2), interleaved(3, warps=True)]
 
@@ -35,7 +35,7 @@ def _count(atom: str = RELAXED, **parts: str) -> str:
     )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "parts, ordered",
     [
@@ -67,7 +67,7 @@ def test_messages_between_blocks(parts: dict[str, str], ordered: bool, schedule:
     assert found.kinds == (set() if ordered else {DATA})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_atomic_operations_of_a_narrow_scope_race(schedule: object) -> None:
     fences = {"release": "membar.gl;", "learn": "membar.gl;"}
     found = run(_count("atom.global.cta.relaxed.add.u32", **fences), blocks=3, schedule=schedule)
@@ -77,7 +77,7 @@ def test_atomic_operations_of_a_narrow_scope_race(schedule: object) -> None:
     assert not run(body, blocks=1, threads=64, schedule=schedule).races
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_the_operation_itself_is_ordered_before_what_follows_one_that_observes_it(
     schedule: object,
 ) -> None:
@@ -126,7 +126,7 @@ def _last(order: str = "", **parts: str) -> str:
 SC, AR = "fence.sc.gpu;", "fence.acq_rel.gpu;"
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "parts, ordered",
     [
@@ -153,7 +153,7 @@ def test_last_block(parts: dict[str, str], ordered: bool, schedule: object) -> N
     assert found.kinds == (set() if ordered else {DATA})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_a_release_does_not_hold_what_follows_its_fence(schedule: object) -> None:
     """A release pattern begins with its fence (section 8.9.4): what is between it and the write is not in it."""
     late = _count(release="", learn="membar.gl;").replace(
@@ -165,7 +165,7 @@ def test_a_release_does_not_hold_what_follows_its_fence(schedule: object) -> Non
     assert not run(operation, blocks=3, schedule=schedule).races
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_a_usual_store_ends_the_chain(schedule: object) -> None:
     """What reads a weak store, or a strong one without a release, observes no earlier release."""
     body = """
@@ -188,7 +188,7 @@ def test_a_usual_store_ends_the_chain(schedule: object) -> None:
         assert not run(body.format(store=strong), schedule=schedule).races
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_strong_loads_and_stores(schedule: object) -> None:
     """A flag without atomic operations. Only where it was read may the data be."""
     body = """
@@ -207,7 +207,7 @@ def test_strong_loads_and_stores(schedule: object) -> None:
         assert weak == {DATA, ("st", "ld", "flag")}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "barrier", ["", "bar.sync 0;", "bar.warp.sync -1;", "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;"]
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ptx.launch import SERIAL, TOGETHER, interleaved
-from ptx.tiny import run
+from ptx.tiny import in_each, run
 
 SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2)]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 @pytest.mark.parametrize(
     "first, second, races",
     [
@@ -48,7 +48,7 @@ def test_two_blocks(first: str, second: str, races: bool, schedule: object) -> N
     assert not any(race.is_benign for race in found.races)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_equal_stores_are_told_from_others(schedule: object) -> None:
     (equal,) = run("@%p1 st.global.u32 [%rd1], %r10;", schedule=schedule).races
     assert equal.is_benign
@@ -62,7 +62,7 @@ def test_equal_stores_are_told_from_others(schedule: object) -> None:
     assert not other.is_benign
 
 
-@pytest.mark.parametrize("schedule", [TOGETHER, SERIAL])
+@in_each([TOGETHER, SERIAL])
 def test_a_load_is_compared_with_all_writes_that_nothing_orders(schedule: object) -> None:
     """The last of several atomic operations, or of equal stores, is ordered before the load, the first is not."""
     body = """
@@ -88,7 +88,7 @@ def test_a_load_is_compared_with_all_writes_that_nothing_orders(schedule: object
         assert all(race.is_benign for race in found.races)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@in_each(SCHEDULES)
 def test_a_block_stores_what_another_has_loaded(schedule: object) -> None:
     """Between two blocks nothing orders the load before the store, which comes later by chance."""
     body = "@!%p1 bra END; ld.global.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd1], %r10;\nEND:"

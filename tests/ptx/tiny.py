@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,3 +82,20 @@ def run(
     launch = Launch(kernel, blocks, parameters, memory, schedule=schedule, observers=[detector])
     launch.run()
     return Tiny(*arrays, list(detector.races()))
+
+
+def in_each(schedules: Sequence[Schedule]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a test run with each of these schedules as its argument `schedule`, one after the other."""
+
+    def of(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run_all(**arguments: Any) -> None:
+            for schedule in schedules:
+                test(schedule=schedule, **arguments)
+
+        signature = inspect.signature(test)
+        kept = [p for name, p in signature.parameters.items() if name != "schedule"]
+        run_all.__signature__ = signature.replace(parameters=kept)  # for pytest
+        return run_all
+
+    return of
