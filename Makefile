@@ -33,7 +33,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # what these ask for would bring another torch
 $(VENV)/.installed-no-deps: private PIP += --no-deps
 
-.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic fuzz soak wheel wheels clean
+.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic ptx-mutants fuzz soak wheel wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +46,7 @@ help:
 	@echo "make bench       throughput against torch and other optimizers"
 	@echo "make ptx         run what both compilers emit for a GPU on the CPU, with checks; minutes"
 	@echo "make ptx-traffic bytes that the kernels' warps touch, as in docs/kernels.md; CASE=\"Adam, 8bit\" by instruction"
+	@echo "make ptx-mutants changes of the kernels, and which check catches each; minutes; CASE=clip for one run"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
 	@echo "make wheel       source distribution and wheel for one Python, in dist/, tried in an empty environment"
@@ -97,6 +98,9 @@ ptx: $(TESTED)
 
 ptx-traffic: $(TESTED)
 	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.traffic $(if $(CASE),"$(CASE)")
+
+ptx-mutants: $(TESTED)
+	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.mutations $(if $(CASE),"$(CASE)")
 
 fuzz: $(TESTED)
 	PYTHONPATH=tests/support $(BIN)/python -m host_cuda.build --quick

@@ -68,11 +68,19 @@ def add_squares(sums, x):
 
 @triton.jit
 def _collect(sums, copies):
-    """Add up the copies of a word, to which other programs have added, and clear them."""
+    """Add up the copies of a word, to which other programs have added."""
     # not from the first-level cache, which other programs' atomics do not reach
-    total = tl.sum(tl.load(sums + copies, cache_modifier=".cg"), 0)
-    tl.store(sums + copies, tl.zeros((COPIES,), tl.int64))
-    return total
+    return tl.sum(tl.load(sums + copies, cache_modifier=".cg"), 0)
+
+
+@triton.jit
+def clear_sums(sums, SUMS: tl.constexpr):
+    """Clear the copies of so many sums beside each other, of which the program has concluded all."""
+    # every warp loads the copies, and only one of them clears each
+    tl.debug_barrier()
+    COUNT: tl.constexpr = COPIES * KERNEL_WORDS * SUMS
+    word = tl.arange(0, triton.next_power_of_2(COUNT))
+    tl.store(sums + word, tl.zeros_like(word).to(tl.int64), mask=word < COUNT)
 
 
 @triton.jit
@@ -80,7 +88,7 @@ def conclude_sum(sums, stride, digits):
     """Return a sum as float64: csrc's round_sum() and store_for_host().
 
     Args:
-        sums: int64 pointer to the first of its copies, `stride` words apart. They are zero afterwards.
+        sums: int64 pointer to the first of its copies, `stride` words apart. `clear_sums` has to follow.
         digits: int64 pointer to WORDS that the host reads.
     """
     copies = tl.arange(0, COPIES) * stride

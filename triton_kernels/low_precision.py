@@ -162,6 +162,11 @@ def _update(
         if grad_sum != 0:
             total = load(grad_sum, elements, FULL)
             grad = mean_gradient(row, total, unscale * grad)
+    if ((TURNS | ZERO_GRADS) & MODE) != 0:
+        # zeros depend on nothing that was loaded, so that other warps may store them than load what they replace
+        tl.debug_barrier()
+    if TURNS & MODE:
+        if grad_sum != 0:
             store(grad_sum, elements, tl.zeros_like(grad), FULL)
     if ZERO_GRADS & MODE:
         _clear(grads, with_grad, GRADS, FULL)
@@ -304,6 +309,8 @@ def _wait(
         if grad_sum != 0:
             total = load(grad_sum, elements, FULL) + unscale * widen(grad, elements, DTYPE, FULL)
             store(grad_sum, elements, total, FULL)
+            if ZERO_GRADS & MODE:
+                tl.debug_barrier()  # as in `_update`
     if ZERO_GRADS & MODE:
         _clear(grad, elements, DTYPE, FULL)
 

@@ -15,6 +15,7 @@ from .exact_sum import (
     KERNEL_WORDS,
     WORDS,
     add_squares,
+    clear_sums,
     conclude_sum,
 )
 from .summation import LANES, fold
@@ -75,7 +76,8 @@ def report_tile(record, index, offset, count, has_moved, tiles, joint, TILE: tl.
         joint: pointers: sets, set_sums, set_digits, set_factors, set_tiles_done, moved of struct StepArgs.
     """
     sets, set_sums, set_digits, set_factors, set_tiles_done, moved = joint
-    tl.store(moved + index, has_moved.to(tl.int32))
+    # the same for all tiles of a record
+    tl.store(moved + index, has_moved.to(tl.int32), mask=offset == 0)
     set_index = tl.load(record + SET) - 1
     words = sets + set_index * JOINT_SET_WORDS
     if tl.load(words + KIND) == BALL:
@@ -94,6 +96,7 @@ def report_tile(record, index, offset, count, has_moved, tiles, joint, TILE: tl.
             begin = tl.load(words + FIRST_TILE)
             digits = set_digits + set_index * WORDS
             norm = tl.sqrt(conclude_sum(sums, KERNEL_WORDS, digits))
+            clear_sums(sums, 1)
             stays = (norm <= _float64(words, LARGEST)) | ((norm < float("inf")) == 0)
             stays = stays | (_tiles_moved(tiles, moved, begin, begin + num_tiles) == 0)
             tl.store(set_factors + set_index, tl.where(stays, 1.0, _float64(words, SIZE) / norm))

@@ -37,7 +37,7 @@ struct BlockState {
   int64_t index;                                             // of the tile, in the table
   int32_t scheme;  // the scheme whose path this tile may take (cuda/schemes.cuh), or kNoScheme
   bool skips;      // shared, because another register would spill
-  bool moves;      // likewise; only thread 0 reads it
+  bool moves;      // likewise
 };
 
 // The random bits of element i + j. A full tile begins where its stream does, and `i` is even there: the compiler sees
@@ -106,7 +106,7 @@ __device__ __forceinline__ void prepare_row(const StepArgs& args, int64_t tile, 
 __device__ __forceinline__ void report_tile(const StepArgs& args, bool moved) {
   __shared__ SquaresScratch scratch;
   __shared__ ExactSum total;
-  __shared__ bool is_last, has_moved;
+  __shared__ bool is_last;
   const int thread = thread_now();
   // read again, because the update needs all registers
   const int64_t t = args.first_tile + blockIdx.x;
@@ -115,7 +115,7 @@ __device__ __forceinline__ void report_tile(const StepArgs& args, bool moved) {
   const int64_t index = record.set - 1;
   if (index < 0) return;
   const JointSet& set = args.sets[index];
-  if (thread == 0) args.moved[tile.record] = moved;  // all tiles of a record write the same value
+  if (thread == 0 && tile.offset == 0) args.moved[tile.record] = moved;  // the same for all tiles of a record
   if (set.kind != kBall) return;
   __syncthreads();  // orders the block's stores before its loads
   const float* param = element(record.param, tile.offset);
@@ -127,20 +127,26 @@ __device__ __forceinline__ void report_tile(const StepArgs& args, bool moved) {
   add_squares(thread, visit, scratch, sums[t % kSumCopies]);
   __syncthreads();
   if (thread == 0) {
-    has_moved = false;
     __threadfence();  // orders `moved` and what the block has added before the count
     is_last = atomicAdd(&args.set_tiles_done[index], 1) == static_cast<int>(set.num_tiles) - 1;
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();  // orders the count before the loads of what other blocks wrote
+  // Orders the count before the loads of what other blocks wrote. Thread 0 counted, but every thread that loads needs
+  // the fence, and one of sequential consistency: the order of those is what reaches from the fences before the count,
+  // through it and a barrier, to other threads. A fence of acquire and release does so only in the thread that counted.
+  __threadfence();
   const int64_t end = set.first_tile + set.num_tiles;
+  bool has_moved = false;
   for (int64_t i = set.first_tile + thread; i < end; i += kLanes) {
-    if (__ldcg(args.moved + args.tiles[i].record)) has_moved = true;  // all threads write the same value
+    has_moved |= __ldcg(args.moved + args.tiles[i].record) != 0;
   }
+  has_moved = __any_sync(kAllLanes, has_moved);
+  if (thread % kWarp == 0) scratch.most[thread / kWarp] = has_moved;
   collect_copies(thread, sums, 1, total);
   __syncthreads();
   if (thread) return;
+  for (int warp = 1; warp < kWarps; ++warp) has_moved |= scratch.most[warp] != 0;
   const double rounded = conclude_sum(total, args.set_digits + index * kHostWords);
   args.set_factors[index] = has_moved ? ball_factor(set, rounded) : 1.0;
   args.set_tiles_done[index] = 0;

@@ -141,6 +141,7 @@ __device__ __forceinline__ bool update_eight_bit(const BlockState& block, int64_
   if (__any_sync(0xffffffffu, has_special || !all_in_range(extremes, row.eps))) return false;
   const uint8_t scale = scale_of(max_of_block(bits_of(extremes.largest)));
   const uint8_t scale_sq = scale_of(max_of_block(extremes.largest_sq));
+  // the old scales were loaded before a barrier, see update_full_tile()
   if (i % kBlock == 0) {
     store_words(block.record.exp_avg_scale, i / kBlock, Words<1>{{scale}});
     store_words(block.record.exp_avg_sq_scale, i / kBlock, Words<1>{{scale_sq}});

@@ -147,7 +147,8 @@ __device__ __forceinline__ void read_moments(int32_t kind, int64_t address, int6
 }
 
 // All threads of a warp have to call it; those without elements pass zeros and `stores` = false. Neighbours of the warp
-// have the kBlock elements of a block of 8-bit codes, the first of which `is_first` one has.
+// have the kBlock elements of a block of 8-bit codes, the first of which `is_first` one has. Call __syncwarp() after
+// the scales were read.
 template <typename CODE, int V>
 __device__ __forceinline__ void write_moments(int32_t kind, int64_t address, int64_t scales, int64_t i, int64_t block,
                                               bool is_first, bool stores, const float (&x)[V],

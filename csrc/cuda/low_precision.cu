@@ -100,6 +100,7 @@ __device__ __forceinline__ void update_elements(const BlockState& block, int64_t
     write_weights<V>(record, format, i, p, random);
     if (has_ema) write_floats<V>(kFloat32, record.ema, i, e);
   }
+  __syncwarp();  // the old scales are read before the new ones are stored; shuffles order no memory
   if (has_exp_avg) {
     write_moments<FirstMoment, V>(format.state, record.exp_avg, record.exp_avg_scale, i, block.first_code + code,
                                   begins_block<V>(i), loads, m, random);
@@ -194,10 +195,10 @@ __global__ void __launch_bounds__(kLowPrecisionThreads, kLowPrecisionBlocksPerMu
     divide_into_rows(block);
     const bool is_plain = !block.options.zero_grads && is_full(block.record, tile);
     block.scheme = is_plain ? scheme_of(block.record) : kNoScheme;
+    block.moves = !found_inf && block.options.turn.moves(block.record.grad != 0);
   }
   __syncthreads();
-  const bool has_grad = block.record.grad != 0, moves = !block.skips && block.options.turn.moves(has_grad);
-  if (is_first) block.moves = moves;
+  const bool has_grad = block.record.grad != 0, moves = block.moves;
   if (is_first && !block.skips && !moves && args.groups) {
     arrive<true>(args, block.tile.record, block.record, block.options.turn);
   }

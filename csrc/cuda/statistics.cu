@@ -104,7 +104,9 @@ __global__ void __launch_bounds__(kLanes, kBlocksPerMultiprocessorOfStatistics) 
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();  // orders the count before the loads of what other blocks have added
+  // Orders the count before the loads of what other blocks have added; in every thread, and as a fence of sequential
+  // consistency, see report_tile() in block.cuh.
+  __threadfence();
   for (int player = 0; player < 2; ++player) {
     collect_copies(thread - player * kExactSumWords, args.sums + player, 2, totals[player]);
   }

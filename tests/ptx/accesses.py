@@ -244,7 +244,7 @@ class Store(MemoryOperation):
             elements, indices = self._elements(region, addresses[here])
             for k, value in enumerate(values):
                 stored = value[active[here]]
-                changes[here] |= elements[indices + k] != stored
+                changes[here] |= _changes(elements, indices + k, stored)
                 elements[indices + k] = stored
                 is_missing = None if missing[k] is None else missing[k][active[here]]
                 if region.written is not None or is_missing is not None:
@@ -260,6 +260,22 @@ class Store(MemoryOperation):
                 return
             region.written = np.ones(len(region.data), np.bool_)
         region.written[every_byte] = True if missing is None else ~missing[:, None]
+        if region.spoiled is None:
+            if missing is None or not missing.any():
+                return
+            region.spoiled = np.zeros(len(region.data), np.bool_)
+        region.spoiled[every_byte] = False if missing is None else missing[:, None]
+        if missing is not None and missing.any():
+            region.spoiled_by = self.instruction
+
+
+def _changes(elements: Values, indices: NDArray[np.int64], stored: Values) -> Mask:
+    """Which lanes store something else than what is there, which an earlier lane may have stored."""
+    changes = elements[indices] != stored
+    order = np.argsort(indices, kind="stable")
+    again = np.flatnonzero(indices[order][1:] == indices[order][:-1])
+    changes[order[again + 1]] = stored[order[again + 1]] != stored[order[again]]
+    return changes
 
 
 class Atomic(MemoryOperation):

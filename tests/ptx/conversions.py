@@ -27,19 +27,35 @@ def _move(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, a)
 
 
+# what the undefined part of a register holds whose other parts are defined
+UNDEFINED = 0xABABABABABABABAB
+
+
 def _pack(instruction: Instruction, registers: Registers, parts: list[str], size: int) -> Operation:
-    """The first part becomes the lowest bits."""
+    """The first part becomes the lowest bits.
+
+    Compilers leave a part undefined that they take no bits of. The whole is undefined where all parts are; else the
+    part is a pattern, which shows in results if it was taken after all.
+    """
     width = 8 * size // len(parts)
-    dtype = UNSIGNED[size]
+    dtype, part_dtype = UNSIGNED[size], UNSIGNED[size // len(parts)]
     reads = [registers.reader(part, f"b{width}") for part in parts]
+    sources = [registers.sources(part) for part in parts]
+    destination = registers.number(instruction.operands[0])
+    pattern = part_dtype.type(UNDEFINED % 2**width)
 
-    def compute(lanes: Lanes) -> Values:
-        result = dtype.type(0)
-        for k, read in enumerate(reads):
-            result = result | (read(lanes).astype(dtype) << dtype.type(width * k))
-        return result
+    def run(lanes: Lanes, mask: Mask | None) -> None:
+        values = [read(lanes) for read in reads]
+        missing = [lanes.undefined_in(of) for of in sources]
+        whole = dtype.type(0)
+        for k, (value, is_missing) in enumerate(zip(values, missing, strict=True)):
+            if is_missing is not None:
+                value = np.where(is_missing, pattern, value)
+            whole = whole | (value.astype(dtype) << dtype.type(width * k))
+        everything = None if any(m is None for m in missing) else np.logical_and.reduce(missing)
+        lanes.write(destination, whole, mask, everything)
 
-    return Result(instruction, registers, compute)
+    return run
 
 
 def _unpack(

@@ -126,7 +126,8 @@ class Launch:
         """Run all blocks.
 
         Raises:
-            Fault: an access is not allowed, something undefined decides, or threads wait for ever.
+            Fault: an access is not allowed, something undefined decides or is left in global memory, or threads wait
+                for ever.
         """
         with np.errstate(all="ignore"):
             gangs = [Gang(self, lanes) for lanes in self._arrays()]
@@ -140,6 +141,7 @@ class Launch:
                 raise Fault(
                     f"{self.kernel.name}: threads wait for ever at {'; '.join(sorted(set(stuck)))}"
                 )
+        self.memory.check_defined()
         return self
 
     def _arrays(self) -> Iterator[Lanes]:

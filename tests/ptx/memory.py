@@ -33,6 +33,8 @@ class Region:
         data: its bytes.
         is_writable: kernels may store to it.
         written: bytes that hold something; None: all do.
+        spoiled: bytes to which kernels have stored something undefined; None: none.
+        spoiled_by: an instruction that did so.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Region:
     data: Bytes
     is_writable: bool = True
     written: Mask | None = None
+    spoiled: Mask | None = None
+    spoiled_by: object = None
 
     @property
     def end(self) -> int:
@@ -85,6 +89,19 @@ class Memory:
     def add_array(self, name: str, array: NDArray[np.generic], **options: bool) -> Region:
         """As `add`, the memory of a contiguous array."""
         return self.add(name, array.ctypes.data, array.nbytes, **options)
+
+    def check_defined(self) -> None:
+        """Refuse what is undefined in global memory when a launch is over: the host, or the next launch, may read it.
+
+        Raises:
+            Fault: something undefined was stored, and nothing has been stored there since.
+        """
+        for region in self.regions:
+            if region.spoiled is not None and region.spoiled.any():
+                byte = int(np.flatnonzero(region.spoiled)[0])
+                raise Fault(
+                    f"{region.spoiled_by} stores what is undefined to byte {byte} of {region}"
+                )
 
     def find(self, addresses: Addresses, size: int) -> list[tuple[Region, NDArray[np.intp] | None]]:
         """The regions that these accesses of `size` bytes lie in, each with their indices (None: all).

@@ -1,15 +1,24 @@
 """Happens-before (section 8): what each thread knows to have happened when it does something.
 
-Order comes from barriers of a block, from barriers of a warp, and from a release that another thread's acquire
-observes: a fence before an atomic operation on one side, a fence behind it on the other, or atom.acq_rel. What was
-ordered before a release is ordered before what follows the acquire (causality order, section 8).
+Order comes from barriers of a block, from barriers of a warp, and from a release pattern that another thread's acquire
+pattern observes (section 8.9.4): a release operation, or a fence and a strong write behind it, on one side; an acquire
+operation, or a strong read and a fence behind it, on the other. What was ordered before a release is ordered before
+what follows the acquire (causality order, section 8.9.5).
+
+Besides, all fence.sc of two threads are ordered (section 8.9.2), in the direction that causality has. So where thread A
+executes a fence.sc, then its block passes a barrier, then another thread of the block writes a flag, and a thread reads
+the flag, passes a barrier of its block, and then thread B executes a fence.sc, all that A did before its fence is known
+to B after it. That is true of no other fence.
 
 A thread's time is how many barriers its block has passed, and how many releases it has made itself. So knowledge is
-small: barriers by block, and releases by the few threads that make them.
+small: barriers by block, and releases by the few threads that make them. Where this is not exact, it knows less than
+the ISA promises: fences and operations of the scope of a block order nothing here, and a barrier of a warp passes on
+what its threads know but not what they did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +30,7 @@ from .lanes import Lanes
 from .warp import WarpOperation
 
 WIDE = ("gpu", "sys")  # scopes that reach other blocks
+LARGEST = 16  # bytes of a strong access
 
 
 @dataclass(frozen=True)
@@ -30,21 +40,34 @@ class Knowledge:
     Attributes:
         barriers: by block, how many of its barriers: all that its threads did before them.
         releases: by thread, how many of its releases: all that it did before them.
+        writes: by chain of strong writes, how many of them: these alone (observation order is part of causality order).
     """
 
     barriers: dict[int, int] = field(default_factory=dict)
     releases: dict[int, int] = field(default_factory=dict)
+    writes: dict[int, int] = field(default_factory=dict)
 
     def joined(self, other: Knowledge) -> Knowledge:
-        if other is self or not (other.barriers or other.releases):
+        """What either of them holds."""
+        if other is self or other is NOTHING:
             return self
+        if self is NOTHING:
+            return other
         return Knowledge(
-            _larger(self.barriers, other.barriers), _larger(self.releases, other.releases)
+            _larger(self.barriers, other.barriers),
+            _larger(self.releases, other.releases),
+            _larger(self.writes, other.writes),
         )
 
 
 def _larger(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
-    return {key: max(a.get(key, 0), b.get(key, 0)) for key in {**a, **b}}
+    if not b or a is b:
+        return a
+    found = dict(a)
+    for key, value in b.items():
+        if found.get(key, 0) < value:
+            found[key] = value
+    return found
 
 
 NOTHING = Knowledge()
@@ -52,24 +75,62 @@ NOTHING = Knowledge()
 
 @dataclass
 class _Observed:
-    """What an atomic operation's memory location carries.
+    """What a chain of strong writes of a location, one after another, carries to the next strong read of it.
 
     Attributes:
-        released: known to who released to it, by a release of its own.
-        by_others: known to threads that executed a fence.sc before a barrier that the writer passed after them: the
-            order of all fence.sc orders it before a fence.sc that follows the reader's.
+        chain: its number.
+        size: bytes of the accesses.
+        writes: how many there are.
+        released: known to those who wrote it with a release pattern.
+        sequential: known at each fence.sc that precedes the write in causality order, also those of other threads.
     """
 
+    chain: int
+    size: int
+    writes: int = 0
     released: Knowledge = NOTHING
-    by_others: Knowledge = NOTHING
+    sequential: Knowledge = NOTHING
+
+
+class _Fences:
+    """What was known at the last fence of each thread."""
+
+    def __init__(self, threads: int) -> None:
+        self._version = np.full(threads, -1, np.int64)
+        self._releases = np.zeros(threads, np.int64)
+
+    def note(
+        self,
+        threads: NDArray[np.int64],
+        version: NDArray[np.int64],
+        releases: NDArray[np.int64],
+    ) -> None:
+        self._version[threads], self._releases[threads] = version, releases
+
+    def known(self, thread: int, versions: list[Knowledge]) -> Knowledge:
+        """That, and what the thread itself had done."""
+        if self._version[thread] < 0:
+            return NOTHING
+        own = Knowledge({}, {thread: int(self._releases[thread])})
+        return versions[self._version[thread]].joined(own)
+
+    def known_to_some(self, members: slice, versions: list[Knowledge]) -> Knowledge:
+        """What was known at a fence of some of these threads."""
+        fenced = np.flatnonzero(self._version[members] >= 0) + members.start
+        own = Knowledge({}, {int(t): int(self._releases[t]) for t in fenced})
+        for version in np.unique(self._version[fenced]):
+            own = own.joined(versions[version])
+        return own
 
 
 class Order:
     """Follows a launch (an observer of it) and keeps what threads know.
 
     Attributes:
+        barriers: by block: how many barriers it has passed.
         releases: by thread: how many releases it has made.
         warp_syncs: by thread: how many instructions of its whole warp that order memory it has executed.
+        version: by thread: which `knowledge` is its own.
     """
 
     def __init__(self, threads: int, block_threads: int, *, shuffles_order: bool = False) -> None:
@@ -86,17 +147,18 @@ class Order:
         self.releases = np.zeros(threads, np.int64)
         self.warp_syncs = np.zeros(threads, np.int64)
         self._known: list[Knowledge] = [NOTHING]
-        self.version = np.zeros(threads, np.int64)  # by thread: which of `_known`
-        # what a thread's atomic operations have read, which takes effect at its next fence
-        self._read: dict[int, Knowledge] = {}
-        # likewise for any fence.sc that follows, also of other threads behind a barrier
-        self._read_by_any: dict[int, Knowledge] = {}
-        # what was known at a thread's last fence, which its next atomic operations release
-        self._fenced: dict[int, tuple[int, int]] = {}
-        self._fenced_version = np.full(threads, -1, np.int64)
-        self._fenced_releases = np.zeros(threads, np.int64)
-        self._fenced_by_others: dict[int, Knowledge] = {}  # by block
+        self.version = np.zeros(threads, np.int64)
+        # what a thread's strong reads have observed, which it learns by its next fence
+        self._observed = np.zeros(threads, np.int64)
+        # what strong reads that precede it in causality order have observed of fence.sc, until its next fence.sc
+        self._observed_sequential = np.zeros(threads, np.int64)
+        self._fences, self._sequential_fences = _Fences(threads), _Fences(threads)
+        # by block: what was known at the fence.sc of its threads before its last barrier
+        self._sequential_of_block: dict[int, Knowledge] = {}
+        self._blocks_with_new_fences: set[int] = set()
         self._locations: dict[int, _Observed] = {}
+        self._chains = 0
+        self._sorted_locations: NDArray[np.int64] | None = None
 
     def knowledge(self, version: int) -> Knowledge:
         """What a thread knew whose `version` was this."""
@@ -107,83 +169,137 @@ class Order:
         self.barriers[block] += 1
         first = block * self._block_threads
         members = slice(first, first + self._block_threads)
-        known = NOTHING
-        for version in np.unique(self.version[members]):
-            known = known.joined(self._known[version])
-        own = Knowledge({block: int(self.barriers[block])})
-        self.version[members] = self._add(known.joined(own))
-        # what some thread's atomic operation has read: for fences of all
-        read = [self._read_by_any.pop(t) for t in self._threads_of(block, self._read_by_any)]
-        for one in read:
-            for thread in range(first, first + self._block_threads):
-                self._read_by_any[thread] = self._read_by_any.get(thread, NOTHING).joined(one)
-        by_others = self._fenced_by_others.get(block, NOTHING)
-        fenced = np.flatnonzero(self._fenced_version[members] >= 0) + first
-        for thread in fenced[np.unique(self._fenced_version[fenced], return_index=True)[1]]:
-            by_others = by_others.joined(self._released(int(thread)))
-        self._fenced_by_others[block] = by_others
-
-    def _threads_of(self, block: int, found: dict[int, Knowledge]) -> list[int]:
-        return [thread for thread in found if thread // self._block_threads == block]
+        known = self._joined(np.unique(self.version[members]))
+        # what they did themselves before it follows from the barrier
+        releases = {t: n for t, n in known.releases.items() if not first <= t < members.stop}
+        self.version[members] = self._add(
+            Knowledge({**known.barriers, block: int(self.barriers[block])}, releases, known.writes)
+        )
+        self._observed_sequential[members] = self._add(
+            self._joined(np.unique(self._observed_sequential[members]))
+        )
+        if block in self._blocks_with_new_fences:
+            self._blocks_with_new_fences.discard(block)
+            self._sequential_of_block[block] = self._sequential_of_block.get(block, NOTHING).joined(
+                self._sequential_fences.known_to_some(members, self._known)
+            )
 
     def warps(
         self, operation: WarpOperation | WarpBarrier, lanes: Lanes, active: NDArray[np.intp]
     ) -> None:
         """Whole warps execute an instruction together."""
-        if self._shuffles_order or isinstance(operation, WarpBarrier):
-            self.warp_syncs[lanes.thread[active]] += 1
-
-    def fence(self, fence: Fence, lanes: Lanes, active: NDArray[np.intp]) -> None:
-        """Threads execute a fence: it completes acquires, and prepares releases."""
-        if fence.scope not in WIDE:
+        if not (self._shuffles_order or isinstance(operation, WarpBarrier)):
             return
         threads = lanes.thread[active]
-        for source in (self._read, self._read_by_any) if fence.is_sequential else (self._read,):
-            for thread in [t for t in source if t in set(threads.tolist())] if source else ():
-                self._learn(thread, source.pop(thread))
+        self.warp_syncs[threads] += 1
+        for versions in (self.version, self._observed_sequential):
+            numbers = versions[threads].reshape(-1, 32)
+            for warp in np.flatnonzero((numbers != numbers[:, :1]).any(1)):
+                joined = self._joined(np.unique(numbers[warp]))
+                versions[threads[32 * warp : 32 * warp + 32]] = self._add(joined)
+
+    def fence(self, fence: Fence, lanes: Lanes, active: NDArray[np.intp]) -> None:
+        """Threads execute a fence: it completes acquire patterns, and begins release patterns."""
+        if fence.scope not in WIDE or not len(active):
+            return
+        threads = lanes.thread[active]
+        sources = [self.version[threads], self._observed[threads]]
+        if fence.is_sequential:
+            sources.append(self._observed_sequential[threads])
+        kinds, of_thread = np.unique(np.stack(sources), axis=1, return_inverse=True)
+        joined = [self._add(self._joined(kind)) for kind in kinds.T]
+        self.version[threads] = np.array(joined)[of_thread.ravel()]
+        self._observed[threads] = 0
         self.releases[threads] += 1
-        self._fenced_releases[threads] = self.releases[threads]
-        self._fenced_version[threads] = self.version[threads]
+        now = threads, self.version[threads], self.releases[threads]
+        self._fences.note(*now)
+        if fence.is_sequential:
+            self._observed_sequential[threads] = 0
+            self._sequential_fences.note(*now)
+            self._blocks_with_new_fences.update(np.unique(lanes.block[active]).tolist())
 
-    def access(self, access: Access, lanes: Lanes) -> None:
-        """Threads access memory; only atomic operations order anything."""
-        if access.kind != "atomic":
-            return
-        for lane, address in zip(access.lanes, access.addresses, strict=True):
-            self._atomic(int(lanes.thread[lane]), int(address), access.order, access.scope)
+    def access(self, access: Access, lanes: Lanes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Threads access memory; only strong operations (section 8.2) order anything.
 
-    def _atomic(self, thread: int, address: int, order: str, scope: str) -> None:
-        if scope not in WIDE:
+        Returns:
+            By lane, the chain that the access writes to, and how many writes of it precede; chain 0 for none.
+        """
+        is_strong = access.order != "weak" and access.scope in WIDE
+        if access.kind != "load" and not (is_strong and access.kind == "atomic"):
+            self._forget(access.addresses.astype(np.int64), access.size)
+        chains = np.zeros((2, len(access.lanes)), np.int32)
+        if not is_strong:
+            return chains[0], chains[1]
+        for i, (lane, address) in enumerate(zip(access.lanes, access.addresses, strict=True)):
+            thread = int(lanes.thread[lane])
+            location = self._location(int(address), access.size)
+            if access.kind != "store":
+                self._read(thread, location, access.order)
+            if access.kind != "load":
+                chains[:, i] = location.chain, location.writes
+                self._write(thread, location, access.order)
+        return chains[0], chains[1]
+
+    def _location(self, address: int, size: int) -> _Observed:
+        location = self._locations.get(address)
+        if location is None or location.size != size:
+            self._forget(np.array([address]), size)
+            self._chains += 1
+            location = self._locations[address] = _Observed(self._chains, size)
+            self._sorted_locations = None
+        return location
+
+    def _forget(self, addresses: NDArray[np.int64], size: int) -> None:
+        """Other stores hide what was written before: who reads them observes no release."""
+        if not self._locations:
             return
-        location = self._locations.setdefault(address, _Observed())
-        # the later operation reads the earlier one's value: acquire
+        if self._sorted_locations is None:
+            self._sorted_locations = np.array(sorted(self._locations), np.int64)
+        low, high = addresses.min() - LARGEST + 1, addresses.max() + size
+        start, end = np.searchsorted(self._sorted_locations, (low, high))
+        for at in self._sorted_locations[start:end].tolist():
+            last = at + self._locations[at].size
+            if ((addresses < last) & (addresses + size > at)).any():
+                del self._locations[at]
+                self._sorted_locations = None
+
+    def _read(self, thread: int, location: _Observed, order: str) -> None:
+        if location.writes:
+            seen = Knowledge({}, {}, {location.chain: location.writes})
+            self.version[thread] = self._with(self.version[thread], seen)
         if order in ("acquire", "acq_rel"):
-            self._learn(thread, location.released)
-        else:
-            self._read[thread] = self._read.get(thread, NOTHING).joined(location.released)
-        any_fence = location.released.joined(location.by_others)
-        self._read_by_any[thread] = self._read_by_any.get(thread, NOTHING).joined(any_fence)
-        # release; one read-modify-write after another continues the releases before it
+            self.version[thread] = self._with(self.version[thread], location.released)
+        self._observed[thread] = self._with(self._observed[thread], location.released)
+        self._observed_sequential[thread] = self._with(
+            self._observed_sequential[thread], location.sequential
+        )
+
+    def _write(self, thread: int, location: _Observed, order: str) -> None:
+        """Writes of atomic operations leave what they read observable (observation order, section 8.8.2)."""
         if order in ("release", "acq_rel"):
             self.releases[thread] += 1
             own = Knowledge({}, {thread: int(self.releases[thread])})
-            location.released = location.released.joined(self._known[self.version[thread]]).joined(
-                own
-            )
-        elif self._fenced_version[thread] >= 0:
-            location.released = location.released.joined(self._released(thread))
-        location.by_others = location.by_others.joined(
-            self._fenced_by_others.get(thread // self._block_threads, NOTHING)
-        )
+            released = self._known[self.version[thread]].joined(own)
+        else:
+            released = self._fences.known(thread, self._known)
+        location.writes += 1
+        location.released = location.released.joined(released)
+        of_block = self._sequential_of_block.get(thread // self._block_threads, NOTHING)
+        sequential = self._sequential_fences.known(thread, self._known).joined(of_block)
+        location.sequential = location.sequential.joined(sequential)
 
-    def _released(self, thread: int) -> Knowledge:
-        """What an atomic operation of this thread releases by the fence before it."""
-        own = Knowledge({}, {thread: int(self._fenced_releases[thread])})
-        return self._known[self._fenced_version[thread]].joined(own)
+    def _joined(self, versions: Iterable[int]) -> Knowledge:
+        known = NOTHING
+        for version in versions:
+            known = known.joined(self._known[version])
+        return known
 
-    def _learn(self, thread: int, known: Knowledge) -> None:
-        self.version[thread] = self._add(self._known[self.version[thread]].joined(known))
+    def _with(self, version: int, known: Knowledge) -> int:
+        return self._add(self._known[version].joined(known))
 
     def _add(self, known: Knowledge) -> int:
-        self._known.append(known)
+        if known is NOTHING:
+            return 0
+        if known is not self._known[-1]:
+            self._known.append(known)
         return len(self._known) - 1

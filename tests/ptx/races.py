@@ -1,8 +1,13 @@
 """Races: two accesses of a location by two threads, at least one of which writes, with nothing to order them.
 
-Accesses are logged with what their thread knew, and examined after the launch: each against the last store before it,
-and each store against the loads since then. The order of section 8 does not depend on who came first by chance, so that
-a race is found in any interleaving in which both accesses happen.
+Accesses are logged with what their thread knew, and examined after the launch. The order of section 8 does not depend
+on who came first by chance, so that a race is found in any interleaving in which both accesses happen.
+
+Accesses that are not ordered are no race if they are morally strong (section 8.7): both strong, of scopes that hold
+both threads, of the same bytes. So the writes of a location fall into groups, one after another in time, within which
+no order is asked for: a usual store is a group of its own, atomic operations of the same bytes are one, and so are
+stores of what is there already, which are reported, but as equal stores. Each access is examined with all writes of the
+group before it and of the one behind it; with those farther away it is ordered if these are.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from .accesses import Access
 from .kernel import Fence, WarpBarrier
 from .lanes import WARP, Lanes
 from .memory import SHARED_BASE, Memory
-from .order import Order
+from .order import WIDE, Order
+from .parser import Instruction
 from .warp import WarpOperation
 
 if TYPE_CHECKING:
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
 
 LOAD, STORE, ATOMIC = range(3)
 KINDS = {"load": LOAD, "store": STORE, "atomic": ATOMIC}
+WEAK, OF_BLOCK, OF_ALL = range(3)  # strength: strong accesses by their scope
+
+Rows = dict[str, NDArray[np.int64]]
+Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,13 @@ class Race:
     """Two accesses that nothing orders.
 
     Attributes:
-        first, second: the instructions.
+        first, second: the instructions, in the order of the text.
         where: the buffer's name.
         is_benign: both store what is there already.
     """
 
-    first: str
-    second: str
+    first: Instruction
+    second: Instruction
     where: str
     is_benign: bool
 
@@ -59,7 +69,8 @@ class RaceDetector:
         self._block_threads = block_threads
         self._memory = memory
         self._log: list[tuple[NDArray[np.int64], ...]] = []
-        self._instructions: list[str] = []
+        self._instructions: list[Instruction] = []
+        self._numbers: dict[int, int] = {}  # of instructions, by their ids
 
     def barrier(self, block: int) -> None:
         self._order.barrier(block)
@@ -75,29 +86,31 @@ class RaceDetector:
     def access(self, access: Access, lanes: Lanes) -> None:
         """Log an access, with what its threads know before it."""
         order, threads = self._order, lanes.thread[access.lanes]
-        # an atomic operation of a narrow scope is one only for its block
-        kind = np.full(len(threads), KINDS[access.kind])
-        changes = (
-            np.ones(len(threads), np.int64)
-            if access.changes is None
-            else access.changes.astype(np.int64)
+        strength = WEAK if access.order == "weak" else OF_ALL if access.scope in WIDE else OF_BLOCK
+        changes = np.True_ if access.changes is None else access.changes
+        columns = (
+            access.addresses.astype(np.int64),
+            access.size,
+            threads,
+            KINDS[access.kind],
+            strength,
+            changes,
+            order.barriers[lanes.block[access.lanes]],
+            order.releases[threads],
+            order.warp_syncs[threads],
+            order.version[threads],
+            self._number(access.instruction),
         )
-        self._log.append(
-            (
-                access.addresses.astype(np.int64),
-                np.full(len(threads), access.size),
-                threads,
-                kind,
-                changes,
-                order.barriers[lanes.block[access.lanes]].copy(),
-                order.releases[threads].copy(),
-                order.warp_syncs[threads].copy(),
-                order.version[threads].copy(),
-                np.full(len(threads), len(self._instructions)),
-            )
-        )
-        self._instructions.append(str(access.instruction))
-        order.access(access, lanes)
+        # addresses take 64 bits; of all others 32 are enough, and there are many
+        every = np.zeros(len(threads), np.int32)
+        before = [columns[0], *((every + column).astype(np.int32) for column in columns[1:])]
+        self._log.append((*before, *order.access(access, lanes)))
+
+    def _number(self, instruction: Instruction) -> int:
+        if id(instruction) not in self._numbers:
+            self._numbers[id(instruction)] = len(self._instructions)
+            self._instructions.append(instruction)  # which also keeps its id
+        return self._numbers[id(instruction)]
 
     def races(self) -> Counter[Race]:
         """The races found, with the number of locations of each."""
@@ -109,7 +122,8 @@ class RaceDetector:
         # by locations of 4 bytes where all accesses are of whole ones, else by bytes
         for group, grain in self._by_grain(log[0], size):
             rows = _expanded([column[group] for column in log], grain)
-            self._examine(rows, grain, found)
+            if len(rows["location"]):
+                self._examine(rows, grain, found)
         return found
 
     def _by_grain(
@@ -123,34 +137,23 @@ class RaceDetector:
         yield is_narrow, 1
         yield ~is_narrow, 4
 
-    def _examine(
-        self, rows: dict[str, NDArray[np.int64]], grain: int, found: Counter[Race]
-    ) -> None:
+    def _examine(self, rows: Rows, grain: int, found: Counter[Race]) -> None:
         """Find races among rows sorted by location and time."""
-        location, thread, kind = rows["location"], rows["thread"], rows["kind"]
-        if not len(location):
-            return
-        starts = np.flatnonzero(np.r_[True, location[1:] != location[:-1]])
-        # locations of one thread, or without a store, cannot race
-        several = np.maximum.reduceat(thread, starts) != np.minimum.reduceat(thread, starts)
-        stored = np.maximum.reduceat(kind, starts) > LOAD
-        lengths = np.diff(np.r_[starts, len(location)])
-        kept = np.repeat(several & stored, lengths)
-        rows = {name: column[kept] for name, column in rows.items()}
-        if not len(rows["location"]):
-            return
-        first, second = _pairs(rows["location"], rows["kind"])
-        for a, b in self._unordered(rows, first, second):
-            where = self._name(int(rows["location"][a]) * grain)
-            benign = rows["kind"][a] == rows["kind"][b] == STORE and not rows["changes"][b]
-            names = (self._instructions[rows["instruction"][k]] for k in (a, b))
-            found[Race(*names, where, bool(benign))] += 1
+        first, second = self._unordered(rows, *_pairs(rows, self._block_threads))
+        location, kind, number = (rows[name] for name in ("location", "kind", "instruction"))
+        benign = (kind[first] == STORE) & (kind[second] == STORE) & (rows["changes"][second] == 0)
+        line = np.array([i.line for i in self._instructions])
+        swapped = line[number[first]] > line[number[second]]
+        one = np.where(swapped, number[second], number[first])
+        other = np.where(swapped, number[first], number[second])
+        at = np.unique(np.stack([one, other, benign, location[first]]), axis=1)
+        for a, b, is_benign, where in at.T.tolist():
+            name = self._name(where * grain)
+            found[Race(self._instructions[a], self._instructions[b], name, bool(is_benign))] += 1
 
-    def _unordered(
-        self, rows: dict[str, NDArray[np.int64]], first: NDArray[np.intp], second: NDArray[np.intp]
-    ) -> Iterable[tuple[int, int]]:
-        """Of pairs of accesses in the order of time, those that nothing orders."""
-        thread, barriers, kind = rows["thread"], rows["barriers"], rows["kind"]
+    def _unordered(self, rows: Rows, first: NDArray[np.intp], second: NDArray[np.intp]) -> Pairs:
+        """Of pairs of accesses in the order of time, those that nothing orders, and that are not morally strong."""
+        thread, barriers, strength = rows["thread"], rows["barriers"], rows["strength"]
         block = thread // self._block_threads
         same_block = block[first] == block[second]
         ordered = (thread[first] == thread[second]) | (
@@ -159,14 +162,33 @@ class RaceDetector:
         warp = thread % self._block_threads // WARP
         same_warp = same_block & (warp[first] == warp[second])
         ordered |= same_warp & (rows["warp_syncs"][first] < rows["warp_syncs"][second])
-        ordered |= (kind[first] == ATOMIC) & (kind[second] == ATOMIC)
-        for a, b in zip(first[~ordered], second[~ordered], strict=True):
-            known = self._order.knowledge(int(rows["version"][b]))
-            if known.barriers.get(int(block[a]), 0) > barriers[a]:
-                continue
-            if known.releases.get(int(thread[a]), 0) > rows["releases"][a]:
-                continue
-            yield int(a), int(b)
+        weaker = np.minimum(strength[first], strength[second])
+        same_bytes = (rows["address"][first] == rows["address"][second]) & (
+            rows["size"][first] == rows["size"][second]
+        )
+        ordered |= same_bytes & ((weaker == OF_ALL) | (same_block & (weaker == OF_BLOCK)))
+        first, second = first[~ordered], second[~ordered]
+        told = np.stack(
+            [
+                rows["version"][second],
+                *(block[first], barriers[first], thread[first], rows["releases"][first]),
+                *(rows["chain"][first], rows["place"][first]),
+            ]
+        )
+        kinds, of_pair = np.unique(told, axis=1, return_inverse=True)
+        unknown = np.array([not self._knows(*kind) for kind in kinds.T.tolist()], np.bool_)
+        unknown = unknown[of_pair.ravel()]
+        return first[unknown], second[unknown]
+
+    def _knows(self, version: int, *access: int) -> bool:
+        """Whether who has this version knows of an access: of a block and thread at their times, of a chain."""
+        known = self._order.knowledge(version)
+        block, barriers, thread, releases, chain, place = access
+        return (
+            known.barriers.get(block, 0) > barriers
+            or known.releases.get(thread, 0) > releases
+            or (chain > 0 and known.writes.get(chain, 0) > place)
+        )
 
     def _name(self, address: int) -> str:
         if address >= SHARED_BASE:
@@ -177,46 +199,76 @@ class RaceDetector:
 
 # of the log, in their order
 COLUMNS = (
-    *("address", "size", "thread", "kind", "changes"),
-    *("barriers", "releases", "warp_syncs", "version", "instruction"),
+    *("address", "size", "thread", "kind", "strength", "changes"),
+    *("barriers", "releases", "warp_syncs", "version", "instruction", "chain", "place"),
 )
 
 
-def _expanded(log: list[NDArray[np.int64]], grain: int) -> dict[str, NDArray[np.int64]]:
-    """One row for each location of each access, sorted by location and then by time."""
-    counts = np.maximum(log[1] // grain, 1)
-    rows = {name: np.repeat(column, counts) for name, column in zip(COLUMNS, log, strict=True)}
-    within = np.arange(len(rows["size"])) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows["location"] = rows["address"] // grain + within
-    order = np.argsort(rows["location"], kind="stable")
-    return {name: column[order] for name, column in rows.items()}
+def _expanded(log: list[NDArray[np.int64]], grain: int) -> Rows:
+    """One row for each location of each access, sorted by location and then by time, where threads could race."""
+    address, size, thread, kind = log[:4]
+    counts = np.maximum(size // grain, 1)
+    access = np.repeat(np.arange(len(size)), counts)
+    within = np.arange(len(access)) - np.repeat(np.cumsum(counts) - counts, counts)
+    location = address[access] // grain + within
+    order = np.argsort(location, kind="stable")
+    location, access = location[order], access[order]
+    if len(access):
+        # locations of one thread, or without a store, cannot race
+        starts = np.flatnonzero(np.r_[True, location[1:] != location[:-1]])
+        of = thread[access]
+        several = np.maximum.reduceat(of, starts) != np.minimum.reduceat(of, starts)
+        stored = np.maximum.reduceat(kind[access], starts) > LOAD
+        kept = np.repeat(several & stored, np.diff(np.r_[starts, len(location)]))
+        location, access = location[kept], access[kept]
+    rows = {name: column[access] for name, column in zip(COLUMNS, log, strict=True)}
+    return {**rows, "location": location}
 
 
-def _pairs(
-    location: NDArray[np.int64], kind: NDArray[np.int64]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Pairs to examine: an access and the last store before it, a store and the loads since that."""
-    count = np.arange(len(location))
-    is_new = np.r_[True, location[1:] != location[:-1]]
-    start = np.maximum.accumulate(np.where(is_new, count, 0))
-    # the last store at or before each row, of the same location
-    last = np.maximum.accumulate(np.where(kind > LOAD, count, -1))
-    before = np.r_[-1, last[:-1]]
-    before = np.where(before >= start, before, -1)
-    has_store = before >= 0
-    first, second = [before[has_store]], [count[has_store]]
-    # loads between a store and the next one: to that next one
-    following = _next_store(location, kind)
-    loads = (kind == LOAD) & (following >= 0)
-    first.append(count[loads])
-    second.append(following[loads])
-    return np.concatenate(first), np.concatenate(second)
+def _pairs(rows: Rows, block_threads: int) -> Pairs:
+    """Pairs to examine, the earlier access first."""
+    location = rows["location"]
+    writes = np.flatnonzero(rows["kind"] > LOAD)
+    begins = _begins_group(rows, writes, block_threads)
+    group = np.cumsum(begins) - 1  # of each write
+    first_write = np.flatnonzero(begins)  # of each group, among the writes
+    size = np.diff(np.r_[first_write, len(writes)])
+    where = location[writes[first_write]]  # the location of each group
+    # the group of the last write at or before each access, which may be of another location
+    last = np.searchsorted(writes, np.arange(len(location)), "right") - 1
+    before = np.where(last >= 0, group[last], -1)
+    is_write = rows["kind"] > LOAD
+    found = []
+    for step in (-1, 0, 1):
+        # a write: with the group before its own. A load: with the last one, of which it may be in the middle, and the
+        # next one
+        chosen = before + step
+        near = np.clip(chosen, 0, len(where) - 1)
+        takes = (chosen == near) & (where[near] == location) & (is_write == (step == -1))
+        accesses, groups = np.flatnonzero(takes), near[takes]
+        counts = size[groups]
+        one = np.repeat(accesses, counts)
+        within = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found.append((one, writes[np.repeat(first_write[groups], counts) + within]))
+    # equal stores of one group
+    inside = np.flatnonzero(~begins)
+    found.append((writes[inside - 1], writes[inside]))
+    one, other = (np.concatenate(part) for part in zip(*found, strict=True))
+    return np.minimum(one, other), np.maximum(one, other)
 
 
-def _next_store(location: NDArray[np.int64], kind: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The next store behind each row, of the same location; -1 if there is none."""
-    n = len(location)
-    index = np.where(kind > LOAD, np.arange(n), n)
-    following = np.minimum.accumulate(index[::-1])[::-1]
-    clipped = np.minimum(following, n - 1)
-    return np.where((following < n) & (location[clipped] == location), following, -1)
+def _begins_group(rows: Rows, writes: NDArray[np.intp], block_threads: int) -> NDArray[np.bool_]:
+    """Which writes begin a group: within one no order is asked for, see above."""
+    now, before = writes[1:], writes[:-1]
+
+    def same(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return values[now] == values[before]
+
+    strength = rows["strength"]
+    same_bytes = same(rows["address"]) & same(rows["size"]) & same(strength)
+    strong = same_bytes & (
+        (strength[now] == OF_ALL)
+        | ((strength[now] == OF_BLOCK) & same(rows["thread"] // block_threads))
+    )
+    equal = same(strength) & (strength[now] == WEAK) & (rows["changes"][now] == 0)
+    return np.r_[True, ~(same(rows["location"]) & (strong | equal))][: len(writes)]

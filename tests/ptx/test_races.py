@@ -1,0 +1,96 @@
+"""Which accesses race, and by which bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.tiny import in_each, run
+
+SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2)]
+
+
+@in_each(SCHEDULES)
+@pytest.mark.parametrize(
+    "first, second, races",
+    [
+        ("st.global.u32 [%rd1], %r10;", "st.global.u32 [%rd1+4], %r10;", False),
+        ("st.global.u8 [%rd1], 1;", "st.global.u8 [%rd1+1], 2;", False),
+        ("st.global.u16 [%rd1], 1;", "st.global.u8 [%rd1+1], 2;", True),
+        ("st.global.u64 [%rd1+8], %rd1;", "ld.global.u32 %r5, [%rd1+12];", True),
+        ("st.global.u64 [%rd1+8], %rd1;", "ld.global.u32 %r5, [%rd1+16];", False),
+        (
+            "st.global.v4.u32 [%rd1+16], {%r1, %r2, %r3, %r10};",
+            "ld.global.u8 %rs5, [%rd1+31];",
+            True,
+        ),
+        (
+            "st.global.v4.u32 [%rd1+16], {%r1, %r2, %r3, %r10};",
+            "ld.global.u8 %rs5, [%rd1+32];",
+            False,
+        ),
+        ("st.global.u8 [%rd1+31], 3;", "ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%rd1+16];", True),
+        ("ld.global.u32 %r5, [%rd1];", "ld.global.u16 %rs5, [%rd1];", False),
+        # atomic operations are no race only on the same bytes
+        ("atom.global.add.u32 %r5, [%rd1], 1;", "atom.global.add.u32 %r5, [%rd1], 1;", False),
+        ("atom.global.add.u32 %r5, [%rd1], 1;", "atom.global.add.u64 %rd5, [%rd1], 1;", True),
+        ("atom.global.add.u32 %r5, [%rd1], 1;", "ld.global.u32 %r5, [%rd1];", True),
+        ("atom.global.add.u32 %r5, [%rd1], 1;", "ld.global.relaxed.gpu.u32 %r5, [%rd1];", False),
+        ("atom.global.add.u32 %r5, [%rd1], 1;", "ld.global.relaxed.cta.u32 %r5, [%rd1];", True),
+        # blocks have a shared memory each
+        ("st.shared.u32 [room], %r10;", "st.shared.u32 [room], %r1;", False),
+    ],
+)
+def test_two_blocks(first: str, second: str, races: bool, schedule: object) -> None:
+    body = f"@!%p1 bra END; @!%p2 bra OTHER; {first} bra END;\nOTHER: {second}\nEND:"
+    found = run(body, schedule=schedule)
+    assert bool(found.races) == races
+    assert not any(race.is_benign for race in found.races)
+
+
+@in_each(SCHEDULES)
+def test_equal_stores_are_told_from_others(schedule: object) -> None:
+    (equal,) = run("@%p1 st.global.u32 [%rd1], %r10;", schedule=schedule).races
+    assert equal.is_benign
+    assert str(equal).startswith("equal stores on data: ")
+    (other,) = run("@%p1 st.global.u32 [%rd1], %r2;", schedule=schedule, data=[9]).races
+    assert not other.is_benign
+    # lanes of one instruction are threads too
+    (equal,) = run("st.shared.u32 [room], %r10;", blocks=1, schedule=schedule).races
+    assert equal.is_benign
+    (other,) = run("st.shared.u32 [room], %r1;", blocks=1, schedule=schedule).races
+    assert not other.is_benign
+
+
+@in_each([TOGETHER, SERIAL])
+def test_a_load_is_compared_with_all_writes_that_nothing_orders(schedule: object) -> None:
+    """The last of several atomic operations, or of equal stores, is ordered before the load, the first is not."""
+    body = """
+        @!%p1 bra END;
+        setp.lt.u32 %p4, %r2, 2; setp.eq.u32 %p5, %r2, {released};
+        @%p4 {write}
+        @%p5 membar.gl;
+        atom.global.add.u32 %r5, [%rd2], 1;
+        @%p4 bra END;
+        membar.gl;
+        ld.global.u32 %r7, [%rd1];
+    END:
+    """
+    for write in ("atom.global.add.u32 %r8, [%rd1], 1;", "st.global.u32 [%rd1], %r10;"):
+        race = (write.partition(".")[0], "ld", "data")
+        # what block 1's operation has observed of block 0's is released with it
+        for released in (0, 1) if "st" in race else (0,):
+            found = run(body.format(write=write, released=released), blocks=3, schedule=schedule)
+            assert race in found.kinds
+        all_released = body.format(write=write, released=0).replace("@%p5", "")
+        found = run(all_released, blocks=3, schedule=schedule)
+        assert race not in found.kinds
+        assert all(race.is_benign for race in found.races)
+
+
+@in_each(SCHEDULES)
+def test_a_block_stores_what_another_has_loaded(schedule: object) -> None:
+    """Between two blocks nothing orders the load before the store, which comes later by chance."""
+    body = "@!%p1 bra END; ld.global.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd1], %r10;\nEND:"
+    assert run(body, schedule=schedule).kinds == {("ld", "st", "data")}
+    assert not run(body, blocks=1, schedule=schedule).races
