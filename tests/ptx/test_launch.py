@@ -11,58 +11,58 @@ from ptx.tiny import in_each, run
 SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2, warps=True)]
 
 
-@in_each(SCHEDULES)
-@pytest.mark.parametrize(
-    "body, words",
-    [
-        ("ld.global.u32 %r5, [%rd1+-4];", "in no buffer"),
-        ("ld.global.u32 %r5, [%rd2+32];", "in no buffer; 0 bytes behind the end of flag"),
-        # one element is in `data`, the other one in `flag`
-        ("ld.global.u64 %rd5, [%rd1+256];", "in no buffer; -4 bytes behind the end of data"),
-        ("st.global.v2.u32 [%rd1+256], {%r1, %r1};", "in no buffer"),
-        ("ld.global.u32 %r5, [%rd1+2];", "not aligned"),
-        ("st.global.v2.u32 [%rd1+4], {%r1, %r1};", "not aligned"),
-        ("ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%rd1+8];", "not aligned"),
-        ("st.shared.u32 [room+254], %r1;", "not aligned"),
-        ("st.shared.u32 [room+256], %r1;", "4 bytes at 256 of 256 bytes of shared memory"),
-    ],
-)
-def test_accesses_outside_of_buffers(body: str, words: str, schedule: object) -> None:
-    with pytest.raises(Fault, match=words):
-        run(body, schedule=schedule, words=65)
+OUTSIDE = [
+    ("ld.global.u32 %r5, [%rd1+-4];", "in no buffer"),
+    ("ld.global.u32 %r5, [%rd2+32];", "in no buffer; 0 bytes behind the end of flag"),
+    # one element is in `data`, the other one in `flag`
+    ("ld.global.u64 %rd5, [%rd1+256];", "in no buffer; -4 bytes behind the end of data"),
+    ("st.global.v2.u32 [%rd1+256], {%r1, %r1};", "in no buffer"),
+    ("ld.global.u32 %r5, [%rd1+2];", "not aligned"),
+    ("st.global.v2.u32 [%rd1+4], {%r1, %r1};", "not aligned"),
+    ("ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%rd1+8];", "not aligned"),
+    ("st.shared.u32 [room+254], %r1;", "not aligned"),
+    ("st.shared.u32 [room+256], %r1;", "4 bytes at 256 of 256 bytes of shared memory"),
+]
 
 
 @in_each(SCHEDULES)
-@pytest.mark.parametrize(
-    "body, words",
-    [
-        ("ld.global.u32 %r5, [%rd9];", "the address is undefined"),
-        ("@%p5 bra END;\nEND:", "the predicate is undefined"),
-        (
-            "ld.shared.u32 %r5, [room]; setp.eq.u32 %p5, %r5, 0; @%p5 bra END;\nEND:",
-            "the predicate is undefined",
-        ),
-        (
-            "ld.shared.u32 %r5, [room]; st.global.u32 [%rd4], %r5;",
-            "stores what is undefined to byte 0 of data",
-        ),
-        ("st.global.u32 [%rd4], %r5;", "stores what is undefined to byte 0 of data"),
-        ("st.global.v2.u32 [%rd1], {%r1, %r5};", "stores what is undefined to byte 4 of data"),
-        (
-            "@%p1 mov.u32 %r5, 1; st.global.u32 [%rd4], %r5;",
-            "stores what is undefined to byte 4 of data",
-        ),
-        ("atom.global.add.u32 %r6, [%rd2], %r5;", "what is added is undefined"),
-        # what one block leaves in its shared memory is not there for another one
-        (
-            "@%p2 st.shared.u32 [room], %r1; ld.shared.u32 %r5, [room]; @!%p2 st.global.u32 [%rd4], %r5;",
-            "undefined",
-        ),
-    ],
-)
-def test_undefined_values(body: str, words: str, schedule: object) -> None:
-    with pytest.raises(Fault, match=words):
-        run(body, schedule=schedule)
+def test_accesses_outside_of_buffers(schedule: object) -> None:
+    for body, words in OUTSIDE:
+        with pytest.raises(Fault, match=words):
+            run(body, schedule=schedule, words=65)
+
+
+UNDEFINED = [
+    ("ld.global.u32 %r5, [%rd9];", "the address is undefined"),
+    ("@%p5 bra END;\nEND:", "the predicate is undefined"),
+    (
+        "ld.shared.u32 %r5, [room]; setp.eq.u32 %p5, %r5, 0; @%p5 bra END;\nEND:",
+        "the predicate is undefined",
+    ),
+    (
+        "ld.shared.u32 %r5, [room]; st.global.u32 [%rd4], %r5;",
+        "stores what is undefined to byte 0 of data",
+    ),
+    ("st.global.u32 [%rd4], %r5;", "stores what is undefined to byte 0 of data"),
+    ("st.global.v2.u32 [%rd1], {%r1, %r5};", "stores what is undefined to byte 4 of data"),
+    (
+        "@%p1 mov.u32 %r5, 1; st.global.u32 [%rd4], %r5;",
+        "stores what is undefined to byte 4 of data",
+    ),
+    ("atom.global.add.u32 %r6, [%rd2], %r5;", "what is added is undefined"),
+    # what one block leaves in its shared memory is not there for another one
+    (
+        "@%p2 st.shared.u32 [room], %r1; ld.shared.u32 %r5, [room]; @!%p2 st.global.u32 [%rd4], %r5;",
+        "undefined",
+    ),
+]
+
+
+@in_each(SCHEDULES)
+def test_undefined_values(schedule: object) -> None:
+    for body, words in UNDEFINED:
+        with pytest.raises(Fault, match=words):
+            run(body, schedule=schedule)
 
 
 @in_each(SCHEDULES)
@@ -94,21 +94,21 @@ def test_memory_that_nothing_has_written(schedule: object) -> None:
     )
 
 
+WAITING = [
+    "setp.lt.u32 %p3, %r1, 32; @%p3 bra END; bar.sync 0;\nEND:",
+    "setp.lt.u32 %p3, %r1, 32; @%p3 ret; bar.sync 0;",
+    # a part of a warp at a shuffle
+    "@%p1 bra END; shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;\nEND: bar.sync 0;",
+    # one warp waits at another barrier
+    "setp.lt.u32 %p3, %r1, 32; @%p3 bra OTHER; bar.sync 0; bra END;\nOTHER: bar.sync 1;\nEND:",
+]
+
+
 @in_each(SCHEDULES)
-@pytest.mark.parametrize(
-    "body",
-    [
-        "setp.lt.u32 %p3, %r1, 32; @%p3 bra END; bar.sync 0;\nEND:",
-        "setp.lt.u32 %p3, %r1, 32; @%p3 ret; bar.sync 0;",
-        # a part of a warp at a shuffle
-        "@%p1 bra END; shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;\nEND: bar.sync 0;",
-        # one warp waits at another barrier
-        "setp.lt.u32 %p3, %r1, 32; @%p3 bra OTHER; bar.sync 0; bra END;\nOTHER: bar.sync 1;\nEND:",
-    ],
-)
-def test_threads_that_wait_for_ever(body: str, schedule: object) -> None:
-    with pytest.raises(Fault, match="wait"):
-        run(body, threads=64, schedule=schedule)
+def test_threads_that_wait_for_ever(schedule: object) -> None:
+    for body in WAITING:
+        with pytest.raises(Fault, match="wait"):
+            run(body, threads=64, schedule=schedule)
 
 
 @in_each(SCHEDULES)

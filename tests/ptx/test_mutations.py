@@ -12,7 +12,10 @@ import pytest
 from ptx.mutations import Caught, all_mutants, verdict
 from ptx.shared_runs import COMPILERS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest"),
+]
 
 # of the usual tests: whatever lets other blocks, or other threads of a block, know what one has done
 ORDER = ("fence dropped", "fence weakened", "atom relaxed", "atom of block scope")

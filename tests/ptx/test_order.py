@@ -35,36 +35,36 @@ def _count(atom: str = RELAXED, **parts: str) -> str:
     )
 
 
+MESSAGES = [
+    ({}, False),
+    ({"release": "membar.gl;", "learn": "membar.gl;"}, True),
+    ({"release": "fence.acq_rel.gpu;", "learn": "fence.acq_rel.gpu;"}, True),
+    ({"release": "fence.acq_rel.gpu;", "learn": "fence.sc.sys;"}, True),
+    ({"release": "membar.gl;"}, False),
+    ({"learn": "membar.gl;"}, False),
+    # a fence before the stores releases nothing of them, one before the count acquires nothing
+    ({"before": "membar.gl;", "learn": "membar.gl;"}, False),
+    ({"before": "membar.gl;", "release": "membar.gl;"}, False),
+    # fences of a block's scope
+    ({"release": "membar.cta;", "learn": "membar.gl;"}, False),
+    ({"release": "fence.acq_rel.gpu;", "learn": "fence.acq_rel.cta;"}, False),
+    # a barrier orders nothing between blocks
+    ({"release": "bar.sync 0;", "acquire": "bar.sync 0;"}, False),
+    # the operation itself releases and acquires, or one of both
+    ({"atom": "atom.global.gpu.acq_rel.add.u32"}, True),
+    ({"atom": "atom.global.gpu.release.add.u32", "learn": "fence.acq_rel.gpu;"}, True),
+    ({"atom": "atom.global.gpu.acquire.add.u32", "release": "fence.acq_rel.gpu;"}, True),
+    ({"atom": "atom.global.gpu.release.add.u32"}, False),
+    ({"atom": "atom.global.gpu.acquire.add.u32"}, False),
+]
+
+
 @in_each(SCHEDULES)
-@pytest.mark.parametrize(
-    "parts, ordered",
-    [
-        ({}, False),
-        ({"release": "membar.gl;", "learn": "membar.gl;"}, True),
-        ({"release": "fence.acq_rel.gpu;", "learn": "fence.acq_rel.gpu;"}, True),
-        ({"release": "fence.acq_rel.gpu;", "learn": "fence.sc.sys;"}, True),
-        ({"release": "membar.gl;"}, False),
-        ({"learn": "membar.gl;"}, False),
-        # a fence before the stores releases nothing of them, one before the count acquires nothing
-        ({"before": "membar.gl;", "learn": "membar.gl;"}, False),
-        ({"before": "membar.gl;", "release": "membar.gl;"}, False),
-        # fences of a block's scope
-        ({"release": "membar.cta;", "learn": "membar.gl;"}, False),
-        ({"release": "fence.acq_rel.gpu;", "learn": "fence.acq_rel.cta;"}, False),
-        # a barrier orders nothing between blocks
-        ({"release": "bar.sync 0;", "acquire": "bar.sync 0;"}, False),
-        # the operation itself releases and acquires, or one of both
-        ({"atom": "atom.global.gpu.acq_rel.add.u32"}, True),
-        ({"atom": "atom.global.gpu.release.add.u32", "learn": "fence.acq_rel.gpu;"}, True),
-        ({"atom": "atom.global.gpu.acquire.add.u32", "release": "fence.acq_rel.gpu;"}, True),
-        ({"atom": "atom.global.gpu.release.add.u32"}, False),
-        ({"atom": "atom.global.gpu.acquire.add.u32"}, False),
-    ],
-)
-def test_messages_between_blocks(parts: dict[str, str], ordered: bool, schedule: object) -> None:
+def test_messages_between_blocks(schedule: object) -> None:
     """Three blocks: the last has to know what the first released, through the second's operation."""
-    found = run(_count(**parts), blocks=3, schedule=schedule)
-    assert found.kinds == (set() if ordered else {DATA})
+    for parts, ordered in MESSAGES:
+        found = run(_count(**parts), blocks=3, schedule=schedule)
+        assert found.kinds == (set() if ordered else {DATA})
 
 
 @in_each(SCHEDULES)
@@ -126,31 +126,31 @@ def _last(order: str = "", **parts: str) -> str:
 SC, AR = "fence.sc.gpu;", "fence.acq_rel.gpu;"
 
 
+LAST_BLOCKS = [
+    # the thread that counts acquires, and a barrier passes it on
+    ({"release": AR, "acquire": AR}, True),
+    ({"order": ".gpu.acq_rel"}, True),
+    # every reader executes a fence behind the barrier: that does it only if all are fence.sc
+    ({"release": SC, "all_behind": SC}, True),
+    ({"release": SC, "all_behind": AR}, False),
+    ({"release": AR, "all_behind": SC}, False),
+    ({"order": ".gpu.release", "all_behind": SC}, False),
+    # likewise the writers, before the barrier
+    ({"all_before": SC, "all_behind": SC}, True),
+    ({"all_before": AR, "all_behind": SC}, False),
+    ({"all_before": SC, "all_behind": AR}, False),
+    ({"all_before": SC, "acquire": AR}, False),
+    ({"all_before": SC, "acquire": SC}, True),
+    ({"release": SC}, False),
+    ({"all_behind": SC}, False),
+]
+
+
 @in_each(SCHEDULES)
-@pytest.mark.parametrize(
-    "parts, ordered",
-    [
-        # the thread that counts acquires, and a barrier passes it on
-        ({"release": AR, "acquire": AR}, True),
-        ({"order": ".gpu.acq_rel"}, True),
-        # every reader executes a fence behind the barrier: that does it only if all are fence.sc
-        ({"release": SC, "all_behind": SC}, True),
-        ({"release": SC, "all_behind": AR}, False),
-        ({"release": AR, "all_behind": SC}, False),
-        ({"order": ".gpu.release", "all_behind": SC}, False),
-        # likewise the writers, before the barrier
-        ({"all_before": SC, "all_behind": SC}, True),
-        ({"all_before": AR, "all_behind": SC}, False),
-        ({"all_before": SC, "all_behind": AR}, False),
-        ({"all_before": SC, "acquire": AR}, False),
-        ({"all_before": SC, "acquire": SC}, True),
-        ({"release": SC}, False),
-        ({"all_behind": SC}, False),
-    ],
-)
-def test_last_block(parts: dict[str, str], ordered: bool, schedule: object) -> None:
-    found = run(_last(**parts), schedule=schedule)
-    assert found.kinds == (set() if ordered else {DATA})
+def test_last_block(schedule: object) -> None:
+    for parts, ordered in LAST_BLOCKS:
+        found = run(_last(**parts), schedule=schedule)
+        assert found.kinds == (set() if ordered else {DATA})
 
 
 @in_each(SCHEDULES)

@@ -9,7 +9,10 @@ from ptx.mutations import is_allowed
 from ptx.shared_runs import COMPILERS, RUNS, check
 
 USUAL = ("clip", "counted", "turns", "zeroing", "ball", "simplex", "8bit", "everything")
-pytestmark = pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest"),
+]
 
 
 def _needs(compiler: str) -> None:
