@@ -100,7 +100,7 @@ def _setting(at: int, operation: Any) -> Callable[[Kernel], None]:
 
 def _respelled(at: int, **changes: Any) -> Callable[[Kernel], None]:
     def apply(kernel: Kernel) -> None:
-        kernel.decoded[at] = kernel._decode(replace(kernel.text.instructions[at], **changes))
+        kernel.decoded[at] = kernel.decode(replace(kernel.text.instructions[at], **changes))
 
     return apply
 

@@ -220,11 +220,13 @@ def test_special_registers_say_where_a_thread_is() -> None:
         kernel("mov.u64 %d1, %clock64;")
 
 
-def test_undefined_parts_stay_undefined_when_they_are_packed_and_taken_apart() -> None:
+def test_what_is_packed_is_undefined_where_all_its_parts_are() -> None:
+    """Where some are, they are a pattern, since compilers pack what they take no bits of."""
     body = "mov.b64 %d1, {%r1, %r2};\nmov.b64 {%r3, %r4}, %d1;\nsetp.eq.s32 %p1, %r4, 0;\n@%p1 ret;"
     run("mov.u32 %r1, 1;\nmov.u32 %r2, 2;\n" + body)
+    run("mov.u32 %r2, 2;\n" + body)
     with pytest.raises(Fault, match="predicate is undefined"):
-        run("mov.u32 %r2, 2;\n" + body)  # of a packed register all is undefined
+        run(body)
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,15 @@ def test_an_address_that_nothing_has_computed_is_a_fault() -> None:
 def test_what_nothing_has_written_may_be_copied_and_must_not_decide() -> None:
     x, y = aligned(64), aligned(64)
     copy = "ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%a0];\nst.global.v4.b32 [%a1], {%r1, %r2, %r3, %r4};\n"
-    run(copy, x, y, written=[False, False])
+    clear = "".join(f"st.global.b32 [%a1+{at}], 0;\n" for at in range(0, 16, 4))
+    run(copy + clear, x, y, written=[False, False])
+    with pytest.raises(Fault, match="stores what is undefined"):  # it is left there
+        run(copy, x, y, written=[False, False])
     for element in range(4):
         # one element is written; the others stay undefined, also behind the copy
         body = f"st.global.b32 [%a0+{4 * element}], 5;\n{copy}"
         body += f"ld.global.b32 %r7, [%a1+{4 * element}];\n" + DECIDES.format("%r7")
-        run(body, x, y, written=[False, False])
+        run(body + clear, x, y, written=[False, False])
         other = f"ld.global.b32 %r8, [%a1+{4 * (element ^ 1)}];\n" + DECIDES.format("%r8").replace(
             "NEXT", "LAST"
         )

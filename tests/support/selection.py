@@ -8,7 +8,7 @@ from zlib import crc32
 
 import pytest
 
-MOST_CASES = 8
+MOST_CASES = 6
 
 
 def quick(items: Sequence[pytest.Item]) -> list[pytest.Item]:
