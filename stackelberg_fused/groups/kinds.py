@@ -56,7 +56,8 @@ def kinds(
                 f"unknown kind {kind!r}, expected one of {', '.join(map(repr, KINDS))}"
             )
         if not found[kind]:
-            raise ValueError(f"the model has no parameter of the kind {kind!r}")
+            tied = "; a head that is tied to an embedding is an embedding" if kind == "head" else ""
+            raise ValueError(f"the model has no parameter of the kind {kind!r}{tied}")
     return [
         group_of(of, {"name": kind, **settings.get(kind, {})}) for kind, of in found.items() if of
     ]
