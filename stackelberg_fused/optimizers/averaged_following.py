@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ _followed: WeakKeyDictionary[nn.Module, ref[Following]] = WeakKeyDictionary()
 
 
 class _Met(NamedTuple):
-    """The state of the optimizer; of each parameter where it is held, its entry and average, and where that is now."""
+    """The state of the optimizer; of each parameter where it is held, its average, and where that is now."""
 
     state: Mapping[Tensor, Any]
     found: list[tuple[Any, ...]]
@@ -59,16 +59,20 @@ class Following:
         self._of_buffers = [] if buffers == "own" else places(own, trained, "_buffers")
 
     def watch(self, optimizer: Any, own: nn.Module) -> None:
-        """Have the optimizer tell of its steps, if there is anything to do then; for `own` an earlier one is over."""
+        """Have the optimizer tell of its steps, if there is anything to do then; for `own` an earlier one is over.
+
+        A copy that nobody holds any more needs nothing: it is over, too.
+        """
         if self.is_given or self.schedule is not None or self.buffers in WRITTEN:
             self._handles = [
                 optimizer.register_step_post_hook(self.after_step),
                 optimizer.register_load_state_dict_post_hook(self.after_load),
             ]
+        if not self.is_given:
+            finalize(own, _remove, self._handles).atexit = False
         if self.is_given:
             earlier = _followed[own]() if own in _followed else None
-            for handle in earlier._handles if earlier else ():
-                handle.remove()
+            _remove(earlier._handles if earlier else [])
             _followed[own] = ref(self)  # which would hold the module
 
     @disable_dynamo
@@ -101,7 +105,7 @@ class Following:
             elif mine.data_ptr() != average.data_ptr() or mine.shape != average.shape:
                 mine.data = average
             if entry is not None and average.dtype is mine.dtype:
-                simple.append((trained, name, param, entry, average, mine, mine.data_ptr()))
+                simple.append((trained, name, param, average, mine, mine.data_ptr()))
         self._met = _Met(state, simple) if len(simple) == len(self._params) else None
         if self.buffers == "shared":
             for own, trained, name, _ in self._of_buffers:
@@ -143,11 +147,12 @@ class Following:
 
     def groups(self, optimizer: Any) -> list[dict[str, Any]]:
         """The param groups that have trained parameters of the module."""
-        now, (before, found) = optimizer.param_groups, self._of_groups
+        groups, trained = optimizer.param_groups, [*self._trained()]
+        now, (before, found) = [*groups, *trained], self._of_groups
         if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
-            known = {id(param) for param in self._trained()}
-            found = [group for group in now if any(id(p) in known for p in group["params"])]
-            self._of_groups = [*now], found
+            known = {id(param) for param in trained}
+            found = [group for group in groups if any(id(p) in known for p in group["params"])]
+            self._of_groups = now, found
         return found
 
     def first_group(self, optimizer: Any) -> dict[str, Any] | None:
@@ -181,10 +186,11 @@ class Following:
             return False
         if self.buffers == "shared" and any(a is not b for a, b in map(_pair, self._of_buffers)):
             return False
-        for trained, name, param, entry, average, mine, address in met.found:
-            if trained[name] is not param or entry.get("ema") is not average:
+        for trained, name, param, average, mine, address in met.found:
+            entry = state.get(param)
+            if trained[name] is not param or entry is None or entry.get("ema") is not average:
                 return False
-            if mine.data_ptr() != address:
+            if mine.data_ptr() != address or average.data_ptr() != address:
                 return False
         return True
 
@@ -197,6 +203,11 @@ class Following:
 
     def _trained(self) -> Any:
         return (param for place in self._params if (param := place.pair[1]).requires_grad)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _pair(place: Place) -> tuple[Tensor, Tensor]:

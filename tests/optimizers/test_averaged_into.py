@@ -226,6 +226,51 @@ def test_frozen_weights_are_shared_and_averaged_once_they_are_trained() -> None:
         _same(teacher, by_hand)
 
 
+def test_the_decay_reaches_groups_that_are_unfrozen_later() -> None:
+    student = _model()
+    student[0].requires_grad_(False)
+    for decay in (0.5, lambda step: 0.5):
+        groups = [{"params": list(student[k].parameters())} for k in (0, 2)]
+        ours = sf.StackelbergAdam(groups, lr=0.1, backend="cpu")
+        averaged = sf.AveragedModule(ours, student, decay=decay)
+        _step(student, ours, 0)
+        assert [group["ema_decay"] for group in ours.param_groups] == [None, 0.5]
+        student[0].requires_grad_(True)
+        if callable(decay):
+            _step(student, ours, 1)
+        else:
+            averaged.decay = 0.5
+        assert averaged.decay == 0.5
+        _step(student, ours, 2)
+        assert_same_bits(averaged.module[0].weight, ours.state[student[0].weight]["ema"])
+        student[0].requires_grad_(False)
+
+
+def _in_place(entry: dict[str, Any]) -> None:
+    entry["ema"].data = entry["ema"].data.clone()
+
+
+def _anew(entry: dict[str, Any]) -> None:
+    entry["ema"] = entry["ema"].clone()
+
+
+@pytest.mark.parametrize("move", [_in_place, _anew, None])
+def test_averages_that_somebody_moves_are_followed(move: Callable[[Any], None] | None) -> None:
+    student = _model()
+    teacher, ours = copy.deepcopy(student), _adam(student)
+    sf.AveragedModule(ours, student, into=teacher, decay=0.5)
+    _step(student, ours, 0)
+    for param in student.parameters():
+        if move is None:
+            entry = ours.state[param]
+            ours.state[param] = {**entry, "ema": entry["ema"].clone()}
+        else:
+            move(ours.state[param])
+    _step(student, ours, 1)
+    for mine, param in zip(teacher.parameters(), student.parameters(), strict=True):
+        assert_same_bits(mine, ours.state[param]["ema"])
+
+
 @pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
 def test_a_teacher_of_16_bits_stays_where_it_is() -> None:
     student = nn.Linear(3, 2, dtype=torch.bfloat16)
@@ -341,6 +386,26 @@ def test_nothing_keeps_an_optimizer_that_nobody_holds() -> None:
     finally:
         gc.enable()
     assert teacher(torch.ones(1, 3)).isfinite().all()
+
+
+def test_a_copy_that_nobody_holds_is_over() -> None:
+    student = _with_norm()
+    ours = _adam(student)
+    sf.AveragedModule(ours, student, decay=_cosine, buffers="copied")
+    held = sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    gc.collect()
+    _step(student, ours, 0)
+    assert held.decay == 0.5
+    assert len(ours._optimizer_step_post_hooks) == 1
+    module = held.module
+    del held
+    gc.collect()
+    _step(student, ours, 1)
+    assert_same_bits(module[1].running_mean, student[1].running_mean)
+    del module
+    gc.collect()
+    assert not ours._optimizer_step_post_hooks
+    assert not ours._optimizer_load_state_dict_post_hooks
 
 
 def _reshaped(module: nn.Sequential) -> None:
