@@ -70,6 +70,9 @@ class SideStream:
         for source in self._sources:
             if source != current:
                 source.wait_stream(current)
+
+    def forget_sources(self) -> None:
+        """Know that no gradient waits to be read."""
         self._sources.clear()
 
     def join(self) -> None:
@@ -115,6 +118,11 @@ class SideStreams:
         """As `SideStream.let_sources_wait`, on all devices."""
         for stream in self._streams.values():
             stream.let_sources_wait()
+
+    def forget_sources(self) -> None:
+        """As `SideStream.forget_sources`, on all devices."""
+        for stream in self._streams.values():
+            stream.forget_sources()
 
     def join(self) -> None:
         """Have the current streams wait for all updates."""

@@ -309,6 +309,8 @@ class Release:
         progress, self._has_begun = self._progress_array, False
         progress[self._is_of[role] & (progress < WHOLE)] = IDLE
         self._keep([] if role is None else [n for n in self._pending if progress[n]])
+        if not self._pending:  # or those of the other player may be of the same streams
+            self._streams.forget_sources()
 
     def give_up(self, role: Role | None) -> int:
         """End a step of a role, or of all, by clearing gradients; returns the launches that it made."""

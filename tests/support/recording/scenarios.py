@@ -306,8 +306,8 @@ def released(training: Training, last_first: bool = False) -> None:
         assert all(p.sum() is not None for _, p, _ in training.params())
 
 
-def released_in_step(training: Training) -> None:
-    """Gradients of another stream that are too few to be updated before `step()`."""
+def released_in_step(training: Training, roles: tuple[str | None, ...] = (None,)) -> None:
+    """Gradients of another stream that are too few to be updated before `step()`, of each of these roles."""
     gpu = training.gpu
     reduction = gpu.new_stream()
     for _ in range(3):
@@ -321,7 +321,8 @@ def released_in_step(training: Training) -> None:
                         arrive(p)
             gpu.default.wait_stream(reduction)
             finish()
-        training.both(lambda side: side.step())
+        for role in roles:
+            training.both(lambda side, role=role: side.step(role=role))
         training.cpu.zero_grad()
 
 
@@ -353,5 +354,9 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "released": (released, {"release": "backward"}),
     "released at the end": (partial(released, last_first=True), {"release": "backward"}),
     "released in step": (released_in_step, {"release": "backward"}),
+    "released in steps of roles": (
+        partial(released_in_step, roles=("head", "body")),
+        {"release": "backward"},
+    ),
     "released, ball": (released, {"release": "backward", "constraint": {"head": sf.L2Ball(2.0)}}),
 }
