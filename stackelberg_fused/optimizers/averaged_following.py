@@ -51,6 +51,7 @@ class Following:
     ) -> None:
         self.is_given, self.schedule, self.buffers = is_given, schedule, buffers
         self.count = 0
+        self._last: Any = None  # the optimizer's report of a step, as it was seen last
         self._handles: list[RemovableHandle] = []
         self._parts = [(m._modules, dict(m._modules)) for m in trained.modules()]
         self._params = places(own, trained, "_parameters")
@@ -63,6 +64,7 @@ class Following:
 
         A copy that nobody holds any more needs nothing: it is over, too.
         """
+        self._last = optimizer._shared.last
         if self.is_given or self.schedule is not None or self.buffers in WRITTEN:
             self._handles = [
                 optimizer.register_step_post_hook(self.after_step),
@@ -116,11 +118,13 @@ class Following:
         """A hook of the optimizer: the decay of the next step, averages where they lie now, buffers."""
         role = how.get("role")
         group = self.first_group(optimizer)
-        if role is None or group is None or group["role"] == role:
+        last, self._last = self._last, optimizer._shared.last
+        is_step = last is not self._last  # and no request for state
+        if is_step and (role is None or group is None or group["role"] == role):
             if self.buffers in WRITTEN:
                 self.write_buffers(None if group is None else group["ema_decay"])
-            self.count += 1
             if self.schedule is not None:
+                self.count = self._counted(optimizer)
                 set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
         if self.is_given and not self._is_current(optimizer._shared.state):
             self.follow(optimizer)
@@ -133,6 +137,14 @@ class Following:
             set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
         if self.is_given:
             self.follow(optimizer)
+
+    def _counted(self, optimizer: Any) -> int:
+        """The steps that were taken, as a resumed run finds them, or one more where only a device knows."""
+        first = next(self._trained(), None)
+        entry = None if first is None else optimizer._shared.state.get(first)
+        count = entry.get("step") if entry else None
+        is_on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+        return self.count + 1 if is_on_device else self.taken(optimizer)
 
     def taken(self, optimizer: Any) -> int:
         """The steps that the optimizer took while the first trained parameter had a gradient."""
@@ -199,7 +211,13 @@ class Following:
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy finds these anew: they are parts of the optimizer, which makes its own copies
-        return {**self.__dict__, "_met": None, "_of_groups": ([], []), "_handles": []}
+        return {
+            **self.__dict__,
+            "_met": None,
+            "_last": None,
+            "_of_groups": ([], []),
+            "_handles": [],
+        }
 
     def _trained(self) -> Any:
         return (param for place in self._params if (param := place.pair[1]).requires_grad)

@@ -173,6 +173,32 @@ def test_a_decay_by_steps_goes_on_where_a_run_is_resumed(every: int) -> None:
     _same(teacher.module, whole[1])
 
 
+def test_what_is_no_step_is_not_counted_as_no_resumed_run_would() -> None:
+    student = _with_norm()
+    ours, seen = _adam(student, fused=True), []
+    averaged = sf.AveragedModule(
+        ours, student, decay=lambda step: seen.append(step) or 0.5, buffers="copied"
+    )
+    student(normal((4, 3), 0))
+    mean = averaged.module[1].running_mean.clone()
+    for param in student.parameters():
+        param.grad = torch.zeros_like(param)
+    ours.param_groups[0]["lr"] = 0.0
+    ours.step()  # asks for state, as torch.distributed.checkpoint does
+    assert_same_bits(averaged.module[1].running_mean, mean)
+    ours.param_groups[0]["lr"] = 0.1
+    ours.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(3):
+        scaler.scale(student(normal((4, 3), number)).square().sum()).backward()
+        if number == 1:
+            student[0].bias.grad[0] = float("inf")
+        scaler.step(ours)
+        scaler.update()
+        ours.zero_grad()
+    assert seen == [0, 1, 1, 2]
+
+
 def test_steps_of_the_other_player_are_not_counted() -> None:
     net = _model()
     ours = sf.StackelbergAdam(sf.split_body_head(net, head="2"), lr=0.1, backend="cpu")
