@@ -50,7 +50,7 @@ class Following:
         buffers: Buffers,
     ) -> None:
         self.is_given, self.schedule, self.buffers = is_given, schedule, buffers
-        self.count = 0
+        self.count, self.is_over = 0, False
         self._last: Any = None  # the optimizer's report of a step, as it was seen last
         self._handles: list[RemovableHandle] = []
         self._parts = [(m._modules, dict(m._modules)) for m in trained.modules()]
@@ -64,6 +64,10 @@ class Following:
 
         A copy that nobody holds any more needs nothing: it is over, too.
         """
+        for hook in [*optimizer._optimizer_step_post_hooks.values()]:
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Following) and other.is_over:
+                other.remove()
         self._last = optimizer._shared.last
         if self.is_given or self.schedule is not None or self.buffers in WRITTEN:
             self._handles = [
@@ -71,11 +75,23 @@ class Following:
                 optimizer.register_load_state_dict_post_hook(self.after_load),
             ]
         if not self.is_given:
-            finalize(own, _remove, self._handles).atexit = False
+            finalize(own, _end, ref(self)).atexit = False
         if self.is_given:
             earlier = _followed[own]() if own in _followed else None
-            _remove(earlier._handles if earlier else [])
+            if earlier is not None:
+                earlier.remove()
             _followed[own] = ref(self)  # which would hold the module
+
+    def remove(self) -> None:
+        """Have the optimizer tell of nothing any more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def end(self) -> None:
+        """Let everything go, in whatever step the collector comes: then no hook may be removed from those that run."""
+        self.is_over = True
+        self.schedule, self._met, self._parts, self._params = None, None, [], []
+        self._of_groups, self._of_buffers = ([], []), []
 
     @disable_dynamo
     def follow(self, optimizer: Any) -> None:
@@ -116,6 +132,8 @@ class Following:
     @disable_dynamo
     def after_step(self, optimizer: Any, _: tuple[Any, ...], how: Mapping[str, Any]) -> None:
         """A hook of the optimizer: the decay of the next step, averages where they lie now, buffers."""
+        if self.is_over:
+            return
         role = how.get("role")
         group = self.first_group(optimizer)
         last, self._last = self._last, optimizer._shared.last
@@ -132,6 +150,8 @@ class Following:
     @disable_dynamo
     def after_load(self, optimizer: Any) -> None:
         """A hook of the optimizer: as many steps are taken as the loaded state says."""
+        if self.is_over:
+            return
         self.count = self.taken(optimizer)
         if self.schedule is not None:
             set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
@@ -223,9 +243,11 @@ class Following:
         return (param for place in self._params if (param := place.pair[1]).requires_grad)
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+def _end(of_copy: ref[Following]) -> None:
+    """The copy is gone. A reference that is not weak would keep the trained module as long as the copy."""
+    following = of_copy()
+    if following is not None:
+        following.end()
 
 
 def _pair(place: Place) -> tuple[Tensor, Tensor]:

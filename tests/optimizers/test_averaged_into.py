@@ -417,21 +417,32 @@ def test_nothing_keeps_an_optimizer_that_nobody_holds() -> None:
 def test_a_copy_that_nobody_holds_is_over() -> None:
     student = _with_norm()
     ours = _adam(student)
-    sf.AveragedModule(ours, student, decay=_cosine, buffers="copied")
+    dropped = sf.AveragedModule(ours, student, decay=_cosine, buffers="copied")
+    mean = weakref.ref(dropped.module[1].running_mean)
     held = sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
-    gc.collect()
+    dropped.module.itself = [dropped.module]  # the collector finds it in the midst of a step
+    ours.register_step_post_hook(lambda *_: gc.collect())
+    ours.register_step_post_hook(lambda *_: None)
+    del dropped
     _step(student, ours, 0)
-    assert held.decay == 0.5
-    assert len(ours._optimizer_step_post_hooks) == 1
+    assert mean() is None
     module = held.module
     del held
-    gc.collect()
     _step(student, ours, 1)
+    assert ours.param_groups[0]["ema_decay"] == _cosine(1)  # which was set before it was over
     assert_same_bits(module[1].running_mean, student[1].running_mean)
+    trained, optimizer = weakref.ref(student[0]), weakref.ref(ours)
     del module
+    sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    assert len(ours._optimizer_step_post_hooks) == 3
+    assert len(ours._optimizer_load_state_dict_post_hooks) == 1
+    module = sf.AveragedModule(ours, student, decay=0.5, buffers="copied").module
+    del ours, student
     gc.collect()
-    assert not ours._optimizer_step_post_hooks
-    assert not ours._optimizer_load_state_dict_post_hooks
+    assert trained() is None
+    assert optimizer() is None
+    assert module(torch.ones(2, 3)).isfinite().all()
 
 
 def _reshaped(module: nn.Sequential) -> None:
