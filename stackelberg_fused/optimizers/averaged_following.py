@@ -23,8 +23,11 @@ _followed: WeakKeyDictionary[nn.Module, ref[Following]] = WeakKeyDictionary()
 
 
 class _Met(NamedTuple):
-    """The state of the optimizer; of each parameter where it is held, its average, and where that is now."""
+    """The engine, which is another one where somebody has moved or exchanged state, and the state of the optimizer; of
+    each parameter where it is held, its entry and average, and where that is now.
+    """
 
+    engine: ref[Any] | None
     state: Mapping[Tensor, Any]
     found: list[tuple[Any, ...]]
 
@@ -56,7 +59,8 @@ class Following:
         self._parts = [(m._modules, dict(m._modules)) for m in trained.modules()]
         self._params = places(own, trained, "_parameters")
         self._met: _Met | None = None  # what the last look found, if it was the simple case
-        self._of_groups: tuple[list[Any], list[dict[str, Any]]] = [], []
+        # groups and trained parameters when they were looked at last, and those of the groups that have any of these
+        self._of_groups: tuple[list[Any], list[Tensor], list[dict[str, Any]]] = [], [], []
         self._of_buffers = [] if buffers == "own" else places(own, trained, "_buffers")
 
     def watch(self, optimizer: Any, own: nn.Module) -> None:
@@ -77,6 +81,7 @@ class Following:
         if not self.is_given:
             finalize(own, _end, ref(self)).atexit = False
         if self.is_given:
+            self._handles.append(optimizer.register_step_pre_hook(self.before_step))
             earlier = _followed[own]() if own in _followed else None
             if earlier is not None:
                 earlier.remove()
@@ -91,7 +96,7 @@ class Following:
         """Let everything go, in whatever step the collector comes: then no hook may be removed from those that run."""
         self.is_over = True
         self.schedule, self._met, self._parts, self._params = None, None, [], []
-        self._of_groups, self._of_buffers = ([], []), []
+        self._of_groups, self._of_buffers = ([], [], []), []
 
     @disable_dynamo
     def follow(self, optimizer: Any) -> None:
@@ -99,11 +104,7 @@ class Following:
         shared = optimizer._shared
         shared.refuse_averages("AveragedModule")
         state = shared.state
-        if self._has_other_layers():
-            raise RuntimeError(
-                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
-                "made; make it anew"
-            )
+        self._refuse_other_layers()
         simple = []
         for own, trained, name, label in self._params:
             param, mine = trained[name], own[name]
@@ -123,11 +124,23 @@ class Following:
             elif mine.data_ptr() != average.data_ptr() or mine.shape != average.shape:
                 mine.data = average
             if entry is not None and average.dtype is mine.dtype:
-                simple.append((trained, name, param, average, mine, mine.data_ptr()))
-        self._met = _Met(state, simple) if len(simple) == len(self._params) else None
+                simple.append((trained, name, param, entry, average, mine, mine.data_ptr()))
+        engine = None if shared.engine is None else ref(shared.engine)
+        is_simple = len(simple) == len(self._params)
+        self._met = _Met(engine, state, simple) if is_simple else None
         if self.buffers == "shared":
             for own, trained, name, _ in self._of_buffers:
                 own[name] = trained[name]
+
+    @disable_dynamo
+    def before_step(self, optimizer: Any, *_: Any) -> None:
+        """A hook of the optimizer: raise for what could not be followed after the step, before anything is modified."""
+        self._refuse_other_layers()
+        if self.schedule is not None or not _lack_decay(optimizer.param_groups):
+            return
+        if _lack_decay(self._groups_at_hand(optimizer)):
+            for place in self._params:
+                check(optimizer, place.label, place.pair[1])
 
     @disable_dynamo
     def after_step(self, optimizer: Any, _: tuple[Any, ...], how: Mapping[str, Any]) -> None:
@@ -144,7 +157,7 @@ class Following:
             if self.schedule is not None:
                 self.count = self._counted(optimizer)
                 set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
-        if self.is_given and not self._is_current(optimizer._shared.state):
+        if self.is_given and not self._is_current(optimizer._shared):
             self.follow(optimizer)
 
     @disable_dynamo
@@ -179,12 +192,18 @@ class Following:
 
     def groups(self, optimizer: Any) -> list[dict[str, Any]]:
         """The param groups that have trained parameters of the module."""
-        groups, trained = optimizer.param_groups, [*self._trained()]
-        now, (before, found) = [*groups, *trained], self._of_groups
-        if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+        trained = [*self._trained()]
+        if not _are_same(trained, self._of_groups[1]):  # some were frozen or unfrozen
+            self._of_groups = [], trained, []
+        return self._groups_at_hand(optimizer)
+
+    def _groups_at_hand(self, optimizer: Any) -> list[dict[str, Any]]:
+        """As `groups`, by what was trained when that was asked last."""
+        now, (before, trained, found) = optimizer.param_groups, self._of_groups
+        if not _are_same(now, before):
             known = {id(param) for param in trained}
-            found = [group for group in groups if any(id(p) in known for p in group["params"])]
-            self._of_groups = now, found
+            found = [group for group in now if any(id(p) in known for p in group["params"])]
+            self._of_groups = [*now], trained, found
         return found
 
     def first_group(self, optimizer: Any) -> dict[str, Any] | None:
@@ -211,23 +230,28 @@ class Following:
         if averaged[0]:
             get_ema_multi_avg_fn(as_number(decay))(*averaged, 0)
 
-    def _is_current(self, state: Mapping[Tensor, Any]) -> bool:
+    def _is_current(self, shared: Any) -> bool:
         """Tell whether all is as the last look found it: a step in a thousand finds anything else."""
         met = self._met
-        if met is None or met.state is not state or self._has_other_layers():
+        if met is None or met.engine is None or met.state is not shared.state:
+            return False
+        if met.engine() is not shared.engine:
             return False
         if self.buffers == "shared" and any(a is not b for a, b in map(_pair, self._of_buffers)):
             return False
-        for trained, name, param, average, mine, address in met.found:
-            entry = state.get(param)
-            if trained[name] is not param or entry is None or entry.get("ema") is not average:
+        for trained, name, param, entry, average, mine, address in met.found:
+            if trained[name] is not param or entry.get("ema") is not average:
                 return False
-            if mine.data_ptr() != address or average.data_ptr() != address:
+            if mine.data_ptr() != address:
                 return False
         return True
 
-    def _has_other_layers(self) -> bool:
-        return any(now != before for now, before in self._parts)
+    def _refuse_other_layers(self) -> None:
+        if any(now != before for now, before in self._parts):
+            raise RuntimeError(
+                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
+                "made; make it anew"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy finds these anew: they are parts of the optimizer, which makes its own copies
@@ -235,7 +259,7 @@ class Following:
             **self.__dict__,
             "_met": None,
             "_last": None,
-            "_of_groups": ([], []),
+            "_of_groups": ([], [], []),
             "_handles": [],
         }
 
@@ -248,6 +272,14 @@ def _end(of_copy: ref[Following]) -> None:
     following = of_copy()
     if following is not None:
         following.end()
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _lack_decay(groups: list[dict[str, Any]]) -> bool:
+    return any(group["ema_decay"] is None for group in groups)
 
 
 def _pair(place: Place) -> tuple[Tensor, Tensor]:

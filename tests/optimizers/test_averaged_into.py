@@ -445,6 +445,29 @@ def test_a_copy_that_nobody_holds_is_over() -> None:
     assert module(torch.ones(2, 3)).isfinite().all()
 
 
+def _without_decay(student: nn.Sequential, ours: Any) -> None:
+    ours.param_groups[0]["ema_decay"] = None
+
+
+def _exchanged(student: nn.Sequential, ours: Any) -> None:
+    student[2] = nn.Linear(5, 2)
+
+
+@pytest.mark.parametrize("change", [_without_decay, _exchanged])
+def test_what_cannot_be_followed_is_refused_before_the_step(change: Any) -> None:
+    student = _model()
+    ours = _adam(student, ema_decay=0.5)
+    averaged = sf.AveragedModule(ours, student, into=copy.deepcopy(student))
+    _step(student, ours, 0)
+    weight, teacher = student[0].weight.clone(), copy.deepcopy(averaged.module)
+    change(student, ours)
+    for number in (1, 2):
+        with pytest.raises((ValueError, RuntimeError), match="AveragedModule"):
+            _step(student, ours, number)
+    assert_same_bits(student[0].weight, weight)
+    _same(averaged._module, teacher)
+
+
 def _reshaped(module: nn.Sequential) -> None:
     module[2] = nn.Linear(5, 3)
 
