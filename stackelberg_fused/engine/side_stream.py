@@ -31,12 +31,18 @@ class SideStream:
             deque()
         )
         self._sources: list[device_runtime.Stream] = []
+        self._held: dict[str, list[device_runtime.Stream]] = {}
 
-    def note_source(self) -> None:
-        """Know that the current stream has written a gradient that will be read."""
+    def note_source(self, held: str | None = None) -> None:
+        """Know that the current stream has written a gradient that will be read.
+
+        Args:
+            held: the role of its parameter, if only a step of that role is going to read it.
+        """
+        sources = self._sources if held is None else self._held.setdefault(held, [])
         current = device_runtime.current_stream(self._device)
-        if current not in self._sources:
-            self._sources.append(current)
+        if current not in sources:
+            sources.append(current)
 
     @contextmanager
     def running(self, reads: Any) -> Iterator[None]:
@@ -45,7 +51,8 @@ class SideStream:
         Args:
             reads: kept alive until the streams that it may belong to wait for these launches.
         """
-        owners = {device_runtime.current_stream(self._device), *self._sources}
+        # earlier microbatches may have been held, and this one is added to their gradients
+        owners = {device_runtime.current_stream(self._device), *self._all_sources()}
         for source in owners:
             self._stream.wait_stream(source)
         self._sources.clear()
@@ -67,10 +74,19 @@ class SideStream:
     def let_sources_wait(self) -> None:
         """Have streams that wrote gradients wait for what the current one has been given to do with them."""
         current = device_runtime.current_stream(self._device)
-        for source in self._sources:
+        for source in self._all_sources():
             if source != current:
                 source.wait_stream(current)
-        self._sources.clear()
+
+    def _all_sources(self) -> set[device_runtime.Stream]:
+        return {*self._sources, *(stream for held in self._held.values() for stream in held)}
+
+    def forget_sources(self, held: str | None = None) -> None:
+        """Know that no gradient waits to be read, or none of those that were held for this role."""
+        if held is None:
+            self._sources.clear()
+        else:
+            self._held.pop(held, None)
 
     def join(self) -> None:
         """Have the current stream wait for all updates."""
@@ -115,6 +131,11 @@ class SideStreams:
         """As `SideStream.let_sources_wait`, on all devices."""
         for stream in self._streams.values():
             stream.let_sources_wait()
+
+    def forget_sources(self, held: str | None = None) -> None:
+        """As `SideStream.forget_sources`, on all devices."""
+        for stream in self._streams.values():
+            stream.forget_sources(held)
 
     def join(self) -> None:
         """Have the current streams wait for all updates."""

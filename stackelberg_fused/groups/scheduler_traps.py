@@ -34,9 +34,9 @@ def _in_groups(name: str) -> Callable[[Any], Any]:
     return lambda scheduler: [group.get(name) for group in scheduler.optimizer.param_groups]
 
 
-def _timms_floors(scheduler: Any) -> list[float]:
-    groups = scheduler.optimizer.param_groups
-    return [scheduler.lr_min * group.get("lr_scale", 1.0) for group in groups]
+def _timms_floors(scheduler: Any) -> list[float] | None:
+    lr_min, groups = getattr(scheduler, "lr_min", None), scheduler.optimizer.param_groups
+    return None if lr_min is None else [lr_min * group.get("lr_scale", 1.0) for group in groups]
 
 
 MIN_LR = Trap("min_lr", _held("min_lrs"), is_floor=True)
@@ -137,16 +137,15 @@ def _working(schedulers: Sequence[Any], first: Mapping[int, float]) -> list[Any]
 
 def _is_on_its_way(scheduler: Any, first: Mapping[int, float]) -> bool:
     """Tell whether all rates have gone the same share of their way to the floors of a scheduler."""
-    floors = [
-        trap.values(scheduler) for trap in TRAPS.get(known_name(scheduler), ()) if trap.is_floor
-    ]
-    shares = []
-    for group, floor in (
-        zip(scheduler.optimizer.param_groups, *floors, strict=False) if floors else ()
-    ):
-        way = first.get(id(group), 0.0) - floor
-        if abs(way) > NOTHING * floor:
-            shares.append((float(group["lr"]) - floor) / way)
+    groups, shares = scheduler.optimizer.param_groups, []
+    for trap in TRAPS.get(known_name(scheduler), ()):
+        floors = _numbers(trap, scheduler) if trap.is_floor else []
+        for group, floor in zip(
+            groups, floors * len(groups) if len(floors) == 1 else floors, strict=False
+        ):
+            way = first.get(id(group), 0.0) - floor
+            if abs(way) > NOTHING * floor:
+                shares.append((float(group["lr"]) - floor) / way)
     return not shares or max(shares) - min(shares) <= NOTHING
 
 
@@ -169,7 +168,8 @@ def floor_by_eps(schedulers: Sequence[Any], rate: float) -> str | None:
         rate: that these share.
     """
     for scheduler in at_work(schedulers):
-        if known_name(scheduler) == "ReduceLROnPlateau":
+        is_plateau = known_name(scheduler) == "ReduceLROnPlateau"
+        if is_plateau and hasattr(scheduler, "factor") and hasattr(scheduler, "eps"):
             change = rate * (1 - scheduler.factor)
             if change <= scheduler.eps * (1 + NOTHING):
                 return (
@@ -193,12 +193,18 @@ def known_name(scheduler: Any) -> str:
 
 def _one(trap: Trap, scheduler: Any) -> list[float]:
     """The number that an argument is for all groups, if it is one."""
+    numbers = {*_numbers(trap, scheduler)}
+    return [*numbers] if len(numbers) == 1 else []
+
+
+def _numbers(trap: Trap, scheduler: Any) -> list[float]:
+    """The numbers that an argument is; none where a class of another library has only the name in common."""
     values = trap.values(scheduler)
     values = values if isinstance(values, (list, tuple)) else [values]
-    if not values or None in values:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
         return []
-    numbers = {float(value) for value in values}
-    return [*numbers] if len(numbers) == 1 else []
 
 
 def _slowest(rates: Sequence[float]) -> float:

@@ -150,11 +150,13 @@ class _Own:
     def has(self, one: ModelParameter) -> bool:
         return not self.names.isdisjoint(one.names) or any(
             any(fnmatch(name, pattern) for pattern in self.names)
-            or any(name.startswith(path) and word in name for path, word in self.keywords)
+            or any(
+                name.startswith(path) and word in name[len(path) :] for path, word in self.keywords
+            )
             for name in one.names
         )
 
 
 def _asked(module: nn.Module, method: str) -> Iterable[str]:
     ask = getattr(module, method, None)
-    return ask() if callable(ask) else ()
+    return (ask() or ()) if callable(ask) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ _followed: WeakKeyDictionary[nn.Module, ref[Following]] = WeakKeyDictionary()
 
 
 class _Met(NamedTuple):
-    """The state of the optimizer; of each parameter where it is held, its entry and average, and where that is now."""
+    """The engine, which is another one where somebody has moved or exchanged state, and the state of the optimizer; of
+    each parameter where it is held, its entry and average, and where that is now.
+    """
 
+    engine: ref[Any] | None
     state: Mapping[Tensor, Any]
     found: list[tuple[Any, ...]]
 
@@ -50,26 +53,50 @@ class Following:
         buffers: Buffers,
     ) -> None:
         self.is_given, self.schedule, self.buffers = is_given, schedule, buffers
-        self.count = 0
+        self.count, self.is_over = 0, False
+        self._last: Any = None  # the optimizer's report of a step, as it was seen last
         self._handles: list[RemovableHandle] = []
         self._parts = [(m._modules, dict(m._modules)) for m in trained.modules()]
         self._params = places(own, trained, "_parameters")
         self._met: _Met | None = None  # what the last look found, if it was the simple case
-        self._of_groups: tuple[list[Any], list[dict[str, Any]]] = [], []
+        # groups and trained parameters when they were looked at last, and those of the groups that have any of these
+        self._of_groups: tuple[list[Any], list[Tensor], list[dict[str, Any]]] = [], [], []
         self._of_buffers = [] if buffers == "own" else places(own, trained, "_buffers")
 
     def watch(self, optimizer: Any, own: nn.Module) -> None:
-        """Have the optimizer tell of its steps, if there is anything to do then; for `own` an earlier one is over."""
+        """Have the optimizer tell of its steps, if there is anything to do then; for `own` an earlier one is over.
+
+        A copy that nobody holds any more needs nothing: it is over, too.
+        """
+        for hook in [*optimizer._optimizer_step_post_hooks.values()]:
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Following) and other.is_over:
+                other.remove()
+        self._last = optimizer._shared.last
         if self.is_given or self.schedule is not None or self.buffers in WRITTEN:
             self._handles = [
                 optimizer.register_step_post_hook(self.after_step),
                 optimizer.register_load_state_dict_post_hook(self.after_load),
             ]
+        if not self.is_given:
+            finalize(own, _end, ref(self)).atexit = False
         if self.is_given:
+            self._handles.append(optimizer.register_step_pre_hook(self.before_step))
             earlier = _followed[own]() if own in _followed else None
-            for handle in earlier._handles if earlier else ():
-                handle.remove()
+            if earlier is not None:
+                earlier.remove()
             _followed[own] = ref(self)  # which would hold the module
+
+    def remove(self) -> None:
+        """Have the optimizer tell of nothing any more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def end(self) -> None:
+        """Let everything go, in whatever step the collector comes: then no hook may be removed from those that run."""
+        self.is_over = True
+        self.schedule, self._met, self._parts, self._params = None, None, [], []
+        self._of_groups, self._of_buffers = ([], [], []), []
 
     @disable_dynamo
     def follow(self, optimizer: Any) -> None:
@@ -77,11 +104,7 @@ class Following:
         shared = optimizer._shared
         shared.refuse_averages("AveragedModule")
         state = shared.state
-        if self._has_other_layers():
-            raise RuntimeError(
-                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
-                "made; make it anew"
-            )
+        self._refuse_other_layers()
         simple = []
         for own, trained, name, label in self._params:
             param, mine = trained[name], own[name]
@@ -102,33 +125,59 @@ class Following:
                 mine.data = average
             if entry is not None and average.dtype is mine.dtype:
                 simple.append((trained, name, param, entry, average, mine, mine.data_ptr()))
-        self._met = _Met(state, simple) if len(simple) == len(self._params) else None
+        engine = None if shared.engine is None else ref(shared.engine)
+        is_simple = len(simple) == len(self._params)
+        self._met = _Met(engine, state, simple) if is_simple else None
         if self.buffers == "shared":
             for own, trained, name, _ in self._of_buffers:
                 own[name] = trained[name]
 
     @disable_dynamo
+    def before_step(self, optimizer: Any, *_: Any) -> None:
+        """A hook of the optimizer: raise for what could not be followed after the step, before anything is modified."""
+        self._refuse_other_layers()
+        if self.schedule is not None or not _lack_decay(optimizer.param_groups):
+            return
+        if _lack_decay(self._groups_at_hand(optimizer)):
+            for place in self._params:
+                check(optimizer, place.label, place.pair[1])
+
+    @disable_dynamo
     def after_step(self, optimizer: Any, _: tuple[Any, ...], how: Mapping[str, Any]) -> None:
         """A hook of the optimizer: the decay of the next step, averages where they lie now, buffers."""
+        if self.is_over:
+            return
         role = how.get("role")
         group = self.first_group(optimizer)
-        if role is None or group is None or group["role"] == role:
+        last, self._last = self._last, optimizer._shared.last
+        is_step = last is not self._last  # and no request for state
+        if is_step and (role is None or group is None or group["role"] == role):
             if self.buffers in WRITTEN:
                 self.write_buffers(None if group is None else group["ema_decay"])
-            self.count += 1
             if self.schedule is not None:
+                self.count = self._counted(optimizer)
                 set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
-        if self.is_given and not self._is_current(optimizer._shared.state):
+        if self.is_given and not self._is_current(optimizer._shared):
             self.follow(optimizer)
 
     @disable_dynamo
     def after_load(self, optimizer: Any) -> None:
         """A hook of the optimizer: as many steps are taken as the loaded state says."""
+        if self.is_over:
+            return
         self.count = self.taken(optimizer)
         if self.schedule is not None:
             set_decay(self.groups(optimizer), checked_decay(self.schedule(self.count)))
         if self.is_given:
             self.follow(optimizer)
+
+    def _counted(self, optimizer: Any) -> int:
+        """The steps that were taken, as a resumed run finds them, or one more where only a device knows."""
+        first = next(self._trained(), None)
+        entry = None if first is None else optimizer._shared.state.get(first)
+        count = entry.get("step") if entry else None
+        is_on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+        return self.count + 1 if is_on_device else self.taken(optimizer)
 
     def taken(self, optimizer: Any) -> int:
         """The steps that the optimizer took while the first trained parameter had a gradient."""
@@ -143,11 +192,18 @@ class Following:
 
     def groups(self, optimizer: Any) -> list[dict[str, Any]]:
         """The param groups that have trained parameters of the module."""
-        now, (before, found) = optimizer.param_groups, self._of_groups
-        if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
-            known = {id(param) for param in self._trained()}
+        trained = [*self._trained()]
+        if not _are_same(trained, self._of_groups[1]):  # some were frozen or unfrozen
+            self._of_groups = [], trained, []
+        return self._groups_at_hand(optimizer)
+
+    def _groups_at_hand(self, optimizer: Any) -> list[dict[str, Any]]:
+        """As `groups`, by what was trained when that was asked last."""
+        now, (before, trained, found) = optimizer.param_groups, self._of_groups
+        if not _are_same(now, before):
+            known = {id(param) for param in trained}
             found = [group for group in now if any(id(p) in known for p in group["params"])]
-            self._of_groups = [*now], found
+            self._of_groups = [*now], trained, found
         return found
 
     def first_group(self, optimizer: Any) -> dict[str, Any] | None:
@@ -174,10 +230,12 @@ class Following:
         if averaged[0]:
             get_ema_multi_avg_fn(as_number(decay))(*averaged, 0)
 
-    def _is_current(self, state: Mapping[Tensor, Any]) -> bool:
+    def _is_current(self, shared: Any) -> bool:
         """Tell whether all is as the last look found it: a step in a thousand finds anything else."""
         met = self._met
-        if met is None or met.state is not state or self._has_other_layers():
+        if met is None or met.engine is None or met.state is not shared.state:
+            return False
+        if met.engine() is not shared.engine:
             return False
         if self.buffers == "shared" and any(a is not b for a, b in map(_pair, self._of_buffers)):
             return False
@@ -188,15 +246,40 @@ class Following:
                 return False
         return True
 
-    def _has_other_layers(self) -> bool:
-        return any(now != before for now, before in self._parts)
+    def _refuse_other_layers(self) -> None:
+        if any(now != before for now, before in self._parts):
+            raise RuntimeError(
+                "AveragedModule: layers of the trained module were exchanged, added or removed since this one was "
+                "made; make it anew"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy finds these anew: they are parts of the optimizer, which makes its own copies
-        return {**self.__dict__, "_met": None, "_of_groups": ([], []), "_handles": []}
+        return {
+            **self.__dict__,
+            "_met": None,
+            "_last": None,
+            "_of_groups": ([], [], []),
+            "_handles": [],
+        }
 
     def _trained(self) -> Any:
         return (param for place in self._params if (param := place.pair[1]).requires_grad)
+
+
+def _end(of_copy: ref[Following]) -> None:
+    """The copy is gone. A reference that is not weak would keep the trained module as long as the copy."""
+    following = of_copy()
+    if following is not None:
+        following.end()
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _lack_decay(groups: list[dict[str, Any]]) -> bool:
+    return any(group["ema_decay"] is None for group in groups)
 
 
 def _pair(place: Place) -> tuple[Tensor, Tensor]:

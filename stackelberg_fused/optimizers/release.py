@@ -86,11 +86,13 @@ class Release:
         progress = self._progress[number]
         if progress == RELEASED:
             raise self._second(number)
-        if progress == WHOLE or self._held[self._roles[number]] > 0:
+        side, role = self._side[number], self._roles[number]
+        if progress == WHOLE or self._held[role] > 0:
+            if side is not None:
+                side.note_source(held=role)
             return False
         if progress == PENDING:
             raise self._second(number)
-        side = self._side[number]
         if side is not None:
             side.note_source()
         return True
@@ -309,6 +311,10 @@ class Release:
         progress, self._has_begun = self._progress_array, False
         progress[self._is_of[role] & (progress < WHOLE)] = IDLE
         self._keep([] if role is None else [n for n in self._pending if progress[n]])
+        if not self._pending:  # or those of the other player may be of the same streams
+            self._streams.forget_sources()
+        for ended in ROLES if role is None else (role,):
+            self._streams.forget_sources(held=ended)
 
     def give_up(self, role: Role | None) -> int:
         """End a step of a role, or of all, by clearing gradients; returns the launches that it made."""

@@ -189,9 +189,9 @@ class Swin(nn.Module):
 
 
 def test_what_a_model_exempts_by_patterns_and_keywords() -> None:
-    found = _judged(nn.ModuleDict({"net": Swin(), "down": nn.Linear(3, 3)}))
+    found = _judged(nn.ModuleDict({"downsampled": Swin(), "down": nn.Linear(3, 3)}))
     decayed = {n for n, (_, is_decayed) in found.items() if is_decayed}
-    assert decayed == {"net.proj.weight", "down.weight"}
+    assert decayed == {"downsampled.proj.weight", "down.weight"}
 
 
 def test_types_that_are_given_decide() -> None:

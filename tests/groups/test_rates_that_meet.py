@@ -295,6 +295,34 @@ def test_plateaus_eps_explains_only_rates_that_are_as_small() -> None:
     assert "a scheduler or a loop" in found
 
 
+class _Namesake:
+    """A scheduler of another library, which has nothing but its name in common with those that are known."""
+
+    def __init__(self, optimizer: Any, **settings: Any) -> None:
+        self.optimizer, self.taken = optimizer, 0
+        vars(self).update(settings)
+
+    def step(self) -> None:
+        self.taken += 1
+        self.optimizer.param_groups[0]["lr"] = 1e-4 + 3e-4 * self.taken
+
+
+NAMESAKES: dict[str, dict[str, Any]] = {
+    "CosineAnnealingLR": {"eta_min": 1e-4},  # mmengine's counts its steps otherwise
+    "CosineLRScheduler": {},
+    "ReduceLROnPlateau": {"min_lrs": "1e-4"},
+    "OneCycle": {"max_lrs": ["high", "low"]},
+}
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_classes_that_only_have_a_name_in_common(name: str) -> None:
+    optimizer = _optimizer(1e-4, 1e-3)
+    schedule = type(name, (_Namesake,), {})(optimizer, **NAMESAKES[name])
+    _steps(optimizer, 6, schedule)
+    assert optimizer.param_groups[0]["lr"] > 1e-3
+
+
 def test_a_state_in_the_middle_of_a_schedule_goes_on() -> None:
     """A resumed run is told what the first one was: a floor, at its first step."""
     first, again = _optimizer(3e-4, 3e-3), _optimizer(3e-4, 3e-3)

@@ -173,6 +173,32 @@ def test_a_decay_by_steps_goes_on_where_a_run_is_resumed(every: int) -> None:
     _same(teacher.module, whole[1])
 
 
+def test_what_is_no_step_is_not_counted_as_no_resumed_run_would() -> None:
+    student = _with_norm()
+    ours, seen = _adam(student, fused=True), []
+    averaged = sf.AveragedModule(
+        ours, student, decay=lambda step: seen.append(step) or 0.5, buffers="copied"
+    )
+    student(normal((4, 3), 0))
+    mean = averaged.module[1].running_mean.clone()
+    for param in student.parameters():
+        param.grad = torch.zeros_like(param)
+    ours.param_groups[0]["lr"] = 0.0
+    ours.step()  # asks for state, as torch.distributed.checkpoint does
+    assert_same_bits(averaged.module[1].running_mean, mean)
+    ours.param_groups[0]["lr"] = 0.1
+    ours.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(3):
+        scaler.scale(student(normal((4, 3), number)).square().sum()).backward()
+        if number == 1:
+            student[0].bias.grad[0] = float("inf")
+        scaler.step(ours)
+        scaler.update()
+        ours.zero_grad()
+    assert seen == [0, 1, 1, 2]
+
+
 def test_steps_of_the_other_player_are_not_counted() -> None:
     net = _model()
     ours = sf.StackelbergAdam(sf.split_body_head(net, head="2"), lr=0.1, backend="cpu")
@@ -224,6 +250,51 @@ def test_frozen_weights_are_shared_and_averaged_once_they_are_trained() -> None:
         _step(student, ours, number)
         _by_hand(by_hand, student, 0.5)
         _same(teacher, by_hand)
+
+
+def test_the_decay_reaches_groups_that_are_unfrozen_later() -> None:
+    student = _model()
+    student[0].requires_grad_(False)
+    for decay in (0.5, lambda step: 0.5):
+        groups = [{"params": list(student[k].parameters())} for k in (0, 2)]
+        ours = sf.StackelbergAdam(groups, lr=0.1, backend="cpu")
+        averaged = sf.AveragedModule(ours, student, decay=decay)
+        _step(student, ours, 0)
+        assert [group["ema_decay"] for group in ours.param_groups] == [None, 0.5]
+        student[0].requires_grad_(True)
+        if callable(decay):
+            _step(student, ours, 1)
+        else:
+            averaged.decay = 0.5
+        assert averaged.decay == 0.5
+        _step(student, ours, 2)
+        assert_same_bits(averaged.module[0].weight, ours.state[student[0].weight]["ema"])
+        student[0].requires_grad_(False)
+
+
+def _in_place(entry: dict[str, Any]) -> None:
+    entry["ema"].data = entry["ema"].data.clone()
+
+
+def _anew(entry: dict[str, Any]) -> None:
+    entry["ema"] = entry["ema"].clone()
+
+
+@pytest.mark.parametrize("move", [_in_place, _anew, None])
+def test_averages_that_somebody_moves_are_followed(move: Callable[[Any], None] | None) -> None:
+    student = _model()
+    teacher, ours = copy.deepcopy(student), _adam(student)
+    sf.AveragedModule(ours, student, into=teacher, decay=0.5)
+    _step(student, ours, 0)
+    for param in student.parameters():
+        if move is None:
+            entry = ours.state[param]
+            ours.state[param] = {**entry, "ema": entry["ema"].clone()}
+        else:
+            move(ours.state[param])
+    _step(student, ours, 1)
+    for mine, param in zip(teacher.parameters(), student.parameters(), strict=True):
+        assert_same_bits(mine, ours.state[param]["ema"])
 
 
 @pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
@@ -341,6 +412,60 @@ def test_nothing_keeps_an_optimizer_that_nobody_holds() -> None:
     finally:
         gc.enable()
     assert teacher(torch.ones(1, 3)).isfinite().all()
+
+
+def test_a_copy_that_nobody_holds_is_over() -> None:
+    student = _with_norm()
+    ours = _adam(student)
+    dropped = sf.AveragedModule(ours, student, decay=_cosine, buffers="copied")
+    mean = weakref.ref(dropped.module[1].running_mean)
+    held = sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    dropped.module.itself = [dropped.module]  # the collector finds it in the midst of a step
+    ours.register_step_post_hook(lambda *_: gc.collect())
+    ours.register_step_post_hook(lambda *_: None)
+    del dropped
+    _step(student, ours, 0)
+    assert mean() is None
+    module = held.module
+    del held
+    _step(student, ours, 1)
+    assert ours.param_groups[0]["ema_decay"] == _cosine(1)  # which was set before it was over
+    assert_same_bits(module[1].running_mean, student[1].running_mean)
+    trained, optimizer = weakref.ref(student[0]), weakref.ref(ours)
+    del module
+    sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    sf.AveragedModule(ours, student, decay=0.5, buffers="copied")
+    assert len(ours._optimizer_step_post_hooks) == 3
+    assert len(ours._optimizer_load_state_dict_post_hooks) == 1
+    module = sf.AveragedModule(ours, student, decay=0.5, buffers="copied").module
+    del ours, student
+    gc.collect()
+    assert trained() is None
+    assert optimizer() is None
+    assert module(torch.ones(2, 3)).isfinite().all()
+
+
+def _without_decay(student: nn.Sequential, ours: Any) -> None:
+    ours.param_groups[0]["ema_decay"] = None
+
+
+def _exchanged(student: nn.Sequential, ours: Any) -> None:
+    student[2] = nn.Linear(5, 2)
+
+
+@pytest.mark.parametrize("change", [_without_decay, _exchanged])
+def test_what_cannot_be_followed_is_refused_before_the_step(change: Any) -> None:
+    student = _model()
+    ours = _adam(student, ema_decay=0.5)
+    averaged = sf.AveragedModule(ours, student, into=copy.deepcopy(student))
+    _step(student, ours, 0)
+    weight, teacher = student[0].weight.clone(), copy.deepcopy(averaged.module)
+    change(student, ours)
+    for number in (1, 2):
+        with pytest.raises((ValueError, RuntimeError), match="AveragedModule"):
+            _step(student, ours, number)
+    assert_same_bits(student[0].weight, weight)
+    _same(averaged._module, teacher)
 
 
 def _reshaped(module: nn.Sequential) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -306,12 +307,19 @@ def released(training: Training, last_first: bool = False) -> None:
         assert all(p.sum() is not None for _, p, _ in training.params())
 
 
-def released_in_step(training: Training) -> None:
-    """Gradients of another stream that are too few to be updated before `step()`."""
+def released_in_step(
+    training: Training, roles: tuple[str | None, ...] = (None,), accumulates: bool = False
+) -> None:
+    """Gradients of another stream that are too few to be updated before `step()`, of each of these roles.
+
+    Args:
+        accumulates: no later microbatch follows.
+    """
     gpu = training.gpu
     reduction = gpu.new_stream()
     for _ in range(3):
-        with gradients_arrive() as finish:
+        waiting = training.opt.accumulate() if accumulates else nullcontext()
+        with gradients_arrive() as finish, waiting:
             for k, p, q in training.params():
                 if k in (1, 2):
                     q.grad = gradient(q.numel(), k).clone()
@@ -321,7 +329,8 @@ def released_in_step(training: Training) -> None:
                         arrive(p)
             gpu.default.wait_stream(reduction)
             finish()
-        training.both(lambda side: side.step())
+        for role in roles:
+            training.both(lambda side, role=role: side.step(role=role))
         training.cpu.zero_grad()
 
 
@@ -353,5 +362,13 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "released": (released, {"release": "backward"}),
     "released at the end": (partial(released, last_first=True), {"release": "backward"}),
     "released in step": (released_in_step, {"release": "backward"}),
+    "released in steps of roles": (
+        partial(released_in_step, roles=("head", "body")),
+        {"release": "backward"},
+    ),
+    "released in step, accumulated": (
+        partial(released_in_step, roles=("head", "body"), accumulates=True),
+        {"release": "backward"},
+    ),
     "released, ball": (released, {"release": "backward", "constraint": {"head": sf.L2Ball(2.0)}}),
 }
