@@ -78,9 +78,9 @@ def clear_sums(sums, SUMS: tl.constexpr):
     """Clear the copies of so many sums beside each other, of which the program has concluded all."""
     # every warp loads the copies, and only one of them clears each
     tl.debug_barrier()
-    COUNT: tl.constexpr = COPIES * KERNEL_WORDS * SUMS
-    word = tl.arange(0, triton.next_power_of_2(COUNT))
-    tl.store(sums + word, tl.zeros_like(word).to(tl.int64), mask=word < COUNT)
+    copies = tl.arange(0, COPIES) * (KERNEL_WORDS * SUMS)
+    for i in range(KERNEL_WORDS * SUMS):
+        tl.store(sums + i + copies, tl.zeros((COPIES,), tl.int64))
 
 
 @triton.jit

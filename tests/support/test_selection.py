@@ -36,13 +36,13 @@ class _Item:
 
 
 def test_every_value_of_a_matrix_occurs_in_the_sample() -> None:
-    values = {"a": range(5), "b": [[1], [2]], "c": "xyz"}
+    values = {"a": range(3), "b": [[1], [2]], "c": "xyz"}
     matrix = [
         _Item("m", **dict(zip(values, v, strict=True))) for v in itertools.product(*values.values())
     ]
     kept = quick([_Item("plain"), *matrix, _Item("slow", "slow"), _Item("gpu", "gpu", "skip")])
     assert kept[0].nodeid == "f.py::plain"
-    assert 5 + 1 <= len(kept) <= 5 + 2 + 3 + 1
+    assert 3 + 1 <= len(kept) <= MOST_CASES + 1
     for name, expected in values.items():
         assert {str(item.callspec.params[name]) for item in kept[1:]} == set(map(str, expected))
     assert kept == quick([kept[0], *matrix])
