@@ -68,19 +68,13 @@ def add_squares(sums, x):
 
 @triton.jit
 def _collect(sums, copies):
-    """Add up the copies of a word, to which other programs have added."""
+    """Add up the copies of a word, to which other programs have added, and clear them."""
     # not from the first-level cache, which other programs' atomics do not reach
-    return tl.sum(tl.load(sums + copies, cache_modifier=".cg"), 0)
-
-
-@triton.jit
-def clear_sums(sums, SUMS: tl.constexpr):
-    """Clear the copies of so many sums beside each other, of which the program has concluded all."""
+    total = tl.sum(tl.load(sums + copies, cache_modifier=".cg"), 0)
     # every warp loads the copies, and only one of them clears each
     tl.debug_barrier()
-    copies = tl.arange(0, COPIES) * (KERNEL_WORDS * SUMS)
-    for i in range(KERNEL_WORDS * SUMS):
-        tl.store(sums + i + copies, tl.zeros((COPIES,), tl.int64))
+    tl.store(sums + copies, tl.zeros((COPIES,), tl.int64))
+    return total
 
 
 @triton.jit
@@ -88,7 +82,7 @@ def conclude_sum(sums, stride, digits):
     """Return a sum as float64: csrc's round_sum() and store_for_host().
 
     Args:
-        sums: int64 pointer to the first of its copies, `stride` words apart. `clear_sums` has to follow.
+        sums: int64 pointer to the first of its copies, `stride` words apart. They are zero afterwards.
         digits: int64 pointer to WORDS that the host reads.
     """
     copies = tl.arange(0, COPIES) * stride

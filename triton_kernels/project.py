@@ -15,7 +15,6 @@ from .exact_sum import (
     KERNEL_WORDS,
     WORDS,
     add_squares,
-    clear_sums,
     conclude_sum,
 )
 from .summation import LANES, fold
@@ -96,7 +95,6 @@ def report_tile(record, index, offset, count, has_moved, tiles, joint, TILE: tl.
             begin = tl.load(words + FIRST_TILE)
             digits = set_digits + set_index * WORDS
             norm = tl.sqrt(conclude_sum(sums, KERNEL_WORDS, digits))
-            clear_sums(sums, 1)
             stays = (norm <= _float64(words, LARGEST)) | ((norm < float("inf")) == 0)
             stays = stays | (_tiles_moved(tiles, moved, begin, begin + num_tiles) == 0)
             tl.store(set_factors + set_index, tl.where(stays, 1.0, _float64(words, SIZE) / norm))

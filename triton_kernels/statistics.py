@@ -16,7 +16,6 @@ from .exact_sum import (
     KERNEL_WORDS,
     WORDS,
     add_squares,
-    clear_sums,
     conclude_sum,
 )
 from .ieee import divide
@@ -216,7 +215,6 @@ def statistics_kernel(
         stride = 2 * KERNEL_WORDS
         body = conclude_sum(sums_of_players, stride, digits)
         head = conclude_sum(sums_of_players + KERNEL_WORDS, stride, digits + WORDS)
-        clear_sums(sums_of_players, 2)
         body_norm, head_norm = tl.sqrt(body), tl.sqrt(head)
         total_norm = tl.sqrt(body + head)
         tl.store(statistics + SUM_SQ, body)
