@@ -134,4 +134,7 @@ def same_steps(
             optimizer.step(role="head" if number == 2 and has_head else None, **how)
         assert_same_optimizers(ours, on_cpu, f"step {number}")
         # float64: what clips is float32, and would hide the lower half
-        assert ours.last_step.as_dict() == on_cpu.last_step.as_dict()
+        found, expected = ours.last_step.as_dict(), on_cpu.last_step.as_dict()
+        # of a player that rests there is a report where the device counts
+        rests = {key for key, value in expected.items() if value is None}
+        assert {**found, **dict.fromkeys(rests)} == expected
