@@ -58,6 +58,7 @@ class MemoryOperation:
 
     Attributes:
         is_visible: other blocks could notice when it happens, so that blocks may change over before it.
+        is_shared: other warps of the block could.
     """
 
     def __init__(self, instruction: Instruction, registers: Registers) -> None:
@@ -89,7 +90,7 @@ class MemoryOperation:
         }
         if not set(self._modifiers) <= known:
             raise unknown(instruction)
-        self.is_visible = self._space == "global"
+        self.is_visible, self.is_shared = self._space == "global", self._space == "shared"
         self._registers = registers
         self._decode(length)
 

@@ -116,7 +116,9 @@ class Lanes:
         if parts is not None or register in self.undefined_parts:
             before = self.undefined_parts.get(register, 0)
             parts = np.zeros(self.count, np.uint64) if parts is None else parts
-            self.undefined_parts[register] = parts if mask is None else np.where(mask, parts, before)
+            self.undefined_parts[register] = (
+                parts if mask is None else np.where(mask, parts, before)
+            )
 
     def undefined_bits(self, register: int) -> Values | None:
         """Which bits are undefined, by lane; None: none."""

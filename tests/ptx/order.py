@@ -230,10 +230,12 @@ class Order:
         chains = np.zeros((2, len(access.lanes)), np.int32)
         if not is_strong:
             return chains[0], chains[1]
+        # red, which gives nothing, and has no acquire, is not taken to observe anything (section 9.7.13, red)
+        observes = access.kind != "store" and access.instruction.base != "red"
         for i, (lane, address) in enumerate(zip(access.lanes, access.addresses, strict=True)):
             thread = int(lanes.thread[lane])
             location = self._location(int(address), access.size)
-            if access.kind != "store":
+            if observes:
                 self._read(thread, location, access.order)
             if access.kind != "load":
                 chains[:, i] = location.chain, location.writes

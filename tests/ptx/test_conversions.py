@@ -239,12 +239,19 @@ def test_what_is_packed_keeps_its_undefined_parts() -> None:
 
 def test_undefined_parts_go_by_lanes() -> None:
     """A lane in which the whole is written again is defined; so is one whose other part is taken."""
-    some = "setp.lt.u32 %p1, %i, 5;\nmov.u32 %r2, 2;\n@%p1 mov.u32 %r1, 1;\nmov.b64 %d1, {%r1, %r2};\n"
+    some = (
+        "setp.lt.u32 %p1, %i, 5;\nmov.u32 %r2, 2;\n@%p1 mov.u32 %r1, 1;\nmov.b64 %d1, {%r1, %r2};\n"
+    )
     decides = "setp.eq.s64 %p2, %d1, 0;\n@%p2 ret;"
     with pytest.raises(Fault, match="predicate is undefined"):
         run(some + decides)
     run(some + "@!%p1 mov.b64 %d1, 3;\n" + decides)
-    run(some + "@%p1 bra END;\nmov.b64 {_, %r1}, %d1;\nmov.b64 %d1, {%r1, %r2};\n" + decides + "\nEND:")
+    run(
+        some
+        + "@%p1 bra END;\nmov.b64 {_, %r1}, %d1;\nmov.b64 %d1, {%r1, %r2};\n"
+        + decides
+        + "\nEND:"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.launch import BACKWARDS, SERIAL, TOGETHER, interleaved
 from ptx.tiny import in_each, run
 
-SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2)]
+SCHEDULES = [TOGETHER, SERIAL, BACKWARDS, interleaved(1), interleaved(2)]
 
 
 @in_each(SCHEDULES)
