@@ -12,8 +12,9 @@ to B after it. That is true of no other fence.
 
 A thread's time is how many barriers its block has passed, and how many releases it has made itself. So knowledge is
 small: barriers by block, and releases by the few threads that make them. Where this is not exact, it knows less than
-the ISA promises: fences and operations of the scope of a block order nothing here, and a barrier of a warp passes on
-what its threads know but not what they did.
+the ISA promises: fences and operations of the scope of a block order nothing here, a barrier of a warp passes on what
+its threads know but not what they did, an acquire operation is not itself behind what it acquires, and a release ends
+with the next store of its thread to the same place.
 """
 
 from __future__ import annotations

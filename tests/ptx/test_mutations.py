@@ -73,6 +73,7 @@ def _check(compiler: str, run: str, kinds: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_what_orders_is_needed(compiler: str, run: str) -> None:
     _needs(compiler)
+    assert [*all_mutants(compiler, run, USUAL[run])]  # else nothing is tested
     _check(compiler, run, USUAL[run])
 
 
