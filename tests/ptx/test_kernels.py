@@ -14,7 +14,7 @@ from kernel_problem import FIELDS, TURNS, Problem
 
 from ptx.backends import PtxCudaBackend, PtxTritonBackend
 from ptx.interpreted import Interpreted
-from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.launch import BACKWARDS, SERIAL, TOGETHER, interleaved
 from ptx.launch_cases import CASES, SCHEMES, of_scheme, of_triton, same_steps
 from ptx.problems import updated_by
 from ptx.test_in_range import UNITS
@@ -24,6 +24,7 @@ BACKENDS = {"nvcc": PtxCudaBackend, "triton": PtxTritonBackend}
 ORDERS = {
     "together": TOGETHER,
     "one after another": SERIAL,
+    "the last one first": BACKWARDS,
     "blocks in turns": interleaved(1),
     "warps in turns": interleaved(2, warps=True),
 }
