@@ -1,10 +1,10 @@
-"""Compiles the Triton kernel for GPUs that need not be there: `python compile_triton.py FOLDER ARCH:RULE,RULE,...`.
+"""Compiles the Triton kernel for GPUs that need not be there: `python compile_triton.py FOLDER ARCH:RULES,RULES,...`.
 
 A script of its own, because a process in which kernels are interpreted cannot compile them. It goes through
-`launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. Writes
-ARCH_RULE.cubin, ARCH_RULE.ptx and ARCH.json with what the kernels were compiled for; and for each of EXTRAS, Adam's
-kernel that also does this, for each of FORMATS the one for parameters stored like this, and the kernels of statistics,
-as ARCH_NAME.
+`launch_step` as far as the launch itself, so that arguments are specialised and options set as on a GPU. RULES are the
+numbers of those that a launch has, as 0 or 0+9, or "every" (mixed_rules.py). Writes ARCH_RULES.cubin, ARCH_RULES.ptx
+and ARCH.json with what the kernels were compiled for; and for each of EXTRAS, Adam's kernel that also does this, for
+each of FORMATS the one for parameters stored like this, and the kernels of statistics, as ARCH_NAME.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from mixed_rules import EVERY, SHORT, rules_of
 from named_schemes import NAMED
 from stackelberg_fused.triton_kernels import (
     low_precision,
@@ -27,7 +28,7 @@ from stackelberg_fused.triton_kernels import (
 from stackelberg_fused.triton_kernels.launch_options import LaunchOptions
 from triton.backends.compiler import GPUTarget
 
-from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.groups.rules import Rule
 from stackelberg_fused.groups.schemes import Scheme
 
 WORDS = torch.zeros(64, dtype=torch.int64)  # torch's allocations are aligned, here as on a GPU
@@ -67,13 +68,14 @@ EXTRAS = {
         "zero_grads": True,
     },
 }
+ADAM = (0,)
 # a body of 8 bits with vectors of float32 state
 SEVERAL = tuple(sorted((NAMED["split8-8bit"].word, NAMED["split16"].word)))
 FORMATS = {**{name: (named.word,) for name, named in NAMED.items()}, "several": SEVERAL}
 SOME_FORMATS = ("split16", "8bit")
 # what keeps most in registers: float32 beside codes, by a rule of six buffers
 WIDEST = (Scheme(torch.float32, None, torch.uint8, False).format,)
-WIDEST_RULE = Rule.AMSGRAD | Rule.EMA
+WIDEST_RULE = (int(Rule.AMSGRAD | Rule.EMA),)
 STATISTICS = {
     "statistics": {},
     "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
@@ -114,11 +116,11 @@ class CompileOnly:
         return compile_
 
 
-def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
+def compile_arch(folder: Path, arch: int, names: list[str]) -> None:
     triton.runtime.driver.set_active(Driver(arch))
 
-    def compile_rule(rule: int, first_tile: int = 0, **options: Any) -> Any:
-        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rule, LaunchOptions(**options))
+    def compile_rules(rules: tuple[int, ...], first_tile: int = 0, **options: Any) -> Any:
+        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rules, LaunchOptions(**options))
         return step.step_kernel.compiled[-1]
 
     def compile_statistics(**options: Any) -> Any:
@@ -137,20 +139,22 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
 
     for name, options in EXTRAS.items():
-        write(name, compile_rule(0, **options))
-    is_thorough = set(RULES) <= set(rules)  # what costs most is compiled for one architecture
+        write(name, compile_rules(ADAM, **options))
+    is_thorough = EVERY in names  # what costs most is compiled for one architecture
     for name in FORMATS if is_thorough else SOME_FORMATS:
-        write(name, compile_rule(0, formats=FORMATS[name]))
+        write(name, compile_rules(ADAM, formats=FORMATS[name]))
     if is_thorough:
-        write("several-everything", compile_rule(0, formats=SEVERAL, **EXTRAS["everything"]))
-        write("several-rules", compile_rule(MIXED_RULES, formats=SEVERAL))
-        write("widest", compile_rule(WIDEST_RULE, formats=WIDEST, **EXTRAS["everything"]))
+        everything = EXTRAS["everything"]
+        write("several-everything", compile_rules(ADAM, formats=SEVERAL, **everything))
+        write("several-rules", compile_rules(rules_of(EVERY), formats=SEVERAL))
+        write("widest", compile_rules(WIDEST_RULE, formats=WIDEST, **everything))
+        write("rules-everything", compile_rules(tuple(sorted(map(int, SHORT))), **everything))
     for name, options in STATISTICS.items():
         write(name, compile_statistics(**options))
     write("project", compile_projection())
-    for rule in rules:
-        compiled = compile_rule(rule)
-        write(rule, compiled)
+    for name in names:
+        compiled = compile_rules(rules_of(name))
+        write(name, compiled)
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": [
@@ -165,7 +169,9 @@ def compile_arch(folder: Path, arch: int, rules: list[int]) -> None:
         },
         "passes": step.TILE_ELEMENTS // tile.CROWDED_PASS.value,
         # distinct kernels for tile numbers that Triton would by default compile each its own for
-        "kernels_per_rule": len({compile_rule(0, first).hash for first in (0, 1, 16, 17, 2**40)}),
+        "kernels_per_rule": len(
+            {compile_rules(ADAM, first).hash for first in (0, 1, 16, 17, 2**40)}
+        ),
     }
     (folder / f"{arch}.json").write_text(json.dumps(facts))
 
@@ -175,5 +181,5 @@ if __name__ == "__main__":
     statistics.statistics_kernel = CompileOnly(statistics.statistics_kernel)
     project.project_kernel = CompileOnly(project.project_kernel)
     for job in sys.argv[2:]:
-        target, _, numbers = job.partition(":")
-        compile_arch(Path(sys.argv[1]), int(target), list(map(int, numbers.split(","))))
+        target, _, wanted = job.partition(":")
+        compile_arch(Path(sys.argv[1]), int(target), wanted.split(","))
