@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
-from mixed_rules import EVERY, SHORT, rules_of
+from mixed_rules import EVERY, SHORT, name_of, rules_of
 from named_schemes import NAMED
 from stackelberg_fused.triton_kernels import (
     low_precision,
@@ -78,9 +82,12 @@ WIDEST = (Scheme(torch.float32, None, torch.uint8, False).format,)
 WIDEST_RULE = (int(Rule.AMSGRAD | Rule.EMA),)
 STATISTICS = {
     "statistics": {},
+    "statistics-by_role": {"together": False},
     "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
     "statistics-low_precision": {"formats": SEVERAL},
 }
+PROJECTIONS = {"project": {}, "project-guarded": {"found_inf": FLOATS}}
+ENTRY_POINTS = {step: "step_kernel", statistics: "statistics_kernel", project: "project_kernel"}
 
 
 class Driver:
@@ -116,51 +123,65 @@ class CompileOnly:
         return compile_
 
 
-def compile_arch(folder: Path, arch: int, names: list[str]) -> None:
+def compile_rules(rules: tuple[int, ...], first_tile: int = 0, **options: Any) -> Any:
+    step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rules, LaunchOptions(**options))
+    return step.step_kernel.compiled[-1]
+
+
+def compile_statistics(together: bool = True, **options: Any) -> Any:
+    sums, found_inf = (WORDS, WORDS, DOUBLES, DOUBLES), options.get("found_inf")
+    statistics.launch_statistics(
+        WORDS, WORDS, 0, 1, 0, *sums, together, FLOATS, found_inf, LaunchOptions(**options)
+    )
+    return statistics.statistics_kernel.compiled[-1]
+
+
+def compile_projection(found_inf: torch.Tensor | None = None) -> Any:
+    project.launch_project(WORDS, FLOATS, WORDS, WORDS, 0, 1, DOUBLES, INTEGERS, found_inf)
+    return project.project_kernel.compiled[-1]
+
+
+def kernels(names: Collection[str]) -> dict[str, Callable[[], Any]]:
+    """What compiles each kernel of an architecture, by its name; those of `names` last."""
+    is_thorough = EVERY in names  # what costs most is compiled for one architecture
+    found = {name: partial(compile_rules, ADAM, **options) for name, options in EXTRAS.items()}
+    for name in FORMATS if is_thorough else SOME_FORMATS:
+        found[name] = partial(compile_rules, ADAM, formats=FORMATS[name])
+    if is_thorough:
+        everything, several = EXTRAS["everything"], {"formats": SEVERAL}
+        found["several-everything"] = partial(compile_rules, ADAM, **several, **everything)
+        found["several-rules"] = partial(compile_rules, rules_of(EVERY), **several)
+        found["widest"] = partial(compile_rules, WIDEST_RULE, formats=WIDEST, **everything)
+        found["rules-everything"] = partial(compile_rules, rules_of(name_of(*SHORT)), **everything)
+    for name, options in STATISTICS.items():
+        found[name] = partial(compile_statistics, **options)
+    for name, options in PROJECTIONS.items():
+        found[name] = partial(compile_projection, **options)
+    return found | {name: partial(compile_rules, rules_of(name)) for name in names}
+
+
+@contextmanager
+def compiling_only() -> Iterator[list[CompileOnly]]:
+    """Within this context the kernels of the library are compiled, and launched by nobody."""
+    of = {module: CompileOnly(getattr(module, name)) for module, name in ENTRY_POINTS.items()}
+    with ExitStack() as stack:
+        for module, name in ENTRY_POINTS.items():
+            stack.enter_context(patch.object(module, name, of[module]))
+        yield [*of.values()]
+
+
+def compile_arch(folder: Path, arch: int, names: list[str], launched: list[CompileOnly]) -> None:
     triton.runtime.driver.set_active(Driver(arch))
-
-    def compile_rules(rules: tuple[int, ...], first_tile: int = 0, **options: Any) -> Any:
-        step.launch_step(WORDS, WORDS, FLOATS, first_tile, 1, 0, rules, LaunchOptions(**options))
-        return step.step_kernel.compiled[-1]
-
-    def compile_statistics(**options: Any) -> Any:
-        sums, found_inf = (WORDS, WORDS, DOUBLES, DOUBLES), options.get("found_inf")
-        statistics.launch_statistics(
-            WORDS, WORDS, 0, 1, 0, *sums, True, FLOATS, found_inf, LaunchOptions(**options)
-        )
-        return statistics.statistics_kernel.compiled[-1]
-
-    def compile_projection() -> Any:
-        project.launch_project(WORDS, FLOATS, WORDS, WORDS, 0, 1, DOUBLES, INTEGERS, FLOATS)
-        return project.project_kernel.compiled[-1]
-
-    def write(name: object, compiled: Any) -> None:
+    for name, compile_ in kernels(names).items():
+        compiled = compile_()
         (folder / f"{arch}_{name}.cubin").write_bytes(compiled.asm["cubin"])
         (folder / f"{arch}_{name}.ptx").write_text(compiled.asm["ptx"])
-
-    for name, options in EXTRAS.items():
-        write(name, compile_rules(ADAM, **options))
-    is_thorough = EVERY in names  # what costs most is compiled for one architecture
-    for name in FORMATS if is_thorough else SOME_FORMATS:
-        write(name, compile_rules(ADAM, formats=FORMATS[name]))
-    if is_thorough:
-        everything = EXTRAS["everything"]
-        write("several-everything", compile_rules(ADAM, formats=SEVERAL, **everything))
-        write("several-rules", compile_rules(rules_of(EVERY), formats=SEVERAL))
-        write("widest", compile_rules(WIDEST_RULE, formats=WIDEST, **everything))
-        write("rules-everything", compile_rules(tuple(sorted(map(int, SHORT))), **everything))
-    for name, options in STATISTICS.items():
-        write(name, compile_statistics(**options))
-    write("project", compile_projection())
-    for name in names:
-        compiled = compile_rules(rules_of(name))
-        write(name, compiled)
     facts = {
         "threads": 32 * compiled.metadata.num_warps,
         "fp_fusion": [
             kernel.metadata.enable_fp_fusion
-            for launched in (step.step_kernel, statistics.statistics_kernel, project.project_kernel)
-            for kernel in launched.compiled
+            for entry_point in launched
+            for kernel in entry_point.compiled
         ],
         "low_precision": {
             "threads": 32 * low_precision.LOW_PRECISION_WARPS,
@@ -177,9 +198,7 @@ def compile_arch(folder: Path, arch: int, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    step.step_kernel = CompileOnly(step.step_kernel)
-    statistics.statistics_kernel = CompileOnly(statistics.statistics_kernel)
-    project.project_kernel = CompileOnly(project.project_kernel)
-    for job in sys.argv[2:]:
-        target, _, wanted = job.partition(":")
-        compile_arch(Path(sys.argv[1]), int(target), wanted.split(","))
+    with compiling_only() as entry_points:
+        for job in sys.argv[2:]:
+            target, _, wanted = job.partition(":")
+            compile_arch(Path(sys.argv[1]), int(target), wanted.split(","), entry_points)

@@ -22,6 +22,7 @@ from audit import (
 from compile_triton import (
     EXTRAS,
     FORMATS,
+    PROJECTIONS,
     SOME_FORMATS,
     STATISTICS,
 )
@@ -126,9 +127,10 @@ def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     assert unordered_atomics(kernel) == []
 
 
+@pytest.mark.parametrize("name", PROJECTIONS)
 @pytest.mark.parametrize("arch", COMPILED)
-def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
-    (kernel,) = sass.disassemble(compiled / f"{arch}_project.cubin")
+def test_projections_keep_all_in_registers(compiled: Path, arch: int, name: str) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
     audit_projection(kernel, put_aside=2)
 
 
@@ -140,7 +142,7 @@ def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> Non
         *EXTRAS,
         *low_precision,
         *STATISTICS,
-        "project",
+        *PROJECTIONS,
     ]
     ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
     for name, text in ptx.items():
