@@ -145,7 +145,7 @@ def test_rows_of_groups_that_wait_for_their_turn() -> None:
     rows = Rows(_groups(Options("adam"), Options("adam"), update_every=3), [0, 0, 1])
     rows.hyperparameters.groups[1].update(update_every_grads="mean")
     rows.hyperparameters.look()
-    rows.hyperparameters.accept(rows.hyperparameters.check())
+    rows.hyperparameters.accept([1])
     rows.of.refill()
     seen = []
     for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):
@@ -199,7 +199,8 @@ def test_rules_of_a_launch_follow_edits() -> None:
     groups = _groups(Options("adam"), Options("sgd"), weight_decay=0.0)
     rows = Rows(groups, [0, 1])
     groups[1]["weight_decay"] = 0.1
-    _step(rows, [0, 0])
+    rows.hyperparameters.accept([1])
+    rows.of.refill()
     assert rows.of.rules == (0, Rule.SGD | Rule.L2)
 
 

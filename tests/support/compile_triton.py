@@ -86,7 +86,8 @@ STATISTICS = {
     "statistics-turns": {**SCALED, **COUNTS, "takes_turns": True},
     "statistics-low_precision": {"formats": SEVERAL},
 }
-PROJECTIONS = {"project": {}, "project-guarded": {"found_inf": FLOATS}}
+PROJECTIONS = {"project": {"found_inf": FLOATS}, "project-always": {}}
+ONCE = ("statistics-by_role", "project-always")  # like what costs most
 ENTRY_POINTS = {step: "step_kernel", statistics: "statistics_kernel", project: "project_kernel"}
 
 
@@ -157,6 +158,8 @@ def kernels(names: Collection[str]) -> dict[str, Callable[[], Any]]:
         found[name] = partial(compile_statistics, **options)
     for name, options in PROJECTIONS.items():
         found[name] = partial(compile_projection, **options)
+    if not is_thorough:
+        found = {name: compile_ for name, compile_ in found.items() if name not in ONCE}
     return found | {name: partial(compile_rules, rules_of(name)) for name in names}
 
 
