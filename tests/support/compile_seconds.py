@@ -55,6 +55,7 @@ def main(folder: Path) -> None:
                 cubin.write_bytes(compiled.asm["cubin"])
                 (kernel,) = sass.disassemble(cubin)
                 cells.append(f"{seconds:.1f} s, {kernel.resources['REG']}")
+            cells += ["-"] * (len(tasks) - len(cells))
             print(f"| {mix} | {' | '.join(cells)} |", flush=True)
 
 
