@@ -46,9 +46,7 @@ def some(names: Any, usual: Any) -> list[Any]:
 
 
 @by_compiler
-@pytest.mark.parametrize(
-    "name", some(CASES, set(CASES) - {"mixed rules", "everything", "averages"})
-)
+@pytest.mark.parametrize("name", some(CASES, set(CASES) - {"everything", "averages"}))
 def test_every_kind_of_launch(name: str, compiler: str) -> None:
     case = CASES[name]
     same_steps(case.make, backend_of(compiler, Interpreted()), **case.how)
