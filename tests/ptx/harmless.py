@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -11,8 +11,8 @@ from .caught_launch import CaughtLaunch
 from .kernel import Barrier, Branch, Exit, Kernel
 from .mutants import NO_BARRIER, OFF_BY_ONE, UNGUARDED, WEAKENED, copied, registers, written
 from .parser import Instruction
-from .probes import Compared, Counting, Poisoned, Reached
-from .trials import Case, checked
+from .probes import Compared, Counting, Poisoned, Reached, Sharing
+from .trials import Case, checked, source_of
 
 # what gives the same in every launch, if its operands are the same
 CALCULATING = [
@@ -93,7 +93,7 @@ def _accesses_nothing(case: Case) -> bool:
     return different > 0
 
 
-def _accesses(case: Case, run: str, kernel: Kernel) -> list[Counter[tuple[int, int]]]:
+def _accesses(case: Case, run: str, kernel: Kernel) -> list[dict[int, bytes]]:
     found: list[Counting] = []
 
     def observers(caught: CaughtLaunch) -> Sequence[Counting]:
@@ -174,6 +174,55 @@ def _reaches(case: Case, names: set[str], instruction: Instruction) -> bool:
     return set() < found[instruction.line] <= names
 
 
+def _clears_its_own(case: Case) -> bool:
+    """Gradients are cleared behind this barrier, each by the only thread that accesses it in a launch."""
+    sources = (
+        "low_precision.py, _update: tl.debug_barrier()",
+        "low_precision.py, _wait: tl.debug_barrier()",
+    )
+    if case.compiler != "triton" or source_of(case) not in sources:
+        return False
+    kernel = case.mutant.kernel
+    behind = _behind(kernel, case.mutant.at)
+    stores = {at for at in behind if isinstance(kernel.decoded[at], Store)}
+    lines = {kernel.text.instructions[at].line for at in stores}
+    sharing: list[Sharing] = []
+
+    def observers(caught: CaughtLaunch) -> Sequence[Sharing]:
+        sharing.append(Sharing(caught, ("grad[", "grad_sum["), lines))
+        return sharing[-1:]
+
+    for run in case.runs:
+        checked(case, run, case.mutant.changed(), observers)
+    stored = sum(of_launch.stored for of_launch in sharing)
+    return stored > 0 and not any(of_launch.shared for of_launch in sharing)
+
+
+def _behind(kernel: Kernel, barrier: int) -> set[int]:
+    """The instructions between a barrier and the next ones."""
+    after: dict[int, list[int]] = defaultdict(list)
+    for at, before in _predecessors(kernel).items():
+        for one in before:
+            after[one].append(at)
+    ahead, seen = [*after[barrier]], set[int]()
+    while ahead:
+        at = ahead.pop()
+        if at not in seen and not isinstance(kernel.decoded[at], Barrier):
+            seen.add(at)
+            ahead += after[at]
+    return seen
+
+
+def _orders_again(case: Case) -> bool:
+    """The first barrier of report_tile, in the kernel that stores a ragged tile by the threads that load it again."""
+    kernel = case.mutant.kernel
+    if (case.compiler, kernel.text.threads) != ("triton", 128):
+        return False
+    behind = {kernel.text.instructions[at].base for at in _behind(kernel, case.mutant.at)}
+    is_first = "ld" in behind and "atom" not in behind  # the second one is before the count
+    return is_first and source_of(case) == "project.py, report_tile: tl.debug_barrier()"
+
+
 # why mutants of a kind do no harm, and what shows it
 REASONS: dict[str, tuple[tuple[str, ...], Callable[[Case], bool]]] = {
     "one thread both counts and reads what the count is about": ((WEAKENED,), _counts_alone),
@@ -181,6 +230,11 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Case], bool]]] = {
     "the predicate holds in every thread of a block": ((UNGUARDED,), _always_holds),
     "no row is without elements": ((UNGUARDED, OFF_BY_ONE), _of_no_elements),
     "it follows another barrier, with no access between them": ((NO_BARRIER,), _nothing_between),
+    "each thread clears what it alone has loaded": ((NO_BARRIER,), _clears_its_own),
+    "full tiles have other barriers, of others threads load what they have stored": (
+        (NO_BARRIER,),
+        _orders_again,
+    ),
     "a further round accesses nothing but tables": ((OFF_BY_ONE,), _accesses_nothing),
 }
 

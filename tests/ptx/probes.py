@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -41,15 +40,23 @@ class Counting(_Quiet):
     """Counts the accesses of each thread by each instruction, but for what is loaded of the launch's tables."""
 
     def __init__(self, caught: CaughtLaunch) -> None:
-        self.found: Counter[tuple[int, int]] = Counter()
+        self._threads = caught.grid * caught.threads
         self._tables = [r for r in caught.regions if r.name in READ_BY_ALL]
+        self._found: dict[int, NDArray[np.int64]] = {}
 
     def access(self, access: Access, lanes: Lanes) -> None:
-        line = access.instruction.line
         low, high = access.addresses.min(), access.addresses.max()
         if any(r.address <= low and high < r.address + r.nbytes for r in self._tables):
             return
-        self.found.update((line, int(t)) for t in lanes.thread[access.lanes])
+        line = access.instruction.line
+        if line not in self._found:
+            self._found[line] = np.zeros(self._threads, np.int64)
+        self._found[line][lanes.thread[access.lanes]] += 1
+
+    @property
+    def found(self) -> dict[int, bytes]:
+        """By line, a count for each thread."""
+        return {line: counts.tobytes() for line, counts in self._found.items()}
 
 
 class Reached(_Quiet):
@@ -64,6 +71,41 @@ class Reached(_Quiet):
             return
         for address in np.unique(access.addresses).tolist():
             names |= {r.name for r in self._regions if 0 <= address - r.address < r.nbytes}
+
+
+class Sharing(_Quiet):
+    """Looks for elements of some buffers that several threads access, of those that some instructions store.
+
+    Attributes:
+        stored: how many these instructions store.
+    """
+
+    def __init__(self, caught: CaughtLaunch, names: tuple[str, ...], lines: set[int]) -> None:
+        self._regions = [r for r in caught.regions if r.name.startswith(names)]
+        self._lines = lines
+        self._threads: dict[int, set[int]] = {}
+        self._stored: set[int] = set()
+
+    def access(self, access: Access, lanes: Lanes) -> None:
+        addresses, threads = access.addresses, lanes.thread[access.lanes]
+        for region in self._regions:
+            inside = (addresses >= region.address) & (addresses < region.address + region.nbytes)
+            for address, thread in zip(
+                addresses[inside].tolist(), threads[inside].tolist(), strict=True
+            ):
+                for byte in range(address, address + access.size):
+                    self._threads.setdefault(byte, set()).add(thread)
+                    if access.instruction.line in self._lines:
+                        self._stored.add(byte)
+
+    @property
+    def stored(self) -> int:
+        return len(self._stored)
+
+    @property
+    def shared(self) -> bool:
+        """Whether others access some of these too."""
+        return any(len(self._threads[byte]) > 1 for byte in self._stored)
 
 
 class Poisoned(MemoryOperation):

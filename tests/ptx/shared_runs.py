@@ -49,6 +49,7 @@ class Run:
         head_dtype: of the head's; None: likewise.
         shapes: of the parameters.
         heads: how many of them, the last ones, are the head's.
+        firsts: how many of them, the first ones, are a group with the dtype and the constraint of the head.
         steps: how many.
         shift: elements by which every buffer begins behind 16 bytes.
         special: gradients have infinities and NaN.
@@ -60,6 +61,7 @@ class Run:
     head_dtype: torch.dtype | None = None
     shapes: Sequence[tuple[int, ...]] = tuple((size,) for size in SIZES)
     heads: int = 1
+    firsts: int = 0
     steps: int = 1
     shift: int = 0
     special: bool = False
@@ -75,14 +77,23 @@ class Run:
 def _of(name: str, **options: Any) -> Run:
     named = NAMED[name]
     settings = {"float32_state": "none", **named.settings, **options.pop("settings", {})}
-    return Run(settings, named.scheme.param, **options)
+    return Run(settings, named.scheme.param, **{"shapes": NARROW, **options})
 
 
 # more tiles than a sum has copies, so that blocks share some
 MANY_TILES = tuple((size,) for size in (*COUNTS, *SIZES))
-FEW = (TILE_ELEMENTS,), (COUNTS[0],), (RAGGED,), (1,)
+# Of fewer bits a thread has 4 elements 128 apart, or 4 in a row, in each round: each has to be the first that does not
+# exist.
+NARROWEST = (1,), (COUNTS[0],), (COUNTS[1] + 128,), (COUNTS[2] + 256,)
+NARROW = *((size,) for size in SIZES), *NARROWEST[1:3]
+FEW = (TILE_ELEMENTS,), (COUNTS[0],), (COUNTS[2],), (RAGGED,), (1,)
 _TURNS = {"update_every": {"body": 2}, "update_every_grads": "mean"}
 _MANY = {"capturable": True, "max_grad_norm": 0.5, "update_every": 2, "update_every_grads": "mean"}
+_EVERYTHING: dict[str, Any] = {
+    "settings": {**_MANY, "constraint": {"head": sf.L2Ball(1.0)}, **NAMED["8bit"].settings},
+    "dtype": torch.bfloat16,
+    "head_dtype": torch.float32,
+}
 RUNS = {
     "plain": Run(),
     "plain, shifted": Run(shift=1, shapes=FEW),
@@ -102,16 +113,16 @@ RUNS = {
     "split8-8bit": _of("split8-8bit"),
     # a ball of float32 in a launch for low precision
     "everything": Run(
-        {**_MANY, "constraint": {"head": sf.L2Ball(1.0)}, **NAMED["8bit"].settings},
-        torch.bfloat16,
-        torch.float32,
-        shapes=(
-            (COUNTS[1],),
-            (TILE_ELEMENTS,),
-            *((size,) for size in COUNTS),
-            (TILE_ELEMENTS + RAGGED,),
-        ),
+        **_EVERYTHING,
+        shapes=(*NARROWEST, (TILE_ELEMENTS,), *NARROWEST, (TILE_ELEMENTS + RAGGED,)),
+        heads=len(NARROWEST) + 1,
+        steps=2,
+    ),
+    "everything, many": Run(
+        **_EVERYTHING,
+        shapes=tuple((size,) for size in (*COUNTS[:3], *COUNTS)),
         heads=len(COUNTS) + 1,
+        firsts=1,
         steps=2,
     ),
     **{f"{name}, zeroing": _of(name, settings=_TURNS, steps=2, zeroes=True) for name in NAMED},
@@ -122,7 +133,7 @@ RUNS = {
 def _buffer(run: Run, i: int, draw: torch.Generator) -> Tensor:
     """New values of parameter i."""
     shape, dtype = run.shapes[i], run.dtype
-    if i >= len(run.shapes) - run.heads:
+    if i < run.firsts or i >= len(run.shapes) - run.heads:
         dtype = run.head_dtype or dtype
     values = torch.randn(shape, generator=draw).to(dtype)
     whole = torch.empty(values.numel() + 16, dtype=dtype)
@@ -135,7 +146,11 @@ def results(name: str, backend: Any) -> list[Tensor]:
     run = RUNS[name]
     draw = torch.Generator().manual_seed(0)
     params = [nn.Parameter(_buffer(run, i, draw)) for i in range(len(run.shapes))]
-    groups = [{"params": params[: -run.heads]}, {"params": params[-run.heads :], "role": "head"}]
+    body, head = params[run.firsts : -run.heads], params[-run.heads :]
+    groups = [{"params": body}, {"params": head, "role": "head"}]
+    if run.firsts:
+        constraint = run.settings["constraint"]["head"]
+        groups.insert(0, {"params": params[: run.firsts], "constraint": constraint})
     settings = {**run.settings, **({"grads": "flat"} if run.zeroes else {})}
     optimizer = sf.StackelbergAdamW(groups, lr=0.01, backend=backend, **settings)
     for _ in range(run.steps):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from ptx import harmless
+from ptx import harmless, triton_launches
 from ptx.caught_launch import CaughtLaunch
 from ptx.harmless import reason_of
 from ptx.kernel import Kernel
@@ -16,7 +16,7 @@ from ptx.mutants import NO_BARRIER, OFF_BY_ONE, UNGUARDED, WEAKENED, mutants
 from ptx.mutations import GROUPS
 from ptx.nvcc_build import unavailable
 from ptx.tiny import kernel_of, run
-from ptx.trials import Case, cases, is_allowed
+from ptx.trials import Case, cases, is_allowed, source_of
 
 THREADS = 64
 CAUGHT = CaughtLaunch("nobody", "", "tiny", 1, THREADS, b"")
@@ -150,3 +150,16 @@ def test_fences_of_a_ball_are_not_those_of_a_count() -> None:
     assert not any(map(reason_of, found))
     (_, runs) = GROUPS["float32"]
     assert "ball" in runs
+
+
+@pytest.mark.ptx
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
+def test_the_barrier_before_a_balls_count_is_needed() -> None:
+    """It has the same source as the one that other barriers make good for."""
+    if reason := triton_launches.unavailable():
+        pytest.skip(reason)
+    found = [*cases("triton", "step", ["everything"], [NO_BARRIER])]
+    of_balls = [case for case in found if source_of(case).startswith("project.py, report_tile")]
+    assert [bool(reason_of(case)) for case in of_balls].count(True) == 1
+    assert len(of_balls) > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ptx.mutants import UNTESTED, WEAKENED
-from ptx.mutations import GROUPS, judged
+from ptx.mutations import GROUPS, MORE, judged
 from ptx.shared_runs import COMPILERS
 from ptx.trials import cases
 
@@ -37,8 +37,10 @@ def _needs(compiler: str) -> None:
 def test_what_orders_is_needed(compiler: str, name: str) -> None:
     _needs(compiler)
     run, kinds = USUAL[name]
-    kind, runs = GROUPS[name.partition(",")[0]]
-    found = [judged(case, runs) for case in cases(compiler, kind, [run], kinds)]
+    group = name.partition(",")[0]
+    kind, runs = GROUPS[group]
+    more = *MORE.get(group, ()), *runs
+    found = [judged(case, more) for case in cases(compiler, kind, [run], kinds)]
     assert not [str(one.case.mutant) for one in found if one.is_missed]
     assert found
 
@@ -49,6 +51,6 @@ def test_what_orders_is_needed(compiler: str, name: str) -> None:
 def test_no_mutant_is_missed(compiler: str, group: str) -> None:
     """Of all kinds: barriers, stores, bounds and predicates too."""
     _needs(compiler)
-    found = [judged(case) for case in cases(compiler, *GROUPS[group])]
+    found = [judged(case, MORE.get(group, ())) for case in cases(compiler, *GROUPS[group])]
     assert not [str(one.case.mutant) for one in found if one.is_missed]
     assert found

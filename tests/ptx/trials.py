@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from stackelberg_fused import triton_kernels
 
 from . import launch
 from .backends import kind_of
@@ -59,11 +63,13 @@ class Traced:
 
     Attributes:
         executed, bounds: as in `mutants`, by kernel.
+        text: of the module, by kernel.
         instructions: the most of a launch.
     """
 
     executed: dict[Kernel, set[int]] = field(default_factory=lambda: defaultdict(set))
     bounds: dict[Kernel, set[int]] = field(default_factory=lambda: defaultdict(set))
+    text: dict[Kernel, str] = field(default_factory=dict)
     instructions: int = 0
 
 
@@ -80,6 +86,7 @@ def traced(run: str, compiler: str, kind: str) -> Traced:
         kernel = unchanged(caught)
         if kind_of(caught.kernel) != kind:
             return kernel
+        found.text[kernel] = caught.ptx
         noted, counts = copied(kernel), RUNS[run].counts
         items: list[Any] = [
             _comparing(kernel, i, counts, found.bounds[kernel])
@@ -191,3 +198,16 @@ def is_allowed(race: Any) -> bool:
 def executed(case: Case, run: str) -> set[int]:
     """Numbers of the instructions that a run executes of the mutant's kernel."""
     return traced(run, case.compiler, case.kind).executed.get(case.mutant.kernel, set())
+
+
+def source_of(case: Case) -> str:
+    """The source that Triton says the changed instruction is of: "project.py, report_tile: tl.debug_barrier()"."""
+    (text,) = {traced(run, case.compiler, case.kind).text[case.mutant.kernel] for run in case.runs}
+    before = "\n".join(text.splitlines()[: case.mutant.instruction.line])
+    found = re.findall(r"\.loc.*?// (\w+\.py):(\d+):", before)
+    if not found:
+        return ""
+    name, line = found[-1][0], int(found[-1][1])
+    lines = (Path(triton_kernels.__file__).parent / name).read_text().splitlines()[:line]
+    functions = [match[1] for above in lines if (match := re.match(r"def (\w+)", above))]
+    return f"{name}, {functions[-1]}: {lines[-1].partition('#')[0].strip()}"
