@@ -47,7 +47,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch, kind: str, body: str) -> list[str]
     limits = [i for i in every if kernel.text.instructions[i].opcode.startswith("setp.lt")]
     made = [m for m in mutants(kernel, every, limits) if m.kind == kind]
     assert made
-    tried = [Case("nvcc", "step", mutant, ("tiny",)) for mutant in made]
+    tried = [Case("nvcc", "project", mutant, ("tiny",)) for mutant in made]
     return [checked(case, "", case.mutant.changed()) or reason_of(case) for case in tried]
 
 
@@ -89,6 +89,8 @@ def test_dropped_predicates(body: str, outcome: str, monkeypatch: pytest.MonkeyP
         ("setp.lt.u32 %p3, %r2, 64;", False),
         ("setp.lt.u32 %p3, %r3, 64;", False),
         ("ld.global.u32 %r5, [%rd2]; setp.lt.u32 %p3, %r5, 64;", False),
+        # as of the length of a row, but what it keeps back is no load of the record
+        ("ld.global.u64 %rd9, [%rd2]; add.s64 %rd9, %rd9, 1; setp.gt.s64 %p3, %rd9, 0;", False),
     ],
 )
 def test_predicates_that_always_hold(
@@ -142,6 +144,7 @@ def test_barriers(between: str, is_needed: bool, monkeypatch: pytest.MonkeyPatch
     assert found == ["", "" if is_needed else nothing]  # the first is behind the kernel's begin
 
 
+@pytest.mark.ptx
 @pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 def test_fences_of_a_ball_are_not_those_of_a_count() -> None:
