@@ -146,13 +146,20 @@ def _predecessors(kernel: Kernel) -> dict[int, list[int]]:
 
 
 def _of_no_elements(case: Case) -> bool:
-    """A row's length is compared with 0, or the address of the row's elements is loaded if it has some."""
+    """Whether a row's length is 0, or a piece's first row its end; or what is loaded of the record where they are not."""
     mutant = case.mutant
     if case.kind != "project":
         return False
+
+    def writers_of(register: str | None) -> list[Instruction]:
+        return [i for i in mutant.kernel.text.instructions if register in written(i)]
+
     if mutant.kind == OFF_BY_ONE:
-        return mutant.instruction.opcode == "setp.gt.s64" and mutant.instruction.operands[2] == "0"
-    writers = [i for i in mutant.kernel.text.instructions if mutant.instruction.guard in written(i)]
+        opcode, (_, first, limit) = mutant.instruction.opcode, mutant.instruction.operands
+        ends = [(w.opcode, w.operands[1]) for w in writers_of(limit)]
+        is_piece = opcode == "setp.ge.s64" and ends == [("add.s64", first)]
+        return is_piece or (opcode == "setp.gt.s64" and limit == "0")
+    writers = writers_of(mutant.instruction.guard)
     is_length = [w.opcode == "setp.gt.s64" and w.operands[2] == "0" for w in writers]
     return (
         is_length == [True]
@@ -228,7 +235,10 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Case], bool]]] = {
     "one thread both counts and reads what the count is about": ((WEAKENED,), _counts_alone),
     "what further threads load or store is used by nobody": ((UNGUARDED,), _unused),
     "the predicate holds in every thread of a block": ((UNGUARDED,), _always_holds),
-    "no row is without elements": ((UNGUARDED, OFF_BY_ONE), _of_no_elements),
+    "no row is without elements, and no piece without rows": (
+        (UNGUARDED, OFF_BY_ONE),
+        _of_no_elements,
+    ),
     "it follows another barrier, with no access between them": ((NO_BARRIER,), _nothing_between),
     "each thread clears what it alone has loaded": ((NO_BARRIER,), _clears_its_own),
     "full tiles have other barriers, of others threads load what they have stored": (
