@@ -146,7 +146,7 @@ def _predecessors(kernel: Kernel) -> dict[int, list[int]]:
 
 
 def _of_no_elements(case: Case) -> bool:
-    """Whether a row's length is 0, or a piece's first row its end; or what is loaded of the record where they are not."""
+    """Whether a row is empty, or a piece of rows; or a load of the record, where the row is not."""
     mutant = case.mutant
     if case.kind != "project":
         return False

@@ -119,6 +119,9 @@ RUNS = {
         heads=len(NARROWEST) + 1,
         steps=2,
     ),
+    "everything, few": Run(
+        **_EVERYTHING, shapes=((COUNTS[0],), (TILE_ELEMENTS + RAGGED,)), steps=2
+    ),
     "everything, many": Run(
         **_EVERYTHING,
         shapes=tuple((size,) for size in (*COUNTS[:3], *COUNTS)),
