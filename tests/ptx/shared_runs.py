@@ -106,7 +106,7 @@ RUNS = {
     "ball": Run({"constraint": sf.L2Ball(1.0), "ema_decay": 0.9}, shapes=MANY_TILES),
     "simplex": Run(
         {"constraint": sf.Simplex(), "ema_decay": 0.9},
-        shapes=((2, 301), (2, 1), (2, 256), (1, 7), (9, 7)),
+        shapes=((2, 301), (1, 1), (1, 256), (4, 7)),
     ),
     "8bit": _of("8bit"),
     "8bit, special": _of("8bit", special=True),
