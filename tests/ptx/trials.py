@@ -201,13 +201,16 @@ def executed(case: Case, run: str) -> set[int]:
 
 
 def source_of(case: Case) -> str:
-    """The source that Triton says the changed instruction is of: "project.py, report_tile: tl.debug_barrier()"."""
+    """The source of the instruction: "project.py, report_tile: tl.debug_barrier()"; empty: of Triton's library."""
     (text,) = {traced(run, case.compiler, case.kind).text[case.mutant.kernel] for run in case.runs}
     before = "\n".join(text.splitlines()[: case.mutant.instruction.line])
     found = re.findall(r"\.loc.*?// (\w+\.py):(\d+):", before)
-    if not found:
+    name, line = found[-1] if found else ("", "0")
+    source = Path(triton_kernels.__file__).parent / name
+    if not source.is_file() or not int(line):
         return ""
-    name, line = found[-1][0], int(found[-1][1])
-    lines = (Path(triton_kernels.__file__).parent / name).read_text().splitlines()[:line]
+    lines = source.read_text().splitlines()[: int(line)]
     functions = [match[1] for above in lines if (match := re.match(r"def (\w+)", above))]
+    if not functions:
+        return ""
     return f"{name}, {functions[-1]}: {lines[-1].partition('#')[0].strip()}"
