@@ -18,6 +18,8 @@ from ptx.nvcc_build import unavailable
 from ptx.tiny import kernel_of, run
 from ptx.trials import Case, cases, is_allowed, source_of
 
+pytestmark = pytest.mark.slow  # as test_mutations.py, without which it is about nothing
+
 THREADS = 64
 CAUGHT = CaughtLaunch("nobody", "", "tiny", 1, THREADS, b"")
 
@@ -145,7 +147,6 @@ def test_barriers(between: str, is_needed: bool, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.ptx
-@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 def test_fences_of_a_ball_are_not_those_of_a_count() -> None:
     found = [*cases("nvcc", "step", ["ball"], [WEAKENED])]
@@ -156,7 +157,6 @@ def test_fences_of_a_ball_are_not_those_of_a_count() -> None:
 
 
 @pytest.mark.ptx
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*bfloat16 parameters are rounded to nearest")
 def test_the_barrier_before_a_balls_count_is_needed() -> None:
     """It has the same source as the one that other barriers make good for."""
