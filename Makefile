@@ -46,7 +46,7 @@ help:
 	@echo "make bench       throughput against torch and other optimizers"
 	@echo "make ptx         run what both compilers emit for a GPU on the CPU, with checks; minutes"
 	@echo "make ptx-traffic bytes that the kernels' warps touch, as in docs/kernels.md; CASE=\"Adam, 8bit\" by instruction"
-	@echo "make ptx-mutants changes of the kernels, and which check catches each; minutes; CASE=clip for one run"
+	@echo "make ptx-mutants changes of the kernels, and which check catches each; minutes; CASE=statistics for some"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
 	@echo "make soak        kills, many steps, many groups, no memory: SOAK_ARGS=\"--only kills\""
 	@echo "make wheel       source distribution and wheel for one Python, in dist/, tried in an empty environment"

@@ -35,17 +35,16 @@ struct Scratch {
   double sum;
 };
 
-// The sum over the block, returned to every thread. The scratch memory is free again afterwards.
+// The sum over the block, returned to every thread. The lanes of the scratch memory are free again afterwards; before
+// the sum is written again, every thread has passed the barriers of the next call.
 __device__ __forceinline__ double block_sum(double mine, Scratch& scratch) {
   const double sum = sum_lanes(mine, scratch.lanes);
   if (threadIdx.x == 0) scratch.sum = sum;
   __syncthreads();
-  const double total = scratch.sum;
-  __syncthreads();
-  return total;
+  return scratch.sum;
 }
 
-// Likewise the maximum.
+// Likewise the maximum; all of the scratch memory is free again.
 __device__ __forceinline__ double block_max(double mine, Scratch& scratch) {
   scratch.lanes[threadIdx.x] = mine;
   __syncthreads();

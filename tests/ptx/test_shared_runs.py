@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ptx.launch import BACKWARDS, SERIAL, interleaved
-from ptx.mutations import is_allowed
-from ptx.shared_runs import COMPILERS, RUNS, check
+from ptx.shared_runs import COMPILERS, RUNS, Watch, check
+from ptx.trials import is_allowed
 
 USUAL = ("clip", "counted", "turns", "zeroing", "ball", "simplex", "8bit", "everything")
 pytestmark = [
@@ -39,6 +39,6 @@ def test_in_other_orders_of_blocks_and_warps(compiler: str, run: str) -> None:
     """The same verdict, and the same bits: whoever is the last block."""
     _needs(compiler)
     for schedule in (SERIAL, BACKWARDS, interleaved(1), interleaved(2, warps=True)):
-        found = check(run, compiler, schedule=schedule)
+        found = check(run, compiler, Watch(schedule=schedule))
         assert not [str(race) for _, races in found.races for race in races if not is_allowed(race)]
         assert found.equal, schedule

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernel import Kernel
-from .launch import TOGETHER, Launch, Schedule
+from .launch import TOGETHER, Launch, Observer, Schedule
 from .memory import Memory
 from .parser import read
 from .races import Race, RaceDetector
@@ -51,8 +51,13 @@ class Tiny:
         return {(r.first.base, r.second.base, r.where) for r in self.races}
 
 
+def kernel_of(body: str, threads: int = 32) -> Kernel:
+    """The kernel of this body, which `ret` ends."""
+    return Kernel(read(BEGIN.format(threads=threads) + body + "\nret;\n}\n")["tiny"])
+
+
 def run(
-    body: str,
+    body: str | Kernel,
     *,
     blocks: int = 2,
     threads: int = 32,
@@ -61,14 +66,16 @@ def run(
     shuffles_order: bool = False,
     written: bool = True,
     data: Sequence[int] = (),
+    observers: Sequence[Observer] = (),
 ) -> Tiny:
-    """Run a kernel of this body, which `ret` ends.
+    """Run a kernel, or the one of this body.
 
     Args:
         blocks, threads, schedule, shuffles_order: of launch and detector.
         words: of the buffer `data`; the buffer `flag` follows it at once.
         written: something is in `data` before.
         data: its first words.
+        observers: are told what happens.
     """
     memory = Memory()
     whole = np.zeros(words + 8, np.uint32)
@@ -76,10 +83,11 @@ def run(
     arrays = whole[:words], whole[words:]
     memory.add("data", arrays[0].ctypes.data, arrays[0].nbytes, is_written=written)
     memory.add_array("flag", arrays[1])
-    kernel = Kernel(read(BEGIN.format(threads=threads) + body + "\nret;\n}\n")["tiny"])
+    kernel = kernel_of(body, threads) if isinstance(body, str) else body
     detector = RaceDetector(blocks * threads, threads, memory, shuffles_order=shuffles_order)
     parameters = np.array([a.ctypes.data for a in arrays], np.uint64).tobytes()
-    launch = Launch(kernel, blocks, parameters, memory, schedule=schedule, observers=[detector])
+    watching = [detector, *observers]
+    launch = Launch(kernel, blocks, parameters, memory, schedule=schedule, observers=watching)
     launch.run()
     return Tiny(*arrays, list(detector.races()))
 
