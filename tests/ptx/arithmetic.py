@@ -93,12 +93,17 @@ def _divide(instruction: Instruction, registers: Registers) -> Operation:
         return Result(instruction, registers, lambda lanes: canonical(a(lanes) / b(lanes)))
     if type_[0] not in "us" or modifiers:
         raise unknown(instruction)
-    compute, by_zero = (lambda lanes: _quotient(a(lanes), b(lanes))), lambda lanes: b(lanes) == 0
-    return Result(instruction, registers, compute, by_zero)
+    return Result(
+        instruction,
+        registers,
+        lambda lanes: _quotient(a(lanes), b(lanes)),
+        lambda lanes: _has_no_quotient(a(lanes), b(lanes)),
+    )
 
 
 @decodes("rem")
 def _remainder(instruction: Instruction, registers: Registers) -> Operation:
+    """Of negative numbers the ISA leaves it to the machine (section 9.7.1, rem)."""
     (type_,) = instruction.modifiers
     if type_[0] not in "us":
         raise unknown(instruction)
@@ -108,11 +113,25 @@ def _remainder(instruction: Instruction, registers: Registers) -> Operation:
         x, y = a(lanes), b(lanes)
         return x - y * _quotient(x, y)
 
-    return Result(instruction, registers, compute, lambda lanes: b(lanes) == 0)
+    def is_open(lanes: Lanes) -> Values:
+        x, y = a(lanes), b(lanes)
+        return _has_no_quotient(x, y) | (x < 0) | (y < 0)
+
+    return Result(instruction, registers, compute, is_open)
+
+
+def _has_no_quotient(x: Values, y: Values) -> Values:
+    """By zero it is machine-specific (section 9.7.1, div); the least number by -1 is no number of the type.
+
+    Semantics are those of C (section 9.6), where the latter is undefined, as in the compilers that emit it.
+    """
+    if y.dtype.kind == "u":
+        return y == 0
+    return (y == 0) | ((x == np.iinfo(x.dtype).min) & (y == -1))
 
 
 def _quotient(x: Values, y: Values) -> Values:
-    """Towards zero. By zero it is machine-specific (section 9.7.1, div): something, which is undefined then."""
+    """Towards zero; something where there is none."""
     is_zero = y == 0
     divisor = np.where(is_zero, y.dtype.type(1), y)
     below = x // divisor

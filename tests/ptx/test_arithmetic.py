@@ -50,7 +50,7 @@ def test_wide_products_are_exact(type_: str) -> None:
 
 
 @pytest.mark.parametrize("type_", INTEGERS)
-def test_quotients_go_towards_zero_and_remainders_have_the_dividends_sign(type_: str) -> None:
+def test_quotients_go_towards_zero_and_remainders_are_what_is_left(type_: str) -> None:
     dtype = INTEGERS[type_]
     a, b = pairs(integers(dtype))
     kept = (b != 0) & ~((a == np.iinfo(dtype).min) & (b == wrapped(-1, dtype)) & (type_[0] == "s"))
@@ -61,16 +61,40 @@ def test_quotients_go_towards_zero_and_remainders_have_the_dividends_sign(type_:
 
     values = [(int(x), int(y)) for x, y in zip(a, b, strict=True)]
     assert apply(f"div.{type_}", dtype, a, b).tolist() == [quotient(x, y) for x, y in values]
-    expected = [x - y * quotient(x, y) for x, y in values]
-    assert apply(f"rem.{type_}", dtype, a, b).tolist() == expected
+    expected = [x % y for x, y in values if x >= 0 and y > 0]
+    kept = (a >= 0) & (b > 0)
+    assert apply(f"rem.{type_}", dtype, a[kept], b[kept]).tolist() == expected
 
 
-@pytest.mark.parametrize("opcode", ["div.s32", "rem.u32"])
-def test_a_quotient_by_zero_may_be_computed_and_must_not_decide(opcode: str) -> None:
-    body = f"{opcode} %r1, 7, %t;\n"  # thread 0 divides by zero
-    run(body)
-    with pytest.raises(Fault, match="predicate is undefined"):
-        run(body + "setp.eq.s32 %p1, %r1, 5;\n@%p1 ret;")
+LEFT_OPEN = {
+    "by zero": ("7", "0", {"div.s32", "div.u32", "rem.s32", "rem.u32"}),
+    "a quotient beyond the type": ("-2147483648", "-1", {"div.s32", "rem.s32"}),
+    "a negative dividend": ("-7", "2", {"rem.s32"}),
+    "a negative divisor": ("7", "-2", {"rem.s32"}),
+    "positive numbers": ("7", "2", set()),
+}
+
+
+@pytest.mark.parametrize("opcode", ["div.s32", "div.u32", "rem.s32", "rem.u32"])
+@pytest.mark.parametrize("case", LEFT_OPEN)
+def test_what_the_isa_leaves_open_may_be_computed_and_must_not_decide(
+    case: str, opcode: str
+) -> None:
+    """Of 64 bits too; by registers and by constants."""
+    a, b, is_open = LEFT_OPEN[case]
+    for wide in (opcode, opcode.replace("32", "64")):
+        r = "%d" if wide.endswith("64") else "%r"
+        x = str(-(1 << 63)) if r == "%d" and a == "-2147483648" else a
+        move = f"mov.b{wide[-2:]}"
+        for given in (f"{x}, {b}", f"{r}2, {r}3"):
+            body = f"{move} {r}2, {x};\n{move} {r}3, {b};\n{wide} {r}1, {given};\n"
+            run(body)
+            decided = body + f"setp.eq.{wide[-3:]} %p1, {r}1, 5;\n@%p1 ret;"
+            if opcode not in is_open:
+                run(decided)
+                continue
+            with pytest.raises(Fault, match="predicate is undefined"):
+                run(decided)
 
 
 def test_signs_of_integers() -> None:
