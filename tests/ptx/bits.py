@@ -36,7 +36,11 @@ def _not(instruction: Instruction, registers: Registers) -> Operation:
 
 @decodes("shl", "shr")
 def _shift(instruction: Instruction, registers: Registers) -> Operation:
-    """Amounts beyond the width shift everything out; shr of a signed type fills with the sign."""
+    """Amounts beyond the width shift everything out; shr of a signed type fills with the sign.
+
+    Of 16 bits there are 16 here. The ISA leaves it to the machine whether a register holds more (section 9.6.1), which
+    shr could bring back; ptxas compiles it as here.
+    """
     (type_,) = instruction.modifiers
     if type_[0] == "f" or SIZES[type_] < 2 or (instruction.base == "shl" and type_[0] != "b"):
         raise unknown(instruction)
