@@ -133,5 +133,14 @@ def same_steps(
             has_head = any(group["role"] == "head" for group in optimizer.param_groups)
             optimizer.step(role="head" if number == 2 and has_head else None, **how)
         assert_same_optimizers(ours, on_cpu, f"step {number}")
-        # float64: what clips is float32, and would hide the lower half
-        assert ours.last_step.as_dict() == on_cpu.last_step.as_dict()
+        _assert_same_reports(ours.last_step.as_dict(), on_cpu.last_step.as_dict())
+
+
+def _assert_same_reports(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Norms are float64: what clips is float32, and would hide their lower half."""
+    known = [key for key, value in expected.items() if value is not None]
+    assert {key: found[key] for key in known} == {key: expected[key] for key in known}
+    # where the device counts, the host does not know of a player that it rests
+    norms = [key for key in expected if key.startswith("grad_norm") and key not in known]
+    assert all(found[key] in (None, 0.0) for key in norms)
+    assert found["skipped"] == expected["skipped"]
