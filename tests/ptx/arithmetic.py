@@ -1,4 +1,4 @@
-"""Arithmetic on integers (section 9.7.1) and floating-point numbers (section 9.7.3)."""
+"""Arithmetic on integers (section 9.7.1) and floating-point numbers (sections 9.7.3 and 9.7.5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .floating import canonical, fma
+from .floating import canonical, fma, from_bfloat16
 from .lanes import Lanes, Registers, Values, dtype_of
 from .operations import Operation, Result, decodes, readers, unknown
 from .parser import SIZES, Instruction
@@ -19,13 +19,30 @@ FLOATS = ("f32", "f64", "f32x2")
 @decodes("add", "sub")
 def _add_or_subtract(instruction: Instruction, registers: Registers) -> Operation:
     *modifiers, type_ = instruction.modifiers
+    combine = np.add if instruction.base == "add" else np.subtract
+    if modifiers == ["rn", "f32"]:
+        return _mixed(instruction, registers, type_, combine)
     if modifiers not in ([], ["rn"]) or (modifiers and type_[0] != "f"):
         raise unknown(instruction)
     if type_ not in FLOATS and (type_[0] not in "us" or SIZES[type_] < 2):
         raise unknown(instruction)
     a, b = readers(instruction, registers, type_, type_)
-    compute = in_pairs(np.add if instruction.base == "add" else np.subtract, type_)
+    compute = in_pairs(combine, type_)
     return Result(instruction, registers, lambda lanes: canonical(compute(a(lanes), b(lanes))))
+
+
+WIDENED = {"f16": lambda x: x.astype(np.float32), "bf16": from_bfloat16}
+
+
+def _mixed(
+    instruction: Instruction, registers: Registers, type_: str, combine: Callable[..., Values]
+) -> Operation:
+    """add and sub of float32 whose first operand is made one of 16 bits before, exactly (section 9.7.5)."""
+    widened = WIDENED[type_]
+    a, c = readers(instruction, registers, type_, "f32")
+    return Result(
+        instruction, registers, lambda lanes: canonical(combine(widened(a(lanes)), c(lanes)))
+    )
 
 
 def in_pairs(compute: Callable[..., Values], type_: str) -> Callable[..., Values]:

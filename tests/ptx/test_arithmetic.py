@@ -132,6 +132,32 @@ def test_sums_products_and_quotients_are_rounded_to_nearest(type_: str, opcode: 
     assert same(apply(f"{opcode}.{type_}", dtype, a, b), expected, form)
 
 
+@pytest.mark.parametrize("opcode", ["add", "sub"])
+@pytest.mark.parametrize("type_", ["f16", "bf16"])
+def test_the_first_operand_of_16_bits_is_widened_before_a_sum_is_rounded(
+    type_: str, opcode: str
+) -> None:
+    """Section 9.7.5."""
+    form, definition = FORMATS[type_], OF_FLOATS[f"{opcode}.rn"]
+    a = np.array([*floats(form), *random_words(form, 6000, seed=5)], np.uint16)
+    special = np.resize(np.array(floats(F32), np.uint32), a.size // 2)
+    c = np.concatenate(
+        [special, np.array(random_words(F32, a.size - special.size, seed=6), np.uint32)]
+    )
+    c = np.random.default_rng(7).permutation(c)
+
+    def widened(word: int) -> int:
+        if form.is_nan(word):
+            return F32.infinity | 1
+        if form.is_infinite(word):
+            return F32.signed(F32.infinity, form.sign(word))
+        whole = F32.rounded(form.units(word) << (F32.least - form.least), F32.least)
+        return F32.signed(F32.magnitude(whole), form.sign(word))
+
+    expected = [definition(F32, widened(int(x)), int(y)) for x, y in zip(a, c, strict=True)]
+    assert same(apply(f"{opcode}.rn.f32.{type_}", np.uint32, a, c), expected, F32)
+
+
 @pytest.mark.parametrize("type_", ["f32", "f64"])
 def test_roots_and_reciprocals_are_rounded_to_nearest(type_: str) -> None:
     form, dtype = FORMATS[type_], {"f32": np.uint32, "f64": np.uint64}[type_]
@@ -227,6 +253,10 @@ def test_constants_alone_are_computed() -> None:
         "add.rz.f32 %r1, %r2, %r3",
         "add.ftz.f32 %r1, %r2, %r3",
         "add.f16 %h1, %h2, %h3",
+        "add.f32.f16 %r1, %h2, %r3",
+        "add.rz.f32.f16 %r1, %h2, %r3",
+        "add.rn.f32.f32 %r1, %r2, %r3",
+        "fma.rn.f32.f16 %r1, %h2, %h3, %r4",
         "mul.hi.u32 %r1, %r2, %r3",
         "mul.b32 %r1, %r2, %r3",
         "mad.rn.f32 %r1, %r2, %r3, %r4",
