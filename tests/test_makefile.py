@@ -107,10 +107,10 @@ def test_another_pair_of_versions_gets_an_environment_of_its_own() -> None:
 
 def test_other_tritons_come_beside_the_torch_that_is_here() -> None:
     found = lines("ptx-tritons", "TRITONS=3.6.0 3.9.0", "TEST_ARGS=-x")
-    for version in ("3.6.0", "3.9.0"):
-        (install,) = (line for line in found if line.endswith(f" triton=={version}"))
+    for triton in ("3.6.0", "3.9.0"):
+        (install,) = (line for line in found if line.endswith(f" triton=={triton}"))
         assert " --no-deps " in install
-        assert f" --target none/.venv/triton-{version} " in install
+        assert f" --target none/.venv/triton-{triton} " in install
     assert not any("torch==" in line for line in found)
     loop = " ".join(found[-3:])
     assert "for triton in 3.6.0 3.9.0;" in loop
