@@ -1,7 +1,7 @@
 """Tiles of parameters that are not float32 with float32 state and gradient: `csrc/cuda/low_precision.cu` in Triton.
 
 FORMAT is a record's `format`, and above its first byte the dtype of its gradient: a launch compiles one branch for each
-that its table has. `rule` is a constexpr where all rows share one, else what the row at hand says.
+that its table has. RULES are those of its rows, `rule` the one of the row at hand: a constexpr where all share it.
 """
 
 import triton
@@ -48,7 +48,6 @@ from .tables import (
     TILE_OFFSET,
     TILE_WHOLE,
     TURNS,
-    UPDATE_FLAGS,
     ZERO_GRADS,
 )
 from .update_rule import (
@@ -135,6 +134,7 @@ def _update(
     whole,
     blocks,
     FORMAT: tl.constexpr,
+    RULES: tl.constexpr,
     MODE: tl.constexpr,
     FULL: tl.constexpr,
     TILE: tl.constexpr,
@@ -183,9 +183,8 @@ def _update(
         maximum = read_moments(
             words[MAX_EXP_AVG_SQ], words[MAX_EXP_AVG_SQ_SCALE], blocks, 31, STATE, FULL
         )
-    alone = UPDATE_FLAGS & rule
     param, exp_avg, exp_avg_sq, maximum = apply_rule(
-        alone, row, param, grad, exp_avg, exp_avg_sq, maximum
+        rule, row, param, grad, exp_avg, exp_avg_sq, maximum, RULES
     )
     param = project(bounds[0], bounds[1], param)
     if (EMA & rule) != 0:
@@ -228,7 +227,7 @@ def update_low_precision_tile(
     unscale,
     tile,
     FORMAT: tl.constexpr,
-    RULE: tl.constexpr,
+    RULES: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -255,7 +254,9 @@ def update_low_precision_tile(
             if ((DTYPE != FLOAT32) and ((FORMAT >> 8) != FLOAT32) and (MASTER_WORD != MASTER32))
             else 1
         )
-        CROWDED: tl.constexpr = ((EMA | AMSGRAD) & RULE) | (TURNS & MODE) | IS_WIDE
+        CROWDED: tl.constexpr = (
+            ((EMA | AMSGRAD) & RULES[0]) | (len(RULES) - 1) | (TURNS & MODE) | IS_WIDE
+        )
         IS_CODE: tl.constexpr = ((FORMAT >> 2) & 3) == STATE8
         PASS: tl.constexpr = (
             (CODES_PASS if CROWDED == 0 else HALVES_PASS) if IS_CODE else HALVES_PASS
@@ -275,6 +276,7 @@ def update_low_precision_tile(
                 whole,
                 blocks,
                 FORMAT,
+                RULES,
                 MODE,
                 True,
                 TILE,
@@ -295,6 +297,7 @@ def update_low_precision_tile(
                 whole,
                 blocks,
                 FORMAT,
+                RULES,
                 MODE,
                 False,
                 TILE,

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .access import pointers
 from .cache_key import constants_of
+from .entry_point import entry_point
 from .exact_sum import (
     COPIES,
     KERNEL_WORDS,
@@ -197,7 +198,7 @@ def _average_row(record, rows, start, length, stride):
         _average(record, rows, start + j * stride, j < length, param)
 
 
-@triton.jit(do_not_specialize=["first_piece"])
+@entry_point
 def project_kernel(
     records,
     rows,

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .access import Elements, load, mask_where
 from .cache_key import constants_of
+from .entry_point import entry_point
 from .exact_sum import (
     COPIES,
     KERNEL_WORDS,
@@ -127,7 +128,7 @@ def _clip_factor(norm, max_norm):
     return tl.where(clips, factor, 1.0)
 
 
-@triton.jit(do_not_specialize=["first_tile", "num_tiles", "first_head_tile"])
+@entry_point
 def statistics_kernel(
     records,
     tiles,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .cache_key import constants_of
+from .entry_point import entry_point
 from .ieee import divide
 from .launch_options import LaunchOptions
 from .load_store import BFLOAT16, FLOAT16, FLOAT32
@@ -20,7 +21,6 @@ from .row import (
 from .tables import (
     CLIPPED,
     COUNTED,
-    EMA,
     FORMAT,
     GRAD,
     GRAD_DTYPE,
@@ -28,7 +28,6 @@ from .tables import (
     JOINT_SETS,
     LOW_PRECISION,
     MEAN_WEIGHT,
-    MIXED_RULES,
     NUMEL,
     RECORD_WORDS,
     ROW,
@@ -48,8 +47,7 @@ from .tables import (
 )
 from .tile import (
     NUM_WARPS,
-    update_tile,
-    update_with,
+    update_by_rule,
     wait_tile,
 )
 
@@ -64,7 +62,7 @@ def _update_low_precision(
     unscale,
     tile,
     FORMATS: tl.constexpr,
-    RULE: tl.constexpr,
+    RULES: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -73,7 +71,7 @@ def _update_low_precision(
     for k in tl.static_range(len(FORMATS)):
         if format == FORMATS[k]:
             update_low_precision_tile(
-                record, row, rule, step, factor, unscale, tile, FORMATS[k], RULE, MODE, TILE
+                record, row, rule, step, factor, unscale, tile, FORMATS[k], RULES, MODE, TILE
             )
 
 
@@ -88,7 +86,7 @@ def _wait_low_precision(record, unscale, adds, tile, MODE: tl.constexpr, TILE: t
         wait_low_precision_tile(record, unscale, adds, tile, FLOAT16, MODE, TILE)
 
 
-@triton.jit(do_not_specialize=["first_tile", "first_head_tile"])
+@entry_point
 def step_kernel(
     records,
     tiles,
@@ -109,13 +107,13 @@ def step_kernel(
     set_factors,
     set_tiles_done,
     moved,
-    RULE: tl.constexpr,
+    RULES: tl.constexpr,
     MODE: tl.constexpr,
     FORMATS: tl.constexpr,
     TILE: tl.constexpr,
     CONSTANTS: tl.constexpr,
 ):
-    """Update one tile. RULE is one rule for all, or MIXED_RULES: then each program follows its row.
+    """Update one tile, by the rule of its row.
 
     Args:
         records: int64 pointer, RECORD_WORDS per parameter.
@@ -127,6 +125,7 @@ def step_kernel(
         found_inf: float32 pointer: where it is not 0 nothing moves, in MODE SKIPPABLE.
         groups, steps, readiness, waited, arrived: as in struct StepArgs, in MODE COUNTED.
         sets, set_sums, set_digits, set_factors, set_tiles_done, moved: likewise, in MODE JOINT_SETS.
+        RULES: those that rows have; the code holds no other.
         FORMATS: those that records have, each with its gradient's dtype above its first byte, in MODE LOW_PRECISION.
         CONSTANTS: see `constants_of`.
     """
@@ -189,25 +188,19 @@ def step_kernel(
             else:
                 factor = factor * unscale
         if LOW_PRECISION & MODE:
-            if RULE == MIXED_RULES:
+            if len(RULES) == 1:
+                _update_low_precision(
+                    record, row, RULES[0], step, factor, unscale, tile, FORMATS, RULES, MODE, TILE
+                )
+            else:
                 rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
                 _update_low_precision(
-                    record, row, rule, step, factor, unscale, tile, FORMATS, RULE, MODE, TILE
+                    record, row, rule, step, factor, unscale, tile, FORMATS, RULES, MODE, TILE
                 )
-            else:
-                _update_low_precision(
-                    record, row, RULE, step, factor, unscale, tile, FORMATS, RULE, MODE, TILE
-                )
-        elif RULE == MIXED_RULES:
-            rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
-            if (rule & EMA) != 0:
-                update_with(
-                    record, row, factor, unscale, offset, count, rule ^ EMA, EMA, MODE, TILE
-                )
-            else:
-                update_with(record, row, factor, unscale, offset, count, rule, 0, MODE, TILE)
         else:
-            update_tile(record, row, factor, unscale, offset, count, RULE, MODE, TILE)
+            update_by_rule(
+                record, row, row_words, factor, unscale, offset, count, RULES, MODE, TILE
+            )
     elif ((TURNS | ZERO_GRADS) & MODE) != 0:
         if has_grad:
             if LOW_PRECISION & MODE:
@@ -235,13 +228,14 @@ def launch_step(
     first_tile: int,
     num_tiles: int,
     first_head_tile: int,
-    rule: int,
+    rules: tuple[int, ...],
     options: LaunchOptions,
 ) -> None:
     """Enqueue the update of `num_tiles` tiles on the current stream.
 
     Args:
         records: int64 [parameters * 24], tiles: int64 [tiles * 3], rows: float32 [rows * 20], on one device.
+        rules: those that rows have, each once.
     """
     step_kernel[(num_tiles,)](
         records,
@@ -250,7 +244,7 @@ def launch_step(
         first_tile,
         first_head_tile,
         **options.pointers(rows),
-        RULE=rule,
+        RULES=rules,
         MODE=options.mode,
         FORMATS=options.formats,
         TILE=TILE_ELEMENTS,

@@ -7,7 +7,6 @@ stackelberg_fused/groups/rules.py. Here they are constants, because kernels may 
 import numpy as np
 import triton.language as tl
 
-from ..groups import rules
 from ..groups.rules import Rule
 from ..native import tables
 
@@ -44,12 +43,6 @@ MOMENTUM: tl.constexpr = tl.constexpr(Rule.MOMENTUM.value)
 NESTEROV: tl.constexpr = tl.constexpr(Rule.NESTEROV.value)
 EMA: tl.constexpr = tl.constexpr(Rule.EMA.value)
 CAUTIOUS: tl.constexpr = tl.constexpr(Rule.CAUTIOUS.value)
-MIXED_RULES: tl.constexpr = tl.constexpr(rules.MIXED_RULES)
-# every rule that exists, without the average that may be beside it
-UPDATE_RULES: tl.constexpr = tl.constexpr(tuple(r for r in rules.RULES if not r & Rule.EMA))
-# the flags that tell these apart
-UPDATE_FLAGS: tl.constexpr = tl.constexpr(sum(f.value for f in Rule if f is not Rule.EMA))
-NUM_UPDATE_RULES: tl.constexpr = tl.constexpr(len(UPDATE_RULES.value))
 
 # a record: int64
 RECORD_WORDS: tl.constexpr = words(tables.RECORD, 8)

@@ -17,12 +17,10 @@ from .tables import (
     MAX_EXP_AVG_SQ,
     MEAN_WEIGHT,
     MOMENTUM,
-    NUM_UPDATE_RULES,
     PARAM,
     RECORD_FIELDS,
     SGD,
     TURNS,
-    UPDATE_RULES,
     ZERO_GRADS,
 )
 from .update_rule import (
@@ -192,22 +190,24 @@ def update_tile(
 
 
 @triton.jit
-def update_with(
+def update_by_rule(
     record,
     row,
+    row_words,
     factor,
     unscale,
     offset,
     count,
-    rule,
-    MORE: tl.constexpr,
+    RULES: tl.constexpr,
     MODE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Update a tile by the rule of its row, with the flags MORE."""
-    # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
-    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
-        if rule == UPDATE_RULES[k]:
-            update_tile(
-                record, row, factor, unscale, offset, count, MORE | UPDATE_RULES[k], MODE, TILE
-            )
+    """Update a tile by that one of RULES which its row, at the pointer `row_words`, names."""
+    if len(RULES) == 1:
+        update_tile(record, row, factor, unscale, offset, count, RULES[0], MODE, TILE)
+    else:
+        rule = tl.load(row_words.to(tl.pointer_type(tl.int32)))
+        # the last rule first: in the other order a launch that mixes rules takes 70 registers for 64
+        for k in tl.static_range(len(RULES) - 1, -1, -1):
+            if rule == RULES[k]:
+                update_tile(record, row, factor, unscale, offset, count, RULES[k], MODE, TILE)

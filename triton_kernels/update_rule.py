@@ -21,13 +21,11 @@ from .tables import (
     MOMENTUM,
     MOMENTUM_COEFFICIENT,
     NESTEROV,
-    NUM_UPDATE_RULES,
     ONE_MINUS_BETA2,
     ONE_MINUS_DAMPENING,
     PARAM_DECAY,
     SGD,
     STEP_SIZE,
-    UPDATE_RULES,
     WEIGHT_DECAY,
 )
 
@@ -102,16 +100,16 @@ def _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULE: tl.constexpr):
 
 
 @triton.jit
-def apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum):
-    """Update a block by a rule that may be known only when the kernel runs, without average.
+def apply_rule(rule, row, param, grad, exp_avg, exp_avg_sq, maximum, RULES: tl.constexpr):
+    """Update a block by that one of RULES which `rule` is, perhaps known only when the kernel runs; without average.
 
     Returns (param, exp_avg, exp_avg_sq, maximum); those that the rule does not have as they were.
     """
     updated = param, exp_avg, exp_avg_sq, maximum
     # the last rule first, as in tile.py: in the other order a launch that mixes rules spills
-    for k in tl.static_range(NUM_UPDATE_RULES - 1, -1, -1):
-        if rule == UPDATE_RULES[k]:
-            updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, UPDATE_RULES[k])
+    for k in tl.static_range(len(RULES) - 1, -1, -1):
+        if rule == RULES[k]:
+            updated = _apply(row, param, grad, exp_avg, exp_avg_sq, maximum, RULES[k])
     return updated
 
 

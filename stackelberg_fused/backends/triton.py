@@ -114,7 +114,7 @@ def _update(launch: Launch, tables: Mapping[str, Tensor]) -> None:
         span.first_tile,
         span.last_tile - span.first_tile,
         launch.first_head_tile,
-        launch.rule,
+        launch.table.rows.rules,
         _options(launch, tables),
     )
 

@@ -31,7 +31,8 @@ class HyperparameterRows:
     Attributes:
         rows: ROW array; `address` is where it lies.
         slot_row: int64 array [n]: the row of each slot.
-        rule: the rule that all rows share, or MIXED_RULES: which kernel a launch takes.
+        rules: those that rows have, ascending, each once.
+        rule: the one that all rows share, or MIXED_RULES: which kernel a launch takes.
         version: counts changes of `rows`.
     """
 
@@ -77,8 +78,9 @@ class HyperparameterRows:
         """Take over from the hyperparameters what step count and rate do not change."""
         self.rows[:] = self._hyperparameters.static[self._row_group]
         self.rows["one_minus_dampening"][~self._row_ready] = 1.0
-        rules = set(self.rows["rule"].tolist())
-        self.rule: int = rules.pop() if len(rules) == 1 else MIXED_RULES
+        rules = tuple(sorted(set(self.rows["rule"].tolist())))
+        self.rule: int = rules[0] if len(rules) == 1 else MIXED_RULES
+        self.rules: tuple[int, ...] = rules
 
     def _update(self) -> bool:
         """`update_rows` of csrc/cpu/rows.cpp: False, and nothing is written, where slots have to be grouped again."""

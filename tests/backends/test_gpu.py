@@ -58,7 +58,7 @@ def _run_on_gpu(problem: Problem, backend: str) -> np.ndarray:
 
         words = records.view(torch.int64), tiles.view(torch.int64), rows.view(torch.float32)
         more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
-        launch_step(*words, 0, len(problem.tiles), 0, problem.rule, LaunchOptions(**more))
+        launch_step(*words, 0, len(problem.tiles), 0, problem.present, LaunchOptions(**more))
     return memory.cpu().numpy()
 
 

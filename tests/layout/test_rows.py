@@ -145,7 +145,7 @@ def test_rows_of_groups_that_wait_for_their_turn() -> None:
     rows = Rows(_groups(Options("adam"), Options("adam"), update_every=3), [0, 0, 1])
     rows.hyperparameters.groups[1].update(update_every_grads="mean")
     rows.hyperparameters.look()
-    rows.hyperparameters.accept(rows.hyperparameters.check())
+    rows.hyperparameters.accept([1])
     rows.of.refill()
     seen = []
     for waited in ([0, 0, 0], [2, 2, 3], [4, 4, 5], [4, 2, 4]):
@@ -183,13 +183,25 @@ def test_one_row_per_group_and_distinct_step_count() -> None:
     assert len(rows.of.rows) == 3
     assert found[0] == found[1] != found[2] == found[3] == found[4]
     assert rows.of.slot_row[2] != rows.of.slot_row[3]  # equal today, but a group's row is its own
-    assert rows.of.rule == 0
+    assert (rows.of.rule, rows.of.rules) == (0, (0,))
 
 
 def test_rule_of_a_launch_is_mixed_where_rows_differ() -> None:
-    rows = Rows(_groups(Options("adam"), Options("sgd")), [0, 1])
-    _step(rows, [0, 0])
-    assert rows.of.rule == MIXED_RULES
+    groups = _groups(Options("sgd"), Options("adam"), Options("sgd"), Options("sgd"))
+    groups[3]["momentum"] = 0.9
+    rows = Rows(groups, [0, 1, 2])
+    _step(rows, [0, 0, 0])
+    # not that of a group without slots
+    assert (rows.of.rule, rows.of.rules) == (MIXED_RULES, (0, Rule.SGD))
+
+
+def test_rules_of_a_launch_follow_edits() -> None:
+    groups = _groups(Options("adam"), Options("sgd"), weight_decay=0.0)
+    rows = Rows(groups, [0, 1])
+    groups[1]["weight_decay"] = 0.1
+    rows.hyperparameters.accept([1])
+    rows.of.refill()
+    assert rows.of.rules == (0, Rule.SGD | Rule.L2)
 
 
 def test_the_step_that_creates_a_momentum_buffer_is_not_dampened() -> None:

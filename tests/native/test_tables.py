@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.groups.rules import RULES, Rule
 from stackelberg_fused.native import tables
 from stackelberg_fused.native.tables import (
     BALL,
@@ -139,7 +139,3 @@ def test_triton_rules() -> None:
     constants = _triton("tables")
     for flag in Rule:
         assert getattr(constants, flag.name).value == flag.value
-    every = constants.UPDATE_RULES.value
-    assert sorted([*every, *(rule | Rule.EMA for rule in every)]) == sorted(RULES)
-    assert len(every) == constants.NUM_UPDATE_RULES.value
-    assert constants.MIXED_RULES.value == MIXED_RULES

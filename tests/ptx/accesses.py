@@ -58,6 +58,7 @@ class MemoryOperation:
 
     Attributes:
         is_visible: other blocks could notice when it happens, so that blocks may change over before it.
+        is_shared: other warps of the block could.
     """
 
     def __init__(self, instruction: Instruction, registers: Registers) -> None:
@@ -89,7 +90,7 @@ class MemoryOperation:
         }
         if not set(self._modifiers) <= known:
             raise unknown(instruction)
-        self.is_visible = self._space == "global"
+        self.is_visible, self.is_shared = self._space == "global", self._space == "shared"
         self._registers = registers
         self._decode(length)
 
@@ -103,9 +104,15 @@ class MemoryOperation:
         found = _ADDRESS.fullmatch(operand)
         if not found:
             raise unknown(self.instruction)
+        # of an address of 64 bits in shared memory the upper half would have to be checked, too
         self._base = self._registers.reader(found[1], "u64" if self._space != "shared" else "u32")
+        if self._space == "shared" and self._is_wide(found[1]):
+            raise unknown(self.instruction)
         self._base_registers = self._registers.sources(found[1])
         self._offset = int(found[2] or 0)
+
+    def _is_wide(self, operand: str) -> bool:
+        return any(self._registers.sizes[n] > 4 for n in self._registers.sources(operand))
 
     def _vector(self, operand: str, length: int) -> list[str]:
         parts = split(operand.strip("{} ")) if operand.startswith("{") else [operand]

@@ -32,19 +32,30 @@ class Unit:
 
 
 class WorstUnit(Unit):
-    """Results as far off as the ISA allows, to the side that `side` gives: +1, -1 or 0 for each element."""
+    """Results as far off as the ISA allows, to the side that `side` gives: +1, -1 or 0 for each element.
 
-    def __init__(self, side: Callable[[int], NDArray[np.int64]]) -> None:
-        self._side = side
+    Args:
+        side: for so many elements.
+        most: float32s away from the nearest result; 3 are farther than the ISA allows.
+    """
+
+    def __init__(self, side: Callable[[int], NDArray[np.int64]], most: int = 3) -> None:
+        self._side, self._most = side, most
 
     def reciprocal(self, exact: Float64, nearest: Float32) -> Float32:
         side = self._side(exact.size).astype(np.int32)
-        return farthest(exact, nearest, side, lambda x: _ulps(exact, x) <= RECIPROCAL_ULPS)
+        return farthest(
+            exact, nearest, side, lambda x: _ulps(exact, x) <= RECIPROCAL_ULPS, self._most
+        )
 
     def reciprocal_root(self, exact: Float64, nearest: Float32) -> Float32:
         side = self._side(exact.size).astype(np.int32)
         return farthest(
-            exact, nearest, side, lambda x: np.abs(x - exact) <= RECIPROCAL_ROOT_ERROR * exact
+            exact,
+            nearest,
+            side,
+            lambda x: np.abs(x - exact) <= RECIPROCAL_ROOT_ERROR * exact,
+            self._most,
         )
 
 
@@ -53,10 +64,11 @@ def farthest(
     nearest: Float32,
     side: NDArray[np.int32],
     is_allowed: Callable[[Float64], NDArray[np.bool_]],
+    most: int,
 ) -> Float32:
-    """Of the float32s on one side of the nearest, the last that is allowed."""
+    """Of the float32s on one side of the nearest, at most so many away, the last that is allowed."""
     found = nearest
-    for _ in range(3):
+    for _ in range(most):
         # bits grow with the magnitude
         further = (found.view(np.int32) + side * np.sign(exact).astype(np.int32)).view(np.float32)
         found = np.where(is_allowed(further.astype(np.float64)), further, found)

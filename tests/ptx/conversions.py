@@ -27,33 +27,26 @@ def _move(instruction: Instruction, registers: Registers) -> Operation:
     return Result(instruction, registers, a)
 
 
-# what the undefined part of a register holds whose other parts are defined
-UNDEFINED = 0xABABABABABABABAB
-
-
 def _pack(instruction: Instruction, registers: Registers, parts: list[str], size: int) -> Operation:
-    """The first part becomes the lowest bits.
-
-    Compilers leave a part undefined that they take no bits of. The whole is undefined where all parts are; else the
-    part is a pattern, which shows in results if it was taken after all.
-    """
+    """The first part becomes the lowest bits. Compilers leave a part undefined that they take no bits of."""
     width = 8 * size // len(parts)
-    dtype, part_dtype = UNSIGNED[size], UNSIGNED[size // len(parts)]
+    dtype, ones = UNSIGNED[size], 2**width - 1
     reads = [registers.reader(part, f"b{width}") for part in parts]
     sources = [registers.sources(part) for part in parts]
     destination = registers.number(instruction.operands[0])
-    pattern = part_dtype.type(UNDEFINED % 2**width)
 
     def run(lanes: Lanes, mask: Mask | None) -> None:
         values = [read(lanes) for read in reads]
         missing = [lanes.undefined_in(of) for of in sources]
-        whole = dtype.type(0)
+        whole, undefined = dtype.type(0), np.zeros(lanes.count, np.uint64)
         for k, (value, is_missing) in enumerate(zip(values, missing, strict=True)):
-            if is_missing is not None:
-                value = np.where(is_missing, pattern, value)
             whole = whole | (value.astype(dtype) << dtype.type(width * k))
-        everything = None if any(m is None for m in missing) else np.logical_and.reduce(missing)
-        lanes.write(destination, whole, mask, everything)
+            if is_missing is not None:
+                undefined |= np.where(is_missing, np.uint64(ones << width * k), np.uint64(0))
+        if not undefined.any():
+            lanes.write(destination, whole, mask, None)
+        else:
+            lanes.write(destination, whole, mask, undefined != 0, undefined)
 
     return run
 
@@ -66,15 +59,20 @@ def _unpack(
     if any(part != "_" and registers.sizes[registers.number(part)] * 8 != width for part in parts):
         raise unknown(instruction)
     whole = registers.reader(instruction.operands[1], f"b{8 * size}")
-    sources = registers.sources(instruction.operands[1])
+    sources, ones = registers.sources(instruction.operands[1]), np.uint64(2**width - 1)
     numbers = [None if part == "_" else registers.number(part) for part in parts]
 
     def run(lanes: Lanes, mask: Mask | None) -> None:
-        values, undefined = whole(lanes), lanes.undefined_in(sources)
+        values = whole(lanes)
+        undefined = lanes.undefined_bits(*sources) if sources else None
         for k, number in enumerate(numbers):
-            if number is not None:
-                part = (values >> dtype.type(width * k)).astype(part_dtype)
-                lanes.write(number, part, mask, undefined)
+            if number is None:
+                continue
+            part = (values >> dtype.type(width * k)).astype(part_dtype)
+            missing = None
+            if undefined is not None:
+                missing = (undefined >> np.uint64(width * k) & ones) != 0
+            lanes.write(number, part, mask, missing)
 
     return run
 

@@ -82,7 +82,7 @@ class Gang:
                                 break
                             continue
                     if isinstance(operation, MemoryOperation):
-                        if operation.is_visible and launch.switches:
+                        if launch.may_switch_before(operation):
                             yield
                         operation.run(launch, lanes, active)
                     elif isinstance(operation, Branch):

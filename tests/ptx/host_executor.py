@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from host_cuda.backend import library
 
+from stackelberg_fused.groups.rules import MIXED_RULES
 from stackelberg_fused.native.tables import (
     GRADIENT_STATISTICS,
     PROJECT_ARGS,
@@ -95,15 +97,15 @@ def _read(values: dict[str, int], mode: int, needs: Mapping[str, int]) -> dict[s
     }
 
 
-def _step(values: dict[str, int], constants: Mapping[str, int]) -> dict[str, int]:
-    mode = constants["MODE"]
+def _step(values: dict[str, int], constants: Mapping[str, Any]) -> dict[str, int]:
+    mode, rules = constants["MODE"], constants["RULES"]
     given = _read(values, mode, _NEEDS)
     given["ready"] = given.pop("readiness", 0)
     if "factors" in given:
         given["statistics"] = given.pop("factors") - _FACTORS
     return {
         **given,
-        "rule": constants["RULE"],
+        "rule": rules[0] if len(rules) == 1 else MIXED_RULES,
         "zero_grads": bool(mode & _ZERO_GRADS),
         "takes_turns": bool(mode & _TURNS),
         "is_low_precision": bool(mode & _LOW_PRECISION),

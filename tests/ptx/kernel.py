@@ -43,7 +43,7 @@ class Barrier:
 
 @dataclass(frozen=True)
 class WarpBarrier:
-    """bar.warp.sync: all threads of a warp wait for each other, and it orders their accesses (section 9.7.13)."""
+    """bar.warp.sync of whole warps: threads wait for each other, and it orders their accesses (section 9.7.13)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ Decoded = (
     | Operation
 )
 
+WHOLE_WARPS = ("-1",), ("0xffffffff",)  # other masks would let threads wait for some of the warp
 UNALIGNED = ("barrier.sync", "barrier.cta.sync")
 BARRIERS = (
     *("bar.sync", "bar.cta.sync", "barrier.sync.aligned", "barrier.cta.sync.aligned"),
@@ -152,7 +153,8 @@ class Kernel:
             return Approximation(instruction, self.registers)
         if base in DECODERS:
             return DECODERS[base](instruction, self.registers)
-        if base == "bra" and modifiers in ((), ("uni",)):
+        # .uni promises that no thread of the warp goes another way (section 9.7.12, bra), which is not checked
+        if base == "bra" and (not modifiers or (modifiers == ("uni",) and not instruction.guard)):
             return Branch((self.text.labels[instruction.operands[0]],))
         if instruction.opcode == "brx.idx":
             index, targets = instruction.operands
@@ -164,7 +166,7 @@ class Kernel:
             return Exit()
         if instruction.opcode in BARRIERS and len(instruction.operands) == 1:
             return Barrier(int(instruction.operands[0]), instruction.opcode not in UNALIGNED)
-        if instruction.opcode == "bar.warp.sync":
+        if instruction.opcode == "bar.warp.sync" and instruction.operands in WHOLE_WARPS:
             return WarpBarrier()
         if base == "membar" and modifiers[0] in SCOPES_OF_MEMBAR:
             return Fence(True, SCOPES_OF_MEMBAR[modifiers[0]])

@@ -47,6 +47,7 @@ class Lanes:
         count: of the threads.
         values: of registers, by their number; None: never written.
         undefined: lanes whose value is undefined, by register; absent: none.
+        undefined_parts: which bits of these are, by register, where it is not all; 0: all.
         special: values of the special registers (section 10) by name.
         block: of each thread, its number in the grid.
         warp: of each thread, its number in the grid.
@@ -65,6 +66,7 @@ class Lanes:
         self.count = len(threads)
         self.values: list[Values | None] = [None] * registers
         self.undefined: dict[int, Mask] = {}
+        self.undefined_parts: dict[int, Values] = {}
         self.block = blocks
         self.thread = blocks * block_threads + threads
         self.warp = blocks * -(-block_threads // WARP) + threads // WARP
@@ -86,9 +88,14 @@ class Lanes:
         return values if values.ndim else np.broadcast_to(values, (self.count,))
 
     def write(
-        self, register: int, values: Values, mask: Mask | None, undefined: Mask | None
+        self,
+        register: int,
+        values: Values,
+        mask: Mask | None,
+        undefined: Mask | None,
+        parts: Values | None = None,
     ) -> None:
-        """Write raw bits to the lanes of a mask (None: all); those of `undefined` become undefined."""
+        """Write raw bits to the lanes of a mask (None: all); those of `undefined` become so, or these bits of them."""
         if mask is None:
             self.values[register] = self.full(values)
             missing = undefined
@@ -106,6 +113,21 @@ class Lanes:
             self.undefined[register] = missing
         elif self.undefined:
             self.undefined.pop(register, None)
+        if parts is not None or register in self.undefined_parts:
+            before = self.undefined_parts.get(register, 0)
+            parts = np.zeros(self.count, np.uint64) if parts is None else parts
+            self.undefined_parts[register] = (
+                parts if mask is None else np.where(mask, parts, before)
+            )
+
+    def undefined_bits(self, register: int) -> Values | None:
+        """Which bits are undefined, by lane; None: none."""
+        missing = self.undefined_in([register])
+        if missing is None:
+            return None
+        every = np.uint64(2**64 - 1)
+        parts = self.undefined_parts.get(register, np.zeros(self.count, np.uint64))
+        return np.where(missing, np.where(parts == 0, every, parts), np.uint64(0))
 
     def undefined_in(self, registers: Iterable[int]) -> Mask | None:
         """Lanes in which one of these registers is undefined; None: no lane."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .accesses import Access
+from .accesses import Access, MemoryOperation
 from .approximate import Unit
 from .gang import Gang
 from .kernel import Barrier, Fence, Kernel, WarpBarrier
@@ -45,14 +45,17 @@ class Schedule:
     Attributes:
         together: threads of so many blocks are one array; 0: each warp is an array of its own.
         seed: arrays change over at random before each access that others could notice; None: one after another.
+        backwards: the last array is the first to run, without a seed.
     """
 
     together: int = 32
     seed: int | None = None
+    backwards: bool = False
 
 
 TOGETHER = Schedule()
 SERIAL = Schedule(together=1)
+BACKWARDS = Schedule(together=1, backwards=True)
 
 
 def interleaved(seed: int, *, warps: bool = False) -> Schedule:
@@ -134,7 +137,7 @@ class Launch:
             if self.switches:
                 self._interleave(gangs)
             else:
-                for gang in gangs:
+                for gang in gangs[::-1] if self._schedule.backwards else gangs:
                     for _ in gang.run():
                         pass
             if stuck := [place for gang in gangs for place in gang.waits_at()]:
@@ -167,6 +170,12 @@ class Launch:
                         runs[gang] = gang.run()
                     break
             idle = idle + 1 if self.instructions == before else 0
+
+    def may_switch_before(self, access: MemoryOperation) -> bool:
+        """Whether gangs may change over: others could notice when it happens, of shared memory only other warps."""
+        if not self.switches:
+            return False
+        return access.is_visible or (access.is_shared and not self._schedule.together)
 
     def count(self) -> None:
         """Count an instruction.

@@ -91,12 +91,14 @@ CASES = {
         step=CLEARS,
     ),
 }
-SCHEMES = (*NAMED, "several")
+MIXED_SCHEMES = "several, mixed rules"
+SCHEMES = (*NAMED, "several", MIXED_SCHEMES)
 
 
 def of_scheme(name: str) -> Callable[[Any], Any]:
     """Makes an optimizer of full tiles, ragged ones and rows that end within a block of codes."""
-    named = NAMED["8bit" if name == "several" else name]
+    several = name in ("several", MIXED_SCHEMES)
+    named = NAMED["8bit" if several else name]
     sizes = [(TILE_ELEMENTS,), (2, TILE_ELEMENTS), (3, 1500)]
 
     def make(backend: Any) -> Any:
@@ -104,9 +106,11 @@ def of_scheme(name: str) -> Callable[[Any], Any]:
             nn.Parameter(normal(size, i).to(named.scheme.param)) for i, size in enumerate(sizes)
         ]
         how = {"lr": 0.01, "seed": 5, "backend": backend}
-        if name != "several":  # otherwise vectors have float32 state, as by default
+        if not several:  # otherwise vectors have float32 state, as by default
             how["float32_state"] = "none"
-        return sf.StackelbergAdamW(params, **named.settings, **how)
+        sgd = {"params": params[2:], "rule": "sgd", "momentum": 0.9}
+        groups = [{"params": params[:2]}, sgd] if name == MIXED_SCHEMES else params
+        return sf.StackelbergAdamW(groups, **named.settings, **how)
 
     return make
 

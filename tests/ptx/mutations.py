@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from . import launch
 from .accesses import MemoryOperation
 from .backends import kind_of
@@ -123,12 +125,15 @@ def _moved(at: int, to: int) -> Callable[[Kernel], None]:
     return apply
 
 
-def mutants(kernel: Kernel, executed: set[int], ragged: set[int]) -> Iterator[Mutant]:
+def mutants(
+    kernel: Kernel, executed: set[int], ragged: set[int], guarded: set[int]
+) -> Iterator[Mutant]:
     """The mutants of a kernel.
 
     Args:
         executed: numbers of the instructions that the run executes.
-        ragged: those of comparisons with the number of elements of a ragged tile.
+        ragged: those of comparisons in which something equals the number of elements of a ragged tile.
+        guarded: those of accesses whose guard keeps some threads from them.
     """
     for at in sorted(executed):
         operation, instruction = kernel.decoded[at], kernel.text.instructions[at]
@@ -158,7 +163,7 @@ def mutants(kernel: Kernel, executed: set[int], ragged: set[int]) -> Iterator[Mu
             narrow = re.sub(r"\.global\.cta\.(acq_rel|relaxed)", r".global.\1.cta", narrow)
             yield made("atom of block scope", _respelled(at, opcode=narrow))
         if isinstance(operation, MemoryOperation) and instruction.base in ("ld", "st", "atom"):
-            if kernel.guards[at] is not None:
+            if at in guarded:
                 yield made("predicate dropped", _unguarded(at))
             if instruction.base == "st":
                 for kind, to in _moves(kernel, at):
@@ -228,13 +233,14 @@ class Traced:
 
     Attributes:
         kernels: by name.
-        executed, ragged: as in `mutants`, by the kernel's name.
+        executed, ragged, guarded: as in `mutants`, by the kernel's name.
         instructions: the most of a launch.
     """
 
     kernels: dict[str, Kernel]
     executed: dict[str, set[int]]
     ragged: dict[str, set[int]]
+    guarded: dict[str, set[int]]
     instructions: int
 
 
@@ -245,7 +251,7 @@ def traced(run: str, compiler: str, kind: str) -> Traced:
     Raises:
         AssertionError: a check has found something.
     """
-    found = Traced({}, {}, defaultdict(set), 0)
+    found = Traced({}, {}, defaultdict(set), defaultdict(set), 0)
 
     def noting(caught: CaughtLaunch) -> Kernel:
         kernel = unchanged(caught)
@@ -254,10 +260,13 @@ def traced(run: str, compiler: str, kind: str) -> Traced:
         found.kernels[kernel.name] = kernel
         noted = _copy(kernel)
         ragged = found.ragged[kernel.name]
-        items: list[Any] = [
-            _comparing(kernel, i, ragged) if instruction.base == "setp" else kernel.decoded[i]
-            for i, instruction in enumerate(kernel.text.instructions)
-        ]
+        guarded = found.guarded[kernel.name]
+        items: list[Any] = list(kernel.decoded)
+        for i, instruction in enumerate(kernel.text.instructions):
+            if instruction.base == "setp":
+                items[i] = _comparing(kernel, i, ragged)
+            elif instruction.guard and isinstance(items[i], MemoryOperation):
+                items[i] = _guarded(items[i], i, guarded)
         noted.decoded = _Noting(items)
         found.executed[kernel.name] = noted.decoded.read | found.executed.get(kernel.name, set())
         noted.decoded.read = found.executed[kernel.name]
@@ -270,7 +279,7 @@ def traced(run: str, compiler: str, kind: str) -> Traced:
 
 
 def _comparing(kernel: Kernel, at: int, ragged: set[int]) -> Callable[..., None]:
-    """A comparison that notes whether it compares with the size of a ragged tile."""
+    """A comparison that notes whether it finds something equal to the size of a ragged tile."""
     instruction, operation = kernel.text.instructions[at], kernel.decoded[at]
     type_ = instruction.modifiers[-1]
     if type_[0] not in "usb":
@@ -278,14 +287,38 @@ def _comparing(kernel: Kernel, at: int, ragged: set[int]) -> Callable[..., None]
     readers = [kernel.registers.reader(o, type_) for o in instruction.operands[1:3]]
 
     def run(lanes: Lanes, mask: Mask | None) -> None:
-        for values in (read(lanes) for read in readers):
+        a, b = (lanes.full(read(lanes)) for read in readers)
+        # where both are equal the bound decides; a change of it makes no difference elsewhere
+        decides = a == b if mask is None else (a == b) & mask
+        for values in (a, b):
             # the same in a whole warp, as no index is
-            by_warp = lanes.full(values).reshape(-1, WARP)
-            if values.ndim and any((by_warp == count).all(1).any() for count in COUNTS):
+            of_count = np.isin(values, COUNTS).reshape(-1, WARP).all(1)
+            if (decides & np.repeat(of_count, WARP)).any():
                 ragged.add(at)
         operation(lanes, mask)
 
     return run
+
+
+def _guarded(operation: MemoryOperation, at: int, kept: set[int]) -> MemoryOperation:
+    """An access that notes whether its guard kept anybody from it."""
+    if at in kept:  # in an earlier launch
+        return operation
+    noting = copy.copy(operation)
+    kept.add(at)  # unless it is run, and by everybody each time
+    everybody = True
+
+    def run(launch: launch.Launch, lanes: Lanes, mask: Mask | None) -> None:
+        nonlocal everybody
+        everybody &= mask is None
+        if everybody:
+            kept.discard(at)
+        else:
+            kept.add(at)
+        operation.run(launch, lanes, mask)
+
+    noting.run = run  # type: ignore[method-assign]
+    return noting
 
 
 @dataclass(frozen=True)
@@ -337,7 +370,9 @@ def all_mutants(compiler: str, run: str, kinds: Sequence[str] = ()) -> Iterator[
     for kind in MUTATED[run]:
         found = traced(run, compiler, kind)
         for name, kernel in found.kernels.items():
-            for mutant in mutants(kernel, found.executed[name], found.ragged[name]):
+            for mutant in mutants(
+                kernel, found.executed[name], found.ragged[name], found.guarded[name]
+            ):
                 if mutant.kind == UNTESTED and not RUNS[run].shift:
                     continue
                 if not kinds or mutant.kind in kinds:

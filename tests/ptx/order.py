@@ -12,8 +12,9 @@ to B after it. That is true of no other fence.
 
 A thread's time is how many barriers its block has passed, and how many releases it has made itself. So knowledge is
 small: barriers by block, and releases by the few threads that make them. Where this is not exact, it knows less than
-the ISA promises: fences and operations of the scope of a block order nothing here, and a barrier of a warp passes on
-what its threads know but not what they did.
+the ISA promises: fences and operations of the scope of a block order nothing here, a barrier of a warp passes on what
+its threads know but not what they did, an acquire operation is not itself behind what it acquires, and a release ends
+with the next store of its thread to the same place.
 """
 
 from __future__ import annotations
@@ -230,10 +231,12 @@ class Order:
         chains = np.zeros((2, len(access.lanes)), np.int32)
         if not is_strong:
             return chains[0], chains[1]
+        # red, which gives nothing, and has no acquire, is not taken to observe anything (section 9.7.13, red)
+        observes = access.kind != "store" and access.instruction.base != "red"
         for i, (lane, address) in enumerate(zip(access.lanes, access.addresses, strict=True)):
             thread = int(lanes.thread[lane])
             location = self._location(int(address), access.size)
-            if access.kind != "store":
+            if observes:
                 self._read(thread, location, access.order)
             if access.kind != "load":
                 chains[:, i] = location.chain, location.writes

@@ -1,13 +1,15 @@
 """Races: two accesses of a location by two threads, at least one of which writes, with nothing to order them.
 
-Accesses are logged with what their thread knew, and examined after the launch. The order of section 8 does not depend
-on who came first by chance, so that a race is found in any interleaving in which both accesses happen.
+Accesses are logged with what their thread knew, and examined after the launch. Which of two accesses came first by
+chance does not matter, but what a strong read has observed does: where a thread acquires without asking whether anybody
+has released yet, a race is found only in an order of execution in which nobody has.
 
 Accesses that are not ordered are no race if they are morally strong (section 8.7): both strong, of scopes that hold
-both threads, of the same bytes. So the writes of a location fall into groups, one after another in time, within which
-no order is asked for: a usual store is a group of its own, atomic operations of the same bytes are one, and so are
-stores of what is there already, which are reported, but as equal stores. Each access is examined with all writes of the
-group before it and of the one behind it; with those farther away it is ordered if these are.
+both threads, of the same bytes. So the writes of a location fall into groups, one after another in time: a usual store
+is a group of its own, strong writes of the same bytes are one, within which order is asked for only where scopes do not
+hold both threads, and so are stores of what is there already, which are reported, but as equal stores. Each access is
+examined with all writes of the group before it and of the one behind it; with those farther away it is ordered if these
+are. A strong load may need no order with such a group, and says nothing then about the next one: that is examined too.
 """
 
 from __future__ import annotations
@@ -229,7 +231,7 @@ def _pairs(rows: Rows, block_threads: int) -> Pairs:
     """Pairs to examine, the earlier access first."""
     location = rows["location"]
     writes = np.flatnonzero(rows["kind"] > LOAD)
-    begins = _begins_group(rows, writes, block_threads)
+    begins = _begins_group(rows, writes)
     group = np.cumsum(begins) - 1  # of each write
     first_write = np.flatnonzero(begins)  # of each group, among the writes
     size = np.diff(np.r_[first_write, len(writes)])
@@ -238,13 +240,21 @@ def _pairs(rows: Rows, block_threads: int) -> Pairs:
     last = np.searchsorted(writes, np.arange(len(location)), "right") - 1
     before = np.where(last >= 0, group[last], -1)
     is_write = rows["kind"] > LOAD
+    is_strong = rows["strength"] > WEAK
+    is_narrow_group = _has_narrow_scopes(rows, writes, first_write, block_threads)
     found = []
-    for step in (-1, 0, 1):
+    for step in (-1, 0, 1, 2):
         # a write: with the group before its own. A load: with the last one, of which it may be in the middle, and the
         # next one
         chosen = before + step
         near = np.clip(chosen, 0, len(where) - 1)
-        takes = (chosen == near) & (where[near] == location) & (is_write == (step == -1))
+        takes = {
+            -1: is_write | is_strong,
+            0: ~is_write | is_narrow_group[near],
+            1: ~is_write,
+            2: ~is_write & is_strong,
+        }[step]
+        takes = takes & (chosen == near) & (where[near] == location)
         accesses, groups = np.flatnonzero(takes), near[takes]
         counts = size[groups]
         one = np.repeat(accesses, counts)
@@ -257,18 +267,27 @@ def _pairs(rows: Rows, block_threads: int) -> Pairs:
     return np.minimum(one, other), np.maximum(one, other)
 
 
-def _begins_group(rows: Rows, writes: NDArray[np.intp], block_threads: int) -> NDArray[np.bool_]:
-    """Which writes begin a group: within one no order is asked for, see above."""
+def _begins_group(rows: Rows, writes: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which writes begin a group, see above."""
     now, before = writes[1:], writes[:-1]
 
     def same(values: NDArray[np.int64]) -> NDArray[np.bool_]:
         return values[now] == values[before]
 
-    strength = rows["strength"]
-    same_bytes = same(rows["address"]) & same(rows["size"]) & same(strength)
-    strong = same_bytes & (
-        (strength[now] == OF_ALL)
-        | ((strength[now] == OF_BLOCK) & same(rows["thread"] // block_threads))
-    )
-    equal = same(strength) & (strength[now] == WEAK) & (rows["changes"][now] == 0)
+    are_strong = np.minimum(rows["strength"][now], rows["strength"][before]) > WEAK
+    strong = are_strong & same(rows["address"]) & same(rows["size"])
+    are_weak = np.maximum(rows["strength"][now], rows["strength"][before]) == WEAK
+    equal = are_weak & (rows["changes"][now] == 0)
     return np.r_[True, ~(same(rows["location"]) & (strong | equal))][: len(writes)]
+
+
+def _has_narrow_scopes(
+    rows: Rows, writes: NDArray[np.intp], first_write: NDArray[np.intp], block_threads: int
+) -> NDArray[np.bool_]:
+    """Groups of strong writes, some of which do not reach the block of another one."""
+    if not len(writes):
+        return np.zeros(0, np.bool_)
+    strength, block = rows["strength"][writes], rows["thread"][writes] // block_threads
+    is_narrow = np.minimum.reduceat(strength, first_write) == OF_BLOCK
+    one_block = np.minimum.reduceat(block, first_write) == np.maximum.reduceat(block, first_write)
+    return is_narrow & ~one_block

@@ -45,7 +45,7 @@ def caught_steps(
 
 
 @arguments_alone
-@by_compiler_and("name", CASES, slow=["mixed rules", "everything"])
+@by_compiler_and("name", CASES, slow=["everything"])
 def test_every_kind_of_launch_is_caught_with_its_arguments(compiler: str, name: str) -> None:
     case = CASES[name]
     launches = caught_steps(case.make, compiler, **case.how)

@@ -68,6 +68,12 @@ def test_a_branch_by_index_goes_to_the_label_of_its_list() -> None:
         run("LIST: .branchtargets A;\nbrx.idx %r9, LIST;\nA:\n")
 
 
+def test_what_is_said_not_to_part_a_warp_must_not_have_a_guard() -> None:
+    kernel("HERE: bra.uni HERE;")
+    with pytest.raises(NotUnderstood, match=r"@%p1 bra\.uni HERE"):
+        kernel("HERE: @%p1 bra.uni HERE;")
+
+
 def test_a_predicate_that_nothing_has_computed_is_a_fault() -> None:
     with pytest.raises(Fault, match="the predicate is undefined"):
         run("@%p1 bra END;\nEND:\n")
@@ -161,6 +167,8 @@ def test_threads_must_not_run_beyond_the_end() -> None:
         "bar.sync 0, 64",
         "bar.sync %r1",
         "bar.arrive 0, 64",
+        "bar.warp.sync 0x0000ffff",
+        "bar.warp.sync %r1",
         "bar.red.popc.u32 %r1, 0, %p1",
         "membar.proxy.alias",
         "fence.proxy.async",

@@ -220,13 +220,38 @@ def test_special_registers_say_where_a_thread_is() -> None:
         kernel("mov.u64 %d1, %clock64;")
 
 
-def test_what_is_packed_is_undefined_where_all_its_parts_are() -> None:
-    """Where some are, they are a pattern, since compilers pack what they take no bits of."""
-    body = "mov.b64 %d1, {%r1, %r2};\nmov.b64 {%r3, %r4}, %d1;\nsetp.eq.s32 %p1, %r4, 0;\n@%p1 ret;"
-    run("mov.u32 %r1, 1;\nmov.u32 %r2, 2;\n" + body)
-    run("mov.u32 %r2, 2;\n" + body)
+def test_what_is_packed_keeps_its_undefined_parts() -> None:
+    """Compilers pack what they take no bits of."""
+    pack = "mov.b64 %d1, {%r1, %r2};\n"
+    unpack = "mov.b64 {%r3, %r4}, %d1;\nsetp.eq.s32 %p1, %r4, 0;\n@%p1 ret;"
+    run("mov.u32 %r1, 1;\nmov.u32 %r2, 2;\n" + pack + unpack)
+    run("mov.u32 %r2, 2;\n" + pack + unpack)
+    whole = "setp.eq.s64 %p2, %d1, 0;\n@%p2 ret;"
+    for given in ("", "mov.u32 %r1, 1;\n"):
+        with pytest.raises(Fault, match="predicate is undefined"):
+            run(given + pack + unpack)
+    for given in ("mov.u32 %r2, 2;\n", "mov.u32 %r1, 1;\n"):
+        with pytest.raises(Fault, match="predicate is undefined"):
+            run(given + pack + whole)
+    with pytest.raises(Fault, match="stores what is undefined"):
+        run("mov.u32 %r2, 2;\n" + pack + "st.global.b64 [%a0], %d1;", np.zeros(8, np.uint64))
+
+
+def test_undefined_parts_go_by_lanes() -> None:
+    """A lane in which the whole is written again is defined; so is one whose other part is taken."""
+    some = (
+        "setp.lt.u32 %p1, %i, 5;\nmov.u32 %r2, 2;\n@%p1 mov.u32 %r1, 1;\nmov.b64 %d1, {%r1, %r2};\n"
+    )
+    decides = "setp.eq.s64 %p2, %d1, 0;\n@%p2 ret;"
     with pytest.raises(Fault, match="predicate is undefined"):
-        run(body)
+        run(some + decides)
+    run(some + "@!%p1 mov.b64 %d1, 3;\n" + decides)
+    run(
+        some
+        + "@%p1 bra END;\nmov.b64 {_, %r1}, %d1;\nmov.b64 %d1, {%r1, %r2};\n"
+        + decides
+        + "\nEND:"
+    )
 
 
 @pytest.mark.parametrize(

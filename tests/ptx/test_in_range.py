@@ -34,8 +34,8 @@ def floats(bits: NDArray[np.integer]) -> Float32:
     return bits.astype(np.uint32).view(np.float32)
 
 
-def always(side: int) -> Unit:
-    return WorstUnit(lambda n: np.full(n, side))
+def always(side: int, most: int = 3) -> Unit:
+    return WorstUnit(lambda n: np.full(n, side), most)
 
 
 def at_random(seed: int) -> Unit:
@@ -44,7 +44,10 @@ def at_random(seed: int) -> Unit:
 
 
 UNITS = {"nearest": Unit(), "largest": always(1), "smallest": always(-1), "random": at_random(0)}
+# with these and the ones above all seeds are tried: none may be farther than the second float32 from the nearest one
+NEXT = {"next above": always(1, 1), "next below": always(-1, 1)}
 by_unit = pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+by_seed = pytest.mark.parametrize("unit", (UNITS | NEXT).values(), ids=UNITS | NEXT)
 # all significands of two binades, or some of them
 by_stride = pytest.mark.parametrize("stride", [61, pytest.param(1, marks=pytest.mark.ptx)])
 
@@ -73,15 +76,24 @@ def wrong_roots(bits: NDArray[np.integer], unit: Unit) -> list[int]:
     return [int(b) for b in bits[found != 1]]
 
 
-@by_unit
+def test_no_seed_is_left_out() -> None:
+    x = floats(np.arange(0x3F800000, 0x40800000, 61))
+    with np.errstate(all="ignore"):
+        for compute in (reciprocal, reciprocal_root):
+            two, three = ([compute(x, always(side, most)) for side in (1, -1)] for most in (2, 3))
+            assert all(np.array_equal(a, b) for a, b in zip(two, three, strict=True))
+
+
+@by_seed
 @by_stride
 def test_roots(stride: int, unit: Unit) -> None:
     wrong = []
     for start in range(0x3F800000, 0x40800000, CHUNK * stride):
         bits = np.arange(start, min(start + CHUNK * stride, 0x40800000), stride)
         wrong += wrong_roots(bits, unit)
-    assert set(wrong) <= set(LOW_ROOTS if unit in (UNITS["largest"], UNITS["random"]) else ())
-    if stride == 1 and unit is UNITS["largest"]:
+    is_large = unit in (UNITS["largest"], NEXT["next above"])
+    assert set(wrong) <= set(LOW_ROOTS if is_large or unit is UNITS["random"] else ())
+    if stride == 1 and is_large:
         assert wrong == list(LOW_ROOTS)
 
 
@@ -98,7 +110,7 @@ def quotients(a: Float32, b: Float32, unit: Unit) -> Float32:
     return ratios(a, np.zeros_like(a), b, unit)
 
 
-@by_unit
+@by_seed
 @by_stride
 def test_reciprocals(stride: int, unit: Unit) -> None:
     """Of every significand. A quotient by a reciprocal that is IEEE's is IEEE's too (Markstein 1990)."""
@@ -110,7 +122,8 @@ def test_reciprocals(stride: int, unit: Unit) -> None:
         wrong += [int(x) for x in bits[quotients(one, b, unit) != one / b]]
     assert set(wrong) <= {ALL_ONES}
     if stride == 1:
-        assert bool(wrong) == (unit is UNITS["smallest"]) or unit is UNITS["random"]
+        is_small = unit in (UNITS["smallest"], NEXT["next below"])
+        assert bool(wrong) == is_small or unit is UNITS["random"]
 
 
 @by_stride

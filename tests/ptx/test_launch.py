@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ptx.lanes import Fault
-from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.launch import BACKWARDS, SERIAL, TOGETHER, interleaved
 from ptx.tiny import in_each, run
 
-SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2, warps=True)]
+SCHEDULES = [TOGETHER, SERIAL, BACKWARDS, interleaved(1), interleaved(2, warps=True)]
 
 
 OUTSIDE = [
@@ -134,3 +134,16 @@ def test_blocks_take_all_their_turns(schedule: object) -> None:
     found = run(body, blocks=1, threads=64, schedule=schedule)
     assert not found.races
     assert (found.data == 5).all()
+
+
+def test_warps_take_turns_at_shared_memory_too() -> None:
+    """Whoever stores last wins, so that this race has two ends."""
+    body = """setp.eq.u32 %p3, %r1, 32; shr.u32 %r5, %r1, 5; or.pred %p4, %p1, %p3;
+        @%p4 st.shared.u32 [room], %r5; @%p4 st.shared.u32 [room+4], %r5; bar.sync 0;
+        ld.shared.u32 %r6, [room]; ld.shared.u32 %r7, [room+4];
+        st.global.u32 [%rd1], %r6; st.global.u32 [%rd1+4], %r7;"""
+    ends = {
+        tuple(run(body, blocks=1, threads=64, schedule=interleaved(seed, warps=True)).data[:2])
+        for seed in range(40)
+    }
+    assert ends == {(0, 0), (0, 1), (1, 0), (1, 1)}

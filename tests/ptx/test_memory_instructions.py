@@ -257,6 +257,7 @@ def test_a_parameter_is_read_within_its_block() -> None:
         "ld.global.v3.b32 {%r1, %r2, %r3}, [%d1]",
         "ld.global.u64 %r1, [%d1]",
         "ld.global.u32 %r1, [%r1]",
+        "ld.shared.u32 %r1, [%d1]",
         "st.param.u32 [p], %r1",
         "st.global.u32 [%d1], %h1",
         "atom.global.exch.b32 %r1, [%d1], %r2",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.launch import BACKWARDS, SERIAL, TOGETHER, interleaved
 from ptx.tiny import in_each, run
 
-SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2), interleaved(3, warps=True)]
+SCHEDULES = [
+    TOGETHER,
+    SERIAL,
+    BACKWARDS,
+    interleaved(1),
+    interleaved(2),
+    interleaved(3, warps=True),
+]
 
 # Every block writes and counts; the last one to count reads what all have written. Block b's words begin at 8 b.
 COUNT = """
@@ -163,6 +170,25 @@ def test_a_release_does_not_hold_what_follows_its_fence(schedule: object) -> Non
     # that of the operation itself is
     operation = _count("atom.global.gpu.acq_rel.add.u32", before="membar.gl;")
     assert not run(operation, blocks=3, schedule=schedule).races
+
+
+@pytest.mark.parametrize(
+    "counts", ["atom.global.add.u32 %r5, [%rd2], 1;", "red.global.add.u32 [%rd2], 1;"]
+)
+def test_who_does_not_ask_whether_anybody_has_released_races_in_some_order(counts: str) -> None:
+    """The first block releases; the second does not look at the count. Only where it comes first does that show.
+
+    What `red` finds nobody can look at, so that it acquires nothing in any order.
+    """
+    body = f"""
+        @!%p1 bra END; @!%p2 bra OTHER;
+        st.global.u32 [%rd1], %r10; membar.gl; {counts} bra END;
+    OTHER:
+        {counts} membar.gl; ld.global.u32 %r6, [%rd1];
+    END:
+    """
+    assert run(body, schedule=BACKWARDS).kinds == {DATA}
+    assert run(body, schedule=SERIAL).kinds == (set() if "atom" in counts else {DATA})
 
 
 @in_each(SCHEDULES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ptx.launch import SERIAL, TOGETHER, interleaved
+from ptx.launch import BACKWARDS, SERIAL, TOGETHER, interleaved
 from ptx.tiny import in_each, run
 
-SCHEDULES = [TOGETHER, SERIAL, interleaved(1), interleaved(2)]
+SCHEDULES = [TOGETHER, SERIAL, BACKWARDS, interleaved(1), interleaved(2)]
 
 
 @in_each(SCHEDULES)
@@ -94,3 +94,74 @@ def test_a_block_stores_what_another_has_loaded(schedule: object) -> None:
     body = "@!%p1 bra END; ld.global.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd1], %r10;\nEND:"
     assert run(body, schedule=schedule).kinds == {("ld", "st", "data")}
     assert not run(body, blocks=1, schedule=schedule).races
+
+
+# three blocks or warps, one thread of each, one after another; what follows TWO: is the third's
+ONE_AFTER_ANOTHER = """
+    setp.eq.u32 %p3, {number}, {one}; setp.eq.u32 %p4, {number}, {two};
+    @%p3 bra ONE; @%p4 bra TWO; @!%p1 bra END; @!%p2 bra END;
+    {first} bra END;
+ONE: {second} bra END;
+TWO: {third}
+END:
+"""
+ADD = "atom.global.add.u32 %r5, [%rd1], 1;"
+RELEASE, ACQUIRE = (
+    "membar.gl; atom.global.add.u32 %r6, [%rd2], 1;",
+    "atom.global.add.u32 %r6, [%rd2], 1; membar.gl;",
+)
+
+
+@pytest.mark.parametrize(
+    "first, second, third, race",
+    [
+        # the atomic operation is ordered behind the store; the load is not, though it needs no order with the operation
+        (
+            f"st.global.u32 [%rd1], %r10; {RELEASE}",
+            f"{ACQUIRE} {ADD}",
+            "ld.global.relaxed.gpu.u32 %r7, [%rd1];",
+            ("st", "ld", "data"),
+        ),
+        # likewise before a store
+        (
+            "ld.global.relaxed.gpu.u32 %r7, [%rd1];",
+            ADD,
+            f"{ADD} st.global.u32 [%rd1], 0;",
+            ("ld", "st", "data"),
+        ),
+    ],
+)
+def test_a_strong_load_is_compared_beyond_operations_that_it_needs_no_order_with(
+    first: str, second: str, third: str, race: tuple[str, str, str]
+) -> None:
+    body = ONE_AFTER_ANOTHER.format(
+        number="%r2", one=1, two=2, first=first, second=second, third=f"@!%p1 bra END; {third}"
+    ).replace("ONE: ", "ONE: @!%p1 bra END; ")
+    assert run(body, blocks=3, schedule=SERIAL).kinds == {race}
+
+
+def test_an_operation_of_a_narrow_scope_is_compared_beyond_those_of_a_wide_one() -> None:
+    body = ONE_AFTER_ANOTHER.format(
+        number="%r1",
+        one=32,
+        two=64,
+        first=f"st.global.u32 [%rd1], %r10; {RELEASE}",
+        second=f"{ACQUIRE} {ADD}",
+        third="atom.global.cta.relaxed.add.u32 %r7, [%rd1], 1;",
+    )
+    found = run(body, blocks=1, threads=96)
+    assert found.kinds == {("st", "atom", "data")}
+
+
+@in_each([TOGETHER, SERIAL])
+def test_narrow_and_wide_operations_of_several_blocks(schedule: object) -> None:
+    """Blocks 0 and 2 narrow theirs: these two race, and each with the wide one between them."""
+    body = """
+        @!%p1 bra END; setp.eq.u32 %p3, %r2, 1;
+        @%p3 atom.global.gpu.relaxed.add.u32 %r5, [%rd1], 1;
+        @!%p3 atom.global.cta.relaxed.add.u32 %r5, [%rd1], 1;
+    END:
+    """
+    races = run(body, blocks=3, schedule=schedule).races
+    scopes = {frozenset(i.modifiers[1:3] for i in (r.first, r.second)) for r in races}
+    assert {len(pair) for pair in scopes} == {1, 2}

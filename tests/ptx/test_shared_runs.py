@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptx.launch import SERIAL, interleaved
+from ptx.launch import BACKWARDS, SERIAL, interleaved
 from ptx.mutations import is_allowed
 from ptx.shared_runs import COMPILERS, RUNS, check
 
@@ -38,7 +38,7 @@ def test_no_races_and_the_bits_of_cpu(compiler: str, run: str) -> None:
 def test_in_other_orders_of_blocks_and_warps(compiler: str, run: str) -> None:
     """The same verdict, and the same bits: whoever is the last block."""
     _needs(compiler)
-    for schedule in (SERIAL, interleaved(1), interleaved(2, warps=True)):
+    for schedule in (SERIAL, BACKWARDS, interleaved(1), interleaved(2, warps=True)):
         found = check(run, compiler, schedule=schedule)
         assert not [str(race) for _, races in found.races for race in races if not is_allowed(race)]
         assert found.equal, schedule

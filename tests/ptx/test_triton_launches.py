@@ -37,9 +37,9 @@ def test_a_step() -> None:
     assert f".reqntid {step.threads}" in step.ptx
     assert ".target sm_90" in step.ptx
     assert 0 <= step.dynamic_shared <= SHARED_OF_A_BLOCK
-    constants = {"RULE", "MODE", "FORMATS", "TILE", "CONSTANTS"}
+    constants = {"RULES", "MODE", "FORMATS", "TILE", "CONSTANTS"}
     assert set(step.arguments) == {*step.passed, *constants}
-    assert step.arguments["RULE"] == 0
+    assert step.arguments["RULES"] == (0,)
     values, regions = values_of(step), {r.name: r for r in step.regions}
     assert all(values[name] == regions[name].address for name in ("records", "tiles", "rows"))
     assert (values["first_tile"], values["first_head_tile"]) == (0, 3)

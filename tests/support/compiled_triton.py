@@ -10,15 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build_once import cache, kept_by_triton, once
+from mixed_rules import EVERY, SHORT, name_of
 from paths import ROOT, SUPPORT
 
-from stackelberg_fused.groups.rules import MIXED_RULES, RULES, Rule
+from stackelberg_fused.groups.rules import RULES
 
-# every rule for one architecture, one rule per set of buffers for the others; the launch that mixes rules costs seconds
-# to compile: once for each of the two assemblers that Triton has
-EVERY = (*RULES, MIXED_RULES)
-SHORT = (0, Rule.AMSGRAD, Rule.SGD, Rule.SGD | Rule.MOMENTUM)
-COMPILED = {80: SHORT, 90: EVERY, 100: SHORT, 120: (*SHORT, MIXED_RULES)}
+# By architecture: one rule per set of buffers, alone and in a launch that mixes them, and what is usual, Adam for some
+# parameters and SGD with momentum for others. For one architecture every rule, which takes most of a minute for the
+# launch that mixes all.
+SOME = (*map(name_of, SHORT), name_of(SHORT[0], SHORT[-1]), name_of(*SHORT))
+COMPILED = {80: SOME, 90: (*map(name_of, RULES), *SOME[-2:], EVERY), 100: SOME, 120: SOME}
+
+
+OWN = "compile_triton", "mixed_rules", "named_schemes"
 
 
 def compiled() -> Path:
@@ -27,9 +31,7 @@ def compiled() -> Path:
     Raises:
         RuntimeError: with the compiler's messages.
     """
-    jobs = [
-        f"{arch}:{','.join(str(int(rule)) for rule in rules)}" for arch, rules in COMPILED.items()
-    ]
+    jobs = [f"{arch}:{','.join(names)}" for arch, names in COMPILED.items()]
     target = cache("triton") / f"compiled-{_digest(jobs)}"
     return once(target, lambda folder: _compile(folder, jobs))
 
@@ -60,6 +62,6 @@ def _digest(jobs: list[str]) -> str:
     found = hashlib.sha256(repr((jobs, sys.version, version("triton"), version("torch"))).encode())
     folders = ROOT / "stackelberg_fused", ROOT / "triton_kernels"
     sources = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    for path in (*sources, SUPPORT / "compile_triton.py", SUPPORT / "named_schemes.py"):
+    for path in (*sources, *(SUPPORT / f"{name}.py" for name in OWN)):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

@@ -30,7 +30,7 @@ def check(problem: Problem, **options: torch.Tensor) -> None:
     half = len(problem.tiles) // 2
     more = {name: bool(problem.more.get(name)) for name in ("takes_turns", "zero_grads")}
     for first, count in ((0, half), (half, len(problem.tiles) - half)):
-        launch_step(*words, first, count, 0, problem.rule, LaunchOptions(**more, **options))
+        launch_step(*words, first, count, 0, problem.present, LaunchOptions(**more, **options))
     updated = problem.memory
     problem.memory = before
     if rounds_fma_twice():

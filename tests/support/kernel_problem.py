@@ -70,6 +70,7 @@ class Problem:
         more: further fields of STEP_ARGS.
 
     Attributes:
+        present: the rules, as a launch of Triton takes them.
         memory: float32 array that holds all buffers; `inside` says which elements belong to one.
     """
 
@@ -118,6 +119,7 @@ class Problem:
         self.tiles = build_tiles(self.numel)
         self.records["tiles"] = np.bincount(self.tiles["record"], minlength=len(self.numel))
         self.rule = rules[0] if len(rules) == 1 else MIXED_RULES
+        self.present = tuple(sorted(map(int, set(rules))))
 
     @staticmethod
     def _rows(rules: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from needs import needs_posed_gpu
@@ -95,6 +96,17 @@ def _overwritten_under_a_graph(gpu: RecordingRuntime) -> None:
     view[:] = 2
 
 
+def _waiting_beside_a_capture(gpu: RecordingRuntime) -> None:
+    other = gpu.new_stream()
+    with gpu.captured(), gpu.on_stream(other):
+        other.synchronize()
+
+
+def _pinned_beside_a_capture(gpu: RecordingRuntime) -> None:
+    with gpu.captured(), gpu.on_stream(gpu.new_stream()):
+        device_runtime.pinned_block(64)
+
+
 FAULTS: dict[str, Callable[[RecordingRuntime], None]] = {
     "without an event between them": _unordered_write,
     "does not wait for it": _memory_of_another_stream,
@@ -102,6 +114,8 @@ FAULTS: dict[str, Callable[[RecordingRuntime], None]] = {
     "is overwritten by the host while copy": _pinned_block_overwritten,
     "_local_scalar_dense.default by .* under capture": _read_under_capture,
     "allocates pinned memory under capture": _pinned_under_capture,
+    r"Stream.synchronize\(\) by .* under capture": _waiting_beside_a_capture,
+    "_beside_a_capture allocates pinned memory under capture": _pinned_beside_a_capture,
     "waits for work outside of its graph": _uncaptured_work,
     "of a graph's replay uses it": _freed_under_a_graph,
     "and a graph's replays read it": _overwritten_under_a_graph,
@@ -115,6 +129,27 @@ def test_every_fault_is_reported_whenever_things_run() -> None:
             gpu.synchronize()
         found = [line for line in gpu.reports if re.search(report, line)]
         assert found, (report, schedule, gpu.reports)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda pinned, view: pinned.fill_(2),
+        lambda pinned, view: np.copyto(view, 2),
+        lambda pinned, view: view.fill(2),
+        lambda pinned, view: np.add(view, 1, out=view),
+    ],
+    ids=["torch", "copyto", "fill", "out"],
+)
+def test_a_pinned_block_may_be_overwritten_in_many_ways(write: Callable[[Any, Any], Any]) -> None:
+    """Those that the array does not notice show in what the copy reads, unless it has run before."""
+    with recorded("late") as gpu:
+        pinned, view = device_runtime.pinned_block(64)
+        view[:] = 1
+        device_runtime.copy_from_pinned(torch.empty(64, dtype=torch.uint8, device=GPU), pinned)
+        write(pinned, view)
+        gpu.synchronize()
+    assert any("was overwritten before copy" in line for line in gpu.reports), gpu.reports
 
 
 def test_what_is_in_order_passes() -> None:

@@ -26,13 +26,10 @@ if {moved}:
 for name in [name for name in sys.modules if name.startswith("stackelberg_fused.triton_kernels")]:
     del sys.modules[name]  # they have read the table
 import compile_triton
-from stackelberg_fused.triton_kernels import project
 
 compile_triton.triton.runtime.driver.set_active(compile_triton.Driver(90))
-project.project_kernel = compile_triton.CompileOnly(project.project_kernel)
-words, doubles, integers = compile_triton.WORDS, compile_triton.DOUBLES, compile_triton.INTEGERS
-project.launch_project(words, compile_triton.FLOATS, words, words, 0, 1, doubles, integers, None)
-print(project.project_kernel.compiled[-1].asm["ptx"])
+with compile_triton.compiling_only():
+    print(compile_triton.compile_projection().asm["ptx"])
 """
 
 

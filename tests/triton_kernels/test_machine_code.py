@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import compiled_triton
@@ -22,13 +23,15 @@ from audit import (
 from compile_triton import (
     EXTRAS,
     FORMATS,
+    ONCE,
+    PROJECTIONS,
     SOME_FORMATS,
     STATISTICS,
 )
-from compiled_triton import COMPILED, EVERY
+from compiled_triton import COMPILED
+from mixed_rules import EVERY, rules_of
 from named_schemes import NAMED
 
-from stackelberg_fused.groups.rules import MIXED_RULES, RULES
 from stackelberg_fused.native.tables import TILE_ELEMENTS
 
 pytestmark = [
@@ -39,9 +42,20 @@ pytestmark = [
 
 # likewise of the formats of fewer bits
 LOW_PRECISION = {
-    arch: tuple(FORMATS) if rules is EVERY else SOME_FORMATS for arch, rules in COMPILED.items()
+    arch: tuple(FORMATS) if EVERY in rules else SOME_FORMATS for arch, rules in COMPILED.items()
 }
 BLOCKS = 3  # of a tile's threads each, on a multiprocessor: what the sizes in triton_kernels/tile.py are chosen for
+
+
+def is_compiled(arch: int, name: str) -> bool:
+    """Whether an architecture has these statistics, or this projection."""
+    return name not in ONCE or EVERY in COMPILED[arch]
+
+
+def by_arch_and_name(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Statistics, or projections, of each architecture."""
+    found = [(arch, name) for arch in COMPILED for name in names if is_compiled(arch, name)]
+    return pytest.mark.parametrize("arch, name", found)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +65,14 @@ def compiled() -> Path:
 
 
 @pytest.mark.parametrize(
-    "arch, rule", [(arch, int(rule)) for arch, rules in COMPILED.items() for rule in rules]
+    "arch, rules", [(arch, rules) for arch, every in COMPILED.items() for rules in every]
 )
 def test_full_tiles_move_each_element_once_in_128_bit_accesses(
-    compiled: Path, arch: int, rule: int
+    compiled: Path, arch: int, rules: str
 ) -> None:
     facts = json.loads((compiled / f"{arch}.json").read_text())
-    (kernel,) = sass.disassemble(compiled / f"{arch}_{rule}.cubin")
-    rules = RULES if rule == MIXED_RULES else (rule,)
-    audit(kernel, rules, facts["threads"], BLOCKS, facts["passes"])
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{rules}.cubin")
+    audit(kernel, rules_of(rules), facts["threads"], BLOCKS, facts["passes"])
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -101,6 +114,13 @@ def test_full_tiles_of_fewer_bits_move_each_element_once_in_128_bit_accesses(
     audit_formats(kernel, moved, facts["threads"], blocks)
 
 
+def test_whatever_a_launch_of_some_rules_does_stays_in_registers(compiled: Path) -> None:
+    facts = json.loads((compiled / "90.json").read_text())
+    (kernel,) = sass.disassemble(compiled / "90_rules-everything.cubin")
+    assert_kept_in_registers(kernel, facts["threads"], BLOCKS)
+    assert unordered_atomics(kernel) == []
+
+
 def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path) -> None:
     facts = json.loads((compiled / "90.json").read_text())["low_precision"]
     for name in ("several-everything", "several-rules", "widest"):
@@ -109,8 +129,7 @@ def test_whatever_a_launch_of_fewer_bits_does_stays_in_registers(compiled: Path)
         assert unordered_atomics(kernel) == []
 
 
-@pytest.mark.parametrize("name", STATISTICS)
-@pytest.mark.parametrize("arch", COMPILED)
+@by_arch_and_name(STATISTICS)
 def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     compiled: Path, arch: int, name: str
 ) -> None:
@@ -120,9 +139,9 @@ def test_statistics_read_each_gradient_once_in_128_bit_accesses(
     assert unordered_atomics(kernel) == []
 
 
-@pytest.mark.parametrize("arch", COMPILED)
-def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
-    (kernel,) = sass.disassemble(compiled / f"{arch}_project.cubin")
+@by_arch_and_name(PROJECTIONS)
+def test_projections_keep_all_in_registers(compiled: Path, arch: int, name: str) -> None:
+    (kernel,) = sass.disassemble(compiled / f"{arch}_{name}.cubin")
     audit_projection(kernel, put_aside=2)
 
 
@@ -130,19 +149,18 @@ def test_projections_keep_all_in_registers(compiled: Path, arch: int) -> None:
 def test_ptx_rounds_every_operation_to_nearest(compiled: Path, arch: int) -> None:
     low_precision = [*LOW_PRECISION[arch], *(["several-everything"] if arch == 90 else [])]
     names = [
-        *(int(rule) for rule in COMPILED[arch]),
+        *COMPILED[arch],
         *EXTRAS,
         *low_precision,
-        *STATISTICS,
-        "project",
+        *(name for name in (*STATISTICS, *PROJECTIONS) if is_compiled(arch, name)),
     ]
     ptx = {name: (compiled / f"{arch}_{name}.ptx").read_text() for name in names}
     for name, text in ptx.items():
         assert inexact_arithmetic(text) == set(), name
-    for name in (0, *EXTRAS, *low_precision):
+    for name in ("0", *EXTRAS, *low_precision):
         assert all(f"{what}.rn.f32" in ptx[name] for what in ("fma", "div", "sqrt")), name
     # bias corrections and norms
-    for name in ("counted", *STATISTICS):
+    for name in ("counted", *(name for name in STATISTICS if name in ptx)):
         assert all(f"{what}.rn.f64" in ptx[name] for what in ("mul", "div", "sqrt")), name
 
 

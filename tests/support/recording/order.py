@@ -154,7 +154,7 @@ class Event:
 
     def query(self) -> bool:
         """Tell whether all before it is done, and let the host know that, where it is."""
-        if self._runtime.current.graph is not None:
+        if self._runtime.is_captured:
             self._runtime.report("an event is asked for its state under capture")
         self._runtime.schedule.looked(self._runtime)
         if self.operation is None:

@@ -205,7 +205,7 @@ class PosedDevice:
         to, what = (on_host(each) if each.is_cuda else each.detach() for each in (target, source))
         is_pinned = [not t.is_cuda and runtime.is_pinned(t) for t in (target, source)]
         accesses = [bytes_of(source, False), bytes_of(target, True)]
-        name = "copy"
+        name, where = "copy", runtime.where()
         if not source.is_cuda and not is_pinned[1]:
             # the driver reads it before the call returns
             what, accesses, name = what.clone(), accesses[1:], "copy of pageable memory"
@@ -214,7 +214,12 @@ class PosedDevice:
         if not target.is_cuda and not is_pinned[0]:
             accesses = accesses[:1]
 
+        # whoever writes there, by whatever way
+        held = what.clone() if is_pinned[1] else None
+
         def run() -> None:
+            if held is not None and not torch.equal(held.view(torch.uint8), what.view(torch.uint8)):
+                runtime.report(f"a pinned block was overwritten before {name} of {where} read it")
             with torch.no_grad():
                 to.copy_(what)
 

@@ -118,8 +118,13 @@ class RecordingRuntime:
     def on_device(self, device: Any) -> Iterator[None]:
         yield
 
+    @property
+    def is_captured(self) -> bool:
+        """Some stream is: then these calls are not allowed for any (torch captures in CUDA's mode "global")."""
+        return any(stream.graph is not None for stream in self.streams.values())
+
     def pinned_block(self, nbytes: int) -> tuple[Tensor, np.ndarray]:
-        if self.current.graph is not None:
+        if self.is_captured:
             self.report(f"{self.where()} allocates pinned memory under capture")
         block = self.memory.allocate(nbytes, None)
         handle = block.memory[:nbytes]
@@ -200,7 +205,7 @@ class RecordingRuntime:
 
     def synchronize(self, what: str = "synchronize()", stream: Stream | None = None) -> None:
         """The host waits, for a stream or for all."""
-        if self.current.graph is not None:
+        if self.is_captured:
             self.report(f"{what} by {self.where()} under capture")
             return
         self.waits.append(f"{what} by {self.where()}")
