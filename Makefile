@@ -10,6 +10,7 @@ BENCH_ARGS ?=
 MINUTES ?= 30
 PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
 BESIDE ?= 2.13.0 2.15.0
+TRITONS ?= 3.6.0 3.9.0
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
 
@@ -33,7 +34,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # what these ask for would bring another torch
 $(VENV)/.installed-no-deps: private PIP += --no-deps
 
-.PHONY: help build demo test test-quick lint docs bench ptx ptx-traffic ptx-mutants fuzz soak wheel wheels clean
+.PHONY: help build demo test test-quick lint docs bench ptx ptx-tritons ptx-traffic ptx-mutants fuzz soak wheel wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +46,7 @@ help:
 	@echo "make docs        the guide and the API reference as a site, in build/site; warnings are errors"
 	@echo "make bench       throughput against torch and other optimizers"
 	@echo "make ptx         run what both compilers emit for a GPU on the CPU, with checks; minutes"
+	@echo "make ptx-tritons the same of what TRITONS=\"$(TRITONS)\" emit, beside the torch that is here"
 	@echo "make ptx-traffic bytes that the kernels' warps touch, as in docs/kernels.md; CASE=\"Adam, 8bit\" by instruction"
 	@echo "make ptx-mutants changes of the kernels, and which check catches each; minutes; CASE=statistics for some"
 	@echo "make fuzz        random lives of optimizers, for MINUTES=30; says how to repeat what fails"
@@ -95,6 +97,17 @@ bench: $(VENV)/.built $(VENV)/.installed-demo $(VENV)/.installed-test
 # what nvcc and Triton emit, run on the CPU: all of it, where `make test` runs a selection
 ptx: $(TESTED)
 	$(PYTEST) --ptx tests/ptx $(TEST_ARGS)
+
+# other versions of Triton, of which nothing but the compiler is used: the torch of $(VENV) stays as it is
+OTHER_TRITONS := $(TRITONS:%=$(VENV)/triton-%/.installed)
+$(OTHER_TRITONS): $(VENV)/triton-%/.installed: $(VENV)/.created
+	$(PIP) --no-deps --upgrade --target $(@D) triton==$*
+	touch $@
+
+ptx-tritons: $(TESTED) $(OTHER_TRITONS)
+	set -e; for triton in $(TRITONS); do echo "Triton $$triton"; PYTHONPATH=$(VENV)/triton-$$triton \
+		$(PYTEST) --ptx tests/ptx --ignore tests/ptx/test_mutations.py --ignore tests/ptx/test_traffic.py -k triton $(TEST_ARGS); \
+	done
 
 ptx-traffic: $(TESTED)
 	PYTHONPATH=tests/support:tests $(BIN)/python -m ptx.traffic $(if $(CASE),"$(CASE)")

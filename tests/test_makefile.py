@@ -105,6 +105,20 @@ def test_another_pair_of_versions_gets_an_environment_of_its_own() -> None:
     assert found[-1].startswith(f"{env}/bin/pytest ")
 
 
+def test_other_tritons_come_beside_the_torch_that_is_here() -> None:
+    found = lines("ptx-tritons", "TRITONS=3.6.0 3.9.0", "TEST_ARGS=-x")
+    for triton in ("3.6.0", "3.9.0"):
+        (install,) = (line for line in found if line.endswith(f" triton=={triton}"))
+        assert " --no-deps " in install
+        assert f" --target none/.venv/triton-{triton} " in install
+    assert not any("torch==" in line for line in found)
+    loop = " ".join(found[-3:])
+    assert "for triton in 3.6.0 3.9.0;" in loop
+    assert "PYTHONPATH=none/.venv/triton-$triton" in loop
+    assert " --ptx tests/ptx " in loop
+    assert " -k triton -x;" in loop
+
+
 @pytest.mark.parametrize("shift", ["", ".1"])
 def test_a_torch_that_was_replaced_is_an_error(shift: str) -> None:
     wanted = [version(name).partition("+")[0] for name in ("torch", "numpy")]

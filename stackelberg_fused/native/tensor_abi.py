@@ -23,6 +23,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Reading:
     Attributes:
         abi: the native `TensorAbi`, or None where Python reads them.
         reason: in words, why so.
-        increment_versions: as `torch.autograd.graph.increment_version`, of a list.
+        increment_versions: as `torch.autograd.graph.increment_version`, of a list; those without a version are skipped.
     """
 
     abi: Any
@@ -84,6 +85,20 @@ def increment_versions(tensors: list[Tensor]) -> None:
     (_reading or reading()).increment_versions(tensors)
 
 
+def increment_in_python(tensors: list[Tensor]) -> None:
+    """As `torch.autograd.graph.increment_version`, but for tensors without a version.
+
+    That skips tensors of inference mode. It raises for such a parameter whose data were replaced since, as flattening
+    does: torch no longer counts it among them.
+    """
+    try:
+        increment_version(tensors)
+    except RuntimeError:  # which of them, it does not say; twice is no matter
+        for tensor in tensors:
+            with suppress(RuntimeError):
+                increment_version(tensor)
+
+
 def is_tested(version: str) -> bool:
     """Tell whether the tests have run a release of torch of this minor version."""
     release = re.fullmatch(r"(\d+\.\d+)\.\d+(\+.*)?", version)
@@ -95,7 +110,7 @@ def _find_out(again: bool) -> Reading:
         abi, reason = _open(again)
     except _NotNatively as error:
         log.info("tensors are read by Python, one by one: %s", error)
-        return Reading(None, str(error), increment_version)
+        return Reading(None, str(error), increment_in_python)
     return Reading(abi, reason, abi.increment_versions)
 
 

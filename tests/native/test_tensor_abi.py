@@ -78,7 +78,7 @@ def test_a_child_that_died_gives_no_and_the_reason(
     found = tensor_abi.reading()
     assert found.abi is None
     assert "died of SIGSEGV" in found.reason
-    assert found.increment_versions is torch.autograd.graph.increment_version
+    assert found.increment_versions is tensor_abi.increment_in_python
     monkeypatch.setattr(tensor_abi_verdict, "_ask", None)  # nobody is asked again
     tensor_abi._reading = None
     assert tensor_abi.reading().reason == found.reason
@@ -126,14 +126,25 @@ def test_a_probe_that_disagrees_leaves_it_to_python(
 
 
 def test_versions_are_incremented_but_in_inference_mode() -> None:
+    """Nor where the data of one that was made there is replaced: torch does not call it one, and it has no version."""
     with torch.inference_mode():
-        without = torch.zeros(2)
+        without, replaced = torch.zeros(2), nn.Parameter(torch.zeros(2))
+    replaced.data = torch.zeros(4)[1:3]
+    assert not replaced.is_inference()
+    with pytest.raises(RuntimeError, match="do not track version"):
+        replaced._version  # noqa: B018
     view = torch.zeros(4, requires_grad=True).detach()[1:]
-    mine = [nn.Parameter(torch.zeros(2)), without, view, nn.Parameter(torch.zeros(0))]
-    for increment in (increment_versions, torch.autograd.graph.increment_version):
-        before = [t._version for t in (mine[0], view, mine[3])]
-        increment(mine)
-        assert [t._version for t in (mine[0], view, mine[3])] == [v + 1 for v in before]
+    usual = [nn.Parameter(torch.zeros(2)), view, nn.Parameter(torch.zeros(0))]
+    by_python = tensor_abi.increment_in_python
+    for others in ([without], [without, replaced]):
+        for increment in (increment_versions, by_python):
+            before = [t._version for t in usual]
+            increment([*others, *usual])
+            # twice is no matter to autograd
+            assert all(t._version > v for t, v in zip(usual, before, strict=True))
+            before = [t._version for t in usual]
+            increment([*usual, *others])
+            assert all(t._version > v for t, v in zip(usual, before, strict=True))
 
 
 @needs_native

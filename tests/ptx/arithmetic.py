@@ -1,4 +1,4 @@
-"""Arithmetic on integers (section 9.7.1) and floating-point numbers (section 9.7.3)."""
+"""Arithmetic on integers (section 9.7.1) and floating-point numbers (sections 9.7.3 and 9.7.5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .floating import canonical, fma
+from .floating import canonical, fma, from_bfloat16
 from .lanes import Lanes, Registers, Values, dtype_of
 from .operations import Operation, Result, decodes, readers, unknown
 from .parser import SIZES, Instruction
@@ -19,13 +19,30 @@ FLOATS = ("f32", "f64", "f32x2")
 @decodes("add", "sub")
 def _add_or_subtract(instruction: Instruction, registers: Registers) -> Operation:
     *modifiers, type_ = instruction.modifiers
+    combine = np.add if instruction.base == "add" else np.subtract
+    if modifiers == ["rn", "f32"]:
+        return _mixed(instruction, registers, type_, combine)
     if modifiers not in ([], ["rn"]) or (modifiers and type_[0] != "f"):
         raise unknown(instruction)
     if type_ not in FLOATS and (type_[0] not in "us" or SIZES[type_] < 2):
         raise unknown(instruction)
     a, b = readers(instruction, registers, type_, type_)
-    compute = in_pairs(np.add if instruction.base == "add" else np.subtract, type_)
+    compute = in_pairs(combine, type_)
     return Result(instruction, registers, lambda lanes: canonical(compute(a(lanes), b(lanes))))
+
+
+WIDENED = {"f16": lambda x: x.astype(np.float32), "bf16": from_bfloat16}
+
+
+def _mixed(
+    instruction: Instruction, registers: Registers, type_: str, combine: Callable[..., Values]
+) -> Operation:
+    """add and sub of float32 whose first operand is made one of 16 bits before, exactly (section 9.7.5)."""
+    widened = WIDENED[type_]
+    a, c = readers(instruction, registers, type_, "f32")
+    return Result(
+        instruction, registers, lambda lanes: canonical(combine(widened(a(lanes)), c(lanes)))
+    )
 
 
 def in_pairs(compute: Callable[..., Values], type_: str) -> Callable[..., Values]:
@@ -93,12 +110,17 @@ def _divide(instruction: Instruction, registers: Registers) -> Operation:
         return Result(instruction, registers, lambda lanes: canonical(a(lanes) / b(lanes)))
     if type_[0] not in "us" or modifiers:
         raise unknown(instruction)
-    compute, by_zero = (lambda lanes: _quotient(a(lanes), b(lanes))), lambda lanes: b(lanes) == 0
-    return Result(instruction, registers, compute, by_zero)
+    return Result(
+        instruction,
+        registers,
+        lambda lanes: _quotient(a(lanes), b(lanes)),
+        lambda lanes: _has_no_quotient(a(lanes), b(lanes)),
+    )
 
 
 @decodes("rem")
 def _remainder(instruction: Instruction, registers: Registers) -> Operation:
+    """Of negative numbers the ISA leaves it to the machine (section 9.7.1, rem)."""
     (type_,) = instruction.modifiers
     if type_[0] not in "us":
         raise unknown(instruction)
@@ -108,11 +130,25 @@ def _remainder(instruction: Instruction, registers: Registers) -> Operation:
         x, y = a(lanes), b(lanes)
         return x - y * _quotient(x, y)
 
-    return Result(instruction, registers, compute, lambda lanes: b(lanes) == 0)
+    def is_open(lanes: Lanes) -> Values:
+        x, y = a(lanes), b(lanes)
+        return _has_no_quotient(x, y) | (x < 0) | (y < 0)
+
+    return Result(instruction, registers, compute, is_open)
+
+
+def _has_no_quotient(x: Values, y: Values) -> Values:
+    """By zero it is machine-specific (section 9.7.1, div); the least number by -1 is no number of the type.
+
+    Semantics are those of C (section 9.6), where the latter is undefined, as in the compilers that emit it.
+    """
+    if y.dtype.kind == "u":
+        return y == 0
+    return (y == 0) | ((x == np.iinfo(x.dtype).min) & (y == -1))
 
 
 def _quotient(x: Values, y: Values) -> Values:
-    """Towards zero. By zero it is machine-specific (section 9.7.1, div): something, which is undefined then."""
+    """Towards zero; something where there is none."""
     is_zero = y == 0
     divisor = np.where(is_zero, y.dtype.type(1), y)
     below = x // divisor

@@ -5,37 +5,42 @@ from __future__ import annotations
 import numpy as np
 
 from .lanes import UNSIGNED, Lanes, Registers, Values, dtype_of
-from .operations import Operation, Result, decodes, expect, readers, unknown
+from .operations import Compute, Operation, Result, decodes, expect, readers, unknown
 from .parser import SIZES, Instruction
 
 LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
-def _expect_bits(instruction: Instruction, *types: str) -> None:
-    if instruction.modifiers[-1] not in types:
+def _read_bits(
+    instruction: Instruction, registers: Registers, operands: int, *types: str
+) -> tuple[str, list[Compute]]:
+    """The instruction's type, one of these, and how to read its operands, which have that type."""
+    (type_,) = instruction.modifiers
+    if type_ not in types:
         raise unknown(instruction)
+    return type_, readers(instruction, registers, *[type_] * operands)
 
 
 @decodes(*LOGIC)
 def _logic(instruction: Instruction, registers: Registers) -> Operation:
-    (type_,) = instruction.modifiers
-    _expect_bits(instruction, "pred", "b16", "b32", "b64")
-    a, b = readers(instruction, registers, type_, type_)
+    _, (a, b) = _read_bits(instruction, registers, 2, "pred", "b16", "b32", "b64")
     compute = LOGIC[instruction.base]
     return Result(instruction, registers, lambda lanes: compute(a(lanes), b(lanes)))
 
 
 @decodes("not")
 def _not(instruction: Instruction, registers: Registers) -> Operation:
-    (type_,) = instruction.modifiers
-    _expect_bits(instruction, "pred", "b16", "b32", "b64")
-    (a,) = readers(instruction, registers, type_)
+    _, (a,) = _read_bits(instruction, registers, 1, "pred", "b16", "b32", "b64")
     return Result(instruction, registers, lambda lanes: np.invert(a(lanes)))
 
 
 @decodes("shl", "shr")
 def _shift(instruction: Instruction, registers: Registers) -> Operation:
-    """Amounts beyond the width shift everything out; shr of a signed type fills with the sign."""
+    """Amounts beyond the width shift everything out; shr of a signed type fills with the sign.
+
+    Of 16 bits there are 16 here. The ISA leaves it to the machine whether a register holds more (section 9.6.1), which
+    shr could bring back; ptxas compiles it as here.
+    """
     (type_,) = instruction.modifiers
     if type_[0] == "f" or SIZES[type_] < 2 or (instruction.base == "shl" and type_[0] != "b"):
         raise unknown(instruction)
@@ -112,9 +117,7 @@ def _insert_field(instruction: Instruction, registers: Registers) -> Operation:
 
 @decodes("clz")
 def _leading_zeros(instruction: Instruction, registers: Registers) -> Operation:
-    (type_,) = instruction.modifiers
-    _expect_bits(instruction, "b32", "b64")
-    (a,) = readers(instruction, registers, type_)
+    type_, (a,) = _read_bits(instruction, registers, 1, "b32", "b64")
     width = 8 * SIZES[type_]
 
     def compute(lanes: Lanes) -> Values:
@@ -132,9 +135,7 @@ def _leading_zeros(instruction: Instruction, registers: Registers) -> Operation:
 
 @decodes("popc")
 def _count_ones(instruction: Instruction, registers: Registers) -> Operation:
-    (type_,) = instruction.modifiers
-    _expect_bits(instruction, "b32", "b64")
-    (a,) = readers(instruction, registers, type_)
+    type_, (a,) = _read_bits(instruction, registers, 1, "b32", "b64")
     shifts = np.arange(8 * SIZES[type_], dtype=dtype_of(type_))
 
     def compute(lanes: Lanes) -> Values:

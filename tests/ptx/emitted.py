@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from build_once import cache, digest, jobs, lock, run
+from build_once import cache, digest, once, run, run_all
 from paths import CSRC
 
 from .nvcc_build import DEVICE_FLAGS, X86, nvcc
@@ -23,18 +20,12 @@ def nvcc_modules(arch: int) -> dict[str, str]:
     sources = sorted((CSRC / "cuda").glob("*.cu"))
     versions = run([nvcc(), "--version"])
     target = cache("ptx") / f"text-{arch}-{digest((CSRC,), repr(command), versions)}"
-    with lock(target.parent):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                made = Path(folder, "made")
-                made.mkdir()
 
-                def compile_(source: Path) -> None:
-                    run([*command, str(source), "-o", str(made / f"{source.stem}.ptx")])
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        run_all({s.stem: [*command, str(s), "-o", str(folder / f"{s.stem}.ptx")] for s in sources})
 
-                with ThreadPoolExecutor(jobs()) as pool:
-                    list(pool.map(compile_, sources))
-                os.replace(made, target)  # whole or not at all
+    once(target, make)
     return {path.stem: path.read_text() for path in sorted(target.glob("*.ptx"))}
 
 

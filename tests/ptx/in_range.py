@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from build_once import cache, digest, lock, run
+from build_once import cache, digest, once, run
 from numpy.typing import NDArray
 from paths import CSRC
 
@@ -31,11 +29,7 @@ def compiled(*how: str, suffix: str) -> Path:
         cache("ptx")
         / f"in_range-{digest((CSRC, HERE), repr(command), run([nvcc(), '--version']))}{suffix}"
     )
-    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        if not target.exists():
-            run([*command, "-o", str(Path(folder, "made"))])
-            os.replace(Path(folder, "made"), target)
-    return target
+    return once(target, lambda made: run([*command, "-o", str(made)]))
 
 
 @lru_cache

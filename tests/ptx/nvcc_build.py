@@ -10,13 +10,10 @@ import platform
 import shutil
 import sys
 import sysconfig
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from build_once import cache, digest, jobs, lock, run
+from build_once import cache, digest, once, run, run_all
 from paths import CSRC
 
 HERE = Path(__file__).resolve().parent
@@ -71,31 +68,25 @@ def build(say: Callable[[str], None] = lambda line: None) -> Path:
     sources = [*kernels, *sorted((CSRC / "cuda").glob("*.cpp")), HERE / "fake_cuda_runtime.cpp"]
     versions = run([nvcc(), "--version"]) + sys.version + pybind11.__version__
     target = cache("ptx") / f"nvcc-{digest((CSRC, HERE), repr((compile_, sources)), versions)}"
-    if target.exists():
-        return target
-    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        if target.exists():
-            return target
-        made, aside = Path(folder, "made"), Path(folder, "aside")
+
+    def make(made: Path) -> None:
+        # what nvcc keeps has the same names for every source
+        aside = {source: made.parent / "aside" / source.name for source in sources}
+        commands = {}
+        for source, folder in aside.items():
+            folder.mkdir(parents=True)
+            keep = ["--keep", "--keep-dir", str(folder)]
+            command = [*compile_, *keep, "-c", str(source), "-o", str(folder / "object.o")]
+            commands[f"{MODULE} on {ARCH}: {source.name}"] = command
+        run_all(commands, say)
         made.mkdir()
-        objects = [aside / source.name / "object.o" for source in sources]
-
-        def compiled(source: Path, to: Path) -> None:
-            start = time.monotonic()
-            to.parent.mkdir(parents=True)  # what nvcc keeps has the same names for every source
-            keep = ["--keep", "--keep-dir", str(to.parent)]
-            run([*compile_, *keep, "-c", str(source), "-o", str(to)])
-            say(f"{MODULE} on {ARCH}: {source.name}, {time.monotonic() - start:.0f} s")
-
-        with ThreadPoolExecutor(jobs()) as pool:
-            list(pool.map(compiled, sources, objects))
         for source in kernels:
-            (text,) = (aside / source.name).glob("*.ptx")
+            (text,) = aside[source].glob("*.ptx")
             shutil.copy(text, made / f"{source.stem}.ptx")
-        link = [nvcc(), "-shared", "--cudart", "none", *map(str, objects)]
-        run([*link, "-o", str(made / MODULE)])
-        os.replace(made, target)  # whole or not at all
-    return target
+        objects = [str(folder / "object.o") for folder in aside.values()]
+        run([nvcc(), "-shared", "--cudart", "none", *objects, "-o", str(made / MODULE)])
+
+    return once(target, make)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whole optimizers by the PTX of other architectures than the one that most tests run: the bits of `cpu` too."""
+"""Whole optimizers by the PTX of other architectures than the one that most tests run: the bits of `cpu`, no races."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .backends import PtxCudaBackend, PtxTritonBackend
 from .caught_launch import CaughtLaunch, params_of
 from .interpreted import Interpreted, kernel_of
 from .kernel import Kernel
+from .mutations import is_allowed
+from .shared_runs import Change, Found, check
 
 F32, BF16 = torch.float32, torch.bfloat16
 # settings of the optimizer and the dtype of its parameters
@@ -25,6 +27,8 @@ CASES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "counted": (F32, {"capturable": True}),
     "8bit": (BF16, {"state_dtype": "8bit", "master": "stochastic"}),
 }
+# runs whose threads share data in every way that there is
+SHARED = ("clip", "counted", "ball", "8bit, zeroing", "everything")
 OTHERS = [arch for arch in emitted.ARCHS if arch != triton_launches.ARCH]
 
 pytestmark = [pytest.mark.ptx, pytest.mark.slow, pytest.mark.parametrize("arch", OTHERS)]
@@ -52,36 +56,65 @@ def assert_bits_of_cpu(backend: Any, case: str) -> None:
         assert torch.equal(ours.reshape(-1).view(torch.uint8), cpu.reshape(-1).view(torch.uint8))
 
 
-@pytest.mark.skipif(bool(nvcc_build.unavailable()), reason=nvcc_build.unavailable())
-@pytest.mark.xdist_group("PTX of nvcc")
-@pytest.mark.parametrize("case", CASES)
-def test_nvcc(arch: int, case: str) -> None:
+def assert_no_races(found: Found) -> None:
+    assert not [str(race) for _, races in found.races for race in races if not is_allowed(race)]
+    assert found.equal
+
+
+needs_nvcc = pytest.mark.skipif(bool(nvcc_build.unavailable()), reason=nvcc_build.unavailable())
+needs_triton = pytest.mark.skipif(
+    bool(triton_launches.unavailable()), reason=triton_launches.unavailable()
+)
+of_nvcc = pytest.mark.xdist_group("PTX of nvcc")
+of_triton = pytest.mark.xdist_group("Triton's compiler")
+
+
+def by_nvcc(arch: int) -> Change:
     """What is launched is the same for all architectures; its text is another one's."""
     of_kernel = {
         name: text for text in emitted.nvcc_modules(arch).values() for name in params_of(text)
     }
+    return lambda caught: kernel_of(of_kernel[caught.kernel], caught.kernel)
 
-    def change(caught: CaughtLaunch) -> Kernel:
-        return kernel_of(of_kernel[caught.kernel], caught.kernel)
 
-    executor = Interpreted(change=change)
+def of_its_own(caught: CaughtLaunch) -> Kernel:
+    """The kernel as it was compiled, for the architecture that Triton's driver now names."""
+    assert f".target sm_{triton_launches.ARCH}" in caught.ptx
+    return kernel_of(caught.ptx, caught.kernel)
+
+
+@needs_nvcc
+@of_nvcc
+@pytest.mark.parametrize("case", CASES)
+def test_nvcc(arch: int, case: str) -> None:
+    executor = Interpreted(change=by_nvcc(arch))
     assert_bits_of_cpu(PtxCudaBackend(executor), case)
     assert executor.launches
 
 
-@pytest.mark.skipif(bool(triton_launches.unavailable()), reason=triton_launches.unavailable())
-@pytest.mark.xdist_group("Triton's compiler")
+@needs_nvcc
+@of_nvcc
+@pytest.mark.parametrize("run", SHARED)
+def test_nvcc_has_no_races(arch: int, run: str) -> None:
+    assert_no_races(check(run, "nvcc", by_nvcc(arch)))
+
+
+@needs_triton
+@of_triton
 @pytest.mark.parametrize("case", CASES)
 def test_triton(arch: int, case: str) -> None:
-    seen = set()
-
-    def change(caught: CaughtLaunch) -> Kernel:
-        seen.add(f".target sm_{arch}" in caught.ptx)
-        return kernel_of(caught.ptx, caught.kernel)
-
     with of_arch(arch):
-        assert_bits_of_cpu(PtxTritonBackend(Interpreted(change=change)), case)
-    assert seen == {True}
+        executor = Interpreted(change=of_its_own)
+        assert_bits_of_cpu(PtxTritonBackend(executor), case)
+        assert executor.launches
+
+
+@needs_triton
+@of_triton
+@pytest.mark.parametrize("run", SHARED)
+def test_triton_has_no_races(arch: int, run: str) -> None:
+    with of_arch(arch):
+        assert_no_races(check(run, "triton", of_its_own))
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def test_wide_products_are_exact(type_: str) -> None:
 
 
 @pytest.mark.parametrize("type_", INTEGERS)
-def test_quotients_go_towards_zero_and_remainders_have_the_dividends_sign(type_: str) -> None:
+def test_quotients_go_towards_zero_and_remainders_are_what_is_left(type_: str) -> None:
     dtype = INTEGERS[type_]
     a, b = pairs(integers(dtype))
     kept = (b != 0) & ~((a == np.iinfo(dtype).min) & (b == wrapped(-1, dtype)) & (type_[0] == "s"))
@@ -61,16 +61,40 @@ def test_quotients_go_towards_zero_and_remainders_have_the_dividends_sign(type_:
 
     values = [(int(x), int(y)) for x, y in zip(a, b, strict=True)]
     assert apply(f"div.{type_}", dtype, a, b).tolist() == [quotient(x, y) for x, y in values]
-    expected = [x - y * quotient(x, y) for x, y in values]
-    assert apply(f"rem.{type_}", dtype, a, b).tolist() == expected
+    expected = [x % y for x, y in values if x >= 0 and y > 0]
+    kept = (a >= 0) & (b > 0)
+    assert apply(f"rem.{type_}", dtype, a[kept], b[kept]).tolist() == expected
 
 
-@pytest.mark.parametrize("opcode", ["div.s32", "rem.u32"])
-def test_a_quotient_by_zero_may_be_computed_and_must_not_decide(opcode: str) -> None:
-    body = f"{opcode} %r1, 7, %t;\n"  # thread 0 divides by zero
-    run(body)
-    with pytest.raises(Fault, match="predicate is undefined"):
-        run(body + "setp.eq.s32 %p1, %r1, 5;\n@%p1 ret;")
+LEFT_OPEN = {
+    "by zero": ("7", "0", {"div.s32", "div.u32", "rem.s32", "rem.u32"}),
+    "a quotient beyond the type": ("-2147483648", "-1", {"div.s32", "rem.s32"}),
+    "a negative dividend": ("-7", "2", {"rem.s32"}),
+    "a negative divisor": ("7", "-2", {"rem.s32"}),
+    "positive numbers": ("7", "2", set()),
+}
+
+
+@pytest.mark.parametrize("opcode", ["div.s32", "div.u32", "rem.s32", "rem.u32"])
+@pytest.mark.parametrize("case", LEFT_OPEN)
+def test_what_the_isa_leaves_open_may_be_computed_and_must_not_decide(
+    case: str, opcode: str
+) -> None:
+    """Of 64 bits too; by registers and by constants."""
+    a, b, is_open = LEFT_OPEN[case]
+    for wide in (opcode, opcode.replace("32", "64")):
+        r = "%d" if wide.endswith("64") else "%r"
+        x = str(-(1 << 63)) if r == "%d" and a == "-2147483648" else a
+        move = f"mov.b{wide[-2:]}"
+        for given in (f"{x}, {b}", f"{r}2, {r}3"):
+            body = f"{move} {r}2, {x};\n{move} {r}3, {b};\n{wide} {r}1, {given};\n"
+            run(body)
+            decided = body + f"setp.eq.{wide[-3:]} %p1, {r}1, 5;\n@%p1 ret;"
+            if opcode not in is_open:
+                run(decided)
+                continue
+            with pytest.raises(Fault, match="predicate is undefined"):
+                run(decided)
 
 
 def test_signs_of_integers() -> None:
@@ -106,6 +130,32 @@ def test_sums_products_and_quotients_are_rounded_to_nearest(type_: str, opcode: 
     b = np.concatenate([b, random_words(form, 1000, seed=4), near]).astype(dtype)
     expected = [OF_FLOATS[opcode](form, int(x), int(y)) for x, y in zip(a, b, strict=True)]
     assert same(apply(f"{opcode}.{type_}", dtype, a, b), expected, form)
+
+
+@pytest.mark.parametrize("opcode", ["add", "sub"])
+@pytest.mark.parametrize("type_", ["f16", "bf16"])
+def test_the_first_operand_of_16_bits_is_widened_before_a_sum_is_rounded(
+    type_: str, opcode: str
+) -> None:
+    """Section 9.7.5."""
+    form, definition = FORMATS[type_], OF_FLOATS[f"{opcode}.rn"]
+    a = np.array([*floats(form), *random_words(form, 6000, seed=5)], np.uint16)
+    special = np.resize(np.array(floats(F32), np.uint32), a.size // 2)
+    c = np.concatenate(
+        [special, np.array(random_words(F32, a.size - special.size, seed=6), np.uint32)]
+    )
+    c = np.random.default_rng(7).permutation(c)
+
+    def widened(word: int) -> int:
+        if form.is_nan(word):
+            return F32.infinity | 1
+        if form.is_infinite(word):
+            return F32.signed(F32.infinity, form.sign(word))
+        whole = F32.rounded(form.units(word) << (F32.least - form.least), F32.least)
+        return F32.signed(F32.magnitude(whole), form.sign(word))
+
+    expected = [definition(F32, widened(int(x)), int(y)) for x, y in zip(a, c, strict=True)]
+    assert same(apply(f"{opcode}.rn.f32.{type_}", np.uint32, a, c), expected, F32)
 
 
 @pytest.mark.parametrize("type_", ["f32", "f64"])
@@ -203,6 +253,10 @@ def test_constants_alone_are_computed() -> None:
         "add.rz.f32 %r1, %r2, %r3",
         "add.ftz.f32 %r1, %r2, %r3",
         "add.f16 %h1, %h2, %h3",
+        "add.f32.f16 %r1, %h2, %r3",
+        "add.rz.f32.f16 %r1, %h2, %r3",
+        "add.rn.f32.f32 %r1, %r2, %r3",
+        "fma.rn.f32.f16 %r1, %h2, %h3, %r4",
         "mul.hi.u32 %r1, %r2, %r3",
         "mul.b32 %r1, %r2, %r3",
         "mad.rn.f32 %r1, %r2, %r3, %r4",

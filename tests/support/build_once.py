@@ -6,7 +6,9 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +32,43 @@ def run(command: list[str]) -> str:
 def jobs() -> int:
     """How many compilers may run at a time."""
     return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
+def run_all(commands: Mapping[str, list[str]], say: Callable[[str], None] | None = None) -> None:
+    """Run commands, several at a time.
+
+    Args:
+        commands: by a name for what each makes.
+        say: told each name when it is done, with the seconds that it took.
+
+    Raises:
+        RuntimeError: one of them failed, with its messages.
+    """
+
+    def one(name: str) -> None:
+        start = time.monotonic()
+        run(commands[name])
+        if say:
+            say(f"{name}, {time.monotonic() - start:.0f} s")
+
+    with ThreadPoolExecutor(jobs()) as pool:
+        list(pool.map(one, commands))
+
+
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """A file or folder that is made unless it is there; whole or not at all, while other processes wait.
+
+    Args:
+        target: where.
+        make: writes it to the path that it is given; beside that it may leave what is thrown away.
+    """
+    if target.exists():
+        return target
+    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if not target.exists():
+            make(Path(folder, "made"))
+            os.replace(Path(folder, "made"), target)
+    return target
 
 
 @contextmanager

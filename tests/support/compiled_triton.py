@@ -6,11 +6,10 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from build_once import cache, kept_by_triton, lock
+from build_once import cache, kept_by_triton, once
 from mixed_rules import EVERY, SHORT, name_of
 from paths import ROOT, SUPPORT
 
@@ -34,18 +33,12 @@ def compiled() -> Path:
     """
     jobs = [f"{arch}:{','.join(names)}" for arch, names in COMPILED.items()]
     target = cache("triton") / f"compiled-{_digest(jobs)}"
-    with lock(target.parent):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                made = Path(folder, "made")
-                made.mkdir()
-                _compile(made, jobs)
-                os.replace(made, target)  # whole or not at all
-    return target
+    return once(target, lambda folder: _compile(folder, jobs))
 
 
 def _compile(folder: Path, jobs: list[str]) -> None:
     """Triton keeps what it compiles where tests/ptx finds it, which executes some."""
+    folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = kept_by_triton()
     processes = [

@@ -10,14 +10,11 @@ import argparse
 import os
 import platform
 import shutil
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from build_once import cache, digest, jobs, lock, run
+from build_once import cache, digest, once, run, run_all
 from paths import CSRC
 
 HERE = Path(__file__).resolve().parent
@@ -104,24 +101,19 @@ def build(program: Program, say: Callable[[str], None] = lambda line: None) -> P
     commands = [[cxx, *flags, *shim[s.suffix], "-c", "-x", "c++", str(s)] for s in program.sources]
     made_by = digest((CSRC, HERE), repr(commands), run([cxx, "--version"]))
     target = cache("host_cuda") / f"{program.name}-{made_by}"
-    if target.exists():
-        return target
-    # tests may run in several processes: one of them builds, the others wait for it
-    with lock(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        if target.exists():
-            return target
-        objects = [f"{folder}/{number}.o" for number in range(len(commands))]
 
-        def compiled(command: list[str], to: str) -> None:
-            start = time.monotonic()
-            run([*command, "-o", to])
-            say(f"{program.name}: {Path(command[-1]).name}, {time.monotonic() - start:.0f} s")
+    def make(made: Path) -> None:
+        objects = [str(made.with_name(f"{number}.o")) for number in range(len(commands))]
+        run_all(
+            {
+                f"{program.name}: {source.name}": [*command, "-o", to]
+                for source, command, to in zip(program.sources, commands, objects, strict=True)
+            },
+            say,
+        )
+        run([cxx, *flags, *objects, "-o", str(made)])
 
-        with ThreadPoolExecutor(jobs()) as pool:
-            list(pool.map(compiled, commands, objects))
-        run([cxx, *flags, *objects, "-o", f"{folder}/{program.name}"])
-        os.replace(f"{folder}/{program.name}", target)  # whole or not at all
-    return target
+    return once(target, make)
 
 
 def main() -> None:
