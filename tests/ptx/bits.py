@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .lanes import UNSIGNED, Lanes, Registers, Values, dtype_of
+from .lanes import UNSIGNED, Lanes, Mask, Registers, Values, dtype_of
 from .operations import Compute, Operation, Result, decodes, expect, readers, unknown
 from .parser import SIZES, Instruction
 
@@ -147,25 +147,47 @@ def _count_ones(instruction: Instruction, registers: Registers) -> Operation:
 
 @decodes("prmt")
 def _permute(instruction: Instruction, registers: Registers) -> Operation:
-    """Four bytes of the eight in b:a; the upper bit of a digit of the selector asks for the byte's sign instead."""
+    """Four bytes of the eight in b:a; the upper bit of a digit of the selector asks for the byte's sign instead.
+
+    Compilers leave an operand undefined of which they take no byte.
+    """
     expect(instruction, "b32")
     a, b, selector = readers(instruction, registers, "b32", "b32", "b32")
+    of_a, of_b, of_selector = map(registers.sources, instruction.operands[1:])
+    destination = registers.number(instruction.operands[0])
 
-    def compute(lanes: Lanes) -> Values:
-        x, y, digits = np.broadcast_arrays(a(lanes), b(lanes), selector(lanes))
-        both = x.astype(np.uint64) | (y.astype(np.uint64) << np.uint64(32))
-        result = np.zeros(both.shape, np.uint32)
-        for k in range(4):
-            digit = digits >> np.uint32(4 * k)
-            byte = (both >> (np.uint64(8) * (digit & np.uint32(7)))).astype(np.uint32) & np.uint32(
-                0xFF
-            )
-            sign = np.where(byte & np.uint32(0x80), np.uint32(0xFF), np.uint32(0))
-            byte = np.where(digit & np.uint32(8), sign, byte)
-            result |= byte << np.uint32(8 * k)
-        return result
+    def run(lanes: Lanes, mask: Mask | None) -> None:
+        x, y, digits = a(lanes), b(lanes), selector(lanes)
+        undefined = [
+            np.uint64(0) if not of or (bits := lanes.undefined_bits(*of)) is None else bits
+            for of in (of_a, of_b)
+        ]
+        missing = _permuted(*undefined, digits) if lanes.undefined else np.zeros(1, np.uint64)
+        unknown_choice = lanes.undefined_in(of_selector)
+        if unknown_choice is not None:
+            missing = np.where(unknown_choice, np.uint64(0xFFFFFFFF), missing)
+        values = _permuted(x, y, digits).astype(np.uint32)
+        if missing.any():
+            missing = lanes.full(missing)
+            lanes.write(destination, values, mask, missing != 0, missing)
+        else:
+            lanes.write(destination, values, mask, None)
 
-    return Result(instruction, registers, compute)
+    return run
+
+
+def _permuted(a: Values, b: Values, selector: Values) -> Values:
+    """The lower 32 bits of each as prmt takes them, in 64; of undefined bits those that the result has."""
+    lower, eight = np.uint64(0xFFFFFFFF), np.uint64(8)
+    both = (a.astype(np.uint64) & lower) | (b.astype(np.uint64) << np.uint64(32))
+    digits = selector.astype(np.uint64)
+    result = np.zeros(np.broadcast(both, digits).shape, np.uint64)
+    for k in range(4):
+        digit = digits >> np.uint64(4 * k)
+        byte = both >> (eight * (digit & np.uint64(7))) & np.uint64(0xFF)
+        sign = np.where(byte & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
+        result = result | (np.where(digit & eight, sign, byte) << np.uint64(8 * k))
+    return result
 
 
 @decodes("lop3")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from .definitions import integers, pairs, wrapped
+from .lanes import Fault
 from .one_instruction import apply, run
 from .parser import NotUnderstood
 
@@ -116,6 +117,31 @@ def test_every_selector_of_a_permutation() -> None:
     assert (apply("prmt.b32", np.uint32, *full, selectors) == expected).all()
     # only four bits of each digit count
     assert apply("prmt.b32", np.uint32, str(a), str(b), "0xABCD3210").tolist() == [a]
+
+
+def test_a_permutation_is_undefined_where_the_bytes_that_it_takes_are() -> None:
+    """Compilers leave an operand undefined of which they take no byte."""
+    decides = "setp.eq.s32 %p1, %r3, 0;\n@%p1 ret;"
+    given = "mov.u32 %r1, 7;\nmov.b32 %r4, {%h1, %h2};\n"
+    packed = "mov.u16 %h1, 1;\nmov.b32 %r4, {%h1, %h2};\n"  # its upper half is undefined
+    for begin, operands in (
+        (given, "%r1, %r2, 0x0123"),
+        (given, "%r2, %r1, 0x4567"),
+        (given + "mov.u32 %r5, 0x3210;\n", "%r1, %r2, %r5"),
+        (packed, "%r4, %r2, 0x0101"),
+        (packed, "%r4, %r2, 0x9898"),
+    ):
+        run(f"{begin}prmt.b32 %r3, {operands};\n{decides}")
+    for begin, operands in (
+        (given, "%r1, %r2, 0x0124"),
+        (given, "%r1, %r1, %r5"),
+        (packed, "%r4, %r2, 0x0102"),
+        (packed, "%r4, %r2, 0x000B"),
+    ):
+        with pytest.raises(Fault, match="predicate is undefined"):
+            run(f"{begin}prmt.b32 %r3, {operands};\n{decides}")
+    # what is taken of it later may be defined
+    run(packed + "prmt.b32 %r3, %r4, %r4, 0x2000;\nprmt.b32 %r3, %r3, 0, 0x4210;\n" + decides)
 
 
 def test_every_table_of_three_bits() -> None:
