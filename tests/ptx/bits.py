@@ -39,7 +39,8 @@ def _shift(instruction: Instruction, registers: Registers) -> Operation:
     """Amounts beyond the width shift everything out; shr of a signed type fills with the sign.
 
     Of 16 bits there are 16 here. The ISA leaves it to the machine whether a register holds more (section 9.6.1), which
-    shr could bring back; ptxas compiles it as here.
+    shr could bring back; ptxas compiles it as here. Compilers pack a register with something undefined that a shift
+    throws away.
     """
     (type_,) = instruction.modifiers
     if type_[0] == "f" or SIZES[type_] < 2 or (instruction.base == "shl" and type_[0] != "b"):
@@ -49,13 +50,29 @@ def _shift(instruction: Instruction, registers: Registers) -> Operation:
     is_left = instruction.base == "shl"
     fills = dtype.kind == "i" and not is_left
 
-    def compute(lanes: Lanes) -> Values:
-        x, n = a(lanes), amount(lanes)
-        inside = np.minimum(n, width - 1).astype(dtype)
-        shifted = x << inside if is_left else x >> inside
-        return shifted if fills else np.where(n < width, shifted, dtype.type(0))
+    of_x, of_amount = map(registers.sources, instruction.operands[1:])
+    destination = registers.number(instruction.operands[0])
+    bits = UNSIGNED[SIZES[type_]]
+    if registers.sizes[destination] != SIZES[type_]:
+        raise unknown(instruction)
 
-    return Result(instruction, registers, compute)
+    def shifted(x: Values, n: Values) -> Values:
+        inside = np.minimum(n, width - 1).astype(dtype)
+        moved = x << inside if is_left else x >> inside
+        return (moved if fills else np.where(n < width, moved, dtype.type(0))).view(bits)
+
+    def run(lanes: Lanes, mask: Mask | None) -> None:
+        x, n = a(lanes), amount(lanes)
+        missing = lanes.undefined_bits(*of_x) if lanes.undefined and of_x else None
+        if missing is not None:
+            missing = shifted(missing.astype(bits).view(dtype), n).astype(np.uint64)
+        unknown_amount = lanes.undefined_in(of_amount)
+        if unknown_amount is not None:
+            known = np.uint64(0) if missing is None else missing
+            missing = np.where(unknown_amount, np.uint64(2**width - 1), known)
+        lanes.write_by_bits(destination, shifted(x, n), mask, missing)
+
+    return run
 
 
 def _field(position: Values, length: Values, dtype: np.dtype) -> tuple[Values, Values]:
@@ -167,11 +184,7 @@ def _permute(instruction: Instruction, registers: Registers) -> Operation:
         if unknown_choice is not None:
             missing = np.where(unknown_choice, np.uint64(0xFFFFFFFF), missing)
         values = _permuted(x, y, digits).astype(np.uint32)
-        if missing.any():
-            missing = lanes.full(missing)
-            lanes.write(destination, values, mask, missing != 0, missing)
-        else:
-            lanes.write(destination, values, mask, None)
+        lanes.write_by_bits(destination, values, mask, missing)
 
     return run
 

@@ -43,10 +43,7 @@ def _pack(instruction: Instruction, registers: Registers, parts: list[str], size
             whole = whole | (value.astype(dtype) << dtype.type(width * k))
             if is_missing is not None:
                 undefined |= np.where(is_missing, np.uint64(ones << width * k), np.uint64(0))
-        if not undefined.any():
-            lanes.write(destination, whole, mask, None)
-        else:
-            lanes.write(destination, whole, mask, undefined != 0, undefined)
+        lanes.write_by_bits(destination, whole, mask, undefined)
 
     return run
 

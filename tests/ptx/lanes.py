@@ -120,6 +120,16 @@ class Lanes:
                 parts if mask is None else np.where(mask, parts, before)
             )
 
+    def write_by_bits(
+        self, register: int, values: Values, mask: Mask | None, undefined: Values | None
+    ) -> None:
+        """Write raw bits, of which these are undefined (uint64); None: none."""
+        if undefined is None or not undefined.any():
+            self.write(register, values, mask, None)
+        else:
+            undefined = self.full(undefined)
+            self.write(register, values, mask, undefined != 0, undefined)
+
     def undefined_bits(self, register: int) -> Values | None:
         """Which bits are undefined, by lane; None: none."""
         missing = self.undefined_in([register])

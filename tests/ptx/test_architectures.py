@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ from .backends import PtxCudaBackend, PtxTritonBackend
 from .caught_launch import CaughtLaunch, params_of
 from .interpreted import Interpreted, kernel_of
 from .kernel import Kernel
-from .mutations import is_allowed
-from .shared_runs import Change, Found, check
+from .shared_runs import Found, Watch, check
+from .trials import is_allowed
 
 F32, BF16 = torch.float32, torch.bfloat16
 # settings of the optimizer and the dtype of its parameters
@@ -69,7 +69,7 @@ of_nvcc = pytest.mark.xdist_group("PTX of nvcc")
 of_triton = pytest.mark.xdist_group("Triton's compiler")
 
 
-def by_nvcc(arch: int) -> Change:
+def by_nvcc(arch: int) -> Callable[[CaughtLaunch], Kernel]:
     """What is launched is the same for all architectures; its text is another one's."""
     of_kernel = {
         name: text for text in emitted.nvcc_modules(arch).values() for name in params_of(text)
@@ -96,7 +96,7 @@ def test_nvcc(arch: int, case: str) -> None:
 @of_nvcc
 @pytest.mark.parametrize("run", SHARED)
 def test_nvcc_has_no_races(arch: int, run: str) -> None:
-    assert_no_races(check(run, "nvcc", by_nvcc(arch)))
+    assert_no_races(check(run, "nvcc", Watch(by_nvcc(arch))))
 
 
 @needs_triton
@@ -114,7 +114,7 @@ def test_triton(arch: int, case: str) -> None:
 @pytest.mark.parametrize("run", SHARED)
 def test_triton_has_no_races(arch: int, run: str) -> None:
     with of_arch(arch):
-        assert_no_races(check(run, "triton", of_its_own))
+        assert_no_races(check(run, "triton", Watch(of_its_own)))
 
 
 @contextmanager

@@ -144,6 +144,30 @@ def test_a_permutation_is_undefined_where_the_bytes_that_it_takes_are() -> None:
     run(packed + "prmt.b32 %r3, %r4, %r4, 0x2000;\nprmt.b32 %r3, %r3, 0, 0x4210;\n" + decides)
 
 
+def test_a_shift_is_undefined_where_bits_that_it_keeps_are() -> None:
+    """Compilers pack a register with something undefined that a shift throws away."""
+    decides = "setp.eq.s64 %p1, %d2, 0;\n@%p1 ret;"
+    lower = "mov.u32 %r1, 7;\nmov.u32 %r5, 32;\nmov.b64 %d1, {%r1, %r2};\n"
+    upper = "mov.u32 %r1, 7;\nmov.u32 %r5, 32;\nmov.b64 %d1, {%r2, %r1};\n"
+    for given in (
+        lower + "shl.b64 %d2, %d1, 32;",
+        lower + "shl.b64 %d2, %d1, %r5;",
+        upper + "shr.u64 %d2, %d1, 32;",
+        upper + "shr.s64 %d2, %d1, 32;",
+        upper + "shr.s64 %d2, %d1, 99;",
+        lower + "shr.u64 %d2, %d1, 99;",
+    ):
+        run(f"{given}\n{decides}")
+    for given in (
+        lower + "shl.b64 %d2, %d1, 31;",
+        lower + "shr.s64 %d2, %d1, 99;",
+        lower + "shl.b64 %d2, %d1, %r9;",
+        upper + "shr.u64 %d2, %d1, 31;",
+    ):
+        with pytest.raises(Fault, match="predicate is undefined"):
+            run(f"{given}\n{decides}")
+
+
 def test_every_table_of_three_bits() -> None:
     """The table is the function of f0, cc and aa."""
     a, b, c = (np.resize(np.uint32([x]), 1) for x in (0xF0F00FF0, 0xCCCC3355, 0xAAAA9A5A))
