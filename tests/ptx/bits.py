@@ -66,13 +66,21 @@ def _shift(instruction: Instruction, registers: Registers) -> Operation:
         missing = lanes.undefined_bits(*of_x) if lanes.undefined and of_x else None
         if missing is not None:
             missing = shifted(missing.astype(bits).view(dtype), n).astype(np.uint64)
-        unknown_amount = lanes.undefined_in(of_amount)
-        if unknown_amount is not None:
-            known = np.uint64(0) if missing is None else missing
-            missing = np.where(unknown_amount, np.uint64(2**width - 1), known)
+        missing = _all_where_undefined(lanes, of_amount, missing, width)
         lanes.write_by_bits(destination, shifted(x, n), mask, missing)
 
     return run
+
+
+def _all_where_undefined(
+    lanes: Lanes, sources: tuple[int, ...], missing: Values | None, width: int
+) -> Values | None:
+    """The undefined bits of a result, which are all of them where what chooses its bits is undefined itself."""
+    unknown_choice = lanes.undefined_in(sources)
+    if unknown_choice is None:
+        return missing
+    every = np.uint64(2**width - 1)
+    return np.where(unknown_choice, every, np.uint64(0) if missing is None else missing)
 
 
 def _field(position: Values, length: Values, dtype: np.dtype) -> tuple[Values, Values]:
@@ -175,14 +183,11 @@ def _permute(instruction: Instruction, registers: Registers) -> Operation:
 
     def run(lanes: Lanes, mask: Mask | None) -> None:
         x, y, digits = a(lanes), b(lanes), selector(lanes)
-        undefined = [
-            np.uint64(0) if not of or (bits := lanes.undefined_bits(*of)) is None else bits
-            for of in (of_a, of_b)
-        ]
-        missing = _permuted(*undefined, digits) if lanes.undefined else np.zeros(1, np.uint64)
-        unknown_choice = lanes.undefined_in(of_selector)
-        if unknown_choice is not None:
-            missing = np.where(unknown_choice, np.uint64(0xFFFFFFFF), missing)
+        bits = [lanes.undefined_bits(*of) if of else None for of in (of_a, of_b)]
+        missing = None
+        if any(of is not None for of in bits):
+            missing = _permuted(*(np.uint64(0) if of is None else of for of in bits), digits)
+        missing = _all_where_undefined(lanes, of_selector, missing, 32)
         values = _permuted(x, y, digits).astype(np.uint32)
         lanes.write_by_bits(destination, values, mask, missing)
 

@@ -20,8 +20,7 @@ from stackelberg_fused.groups.rules import RULES
 # launch that mixes all.
 SOME = (*map(name_of, SHORT), name_of(SHORT[0], SHORT[-1]), name_of(*SHORT))
 COMPILED = {80: SOME, 90: (*map(name_of, RULES), *SOME[-2:], EVERY), 100: SOME, 120: SOME}
-
-
+# modules of the tests that decide what is compiled
 OWN = "compile_triton", "mixed_rules", "named_schemes"
 
 
